@@ -1,0 +1,40 @@
+# Everything a newcomer needs. The verbs themselves are in tasks.py: .venv/bin/invoke --list
+
+PYTHON ?= python3
+INVOKE := .venv/bin/invoke
+PYTEST := .venv/bin/pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint lock clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is missing: system packages, .venv, Go
+	@$(PYTHON) scripts/bootstrap.py
+
+demo: setup ## bake minimal and custom-init, race them against cold (no AWS account)
+	$(INVOKE) bake --arch x86_64 --recipe minimal
+	$(INVOKE) bake --arch x86_64 --recipe custom-init
+	$(INVOKE) bench --ami latest --iterations 3
+
+test: setup ## run all tests, the quick ones first; boots machines under QEMU
+	$(PYTEST)
+
+test-fast: setup ## run the unit tests only
+	$(PYTEST) tests/unit
+
+lint: setup ## run linters, formatters' checks and type checks only
+	$(PYTEST) tests/unit/test_lint.py
+
+# The one command to refresh constraints.txt. Existing pins stay unless LOCK_FLAGS=--upgrade.
+lock: ## write constraints.txt from pyproject.toml (LOCK_FLAGS=--upgrade: newest versions)
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet uv
+	printf 'pip\nsetuptools>=77\n' | build/lock/bin/uv pip compile --quiet $(LOCK_FLAGS) \
+		--universal --fork-strategy fewest --python-version 3.11 --all-extras --no-annotate \
+		--custom-compile-command "make lock" pyproject.toml - --output-file constraints.txt
+
+clean: ## remove build outputs and tool caches (not .venv, images or results)
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

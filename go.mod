@@ -1,0 +1,3 @@
+module instantenv
+
+go 1.24

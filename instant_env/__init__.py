@@ -1,0 +1,1 @@
+"""instant-env: from an SSH public key to a login on EC2, as fast as EC2 can go, and proof of it."""

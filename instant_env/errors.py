@@ -1,0 +1,35 @@
+"""The one family of errors.
+
+Every failure a user can meet is an :class:`InstantEnvError`: a sentence that names the thing, and a
+hint that says what to do next. The front door (``tasks.py``) prints both in one line; a traceback at
+the user is a bug.
+"""
+
+from __future__ import annotations
+
+
+class InstantEnvError(Exception):
+    """Root of the family.
+
+    ``message`` says what went wrong and names the thing; ``hint`` says what to do next (may be empty);
+    ``exit_code`` is what the process ends with when nothing handles the error.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(InstantEnvError, ValueError):
+    """What was asked for makes no sense: an unknown recipe, a misspelt key, a wrong value."""
+
+    exit_code = 2
+
+
+class MissingToolError(InstantEnvError):
+    """A program or file that the machine should have is not there."""
+
+    exit_code = 3

@@ -1,0 +1,188 @@
+"""What this project needs from the machine it runs on, in one table.
+
+`scripts/bootstrap.py` installs from this table before any Python package is there, and `invoke doctor`
+checks against it afterwards; so this module uses the standard library only. A requirement is met when its
+programs are found or one of its files exists, whatever they came from: a QEMU built from source counts.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+
+#: mkfs.* and sfdisk live there, and Debian leaves these directories out of an ordinary user's PATH.
+SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+
+class Manager(StrEnum):
+    """The package managers whose package names we know."""
+
+    APT = "apt"
+    DNF = "dnf"
+    BREW = "brew"
+
+
+class Scope(StrEnum):
+    """Which part of the project stops working when the requirement is not met."""
+
+    CORE = "core"
+    LOCAL = "local"
+    TESTS = "tests"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requirement:
+    """One program or file of the system.
+
+    Met when all of ``programs`` are found, all files of one group in ``files`` exist, and all of ``modules``
+    can be imported (each only when given). ``apt``, ``dnf`` and ``brew`` name the packages that bring it,
+    separated by spaces; empty means that the manager has none. ``rootless_only`` requirements do not concern
+    root.
+    """
+
+    name: str
+    needed_for: str
+    scope: Scope
+    apt: str
+    dnf: str = ""
+    brew: str = ""
+    programs: tuple[str, ...] = ()
+    files: tuple[tuple[str, ...], ...] = ()
+    modules: tuple[str, ...] = ()
+    rootless_only: bool = False
+
+    def packages(self, manager: Manager) -> list[str]:
+        return str(getattr(self, manager.value)).split()
+
+    def where(self) -> str | None:
+        """What meets the requirement (paths, for people), or None when it is not met."""
+        programs = [find_program(program) for program in self.programs]
+        groups = [group for group in self.files if all(os.access(path, os.R_OK) for path in group)]
+        if None in programs or (self.files and not groups):
+            return None
+        if any(find_spec(module) is None for module in self.modules):
+            return None
+        found = [path for path in (*programs, *(groups[0] if groups else ())) if path]
+        return ", ".join(found) or f"in {sys.base_prefix}"
+
+
+TABLE = (
+    Requirement(
+        name="venv", needed_for="making .venv", scope=Scope.CORE,
+        modules=("venv", "ensurepip"), apt="python3-venv", dnf="python3", brew="python",
+    ),
+    Requirement(
+        name="CA certificates", needed_for="downloads by TLS", scope=Scope.CORE,
+        files=(
+            ("/etc/ssl/certs/ca-certificates.crt",),
+            ("/etc/pki/tls/certs/ca-bundle.crt",),
+            ("/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",),
+            ("/etc/ssl/cert.pem",),
+        ),
+        apt="ca-certificates", dnf="ca-certificates", brew="ca-certificates",
+    ),
+    Requirement(
+        name="QEMU", needed_for="machines of the embedded EC2", scope=Scope.LOCAL,
+        programs=("qemu-system-x86_64",), apt="qemu-system-x86", dnf="qemu-system-x86-core", brew="qemu",
+    ),
+    Requirement(
+        name="qemu-img", needed_for="disks, volumes and snapshots", scope=Scope.LOCAL,
+        programs=("qemu-img",), apt="qemu-utils", dnf="qemu-img", brew="qemu",
+    ),
+    Requirement(
+        name="UEFI firmware", needed_for="booting machines as EC2 does", scope=Scope.LOCAL,
+        files=(
+            ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+            ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
+            ("/opt/homebrew/share/qemu/edk2-x86_64-code.fd", "/opt/homebrew/share/qemu/edk2-i386-vars.fd"),
+        ),
+        apt="ovmf", dnf="edk2-ovmf", brew="qemu",
+    ),
+    Requirement(
+        name="mmdebstrap", needed_for="building the debian-12 base", scope=Scope.LOCAL,
+        programs=("mmdebstrap",), apt="mmdebstrap", dnf="mmdebstrap",
+    ),
+    Requirement(
+        name="Debian's archive keys", needed_for="checking what mmdebstrap fetches", scope=Scope.LOCAL,
+        files=(("/usr/share/keyrings/debian-archive-keyring.gpg",),),
+        apt="debian-archive-keyring", dnf="debian-keyring",
+    ),
+    Requirement(
+        name="uidmap", needed_for="mmdebstrap without root", scope=Scope.LOCAL,
+        programs=("newuidmap", "newgidmap"), apt="uidmap", dnf="shadow-utils", rootless_only=True,
+    ),
+    Requirement(
+        name="mkfs.vfat", needed_for="EFI partitions", scope=Scope.LOCAL,
+        programs=("mkfs.vfat",), apt="dosfstools", dnf="dosfstools", brew="dosfstools",
+    ),
+    Requirement(
+        name="mtools", needed_for="filling EFI partitions", scope=Scope.LOCAL,
+        programs=("mcopy", "mmd"), apt="mtools", dnf="mtools", brew="mtools",
+    ),
+    Requirement(
+        name="mkfs.ext4", needed_for="root file systems", scope=Scope.LOCAL,
+        programs=("mkfs.ext4",), apt="e2fsprogs", dnf="e2fsprogs", brew="e2fsprogs",
+    ),
+    Requirement(
+        name="sfdisk", needed_for="partition tables", scope=Scope.LOCAL,
+        programs=("sfdisk",), apt="fdisk", dnf="util-linux",
+    ),
+    Requirement(
+        name="systemd's EFI stub", needed_for="kernel images that the firmware starts", scope=Scope.LOCAL,
+        files=(("/usr/lib/systemd/boot/efi/linuxx64.efi.stub",),),
+        apt="systemd-boot-efi", dnf="systemd-boot-unsigned",
+    ),
+    Requirement(
+        name="shellcheck", needed_for="checking shell scripts in the tests", scope=Scope.TESTS,
+        programs=("shellcheck",), apt="shellcheck", dnf="ShellCheck", brew="shellcheck",
+    ),
+)  # fmt: skip
+
+
+def find_program(name: str) -> str | None:
+    """Path of a program, looking in the sbin directories too."""
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), *SBIN))
+    return shutil.which(name, path=path)
+
+
+def applicable(table: Iterable[Requirement] = TABLE, *, root: bool | None = None) -> list[Requirement]:
+    """The rows that concern this user (``root``: as root or not; by default, as who runs now)."""
+    as_root = os.geteuid() == 0 if root is None else root
+    return [requirement for requirement in table if not (requirement.rootless_only and as_root)]
+
+
+def detect_manager() -> Manager | None:
+    """The package manager of this machine; a distribution's own goes before Homebrew on Linux."""
+    commands = {Manager.APT: "apt-get", Manager.DNF: "dnf", Manager.BREW: "brew"}
+    return next((manager for manager, command in commands.items() if find_program(command)), None)
+
+
+def packages_for(requirements: Iterable[Requirement], manager: Manager) -> list[str]:
+    """Package names, each once, in the table's order."""
+    return list(dict.fromkeys(name for item in requirements for name in item.packages(manager)))
+
+
+def install_command(manager: Manager, packages: Sequence[str], *, root: bool | None = None) -> str:
+    """The line to paste into a shell. Empty when there is nothing to install."""
+    if not packages:
+        return ""
+    as_root = os.geteuid() == 0 if root is None else root
+    sudo = "" if as_root or manager is Manager.BREW else "sudo "
+    names = " ".join(packages)
+    if manager is Manager.APT:
+        return f"{sudo}apt-get update && {sudo}apt-get install --no-install-recommends {names}"
+    if manager is Manager.DNF:
+        return f"{sudo}dnf install --setopt=install_weak_deps=False {names}"
+    return f"brew install {names}"
+
+
+def disk_free_gib(path: Path) -> float:
+    """Free space, in GiB, where ``path`` is or would be made."""
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    return shutil.disk_usage(existing).free / 2**30

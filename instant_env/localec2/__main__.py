@@ -1,0 +1,80 @@
+"""``python -m instant_env.localec2``: the server process. Started by :mod:`instant_env.localec2.starter`.
+
+It says on ``--ready-fd`` (a pipe) whether it came up, as one JSON object: ``{"ok": true}`` or ``{"error",
+"hint"}``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from instant_env.arch import Arch
+from instant_env.errors import InstantEnvError
+from instant_env.localec2.layout import Layout
+from instant_env.settings import AcceleratorChoice
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m instant_env.localec2", description=__doc__)
+    parser.add_argument("--state-dir", type=Path, required=True)
+    parser.add_argument("--imds-helper", type=Path, required=True, help="the program that serves IMDS")
+    parser.add_argument("--region", default="us-east-1")
+    parser.add_argument("--accelerator", type=AcceleratorChoice, default=AcceleratorChoice.AUTO)
+    parser.add_argument("--stop-timeout", type=float, default=90.0, help="seconds from power button to plug")
+    parser.add_argument("--down-timeout", type=float, default=20.0, help="the same when the server ends")
+    parser.add_argument("--ready-fd", type=int, default=1, help="descriptor to say on whether it came up")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Serve until SIGTERM or SIGINT."""
+    arguments = _arguments(argv)
+    try:
+        layout = Layout.create(arguments.state_dir)
+        _log_to(layout.log)
+        # Imported late: importing moto takes a second, and errors before it should be quick.
+        from instant_env.localec2.process import ServerProcess
+
+        process = ServerProcess(
+            layout, imds_helper=arguments.imds_helper.resolve(), region=arguments.region,
+            accelerator=arguments.accelerator, stop_timeout_s=arguments.stop_timeout,
+        )  # fmt: skip
+        process.open(Arch.parse(os.uname().machine))
+    except InstantEnvError as error:
+        logging.getLogger(__name__).error("%s", error.message)
+        _report(
+            arguments.ready_fd, {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
+        )
+        return error.exit_code
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: ending.set())
+    _report(arguments.ready_fd, {"ok": True})
+    ending.wait()
+    process.close(arguments.down_timeout)
+    return 0
+
+
+def _log_to(path: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    handler = logging.StreamHandler(os.fdopen(descriptor, "a", encoding="utf-8"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for name in ("botocore", "moto", "werkzeug", "urllib3"):  # at INFO and below they print requests
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _report(descriptor: int, message: dict[str, object]) -> None:
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(json.dumps(message) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

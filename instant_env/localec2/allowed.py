@@ -1,0 +1,125 @@
+"""Which actions change something here, and with which parameters; all else answers UnsupportedOperation.
+
+An emulator that says "done" to what it did not do is worse than none, so this is a list of what is done, not
+of what is not. Names are those of the wire (``SecurityGroupId.1`` for boto3's ``SecurityGroupIds[0]``),
+without the numbers; reading the wire means that a parameter newer than the installed botocore is refused and
+not overlooked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+#: In every request of the query protocol.
+_PROTOCOL = frozenset({"Action", "Version", "DryRun"})
+_TAGS = frozenset({"TagSpecification.ResourceType", "TagSpecification.Tag.Key", "TagSpecification.Tag.Value"})
+_EBS = frozenset(
+    f"BlockDeviceMapping.{name}"
+    for name in (
+        "DeviceName",
+        "Ebs.SnapshotId",
+        "Ebs.VolumeSize",
+        "Ebs.VolumeType",
+        "Ebs.DeleteOnTermination",
+    )
+)
+_RULES = frozenset(
+    {
+        "GroupId", "GroupName", "IpProtocol", "FromPort", "ToPort", "CidrIp",
+        "IpPermissions.IpProtocol", "IpPermissions.FromPort", "IpPermissions.ToPort",
+        "IpPermissions.IpRanges.CidrIp", "IpPermissions.IpRanges.Description",
+        "IpPermissions.Ipv6Ranges.CidrIpv6", "IpPermissions.Ipv6Ranges.Description",
+        "IpPermissions.Groups.GroupId", "IpPermissions.Groups.GroupName", "IpPermissions.Groups.UserId",
+        "IpPermissions.Groups.Description",
+    }
+)  # fmt: skip
+
+#: Mutating action -> its parameters.
+ACTIONS: dict[str, frozenset[str]] = {
+    "RunInstances": _TAGS | _EBS | {
+        "ImageId", "InstanceType", "MinCount", "MaxCount", "KeyName", "SecurityGroupId", "SecurityGroup",
+        "SubnetId", "UserData", "ClientToken", "InstanceInitiatedShutdownBehavior", "EbsOptimized",
+        "MetadataOptions.HttpTokens", "MetadataOptions.HttpEndpoint",
+        "MetadataOptions.HttpPutResponseHopLimit",
+        "MetadataOptions.InstanceMetadataTags", "Placement.AvailabilityZone",
+        "InstanceMarketOptions.MarketType",
+        "InstanceMarketOptions.SpotOptions.SpotInstanceType",
+        "InstanceMarketOptions.SpotOptions.InstanceInterruptionBehavior",
+        "InstanceMarketOptions.SpotOptions.MaxPrice",
+        "NetworkInterface.DeviceIndex", "NetworkInterface.AssociatePublicIpAddress",
+        "NetworkInterface.SecurityGroupId", "NetworkInterface.SubnetId",
+        "NetworkInterface.DeleteOnTermination",
+    },
+    "StartInstances": frozenset({"InstanceId"}),
+    "StopInstances": frozenset({"InstanceId", "Force"}),
+    "TerminateInstances": frozenset({"InstanceId"}),
+    "RebootInstances": frozenset({"InstanceId"}),
+    "ModifyInstanceAttribute": frozenset(
+        {"InstanceId", "Attribute", "Value", "InstanceInitiatedShutdownBehavior.Value", "GroupId"}
+    ),
+    "ModifyInstanceMetadataOptions": frozenset(
+        {"InstanceId", "HttpTokens", "HttpEndpoint", "HttpPutResponseHopLimit", "InstanceMetadataTags"}
+    ),
+    "CreateImage": _TAGS | {"InstanceId", "Name", "Description", "NoReboot"},
+    "DeregisterImage": frozenset({"ImageId", "DeleteAssociatedSnapshots"}),
+    "DeleteSnapshot": frozenset({"SnapshotId"}),
+    "CreateVolume": _TAGS | {"AvailabilityZone", "Size", "SnapshotId", "VolumeType", "ClientToken"},
+    "AttachVolume": frozenset({"VolumeId", "InstanceId", "Device"}),
+    "DetachVolume": frozenset({"VolumeId", "InstanceId", "Device"}),
+    "DeleteVolume": frozenset({"VolumeId"}),
+    "CreateKeyPair": _TAGS | {"KeyName", "KeyType", "KeyFormat"},
+    "ImportKeyPair": _TAGS | {"KeyName", "PublicKeyMaterial"},
+    "DeleteKeyPair": frozenset({"KeyName", "KeyPairId"}),
+    "CreateSecurityGroup": _TAGS | {"GroupName", "GroupDescription", "VpcId"},
+    "DeleteSecurityGroup": frozenset({"GroupId", "GroupName"}),
+    "AuthorizeSecurityGroupIngress": _RULES | _TAGS,
+    "RevokeSecurityGroupIngress": _RULES | {"SecurityGroupRuleId"},
+    "AuthorizeSecurityGroupEgress": _RULES | _TAGS,
+    "RevokeSecurityGroupEgress": _RULES | {"SecurityGroupRuleId"},
+    "CreateTags": frozenset({"ResourceId", "Tag.Key", "Tag.Value"}),
+    "DeleteTags": frozenset({"ResourceId", "Tag.Key", "Tag.Value"}),
+}  # fmt: skip
+
+#: Accepted with exactly these values, because they ask for what happens anyway.
+ONLY_VALUES: dict[tuple[str, str], frozenset[str]] = {
+    ("RunInstances", "InstanceMarketOptions.MarketType"): frozenset({"spot"}),
+    ("RunInstances", "InstanceMarketOptions.SpotOptions.SpotInstanceType"): frozenset({"one-time"}),
+    ("RunInstances", "InstanceMarketOptions.SpotOptions.InstanceInterruptionBehavior"): frozenset(
+        {"terminate"}
+    ),
+    ("RunInstances", "InstanceInitiatedShutdownBehavior"): frozenset({"stop", "terminate"}),
+    ("CreateKeyPair", "KeyFormat"): frozenset({"pem"}),
+    ("ModifyInstanceAttribute", "Attribute"): frozenset({"instanceInitiatedShutdownBehavior"}),
+}
+
+#: Reading changes nothing, so moto answers: from our records where they have something to say.
+READ_ONLY = re.compile(r"(Describe|Get|List|Search)[A-Z]\w*")
+
+#: SSM: action -> whether it changes something. Parameters only; there is no agent to send commands to.
+SSM_ACTIONS = {
+    "GetParameter": False, "GetParameters": False, "GetParametersByPath": False, "DescribeParameters": False,
+    "ListTagsForResource": False, "PutParameter": True, "DeleteParameter": True, "DeleteParameters": True,
+    "AddTagsToResource": True, "RemoveTagsFromResource": True,
+}  # fmt: skip
+
+
+def is_mutating(action: str) -> bool:
+    """Whether an action that got past :func:`refusal` changes something."""
+    return action in ACTIONS
+
+
+def refusal(action: str, parameters: Iterable[tuple[str, str]]) -> str | None:
+    """Why a request is not served, as a sentence; None when it is."""
+    if READ_ONLY.fullmatch(action):
+        return None
+    if action not in ACTIONS:
+        return f"localec2 does not support {action}."
+    for name, value in parameters:
+        plain = ".".join(part for part in name.split(".") if not part.isdigit())
+        if plain not in ACTIONS[action] and plain not in _PROTOCOL:
+            return f"localec2 does not support the parameter {name} of {action}."
+        allowed = ONLY_VALUES.get((action, plain))
+        if allowed is not None and value not in allowed:
+            return f"localec2 does not support the value {value!r} of {name} in {action}."
+    return None

@@ -1,0 +1,153 @@
+"""Describe actions whose truth is in our records: moto selects, these say what is selected."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from instant_env.localec2.moto_api import INSTANCE_FILTERS, ActionResult, EC2ClientError, generic_filter
+from instant_env.localec2.records import ImageRecord, VolumeRecord
+
+if TYPE_CHECKING:
+    from instant_env.localec2.plane import Plane
+
+#: Filters of DescribeInstances that moto does not know: name -> attribute of our record.
+_MORE_INSTANCE_FILTERS = {"client-token": "client_token", "reservation-id": "reservation_id"}
+
+
+class Descriptions:
+    """Mixed into moto's response class, which has the parameters and the backend."""
+
+    if TYPE_CHECKING:  # what the response class brings
+        plane: ClassVar[Plane]
+        ec2_backend: Any
+        data: Any
+
+        def _get_param(self, name: str, if_none: Any = None) -> Any: ...
+        def _filters_from_querystring(self) -> dict[str, list[str]]: ...
+        def error_on_dryrun(self) -> None: ...
+
+    def describe_instances(self) -> ActionResult:
+        filters = self._filters_from_querystring()
+        ours = {name: filters.pop(name) for name in list(filters) if name in _MORE_INSTANCE_FILTERS}
+        lifecycle = filters.pop("instance-lifecycle", None)
+        for name in filters:  # moto would only notice when there is an instance to look at
+            if name not in INSTANCE_FILTERS and not name.startswith(("tag:", "tag-key", "tag-value")):
+                raise EC2ClientError(
+                    "UnsupportedOperation",
+                    f"localec2 does not support the filter {name} of DescribeInstances.",
+                )
+        self.error_on_dryrun()
+        ids, most = self._get_param("InstanceIds", []), self._get_param("MaxResults")
+        if ids and most:
+            raise EC2ClientError(
+                "InvalidParameterCombination",
+                "The parameter instancesSet cannot be used with the parameter maxResults",
+            )
+        for instance_id in ids:
+            self.plane.state.instance(instance_id)
+        backend = self.ec2_backend
+        found = (
+            backend.get_reservations_by_instance_ids(list(dict.fromkeys(ids)), filters=filters)
+            if ids
+            else backend.describe_instances(filters=filters)
+        )
+        records = self.plane.state.instances
+        for reservation in found if ours or lifecycle else []:
+            reservation.instances = [
+                item
+                for item in reservation.instances
+                if all(
+                    getattr(records[item.id], _MORE_INSTANCE_FILTERS[name]) in v for name, v in ours.items()
+                )
+                and (lifecycle is None or records[item.id].market in lifecycle)
+            ]
+        found = [reservation for reservation in found if reservation.instances]
+        start = 0
+        if token := self._get_param("NextToken"):
+            start = next((i + 1 for i, item in enumerate(found) if item.id == token), len(found))
+        page = found[start : start + int(most or 1000)]
+        more = len(found) > start + len(page)
+        return ActionResult({"Reservations": page, "NextToken": page[-1].id if more else None})
+
+    def describe_images(self) -> ActionResult:
+        self.error_on_dryrun()
+        ids = self._get_param("ImageIds", [])
+        for image_id in ids:
+            self.plane.state.image(image_id)
+        found = self.ec2_backend.describe_images(
+            ami_ids=ids, filters={}, exec_users=self._get_param("ExecutableUsers", []),
+            owners=self._get_param("Owners", []),
+        )  # fmt: skip
+        # moto ignores filters when ids or owners are given; EC2 applies both.
+        filters = self._filters_from_querystring()
+        found = generic_filter(filters, found)
+        # Where moto was imported before our settings reached it, it knows AMIs of its own. They do not exist.
+        known = self.plane.state.images
+        return ActionResult(
+            {"Images": [self._image(known[image.id], image.tag_set) for image in found if image.id in known]}
+        )
+
+    @staticmethod
+    def _image(image: ImageRecord, tags: list[dict[str, str]]) -> dict[str, Any]:
+        answer: dict[str, Any] = {
+            "ImageId": image.id, "Name": image.name, "Description": image.description,
+            "OwnerId": image.owner_id,
+            "ImageLocation": f"{image.owner_id}/{image.name}", "Public": image.public, "State": image.state,
+            "Architecture": image.architecture, "ImageType": "machine", "PlatformDetails": "Linux/UNIX",
+            "UsageOperation": "RunInstances", "VirtualizationType": "hvm", "Hypervisor": "xen",
+            "EnaSupport": True, "SriovNetSupport": "simple", "BootMode": image.boot_mode,
+            "CreationDate": image.creation_date.replace(tzinfo=None), "RootDeviceType": "ebs",
+            "RootDeviceName": image.root_device_name, "Tags": tags,
+            "BlockDeviceMappings": [
+                {
+                    "DeviceName": image.root_device_name,
+                    "Ebs": {
+                        "SnapshotId": image.snapshot_id, "VolumeSize": image.size_gib, "VolumeType": "gp3",
+                        "DeleteOnTermination": True, "Encrypted": False,
+                    },
+                }
+            ],
+        }  # fmt: skip
+        if image.owner_alias:
+            answer["ImageOwnerAlias"] = image.owner_alias
+        if image.source_instance_id:
+            answer["SourceInstanceId"] = image.source_instance_id
+        if image.source_image_id:
+            answer["SourceImageId"] = image.source_image_id
+        if image.state_reason:
+            answer["StateReason"] = {"Code": "Server.InternalError", "Message": image.state_reason}
+        return answer
+
+    def describe_snapshots(self) -> ActionResult:
+        self.error_on_dryrun()
+        ids = self._get_param("SnapshotIds", [])
+        for snapshot_id in ids:
+            self.plane.state.snapshot(snapshot_id)
+        filters = self._filters_from_querystring()
+        found = self.ec2_backend.describe_snapshots(snapshot_ids=ids, filters=filters)
+        if owners := self._get_param("OwnerIds", []):  # moto ignores it
+            wanted = {self.ec2_backend.account_id if owner == "self" else owner for owner in owners}
+            found = [snapshot for snapshot in found if snapshot.owner_id in wanted]
+        return ActionResult({"Snapshots": [self._snapshot(item.id, item.tag_set) for item in found]})
+
+    def _snapshot(self, snapshot_id: str, tags: list[dict[str, str]]) -> dict[str, Any]:
+        record = self.plane.state.snapshots[snapshot_id]
+        return {
+            "SnapshotId": record.id, "VolumeId": record.volume_id, "VolumeSize": record.size_gib,
+            "Description": record.description, "OwnerId": record.owner_id, "State": record.state,
+            "StateMessage": record.state_message or None, "Encrypted": False, "StorageTier": "standard",
+            "StartTime": record.start_time.replace(tzinfo=None), "Tags": tags,
+            "Progress": "100%" if record.state == "completed" else "0%",
+        }  # fmt: skip
+
+    def describe_volumes(self) -> ActionResult:
+        self.error_on_dryrun()
+        ids = self._get_param("VolumeIds", [])
+        for volume_id in ids:
+            self.plane.state.volume(volume_id)
+        found = self.ec2_backend.describe_volumes(volume_ids=ids, filters=self._filters_from_querystring())
+        return ActionResult({"Volumes": [self._volume(self.plane.state.volumes[v.id]) for v in found]})
+
+    def _volume(self, volume: VolumeRecord) -> dict[str, Any]:
+        tags = [{"Key": key, "Value": value} for key, value in volume.tags.items()]
+        return self.plane.volumes.describe(volume, tags)

@@ -1,0 +1,108 @@
+"""Disk images: copy-on-write volumes, self-contained snapshots. All of it through qemu-img.
+
+Results appear under their name only when they are whole: written beside it, synced, renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from instant_env.errors import InstantEnvError, MissingToolError
+
+GIB = 1024**3
+#: Copying an image under load of other guests, with room to spare.
+COPY_TIMEOUT_S = 1800
+
+
+class DiskError(InstantEnvError):
+    """qemu-img failed."""
+
+
+def _qemu_img(*arguments: str, timeout_s: float = 60) -> str:
+    program = shutil.which("qemu-img")
+    if program is None:
+        raise MissingToolError("qemu-img is not installed", hint="sudo apt-get install qemu-utils")
+    try:
+        result = subprocess.run(
+            [program, *arguments], capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DiskError(f"qemu-img {arguments[0]} took longer than {timeout_s:g} s") from error
+    if result.returncode != 0:
+        lines = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
+        raise DiskError(f"qemu-img {arguments[0]}: {lines[-1]}")
+    return result.stdout
+
+
+def virtual_size_gib(path: Path) -> int:
+    """The size a guest sees, rounded up to whole GiB."""
+    size = int(json.loads(_qemu_img("info", "--output=json", "-U", str(path)))["virtual-size"])
+    return -(-size // GIB)
+
+
+def create(path: Path, size_gib: int, backing: Path | None = None) -> None:
+    """A blank volume, or an overlay of ``backing`` of at least that size."""
+    arguments = ["create", "-q", "-f", "qcow2"]
+    if backing is not None:
+        arguments += ["-F", "qcow2", "-b", str(backing.resolve())]
+    part = path.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    _qemu_img(*arguments, str(part), f"{size_gib}G")
+    part.replace(path)
+
+
+def flatten(source: Path, target: Path) -> None:
+    """A self-contained copy of ``source`` and everything under it. Unused clusters take no room."""
+    part = target.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    try:
+        # -W: clusters may be written out of order, which is faster; the copy's layout does not matter.
+        _qemu_img(
+            "convert",
+            "-q",
+            "-W",
+            "-f",
+            "qcow2",
+            "-O",
+            "qcow2",
+            str(source),
+            str(part),
+            timeout_s=COPY_TIMEOUT_S,
+        )
+        _sync(part)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_self_contained(path: Path) -> None:
+    """Raises DiskError unless ``path`` is a qcow2 that needs no other file."""
+    information = json.loads(_qemu_img("info", "--output=json", "-U", str(path)))
+    if information.get("format") != "qcow2":
+        raise DiskError(f"{path} is not a qcow2 image")
+    if "backing-filename" in information:
+        raise DiskError(f"{path} needs {information['backing-filename']}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def copy(source: Path, target: Path) -> None:
+    """A copy of the file as it is; shares blocks where the file system can."""
+    part = target.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    try:
+        shutil.copyfile(source, part)  # copy_file_range or sendfile in the kernel
+        _sync(part)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,161 @@
+package main
+
+import (
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const schemaVersion = 1
+
+// metadata is the file that localec2 writes for one instance; README.md describes every field.
+type metadata struct {
+	Version       int               `json:"version"`
+	TokenKeyHex   string            `json:"token_key"`
+	HTTPTokens    string            `json:"http_tokens"`
+	HTTPEndpoint  string            `json:"http_endpoint"`
+	InstanceTags  bool              `json:"instance_tags"`
+	Tags          map[string]string `json:"tags"`
+	UserData      *string           `json:"user_data_base64"`
+	Tree          node              `json:"tree"`
+	KeyNames      []string          `json:"key_names"`
+	Document      json.RawMessage   `json:"document"`
+	tokenKey      []byte
+	userDataBytes []byte
+	modified      time.Time
+}
+
+// node is a directory when children is not nil, else a leaf.
+type node struct {
+	leaf     string
+	children map[string]node
+}
+
+// UnmarshalJSON accepts an object as a directory and a string as a leaf; anything else is a mistake
+// of the writer, and guessing how EC2 would print it would hide that.
+func (n *node) UnmarshalJSON(data []byte) error {
+	if len(data) > 0 && data[0] == '{' {
+		n.children = map[string]node{}
+		return json.Unmarshal(data, &n.children)
+	}
+	if string(data) == "null" {
+		return errors.New("the tree holds null; leave the key out instead")
+	}
+	return json.Unmarshal(data, &n.leaf)
+}
+
+// loadMetadata reads and checks the file. It is whole at any time because its writer renames. Errors
+// do not hold its path: they are shown to the guest.
+func loadMetadata(path string) (*metadata, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, errors.New("no metadata file")
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, errors.New("unreadable metadata file")
+	}
+	data, err := io.ReadAll(file)
+	if err != nil {
+		return nil, errors.New("unreadable metadata file")
+	}
+	m, err := parseMetadata(data)
+	if err != nil {
+		return nil, err
+	}
+	m.modified = info.ModTime()
+	return m, nil
+}
+
+func parseMetadata(data []byte) (*metadata, error) {
+	m := &metadata{}
+	if err := json.Unmarshal(data, m); err != nil {
+		return nil, err
+	}
+	if m.Version != schemaVersion {
+		return nil, errors.New("unsupported version")
+	}
+	if m.HTTPTokens != "required" && m.HTTPTokens != "optional" {
+		return nil, errors.New("http_tokens is neither required nor optional")
+	}
+	if m.HTTPEndpoint != "enabled" && m.HTTPEndpoint != "disabled" {
+		return nil, errors.New("http_endpoint is neither enabled nor disabled")
+	}
+	var err error
+	if m.tokenKey, err = hex.DecodeString(m.TokenKeyHex); err != nil {
+		return nil, err
+	}
+	if len(m.tokenKey) < 16 {
+		return nil, errors.New("token_key is shorter than 16 bytes")
+	}
+	if m.UserData != nil {
+		if m.userDataBytes, err = base64.StdEncoding.DecodeString(*m.UserData); err != nil {
+			return nil, err
+		}
+	}
+	if m.Tree.children == nil {
+		return nil, errors.New("tree is missing")
+	}
+	if m.InstanceTags && len(m.Tags) > 0 {
+		instance := map[string]node{}
+		for key, value := range m.Tags {
+			instance[key] = node{leaf: value}
+		}
+		m.Tree.children["tags"] = node{children: map[string]node{"instance": {children: instance}}}
+	}
+	return m, nil
+}
+
+// metaData resolves the path below meta-data/ to the text EC2 would send. A trailing slash makes no
+// difference, on directories or leaves, as on current EC2 (which no longer redirects).
+func (m *metadata) metaData(path []string) (string, bool) {
+	n := m.Tree
+	for _, name := range path {
+		child, ok := n.children[name]
+		if !ok {
+			return "", false
+		}
+		n = child
+	}
+	if n.children == nil {
+		return n.leaf, true
+	}
+	if len(path) == 1 && path[0] == "public-keys" {
+		return m.publicKeys(n), true
+	}
+	return listing(n), true
+}
+
+// listing is a directory's content, one name per line, directories with a trailing slash, and like
+// every answer of EC2 without a newline at the end.
+func listing(n node) string {
+	names := make([]string, 0, len(n.children))
+	for name, child := range n.children {
+		if child.children != nil {
+			name += "/"
+		}
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return strings.Join(names, "\n")
+}
+
+// publicKeys lists index=name, the one directory EC2 lists in a form of its own.
+func (m *metadata) publicKeys(n node) string {
+	lines := make([]string, 0, len(m.KeyNames))
+	for i, name := range m.KeyNames {
+		index := strconv.Itoa(i)
+		if _, ok := n.children[index]; ok {
+			lines = append(lines, index+"="+name)
+		}
+	}
+	return strings.Join(lines, "\n")
+}

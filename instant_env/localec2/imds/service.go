@@ -1,0 +1,150 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// versions are the names at /, as EC2 lists them. All of them serve the same tree: EC2 leaves out of
+// an older version what was added later.
+var versions = []string{
+	"1.0", "2007-01-19", "2007-03-01", "2007-08-29", "2007-10-10", "2007-12-15", "2008-02-01",
+	"2008-09-01", "2009-04-04", "2011-01-01", "2011-05-01", "2012-01-12", "2014-02-25", "2014-11-05",
+	"2015-10-20", "2016-04-19", "2016-06-30", "2016-09-02", "2018-03-28", "2018-08-17", "2018-09-24",
+	"2019-10-01", "2020-10-27", "2021-01-03", "2021-03-23", "2021-07-15", "latest",
+}
+
+const (
+	tokenPath   = "/latest/api/token"
+	tokenHeader = "x-aws-ec2-metadata-token"
+	ttlHeader   = "x-aws-ec2-metadata-token-ttl-seconds"
+)
+
+// service turns one request into one response.
+type service struct {
+	load func() (*metadata, error)
+	now  func() time.Time
+}
+
+// errorPage is the small XHTML page of EC2's error answers.
+func errorPage(status int) response {
+	title := strconv.Itoa(status) + " - " + statusText(status)
+	return response{status: status, contentType: "text/html", body: []byte(
+		`<?xml version="1.0" encoding="iso-8859-1"?>
+<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Transitional//EN"
+	"http://www.w3.org/TR/xhtml1/DTD/xhtml1-transitional.dtd">
+<html xmlns="http://www.w3.org/1999/xhtml" xml:lang="en" lang="en">
+ <head>
+  <title>` + title + `</title>
+ </head>
+ <body>
+  <h1>` + title + `</h1>
+ </body>
+</html>
+`)}
+}
+
+// otherMethod answers OPTIONS with the methods there are, and any other with 405.
+func otherMethod(req *request, methods string) response {
+	status := 405
+	if req.method == "OPTIONS" {
+		status = 200
+	}
+	return response{status: status, contentType: "text/plain", headers: []string{"Allow: OPTIONS, " + methods}}
+}
+
+// answer decides in this order: endpoint, method, token, path.
+func (s *service) answer(req *request) response {
+	m, err := s.load()
+	if err != nil {
+		return response{status: 500, contentType: "text/plain", body: []byte(err.Error() + "\n"), close: true}
+	}
+	if m.HTTPEndpoint == "disabled" {
+		return errorPage(403)
+	}
+	if strings.TrimSuffix(req.path, "/") == tokenPath {
+		if req.method != "PUT" {
+			return otherMethod(req, "PUT")
+		}
+		return s.grant(m, req)
+	}
+	if req.method != "GET" && req.method != "HEAD" {
+		return otherMethod(req, "GET, HEAD")
+	}
+	token, presented := req.headers[tokenHeader]
+	if (presented || m.HTTPTokens == "required") && !validToken(m.tokenKey, token, s.now()) {
+		return errorPage(401)
+	}
+	return s.lookUp(m, req)
+}
+
+// grant answers the PUT of IMDSv2. A request that came through a proxy is refused, as on EC2: that
+// is what keeps an open proxy from handing out the instance's credentials.
+func (s *service) grant(m *metadata, req *request) response {
+	if _, forwarded := req.headers["x-forwarded-for"]; forwarded {
+		return errorPage(403)
+	}
+	ttl, err := strconv.Atoi(req.headers[ttlHeader])
+	if err != nil || ttl < 1 || ttl > maxTokenTTL {
+		return errorPage(400)
+	}
+	return response{
+		status: 200, contentType: "text/plain",
+		headers: []string{"X-Aws-Ec2-Metadata-Token-Ttl-Seconds: " + strconv.Itoa(ttl)},
+		body:    []byte(newToken(m.tokenKey, s.now().Add(time.Duration(ttl)*time.Second))),
+	}
+}
+
+// lookUp serves the paths below / for a caller that may read them.
+func (s *service) lookUp(m *metadata, req *request) response {
+	path := strings.FieldsFunc(req.path, func(c rune) bool { return c == '/' })
+	found := response{status: 200, contentType: "text/plain", modified: m.modified}
+	text, ok := "", true
+	switch {
+	case len(path) == 0:
+		text = strings.Join(versions, "\n")
+	case !slices.Contains(versions, path[0]):
+		ok = false
+	case len(path) == 1:
+		text = "dynamic\nmeta-data"
+		if m.UserData != nil {
+			text += "\nuser-data"
+		}
+	case path[1] == "meta-data":
+		text, ok = m.metaData(path[2:])
+	case path[1] == "user-data" && len(path) == 2 && m.UserData != nil:
+		found.contentType, text = "application/octet-stream", string(m.userDataBytes)
+	case path[1] == "dynamic":
+		text, ok = m.dynamic(path[2:])
+	default:
+		ok = false
+	}
+	if !ok {
+		return errorPage(404)
+	}
+	found.body = []byte(text)
+	return found
+}
+
+// dynamic has the identity document. EC2's signatures of it (pkcs7, rsa2048, signature) are neither
+// listed nor served: only AWS can make them.
+func (m *metadata) dynamic(path []string) (string, bool) {
+	if len(m.Document) == 0 {
+		return "", len(path) == 0
+	}
+	switch strings.Join(path, "/") {
+	case "":
+		return "instance-identity/", true
+	case "instance-identity":
+		return "document", true
+	case "instance-identity/document":
+		var out bytes.Buffer
+		err := json.Indent(&out, m.Document, "", "  ")
+		return out.String(), err == nil
+	}
+	return "", false
+}

@@ -1,0 +1,294 @@
+"""RunInstances: from a request to records, with everything checked before anything is made.
+
+Everything that EC2 would refuse is refused with its code; everything it would do and we do not is refused by
+the allow-list before this is reached.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import ipaddress
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from instant_env.localec2 import qemu
+from instant_env.localec2.moto_api import INSTANCE_TYPES, EC2ClientError, new_id
+from instant_env.localec2.records import (
+    Attachment,
+    ImageRecord,
+    InstanceRecord,
+    MetadataOptions,
+    VolumeRecord,
+)
+from instant_env.localec2.state import State, now
+
+#: API_RunInstances: "User data is limited to 16 KB, in raw form".
+MAX_USER_DATA = 16 * 1024
+#: What EC2 takes when no type is given.
+DEFAULT_INSTANCE_TYPE = "m1.small"
+#: Addresses that user-mode networking keeps for itself (see network.py), beside AWS's first four of each
+#: subnet.
+RESERVED = {ipaddress.IPv4Address("172.31.0.1"), ipaddress.IPv4Address("172.31.0.2")}
+
+Params = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class VolumePlan:
+    """One volume to make with an instance."""
+
+    device: str
+    size_gib: int
+    snapshot_id: str | None
+    volume_type: str
+    delete_on_termination: bool
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an instance goes in the network."""
+
+    subnet: Any
+    group_ids: list[str]
+    public_ip: bool
+
+
+def run_instances(state: State, get: Params, tags: dict[str, dict[str, str]]) -> list[InstanceRecord]:
+    """Make the records of new instances (or find those that this client token made before), lock held.
+
+    ``get`` reads a parameter of the request. The machines are started by the caller: for each instance that
+    is `pending` and new.
+    """
+    token, digest = get("ClientToken"), _digest(get)
+    if token and (earlier := [item for item in state.instances.values() if item.client_token == token]):
+        if any(item.request_digest != digest for item in earlier):
+            raise EC2ClientError(
+                "IdempotentParameterMismatch",
+                "The client token you have provided is associated with a resource that has different request "
+                "parameters.",
+            )
+        return sorted(earlier, key=lambda item: item.launch_index)
+    image = state.image(get("ImageId") or "")
+    if image.state != "available":
+        raise EC2ClientError(
+            "InvalidAMIID.Unavailable", f"The image ID '{image.id}' is not available ({image.state})"
+        )
+    instance_type = get("InstanceType") or DEFAULT_INSTANCE_TYPE
+    _check_type(instance_type, image)
+    least, most = int(get("MinCount")), int(get("MaxCount"))
+    if not 1 <= least <= most:
+        raise EC2ClientError("InvalidParameterValue", f"Invalid value '{least}' for MinCount/MaxCount.")
+    key_name = get("KeyName")
+    place = _placement(state, get)
+    volumes = _volumes(state, image, get("BlockDeviceMappings") or [])
+    options = metadata_options(get("MetadataOptions") or {}, MetadataOptions())
+    user_data = _user_data(get("UserData"))
+    public_key = _public_key(state, key_name)
+    reservation, launched = new_id("r"), now()
+    made = []
+    for index in range(most):
+        instance = InstanceRecord(
+            id=new_id("i"), tags=tags.get("instance", {}), reservation_id=reservation,
+            interface_id=new_id("eni"),
+            interface_attachment_id=new_id("eni-attach"), mac_address=_mac_address(), image_id=image.id,
+            architecture=image.architecture, root_device_name=image.root_device_name,
+            instance_type=instance_type,
+            key_name=key_name, public_key=public_key, security_group_ids=place.group_ids,
+            subnet_id=place.subnet.id,
+            zone=place.subnet.availability_zone, private_ip=_private_ip(state, place.subnet),
+            wants_public_ip=place.public_ip, user_data_base64=user_data, client_token=token,
+            request_digest=digest, launch_index=index, launch_time=launched,
+            shutdown_behavior=get("InstanceInitiatedShutdownBehavior") or "stop",
+            market=get("InstanceMarketOptions.MarketType") or "on-demand",
+            ebs_optimized=bool(get("EbsOptimized")), metadata_options=options,
+        )  # fmt: skip
+        state.save(instance)
+        for plan in volumes:
+            state.save(_volume(instance, plan, tags.get("volume", {})))
+        if interface_tags := tags.get("network-interface"):
+            state.mirror.ec2.create_tags([instance.interface_id], interface_tags)
+        made.append(instance)
+    return made
+
+
+def _digest(get: Params) -> str:
+    """What must be the same for a client token to mean the same request."""
+    names = (
+        "ImageId", "InstanceType", "MinCount", "MaxCount", "KeyName", "SecurityGroupIds", "SecurityGroups",
+        "SubnetId", "UserData", "InstanceInitiatedShutdownBehavior", "InstanceMarketOptions",
+        "BlockDeviceMappings", "NetworkInterfaces", "Placement", "MetadataOptions", "EbsOptimized",
+        "TagSpecifications",
+    )  # fmt: skip
+    text = json.dumps([get(name) for name in names], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_type(instance_type: str, image: ImageRecord) -> None:
+    facts = INSTANCE_TYPES.get(instance_type)
+    if facts is None:
+        raise EC2ClientError("InvalidParameterValue", f"Invalid value '{instance_type}' for InstanceType.")
+    supported = facts["ProcessorInfo"]["SupportedArchitectures"]
+    if image.architecture not in supported:
+        raise EC2ClientError(
+            "InvalidParameterValue",
+            f"The architecture '{','.join(supported)}' of the specified instance type does not match the "
+            f"architecture '{image.architecture}' of the specified AMI. Specify an instance type and an AMI "
+            "that have matching architectures, and try again.",
+        )
+
+
+def _placement(state: State, get: Params) -> Placement:
+    interfaces = get("NetworkInterfaces") or []
+    subnet_id, group_ids = get("SubnetId"), list(get("SecurityGroupIds") or [])
+    public: bool | None = None
+    if interfaces:
+        if len(interfaces) > 1 or int(interfaces[0].get("DeviceIndex", 0)) != 0:
+            raise EC2ClientError("UnsupportedOperation", "localec2 gives instances one network interface.")
+        if subnet_id or group_ids or get("SecurityGroups"):
+            raise EC2ClientError(
+                "InvalidParameterCombination",
+                "Network interfaces and an instance-level subnet ID or security groups may not be specified "
+                "on the same request",
+            )
+        if interfaces[0].get("DeleteOnTermination") is False:
+            raise EC2ClientError(
+                "UnsupportedOperation", "localec2's network interfaces are deleted with their instance."
+            )
+        subnet_id, group_ids = interfaces[0].get("SubnetId"), list(interfaces[0].get("Groups") or [])
+        public = interfaces[0].get("AssociatePublicIpAddress")
+    ec2 = state.mirror.ec2
+    zone = get("Placement.AvailabilityZone")
+    if subnet_id:
+        subnet = state.subnet(subnet_id)
+    else:
+        defaults = ec2.get_default_subnets()
+        if zone and zone not in defaults:
+            raise EC2ClientError("InvalidParameterValue", f"Invalid availability zone: [{zone}]")
+        subnet = defaults[zone or min(defaults)]
+    for name in get("SecurityGroups") or []:
+        group = ec2.get_security_group_from_name(name, subnet.vpc_id)
+        if group is None:
+            raise EC2ClientError(
+                "InvalidGroup.NotFound",
+                f"The security group '{name}' does not exist in default VPC '{subnet.vpc_id}'",
+            )
+        group_ids.append(group.id)
+    for group_id in group_ids:
+        if ec2.get_security_group_from_id(group_id) is None:
+            raise EC2ClientError("InvalidGroup.NotFound", f"The security group '{group_id}' does not exist")
+    if not group_ids:
+        group_ids = [ec2.get_default_security_group(subnet.vpc_id).id]
+    return Placement(subnet, group_ids, subnet.map_public_ip_on_launch if public is None else public)
+
+
+def _volumes(state: State, image: ImageRecord, mappings: list[dict[str, Any]]) -> list[VolumePlan]:
+    root = VolumePlan(image.root_device_name, image.size_gib, image.snapshot_id, "gp3", True)
+    others = []
+    for mapping in mappings:
+        device, ebs = mapping.get("DeviceName"), mapping.get("Ebs")
+        if not device or ebs is None:
+            raise EC2ClientError("InvalidBlockDeviceMapping", "Each mapping needs DeviceName and Ebs.")
+        is_root = device == image.root_device_name
+        snapshot_id = ebs.get("SnapshotId") or (image.snapshot_id if is_root else None)
+        if is_root and snapshot_id != image.snapshot_id:
+            raise EC2ClientError(
+                "InvalidBlockDeviceMapping", f"snapshotId cannot be modified on root device {device}"
+            )
+        least = state.snapshot(snapshot_id).size_gib if snapshot_id else 1
+        size = int(ebs.get("VolumeSize") or least)
+        if size < least:
+            raise EC2ClientError(
+                "InvalidBlockDeviceMapping",
+                f"Volume of size {size}GB is smaller than snapshot '{snapshot_id}', expect size >= {least}GB",
+            )
+        if not snapshot_id and not ebs.get("VolumeSize"):
+            raise EC2ClientError(
+                "MissingParameter", "The request must contain the parameter size or snapshotId"
+            )
+        keep = ebs.get("DeleteOnTermination", True) is False
+        plan = VolumePlan(device, size, snapshot_id, ebs.get("VolumeType") or "gp3", not keep)
+        if is_root:
+            root = plan
+        else:
+            others.append(plan)
+    if len({root.device, *(plan.device for plan in others)}) != len(others) + 1:
+        raise EC2ClientError("InvalidBlockDeviceMapping", "A device name is used twice.")
+    if len(others) > qemu.VOLUME_SLOTS:
+        raise EC2ClientError(
+            "InvalidBlockDeviceMapping",
+            f"localec2 attaches at most {qemu.VOLUME_SLOTS} volumes beside the root.",
+        )
+    return [root, *others]
+
+
+def _volume(instance: InstanceRecord, plan: VolumePlan, tags: dict[str, str]) -> VolumeRecord:
+    return VolumeRecord(
+        id=new_id("vol"), tags=tags, size_gib=plan.size_gib, zone=instance.zone, volume_type=plan.volume_type,
+        snapshot_id=plan.snapshot_id, create_time=instance.launch_time,
+        attachment=Attachment(
+            instance_id=instance.id, device=plan.device, delete_on_termination=plan.delete_on_termination,
+            attach_time=instance.launch_time,
+        ),
+    )  # fmt: skip
+
+
+def metadata_options(given: dict[str, Any], current: MetadataOptions) -> MetadataOptions:
+    """EC2's MetadataOptions structure over what is set already."""
+    values = current.model_dump()
+    for name, field in (("HttpTokens", "http_tokens"), ("HttpEndpoint", "http_endpoint")):
+        if name in given:
+            values[field] = given[name]
+    if "HttpPutResponseHopLimit" in given:
+        values["hop_limit"] = int(given["HttpPutResponseHopLimit"])
+    if "InstanceMetadataTags" in given:
+        values["instance_tags"] = given["InstanceMetadataTags"] == "enabled"
+    try:
+        return MetadataOptions(**values)
+    except ValidationError as error:
+        name = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise EC2ClientError("InvalidParameterValue", f"Invalid value for MetadataOptions: {name}") from error
+
+
+def _user_data(value: Any) -> str | None:
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else value.decode("ascii", "replace")
+    try:
+        size = len(base64.b64decode(text, validate=True))
+    except (binascii.Error, ValueError) as error:
+        raise EC2ClientError("InvalidUserData.Malformed", "Invalid BASE64 encoding of user data.") from error
+    if size > MAX_USER_DATA:
+        raise EC2ClientError("InvalidParameterValue", "User data is limited to 16384 bytes")
+    return text
+
+
+def _public_key(state: State, key_name: str | None) -> str | None:
+    if not key_name:
+        return None
+    pair = state.mirror.ec2.key_pairs.get(key_name)
+    if pair is None:
+        raise EC2ClientError("InvalidKeyPair.NotFound", f"The key pair '{key_name}' does not exist")
+    return str(pair.public_key)
+
+
+def _private_ip(state: State, subnet: Any) -> str:
+    """A random free address of the subnet, as EC2 gives them."""
+    taken = {item.private_ip for item in state.instances.values() if item.state != "terminated"}
+    network = ipaddress.IPv4Network(subnet.cidr_block)
+    while True:
+        offset = random.randrange(4, network.num_addresses - 1)  # noqa: S311 - an address, no secret
+        address = network.network_address + offset
+        if address not in RESERVED and str(address) not in taken:
+            return str(address)
+
+
+def _mac_address() -> str:
+    """Locally administered, as EC2's are (02:...)."""
+    return ":".join(["02", *(f"{random.randrange(256):02x}" for _ in range(5))])  # noqa: S311

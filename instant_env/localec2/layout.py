@@ -1,0 +1,111 @@
+"""Where localec2 keeps its files, and who may read them.
+
+The state directory (mode 0700) holds what outlives the server. Sockets lie in a short private directory
+instead: the path of a Unix socket ends at 108 characters, and state directories can be deep.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from instant_env.errors import InstantEnvError
+
+#: sun_path of sockaddr_un is 108 bytes with its terminating zero (unix(7)).
+MAX_SOCKET_PATH = 107
+
+
+class LayoutError(InstantEnvError):
+    """A directory is not ours, or a path does not fit."""
+
+
+def _private(directory: Path) -> Path:
+    """Make ``directory`` with mode 0700; refuse one that belongs to somebody else or is a link."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = directory.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise LayoutError(f"{directory} is not a directory of this user", hint="move it away")
+    if stat.S_IMODE(status.st_mode) != 0o700:
+        directory.chmod(0o700)
+    return directory
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths below one state directory (absolute)."""
+
+    state_dir: Path
+
+    @classmethod
+    def create(cls, state_dir: Path) -> Layout:
+        """Make the directories."""
+        layout = cls(state_dir.expanduser().resolve())
+        for directory in (
+            layout.state_dir,
+            layout.records,
+            layout.volumes,
+            layout.snapshots,
+            layout.instances,
+        ):
+            _private(directory)
+        return layout
+
+    @property
+    def endpoint(self) -> Path:
+        return self.state_dir / "endpoint.json"
+
+    @property
+    def log(self) -> Path:
+        return self.state_dir / "server.log"
+
+    @property
+    def server_lock(self) -> Path:
+        return self.state_dir / "server.lock"
+
+    @property
+    def start_lock(self) -> Path:
+        return self.state_dir / "start.lock"
+
+    @property
+    def accelerator(self) -> Path:
+        return self.state_dir / "accelerator.json"
+
+    @property
+    def records(self) -> Path:
+        return self.state_dir / "records"
+
+    @property
+    def volumes(self) -> Path:
+        return self.state_dir / "volumes"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.state_dir / "snapshots"
+
+    @property
+    def instances(self) -> Path:
+        return self.state_dir / "instances"
+
+    def volume(self, volume_id: str) -> Path:
+        return self.volumes / f"{volume_id}.qcow2"
+
+    def snapshot(self, snapshot_id: str) -> Path:
+        return self.snapshots / f"{snapshot_id}.qcow2"
+
+    def instance(self, instance_id: str) -> Path:
+        """Directory of an instance's console, firmware variables and metadata (made when missing)."""
+        return _private(self.instances / instance_id)
+
+    def runtime(self) -> Path:
+        """The directory of sockets: the same for every server of this state directory."""
+        name = "instant-env-" + hashlib.sha256(str(self.state_dir).encode()).hexdigest()[:10]
+        return _private(Path("/tmp") / f"{name}-{os.getuid()}")  # noqa: S108 - owner and mode are checked
+
+    def qmp_socket(self, instance_id: str) -> Path:
+        path = self.runtime() / f"{instance_id}.qmp"
+        if len(str(path)) > MAX_SOCKET_PATH:
+            raise LayoutError(f"socket path too long: {path}")
+        return path

@@ -1,0 +1,221 @@
+"""One QEMU machine: the process, its monitor, its end.
+
+The process is its own session leader and is not tied to any thread of ours (PDEATHSIG follows the *thread*
+that forked, so a machine started from a request's thread would die with it). It outlives a killed server; the
+next one finds it by its monitor's socket: :func:`end_lost`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from instant_env.errors import InstantEnvError
+from instant_env.localec2 import qemu
+from instant_env.localec2.qmp import Qmp, QmpError
+
+log = logging.getLogger(__name__)
+
+#: QEMU opens its monitor within 0.1 s on an idle machine; a busy one gets much longer.
+START_TIMEOUT_S = 30.0
+#: After `quit` QEMU flushes its disks and exits.
+QUIT_TIMEOUT_S = 10.0
+#: A guest that knows Ctrl-Alt-Del resets within this; then it is reset.
+REBOOT_TIMEOUT_S = 60.0
+#: States of QEMU (RunState in qapi/run-state.json) that a machine does not come back from.
+BROKEN = ("internal-error", "io-error", "guest-panicked")
+
+
+class MachineError(InstantEnvError):
+    """A machine did not start."""
+
+
+class Machine:
+    """A machine from start to end. ``on_exit`` is called once, in its own thread, when it is gone."""
+
+    def __init__(self, spec: qemu.MachineSpec, log_file: Path, on_exit: Callable[[Machine], None]) -> None:
+        self.spec = spec
+        self.ended = threading.Event()
+        self.guest_shutdown = False  # the guest itself powered off
+        self._log_file = log_file
+        self._on_exit = on_exit
+        self._process: subprocess.Popen[bytes] | None = None
+        self._qmp: Qmp | None = None
+        self._reset = threading.Event()
+        self._removed: dict[str, threading.Event] = {}
+        self._occupied: dict[int, str] = {i: disk.volume_id for i, disk in enumerate(spec.disks) if i > 0}
+        self._slots = threading.Lock()
+
+    def start(self) -> None:
+        """Start it and return when QEMU says that the virtual machine runs.
+
+        Raises MachineError with QEMU's last words; then nothing of it is left and ``on_exit`` is not called.
+        """
+        self.spec.qmp.unlink(missing_ok=True)
+        with self._log_file.open("wb") as output:
+            process = self._process = subprocess.Popen(
+                qemu.command(self.spec), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                cwd=self._log_file.parent, start_new_session=True,
+            )  # fmt: skip
+        try:
+            self._await_monitor(process, time.monotonic() + START_TIMEOUT_S)
+        except QmpError as error:
+            process.kill()
+            process.wait()
+            if self._qmp is not None:
+                self._qmp.close()
+            self.ended.set()
+            raise MachineError(f"QEMU did not start: {self._last_words() or error.message}") from error
+        threading.Thread(
+            target=self._wait, args=(process,), name=f"wait {self.spec.instance_id}", daemon=True
+        ).start()
+
+    def _await_monitor(self, process: subprocess.Popen[bytes], deadline: float) -> None:
+        self._qmp = Qmp(
+            self.spec.qmp,
+            on_event=self._event,
+            timeout_s=deadline - time.monotonic(),
+            gone=lambda: process.poll() is not None,
+        )
+        while not self.qmp.execute("query-status")["running"]:
+            if time.monotonic() > deadline:
+                raise QmpError("the machine stays paused")
+            time.sleep(0.005)
+
+    @property
+    def qmp(self) -> Qmp:
+        if self._qmp is None:
+            raise QmpError("the machine has not started")
+        return self._qmp
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process else 0
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(OSError):
+            lines = self._log_file.read_text(errors="replace").strip().splitlines()
+            return lines[-1] if lines else ""
+        return ""
+
+    def _event(self, name: str, data: dict[str, Any]) -> None:
+        log.info("%s: %s %s", self.spec.instance_id, name, data)
+        if name == "SHUTDOWN":
+            self.guest_shutdown = bool(data.get("guest"))
+        elif name == "STOP":
+            # Nobody here pauses machines. QEMU does when it cannot go on, and would stay there for ever.
+            threading.Thread(target=self._stopped, name=f"stopped {self.spec.instance_id}").start()
+        elif name == "RESET":
+            self._reset.set()
+        elif name == "DEVICE_DELETED" and (event := self._removed.get(str(data.get("device")))):
+            event.set()
+
+    def _stopped(self) -> None:
+        with contextlib.suppress(QmpError):  # it is ending: then QEMU stops the processors too
+            status = self.qmp.execute("query-status")["status"]
+            if status in BROKEN:
+                log.error("%s: QEMU cannot go on: %s", self.spec.instance_id, status)
+                self.quit()
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> None:
+        code = process.wait()
+        if code != 0:
+            log.warning("%s: QEMU ended with %d: %s", self.spec.instance_id, code, self._last_words())
+        self.qmp.close()
+        self.spec.qmp.unlink(missing_ok=True)
+        self.ended.set()
+        self._on_exit(self)
+
+    def press_power_button(self) -> None:
+        """ACPI power button; what the guest does about it is its business."""
+        with contextlib.suppress(QmpError):  # gone already: what was wanted
+            self.qmp.execute("system_powerdown")
+
+    def quit(self) -> None:
+        """End it at once, as if the plug were pulled; its disks are flushed."""
+        with contextlib.suppress(QmpError):
+            self.qmp.execute("quit")
+        if not self.ended.wait(QUIT_TIMEOUT_S) and self._process is not None:
+            log.warning("%s: QEMU does not quit, killing it", self.spec.instance_id)
+            self._process.kill()
+            self.ended.wait(QUIT_TIMEOUT_S)
+
+    def stop(self, timeout_s: float) -> None:
+        """Power button, then the plug when the guest is not off after ``timeout_s``."""
+        if timeout_s > 0:
+            self.press_power_button()
+        if not self.ended.wait(timeout_s):
+            self.quit()
+
+    def reboot(self) -> None:
+        """Ctrl-Alt-Del, then a reset when the guest does not obey within a minute (returns when it has)."""
+        self._reset.clear()
+        keys = [{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")]
+        with contextlib.suppress(QmpError):  # no keyboard (arm64): straight to the reset
+            self.qmp.execute("send-key", {"keys": keys})
+            if self._reset.wait(REBOOT_TIMEOUT_S) or self.ended.is_set():
+                return
+        with contextlib.suppress(QmpError):
+            self.qmp.execute("system_reset")
+
+    def attach(self, disk: qemu.Disk) -> None:
+        """Plug a volume into a free slot. Raises MachineError when there is none or QEMU refuses."""
+        with self._slots:
+            free = [index for index in range(1, qemu.VOLUME_SLOTS + 1) if index not in self._occupied]
+            if not free:
+                raise MachineError(f"all {qemu.VOLUME_SLOTS} slots of {self.spec.instance_id} are taken")
+            self._occupied[free[0]] = disk.volume_id
+        try:
+            self.qmp.execute("blockdev-add", disk.block_device())
+            try:
+                self.qmp.execute("device_add", disk.device(qemu.slot(free[0])))
+            except QmpError:
+                self.qmp.execute("blockdev-del", {"node-name": disk.node})
+                raise
+        except QmpError as error:
+            with self._slots:
+                self._occupied.pop(free[0], None)
+            raise MachineError(error.message) from error
+
+    def detach(self, disk: qemu.Disk, timeout_s: float) -> None:
+        """Unplug a volume; the guest has to let go of it. Raises MachineError when it does not."""
+        device = f"dev-{disk.node}"
+        event = self._removed.setdefault(device, threading.Event())
+        event.clear()
+        try:
+            self.qmp.execute("device_del", {"id": device})
+            if not event.wait(timeout_s):
+                raise MachineError(f"{self.spec.instance_id} does not let go of {disk.volume_id}")
+            self.qmp.execute("blockdev-del", {"node-name": disk.node})
+        except QmpError as error:
+            if not self.ended.is_set():
+                raise MachineError(error.message) from error
+        with self._slots:
+            self._occupied = {i: volume for i, volume in self._occupied.items() if volume != disk.volume_id}
+
+
+def end_lost(socket: Path, timeout_s: float = QUIT_TIMEOUT_S) -> bool:
+    """End a machine that a killed server left behind, by its monitor. False when there was none."""
+    try:
+        qmp = Qmp(socket, timeout_s=2.0 if socket.exists() else 0.0)
+    except QmpError:
+        socket.unlink(missing_ok=True)
+        return False
+    with contextlib.suppress(QmpError):
+        qmp.execute("quit")
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            qmp.execute("query-status", timeout_s=1.0)
+        except QmpError:
+            break  # the socket is closed: QEMU is gone or past the point of return
+        time.sleep(0.02)
+    qmp.close()
+    socket.unlink(missing_ok=True)
+    return True

@@ -1,0 +1,115 @@
+"""The server process from start to end: locks, state, network, API; and all of it backwards."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import threading
+from pathlib import Path
+
+from instant_env.arch import Arch
+from instant_env.errors import InstantEnvError
+from instant_env.localec2 import accelerator, qemu, restore
+from instant_env.localec2.assembly import Assembly
+from instant_env.localec2.layout import Layout
+from instant_env.localec2.lifecycle import Lifecycle
+from instant_env.localec2.network import UserNetwork
+from instant_env.localec2.plane import Plane
+from instant_env.localec2.records import RecordStore, write_atomically
+from instant_env.localec2.server import LocalServer
+from instant_env.localec2.state import State
+from instant_env.settings import AcceleratorChoice
+
+log = logging.getLogger(__name__)
+
+#: How often terminated instances are looked through for old ones.
+PURGE_INTERVAL_S = 60.0
+
+
+class AlreadyRunningError(InstantEnvError):
+    """Another server has this state directory."""
+
+
+class ServerProcess:
+    """What runs in the background."""
+
+    def __init__(
+        self, layout: Layout, *, imds_helper: Path, region: str, accelerator: AcceleratorChoice,
+        stop_timeout_s: float,
+    ) -> None:  # fmt: skip
+        self.layout = layout
+        self.imds_helper = imds_helper
+        self.region = region
+        self.accelerator_choice = accelerator
+        self.stop_timeout_s = stop_timeout_s
+        self._lock_file: int = -1
+        self._ending = threading.Event()
+
+    def open(self, native: Arch) -> None:
+        """Come up: when this returns, the API answers and endpoint.json says where.
+
+        Raises AlreadyRunningError, MissingToolError (QEMU, firmware), RecordError, NetworkError.
+        """
+        self._lock()
+        self.layout.endpoint.unlink(missing_ok=True)
+        platform = qemu.find_platform(native)
+        chosen = self._accelerator(platform)
+        store = RecordStore(self.layout.records)
+        record = restore.identity(store)
+        lost = restore.end_lost_machines(self.layout, store)
+        self.network = UserNetwork(record.address_block)
+        self.state = State(self.layout, store, record, self.region)
+        assembly = Assembly(self.state, self.network, self.imds_helper, self._accelerator)
+        lifecycle = Lifecycle(self.state, assembly, self.stop_timeout_s)
+        self.plane = Plane(self.state, lifecycle)
+        with self.state.lock:
+            self.state.load()
+            restore.settle(self.state, lifecycle, self.plane.images, lost)
+        self.server = LocalServer(self.plane, record.port)
+        record.address_block, record.port = self.network.block, self.server.server_address[1]
+        store.save(record)
+        threading.Thread(target=self.server.serve_forever, args=(0.1,), name="http", daemon=True).start()
+        threading.Thread(target=self._purge, name="purge", daemon=True).start()
+        self._write_endpoint(chosen)
+        log.info("serving at %s, machines under %s", self.server.url, chosen)
+
+    def _lock(self) -> None:
+        """One server per state directory; the kernel frees the lock with the process."""
+        self._lock_file = os.open(self.layout.server_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise AlreadyRunningError(f"a server already uses {self.layout.state_dir}") from error
+
+    def _accelerator(self, platform: qemu.Platform) -> accelerator.Accelerator:
+        return accelerator.choose(self.accelerator_choice, platform, self.layout.accelerator)
+
+    def _write_endpoint(self, chosen: str) -> None:
+        record = self.state.server
+        endpoint = {
+            "url": self.server.url, "region": self.region, "access_key_id": record.access_key_id,
+            "secret_access_key": record.secret_access_key, "ssh_port": self.network.ssh_port,
+            "pid": os.getpid(),
+            "state_dir": str(self.layout.state_dir), "accelerator": chosen, "admin_token": record.admin_token,
+            "caller_ip_url": f"{self.server.url}/_localec2/caller-ip",
+        }  # fmt: skip
+        write_atomically(self.layout.endpoint, json.dumps(endpoint, indent=1).encode())
+
+    def _purge(self) -> None:
+        while not self._ending.wait(PURGE_INTERVAL_S):
+            with self.state.lock:
+                self.plane.lifecycle.purge()
+
+    def close(self, down_timeout_s: float) -> None:
+        """Go down: no new requests, machines off, endpoint.json gone."""
+        log.info("going down")
+        self._ending.set()
+        self.layout.endpoint.unlink(missing_ok=True)
+        self.server.shutdown()
+        self.server.server_close()
+        self.plane.lifecycle.close(down_timeout_s)
+        self.network.close()
+        os.close(self._lock_file)
+        log.info("down")

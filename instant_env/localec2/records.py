@@ -1,0 +1,308 @@
+"""What localec2 knows, as records on disk: the truth that moto is rebuilt from.
+
+One JSON file per record, ``records/<kind>/<name>.json``, written to a temporary file, fsynced and renamed, so
+that a record is there whole or not at all, whatever kills the server. Mode 0600: user data is in them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from instant_env.errors import InstantEnvError
+
+Tags = dict[str, str]
+
+
+class RecordError(InstantEnvError):
+    """A record on disk cannot be read."""
+
+
+class Record(BaseModel):
+    """What all records have in common. ``kind`` is the directory, ``key`` the file's name."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    kind: ClassVar[str]
+    version: Literal[1] = 1
+
+    @property
+    def key(self) -> str:
+        raise NotImplementedError
+
+
+class ResourceRecord(Record):
+    """A record of something that EC2 gives an id and tags."""
+
+    id: str
+    tags: Tags = Field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        return self.id
+
+
+class ServerRecord(Record):
+    """The server's own identity: what stays the same from one start to the next."""
+
+    kind: ClassVar[str] = "server"
+    access_key_id: str
+    secret_access_key: str
+    admin_token: str
+    network_seed: int  # moto draws the ids of the default VPC and its subnets from this
+    address_block: int = 0  # the b of 127.(64 + b / 256).(b mod 256).0/24 that this server had last
+    port: int = 0  # the API's port, taken again when it is free
+
+    @property
+    def key(self) -> str:
+        return "server"
+
+
+class SnapshotRecord(ResourceRecord):
+    """An EBS snapshot: a self-contained qcow2 in ``snapshots/``."""
+
+    kind: ClassVar[str] = "snapshot"
+    volume_id: str
+    size_gib: int
+    description: str
+    owner_id: str
+    start_time: datetime
+    state: Literal["pending", "completed", "error"]
+    state_message: str = ""
+
+
+class ImageRecord(ResourceRecord):
+    """An AMI with one root snapshot."""
+
+    kind: ClassVar[str] = "image"
+    name: str
+    description: str
+    owner_id: str
+    owner_alias: str | None = None
+    architecture: str
+    state: Literal["pending", "available", "failed"]
+    state_reason: str = ""
+    creation_date: datetime
+    root_device_name: str
+    snapshot_id: str
+    size_gib: int
+    boot_mode: str = "uefi"
+    public: bool = False
+    source_instance_id: str | None = None
+    source_image_id: str | None = None
+    stock_digest: str | None = None  # set on stock images: what the bytes were made from
+    ssm_parameter: str | None = None
+
+
+class Attachment(BaseModel):
+    """Where a volume is attached."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    instance_id: str
+    device: str
+    delete_on_termination: bool
+    attach_time: datetime
+
+
+class VolumeRecord(ResourceRecord):
+    """An EBS volume: a qcow2 in ``volumes/``, an overlay of its snapshot's file when it has one."""
+
+    kind: ClassVar[str] = "volume"
+    size_gib: int
+    zone: str
+    volume_type: str
+    snapshot_id: str | None
+    create_time: datetime
+    attachment: Attachment | None = None
+    client_token: str | None = None
+    request_digest: str = ""
+
+
+class MetadataOptions(BaseModel):
+    """EC2's MetadataOptions, with the defaults of a new account: IMDSv2 only, one hop."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    http_tokens: Literal["required", "optional"] = "required"
+    http_endpoint: Literal["enabled", "disabled"] = "enabled"
+    hop_limit: Annotated[int, Field(ge=1, le=64)] = 1
+    instance_tags: bool = False
+
+
+InstanceState = Literal["pending", "running", "shutting-down", "terminated", "stopping", "stopped"]
+
+
+class InstanceRecord(ResourceRecord):
+    """An instance. Its network interface lives and dies with it, so it is part of this record."""
+
+    kind: ClassVar[str] = "instance"
+    reservation_id: str
+    interface_id: str
+    interface_attachment_id: str
+    mac_address: str
+    image_id: str
+    architecture: str
+    root_device_name: str
+    instance_type: str
+    key_name: str | None
+    public_key: str | None  # as it was at launch: deleting the key pair takes nothing from a running machine
+    security_group_ids: list[str]
+    subnet_id: str
+    zone: str
+    private_ip: str
+    public_ip: str | None = None
+    wants_public_ip: bool = True
+    user_data_base64: str | None = None
+    client_token: str | None = None
+    request_digest: str = ""
+    launch_index: int = 0
+    launch_time: datetime
+    shutdown_behavior: Literal["stop", "terminate"] = "stop"
+    market: Literal["on-demand", "spot"] = "on-demand"
+    ebs_optimized: bool = False
+    metadata_options: MetadataOptions = MetadataOptions()
+    state: InstanceState = "pending"
+    transition_reason: str = ""
+    state_reason_code: str = ""
+    state_reason_message: str = ""
+    terminated_at: datetime | None = None
+    qmp_socket: str = ""  # of the machine started last; a lost machine is found by it
+
+
+class KeyPairRecord(ResourceRecord):
+    """A key pair's public half; the private one is given out once and never kept."""
+
+    kind: ClassVar[str] = "key-pair"
+    name: str
+    key_type: str
+    fingerprint: str
+    public_key: str
+    create_time: datetime
+
+
+class RuleRecord(BaseModel):
+    """One security group rule, in the shapes moto keeps."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    egress: bool
+    ip_protocol: str
+    from_port: int | None
+    to_port: int | None
+    ip_range: dict[str, str] = Field(default_factory=dict)
+    source_group: dict[str, str] = Field(default_factory=dict)
+    prefix_list_id: str | None = None
+    tags: Tags = Field(default_factory=dict)
+
+
+class SecurityGroupRecord(ResourceRecord):
+    """A security group of the default VPC, its rules included."""
+
+    kind: ClassVar[str] = "security-group"
+    name: str
+    description: str
+    is_default: bool = False
+    rules: list[RuleRecord]
+
+
+class ParameterRecord(Record):
+    """The newest version of an SSM parameter."""
+
+    kind: ClassVar[str] = "parameter"
+    name: str
+    value: str
+    parameter_type: str
+    description: str | None
+    data_type: str
+    tier: str | None
+    parameter_version: int
+    last_modified: datetime
+    tags: Tags = Field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        return self.key_of(self.name)
+
+    @staticmethod
+    def key_of(name: str) -> str:
+        """Names hold slashes; a digest makes them file names and keeps distinct names apart."""
+        return hashlib.sha256(name.encode()).hexdigest()[:32]
+
+
+class TagsRecord(Record):
+    """Tags of what has no record of its own: the default VPC, its subnets, network interfaces."""
+
+    kind: ClassVar[str] = "tags"
+    resource_id: str
+    tags: Tags
+
+    @property
+    def key(self) -> str:
+        return self.resource_id
+
+
+R = TypeVar("R", bound=Record)
+_SAFE_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class RecordStore:
+    """Reads and writes records below one directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def _path(self, kind: str, key: str) -> Path:
+        if not _SAFE_KEY.fullmatch(key):
+            raise RecordError(f"{key!r} cannot name a {kind} record")
+        return self.root / kind / f"{key}.json"
+
+    def save(self, record: Record) -> None:
+        """Write the record; when this returns, it is on the disk."""
+        path = self._path(record.kind, record.key)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(path, record.model_dump_json(indent=1).encode())
+
+    def delete(self, record_class: type[Record], key: str) -> None:
+        """Remove the record, if it is there."""
+        self._path(record_class.kind, key).unlink(missing_ok=True)
+
+    def load_all(self, record_class: type[R]) -> list[R]:
+        """All records of one kind. Raises RecordError for one that is damaged: guessing would lose data."""
+        found = []
+        for path in sorted((self.root / record_class.kind).glob("*.json")):
+            try:
+                found.append(record_class.model_validate_json(path.read_bytes()))
+            except (OSError, ValidationError) as error:
+                first_line = str(error).splitlines()[0]
+                raise RecordError(
+                    f"cannot read {path}: {first_line}", hint="move the file away and start again"
+                ) from error
+        return found
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content``, mode 0600: the old content or the new, never a mixture."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)  # the rename itself
+    finally:
+        os.close(directory)

@@ -1,0 +1,272 @@
+"""The EC2 API: moto's response class behind an allow-list, with what touches machines and disks overridden.
+
+moto parses requests, filters, and writes XML. What an action does is in :mod:`lifecycle`, :mod:`images` and
+:mod:`volumes`; what moto does itself (key pairs, security groups, tags) is captured into records afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, ClassVar
+
+from botocore.model import OperationNotFoundError
+
+from instant_env.localec2 import allowed
+from instant_env.localec2.describe import Descriptions
+from instant_env.localec2.groups import Groups
+from instant_env.localec2.launches import metadata_options, run_instances
+from instant_env.localec2.mirror import STATE_CODES
+from instant_env.localec2.moto_api import ActionResult, EC2ClientError, EC2Response, EmptyResult
+from instant_env.localec2.plane import Plane
+from instant_env.localec2.state import now
+
+log = logging.getLogger(__name__)
+
+
+class LocalResponse(Descriptions, Groups):
+    """One request to EC2. The server holds the state's lock while it runs."""
+
+    plane: ClassVar[Plane]
+    #: A copy: moto's own is shared by all classes and some of its actions write to it.
+    RESPONSE_KEY_PATH_TO_TRANSFORMER: ClassVar[dict[str, Any]] = {
+        **EC2Response.RESPONSE_KEY_PATH_TO_TRANSFORMER,
+        # moto invents names that no DNS knows; EC2 answers "" where there is none.
+        "Instance.PublicDnsName": lambda _: "",
+        "Association.PublicDnsName": lambda name: "" if name else None,
+    }
+
+    def parse_parameters(self, request: Any) -> None:
+        """Refuse what is not served before moto reads it."""
+        try:
+            super().parse_parameters(request)
+        except OperationNotFoundError:
+            self.params: dict[str, Any] = {}  # an action that botocore does not know: call_action refuses it
+
+    def call_action(self) -> Any:
+        action = self._get_action()
+        try:
+            wire = [(name, values[0]) for name, values in self.querystring.items()]
+            if sentence := allowed.refusal(action, wire):
+                raise EC2ClientError("UnsupportedOperation", sentence)
+            return super().call_action()
+        except EC2ClientError as error:
+            return self._error(error)
+        except NotImplementedError as error:
+            text = str(error).split(" yet.")[0] or f"{action} is not implemented"
+            return self._error(EC2ClientError("UnsupportedOperation", f"localec2: {text}"))
+        except Exception:
+            log.exception("%s failed", action)
+            _, headers, body = self._error(
+                EC2ClientError("InternalError", f"{action} failed; server.log says why.")
+            )
+            return 500, {**headers, "status": "500"}, body
+
+    def _error(self, error: EC2ClientError) -> Any:
+        status, headers, body = self.serialized(ActionResult(error))
+        headers["status"] = str(status)
+        headers, body = self._enrich_response(headers, body)
+        return status, headers, body
+
+    # Instances
+
+    def run_instances(self) -> ActionResult:
+        state, lifecycle = self.plane.state, self.plane.lifecycle
+        tags = self._parse_tag_specification()
+        self._check_taggable(tags, {"instance", "volume", "network-interface"})
+        self.error_on_dryrun()
+        lifecycle.purge()
+        known = set(state.instances)
+        made = run_instances(state, self._get_param, tags)
+        if interface_tags := tags.get("network-interface"):
+            for instance in made:
+                self.plane.save_tags(instance.interface_id, interface_tags)
+        for instance in made:
+            if instance.id not in known:
+                lifecycle.boot(instance)
+        reservation = state.mirror.ec2.reservations[made[0].reservation_id]
+        return ActionResult(reservation)
+
+    def _changed(self, before: dict[str, str]) -> list[dict[str, Any]]:
+        instances = self.plane.state.instances
+        return [
+            {
+                "InstanceId": instance_id,
+                "PreviousState": {"Name": earlier, "Code": STATE_CODES[earlier]},
+                "CurrentState": {
+                    "Name": instances[instance_id].state, "Code": STATE_CODES[instances[instance_id].state]
+                },
+            }
+            for instance_id, earlier in before.items()
+        ]  # fmt: skip
+
+    def _instance_ids(self) -> list[str]:
+        """The request's instances; all of them exist, or the request fails as a whole."""
+        ids = list(dict.fromkeys(self._get_param("InstanceIds", [])))
+        if not ids:
+            raise EC2ClientError("InvalidParameterCombination", "No instances specified")
+        for instance_id in ids:
+            self.plane.state.instance(instance_id)
+        self.error_on_dryrun()
+        return ids
+
+    def start_instances(self) -> ActionResult:
+        ids = self._instance_ids()
+        return ActionResult(
+            {"StartingInstances": self._changed({i: self.plane.lifecycle.start(i) for i in ids})}
+        )
+
+    def stop_instances(self) -> ActionResult:
+        ids, force = self._instance_ids(), self._get_bool_param("Force", False)
+        return ActionResult(
+            {"StoppingInstances": self._changed({i: self.plane.lifecycle.stop(i, force=force) for i in ids})}
+        )
+
+    def terminate_instances(self) -> ActionResult:
+        ids = self._instance_ids()
+        return ActionResult(
+            {"TerminatingInstances": self._changed({i: self.plane.lifecycle.terminate(i) for i in ids})}
+        )
+
+    def reboot_instances(self) -> ActionResult:
+        for instance_id in self._instance_ids():
+            self.plane.lifecycle.reboot(instance_id)
+        return EmptyResult()
+
+    def modify_instance_attribute(self) -> ActionResult:
+        state = self.plane.state
+        instance = state.instance(self._get_param("InstanceId"))
+        behavior = self._get_param("InstanceInitiatedShutdownBehavior.Value") or self._get_param("Value")
+        groups = self._get_param("Groups", [])
+        if behavior is None and not groups:
+            raise EC2ClientError("MissingParameter", "The request must contain an attribute to change")
+        if behavior is not None and behavior not in ("stop", "terminate"):
+            raise EC2ClientError("InvalidParameterValue", f"Invalid value '{behavior}' for shutdown behavior")
+        for group_id in groups:
+            if state.mirror.ec2.get_security_group_from_id(group_id) is None:
+                raise EC2ClientError(
+                    "InvalidGroup.NotFound", f"The security group '{group_id}' does not exist"
+                )
+        self.error_on_dryrun()
+        if behavior is not None:
+            instance.shutdown_behavior = behavior
+        if groups:
+            instance.security_group_ids = list(groups)
+        state.save(instance)
+        self.plane.instance_changed(instance)
+        self.plane.lifecycle.refresh_ports()
+        return EmptyResult()
+
+    def modify_instance_metadata_options(self) -> ActionResult:
+        state = self.plane.state
+        instance = state.instance(self._get_param("InstanceId"))
+        names = ("HttpTokens", "HttpEndpoint", "HttpPutResponseHopLimit", "InstanceMetadataTags")
+        given = {name: value for name in names if (value := self._get_param(name)) is not None}
+        options = metadata_options(given, instance.metadata_options)
+        self.error_on_dryrun()
+        instance.metadata_options = options
+        state.save(instance)
+        self.plane.instance_changed(instance)
+        shown = state.mirror.find_instance(instance.id).metadata_options
+        return ActionResult({"InstanceId": instance.id, "InstanceMetadataOptions": shown})
+
+    # Images and snapshots
+
+    def create_image(self) -> ActionResult:
+        tags = self._parse_tag_specification()
+        self._check_taggable(tags, {"image", "snapshot"})
+        name = self._get_param("Name") or ""
+        if not 3 <= len(name) <= 128:
+            raise EC2ClientError("InvalidAMIName.Malformed", "AMI names must be between 3 and 128 characters")
+        self.error_on_dryrun()
+        image = self.plane.images.create(
+            self._get_param("InstanceId"), name, self._get_param("Description") or "",
+            self._get_bool_param("NoReboot", False), tags,
+        )  # fmt: skip
+        return ActionResult({"ImageId": image.id})
+
+    def deregister_image(self) -> ActionResult:
+        image_id = self._get_param("ImageId")
+        self.plane.state.image(image_id)
+        self.error_on_dryrun()
+        deleted = self.plane.images.deregister(
+            image_id, self._get_bool_param("DeleteAssociatedSnapshots", False)
+        )
+        results = [{"SnapshotId": snapshot_id, "ReturnCode": "success"} for snapshot_id in deleted]
+        return ActionResult({"Return": True, "DeleteSnapshotResults": results})
+
+    def delete_snapshot(self) -> ActionResult:
+        self.error_on_dryrun()
+        self.plane.images.delete_snapshot(self._get_param("SnapshotId"))
+        return EmptyResult()
+
+    # Volumes
+
+    def create_volume(self) -> ActionResult:
+        tags = self._parse_tag_specification()
+        self._check_taggable(tags, {"volume"})
+        self.error_on_dryrun()
+        size = self._get_param("Size")
+        volume = self.plane.volumes.create(
+            size_gib=None if size is None else int(size), snapshot_id=self._get_param("SnapshotId"),
+            zone=self._get_param("AvailabilityZone") or "",
+            volume_type=self._get_param("VolumeType") or "gp2",
+            token=self._get_param("ClientToken"), tags=tags.get("volume", {}),
+        )  # fmt: skip
+        return ActionResult(self._volume(volume) | {"State": "creating"})
+
+    def attach_volume(self) -> ActionResult:
+        self.error_on_dryrun()
+        volume = self.plane.volumes.attach(
+            self._get_param("VolumeId"), self._get_param("InstanceId"), self._get_param("Device") or ""
+        )
+        return ActionResult(self._volume(volume)["Attachments"][0] | {"State": "attaching"})
+
+    def detach_volume(self) -> ActionResult:
+        self.error_on_dryrun()
+        volume_id = self._get_param("VolumeId")
+        attachments = self._volume(self.plane.state.volume(volume_id))["Attachments"]
+        self.plane.volumes.detach(volume_id, self._get_param("InstanceId"), self._get_param("Device"))
+        return ActionResult(attachments[0] | {"State": "detaching"})
+
+    def delete_volume(self) -> ActionResult:
+        self.error_on_dryrun()
+        self.plane.volumes.delete(self._get_param("VolumeId"))
+        return EmptyResult()
+
+    # Tags
+
+    def create_tags(self) -> ActionResult:
+        result = super().create_tags()
+        self.plane.capture_tags(self._get_param("Resources", []))
+        return result
+
+    def delete_tags(self) -> ActionResult:
+        # moto deletes nothing when no tags are named; EC2 deletes all.
+        if not self._get_param("Tags", []):
+            self.error_on_dryrun()
+            for resource_id in self._get_param("Resources", []):
+                self.plane.state.mirror.ec2.tags.pop(resource_id, None)
+            result: ActionResult = EmptyResult()
+        else:
+            result = super().delete_tags()
+        self.plane.capture_tags(self._get_param("Resources", []))
+        return result
+
+    @staticmethod
+    def _check_taggable(tags: dict[str, Any], allowed_types: set[str]) -> None:
+        for resource_type in tags:
+            if resource_type not in allowed_types:
+                raise EC2ClientError(
+                    "InvalidParameterValue",
+                    f"'{resource_type}' is not a valid taggable resource type for this operation.",
+                )
+
+    def get_console_output(self) -> ActionResult:
+        instance = self.plane.state.instance(self._get_param("InstanceId"))
+        return ActionResult(
+            {
+                "InstanceId": instance.id,
+                "Timestamp": now().replace(tzinfo=None),
+                "Output": self.plane.console_output(instance.id),
+            }
+        )

@@ -1,0 +1,183 @@
+"""The HTTP server: AWS's APIs at ``/``, our own routes below ``/_localec2/``. Bound to 127.0.0.1.
+
+A thread per connection, one lock around everything that touches moto or the records. Connections are kept
+alive, because an instance's state is polled many times a second.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+from xml.sax.saxutils import escape
+
+from pydantic import ValidationError
+
+from instant_env.errors import InstantEnvError
+from instant_env.localec2 import signature
+from instant_env.localec2.images import StockRegistration
+from instant_env.localec2.moto_api import Request, TokenResponse, new_id
+from instant_env.localec2.parameters import LocalParameters
+from instant_env.localec2.plane import Plane
+from instant_env.localec2.responses import LocalResponse
+from instant_env.settings import explain
+
+log = logging.getLogger(__name__)
+
+HOST = "127.0.0.1"
+#: The largest real request is a RunInstances with 16 KiB of user data.
+MAX_BODY = 1 << 20
+#: A connection that is silent this long is closed.
+IDLE_TIMEOUT_S = 120.0
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+class LocalServer(ThreadingHTTPServer):
+    """The listening socket and what its handlers share."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, plane: Plane, port: int) -> None:
+        """Listen on ``port`` when it is free, otherwise on one that is."""
+        self.plane = plane
+        LocalResponse.plane = plane
+        LocalParameters.plane = plane
+        try:
+            super().__init__((HOST, port), Handler)
+        except OSError:
+            super().__init__((HOST, 0), Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.server_address[1]}"
+
+    def handle_error(self, _: Any, client_address: Any) -> None:
+        log.exception("connection from %s failed", client_address)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    timeout = IDLE_TIMEOUT_S
+    server: LocalServer
+
+    def do_GET(self) -> None:
+        self._serve()
+
+    def do_POST(self) -> None:
+        self._serve()
+
+    def _serve(self) -> None:
+        try:
+            length = int(self.headers.get("Content-Length") or 0)
+        except ValueError:
+            length = -1
+        if not 0 <= length <= MAX_BODY or "Transfer-Encoding" in self.headers:
+            self.close_connection = True
+            self._send(_text(413 if length > MAX_BODY else 400, "no such body"))
+            return
+        body = self.rfile.read(length)
+        try:
+            answer = self._answer(body)
+        except Exception:
+            log.exception("%s %s failed", self.command, urlsplit(self.path).path)
+            answer = _text(500, "server.log says why")
+        self._send(answer)
+
+    def _answer(self, body: bytes) -> Answer:
+        path = urlsplit(self.path).path
+        # A web page that made its name point here would send that name.
+        if self.headers.get("Host", "").split(":")[0] not in (HOST, "localhost"):
+            return _text(403, "this is localec2; its name is " + HOST)
+        if path.startswith("/_localec2/"):
+            return self._own(path.removeprefix("/_localec2/"), body)
+        if path != "/":
+            return _text(404, "no such path")
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        record = self.server.plane.state.server
+        url = f"http://{headers['host']}{self.path}"
+        try:
+            scope = signature.check(
+                self.command, url, headers, body, record.access_key_id, record.secret_access_key
+            )
+        except signature.SignatureError as error:
+            return _refusal("", headers.get("content-type", ""), error.code, str(error))
+        return self._aws(scope, url, body)
+
+    def _aws(self, scope: signature.Scope, url: str, body: bytes) -> Answer:
+        kind = self.headers.get("Content-Type", "")
+        region = self.server.plane.state.region
+        if scope.region != region:
+            message = f"localec2 serves the region {region} only, not {scope.region}."
+            return _refusal(scope.service, kind, "UnsupportedOperation", message)
+        dispatchers = {"ec2": LocalResponse, "ssm": LocalParameters, "sts": TokenResponse}
+        if scope.service not in dispatchers:
+            message = f"localec2 serves ec2, ssm and sts, not {scope.service}."
+            return _refusal(scope.service, kind, "UnsupportedOperation", message)
+        request = Request.from_primitives(self.command, url, self.headers, body)
+        with self.server.plane.state.lock:
+            status, headers, content = dispatchers[scope.service].dispatch(request, url, dict(self.headers))
+        status = int(headers.pop("status", status))
+        return status, headers, content if isinstance(content, bytes) else content.encode()
+
+    def _own(self, route: str, body: bytes) -> Answer:
+        """Routes that EC2 does not have."""
+        if (self.command, route) == ("GET", "caller-ip"):
+            return _text(200, self.client_address[0])
+        token = self.server.plane.state.server.admin_token
+        if not hmac.compare_digest(self.headers.get("X-Localec2-Token", "").encode(), token.encode()):
+            return _json(403, {"error": "wrong or missing X-Localec2-Token"})
+        if (self.command, route) == ("GET", "health"):
+            return _json(200, {"state_dir": str(self.server.plane.state.layout.state_dir)})
+        if (self.command, route) == ("POST", "stock-images"):
+            try:
+                stock = StockRegistration.model_validate_json(body)
+                image = self.server.plane.images.register_stock(stock)
+            except ValidationError as error:
+                return _json(400, {"error": explain(error, "stock image")})
+            except InstantEnvError as error:
+                return _json(409, {"error": error.message})
+            return _json(200, {"image_id": image.id})
+        return _json(404, {"error": "no such route"})
+
+    def _send(self, answer: Answer) -> None:
+        status, headers, content = answer
+        lines = [f"{self.protocol_version} {status} {self.responses[HTTPStatus(status)][0]}"]
+        ours = ("content-length", "connection", "transfer-encoding", "date")
+        lines += [f"{name}: {value}" for name, value in headers.items() if name.lower() not in ours]
+        lines += [f"Date: {self.date_time_string()}", f"Content-Length: {len(content)}"]
+        if self.close_connection:
+            lines.append("Connection: close")
+        # One write: headers and body in two would wait for each other (Nagle and delayed ACK).
+        self.wfile.write("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        log.debug(format, *args)
+
+
+def _text(status: int, text: str) -> Answer:
+    return status, {"Content-Type": "text/plain; charset=utf-8"}, text.encode()
+
+
+def _json(status: int, value: dict[str, Any]) -> Answer:
+    return status, {"Content-Type": "application/json"}, json.dumps(value).encode()
+
+
+def _refusal(service: str, content_type: str, code: str, message: str) -> Answer:
+    """An error in the form of the client's protocol: JSON, S3's XML, or EC2's (STS's clients read it too)."""
+    if "json" in content_type:
+        body = json.dumps({"__type": code, "message": message})
+        return 400, {"Content-Type": content_type}, body.encode()
+    error = f"<Error><Code>{escape(code)}</Code><Message>{escape(message)}</Message></Error>"
+    if service != "s3":
+        error = f"<Response><Errors>{error}</Errors><RequestID>{new_id('req')}</RequestID></Response>"
+    status = 400 if code == "UnsupportedOperation" else 401
+    return status, {"Content-Type": "text/xml;charset=UTF-8"}, f'<?xml version="1.0"?>\n{error}'.encode()

@@ -1,0 +1,261 @@
+"""Starting, stopping and asking localec2 from other programs: the only door to this package.
+
+Everything past this door goes over HTTP, most of it through plain boto3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from instant_env import toolchain
+from instant_env.arch import Arch
+from instant_env.errors import InstantEnvError
+from instant_env.localec2 import qemu, stock
+from instant_env.localec2.layout import Layout
+from instant_env.settings import Settings
+
+Progress = Callable[[str], None]
+
+#: Importing moto and reading the records; more on a busy machine.
+START_TIMEOUT_S = 60.0
+#: The server gives machines 20 s to power off and then ends them.
+DOWN_TIMEOUT_S = 60.0
+#: Copying a stock image of a few hundred MB.
+REGISTER_TIMEOUT_S = 300.0
+
+
+class LocalEc2Error(InstantEnvError):
+    """localec2 does not start, stop or answer."""
+
+
+class Endpoint(BaseModel):
+    """Where localec2 is and with which credentials (``endpoint.json``, mode 0600)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    url: str
+    region: str
+    access_key_id: str
+    secret_access_key: str
+    ssh_port: int
+    pid: int
+    state_dir: Path
+    accelerator: str
+    admin_token: str
+    caller_ip_url: str
+
+
+class InstanceSummary(BaseModel):
+    """One instance in a status."""
+
+    id: str
+    state: str
+    type: str
+    address: str | None
+
+
+class Status(BaseModel):
+    """What is up. Without an endpoint, nothing is."""
+
+    endpoint: Endpoint | None = None
+    instances: list[InstanceSummary] = []
+    images: int = 0
+    accelerator: str | None = None
+
+
+def up(settings: Settings, progress: Progress = lambda _: None) -> Endpoint:
+    """The endpoint of a running server; starts one when there is none.
+
+    Two programs may call this at once. Raises MissingToolError before anything is started, LocalEc2Error when
+    the server does not come up.
+    """
+    if (endpoint := _running(settings)) is not None:
+        return endpoint
+    native = Arch.parse(platform.machine())
+    qemu.find_platform(native)
+    layout = Layout.create(settings.local_dir)
+    with _start_lock(layout.start_lock):
+        if (endpoint := _running(settings)) is not None:
+            return endpoint
+        progress("starting the embedded EC2")
+        helper = toolchain.go_build("instant_env/localec2/imds", native)
+        _start(settings, layout, helper)
+        endpoint = _running(settings)
+    if endpoint is None:
+        raise LocalEc2Error("localec2 started but does not answer", hint=f"see {layout.log}")
+    progress(f"embedded EC2 at {endpoint.url} ({endpoint.accelerator})")
+    return endpoint
+
+
+def down(settings: Settings) -> bool:
+    """Stop the server and its machines; False when it was not up."""
+    endpoint = _running(settings)
+    if endpoint is None:
+        return False
+    # The pid is only believed because the server has just answered with our token from this state directory.
+    os.kill(endpoint.pid, signal.SIGTERM)
+    deadline = time.monotonic() + DOWN_TIMEOUT_S
+    lock = Layout(endpoint.state_dir).server_lock
+    while _is_locked(lock):
+        if time.monotonic() > deadline:
+            raise LocalEc2Error(
+                f"localec2 (pid {endpoint.pid}) does not end", hint=f"see {Layout(endpoint.state_dir).log}"
+            )
+        time.sleep(0.05)
+    return True
+
+
+def status(settings: Settings) -> Status:
+    """What is up, without starting anything."""
+    endpoint = _running(settings)
+    if endpoint is None:
+        return Status()
+    ec2 = client(endpoint, "ec2")
+    try:
+        pages = ec2.get_paginator("describe_instances").paginate()
+        instances = [
+            InstanceSummary(
+                id=item["InstanceId"], state=item["State"]["Name"], type=item["InstanceType"],
+                address=item.get("PublicIpAddress"),
+            )
+            for page in pages for reservation in page["Reservations"] for item in reservation["Instances"]
+        ]  # fmt: skip
+        images = len(ec2.describe_images(Owners=["self"])["Images"])
+    except (BotoCoreError, ClientError) as error:
+        raise LocalEc2Error(f"localec2 does not answer: {error}") from error
+    return Status(endpoint=endpoint, instances=instances, images=images, accelerator=endpoint.accelerator)
+
+
+def ensure_stock(settings: Settings, base: str, arch: Arch, progress: Progress = lambda _: None) -> str:
+    """AMI id of a stock image: built when it is not cached, registered when it is not yet.
+
+    The same bytes are registered once: localec2 knows them by their digest.
+    """
+    endpoint = up(settings, progress)
+    image = stock.build(base, arch, settings.cache_dir, progress)
+    answer = _own_route(endpoint, "stock-images", image.model_dump_json().encode(), REGISTER_TIMEOUT_S)
+    return str(answer["image_id"])
+
+
+def client(endpoint: Endpoint, service: str) -> Any:
+    """A boto3 client of localec2."""
+    return boto3.client(
+        service, endpoint_url=endpoint.url, region_name=endpoint.region,
+        aws_access_key_id=endpoint.access_key_id, aws_secret_access_key=endpoint.secret_access_key,
+        config=Config(retries={"max_attempts": 0}, proxies={}),
+    )  # type: ignore[call-overload]  # fmt: skip
+
+
+def _running(settings: Settings) -> Endpoint | None:
+    """The endpoint, when its server answers."""
+    path = Layout(settings.local_dir.expanduser().resolve()).endpoint
+    try:
+        endpoint = Endpoint.model_validate_json(path.read_bytes())
+        answer = _own_route(endpoint, "health", None, 5.0)
+    except (OSError, ValidationError, LocalEc2Error):
+        return None  # no file, a file of a killed server, or somebody else at its port
+    return endpoint if answer.get("state_dir") == str(endpoint.state_dir) else None
+
+
+def _own_route(endpoint: Endpoint, route: str, body: bytes | None, timeout_s: float) -> dict[str, Any]:
+    request = urllib.request.Request(  # noqa: S310 - http to 127.0.0.1, from our own file
+        f"{endpoint.url}/_localec2/{route}", data=body, headers={"X-Localec2-Token": endpoint.admin_token}
+    )
+    # No proxy: the environment's is for the world outside.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=timeout_s) as response:
+            answer: dict[str, Any] = json.load(response)
+            return answer
+    except urllib.error.HTTPError as error:
+        with contextlib.suppress(ValueError, KeyError):
+            raise LocalEc2Error(f"localec2: {json.load(error)['error']}") from error
+        raise LocalEc2Error(f"localec2 answered {error.code} to {route}") from error
+    except (OSError, ValueError) as error:
+        raise LocalEc2Error(f"localec2 does not answer: {error}") from error
+
+
+def _start(settings: Settings, layout: Layout, helper: Path) -> None:
+    reader, writer = os.pipe()
+    command = [
+        sys.executable, "-m", "instant_env.localec2", "--state-dir", str(layout.state_dir),
+        "--imds-helper", str(helper), "--region", settings.region, "--accelerator",
+        settings.accelerator.value,
+        "--ready-fd", str(writer),
+    ]  # fmt: skip
+    # AWS_* of the caller's shell is none of the server's business.
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MOTO_"))
+    }
+    with os.fdopen(reader) as ready, layout.log.open("ab") as log:
+        try:
+            subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                pass_fds=(writer,), cwd="/", env=environment | {"PYTHONPATH": _import_path()},
+            )  # fmt: skip
+        finally:
+            os.close(writer)
+        # Ends at the latest with the process: nobody else holds the writing end.
+        line = _read_line(ready, START_TIMEOUT_S)
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        raise LocalEc2Error("localec2 did not start", hint=f"see {layout.log}") from None
+    if not answer.get("ok"):
+        error = LocalEc2Error(answer["error"], hint=answer.get("hint") or f"see {layout.log}")
+        error.exit_code = answer.get("exit_code", LocalEc2Error.exit_code)
+        raise error
+
+
+def _import_path() -> str:
+    """The server runs in / and must find this package as we did."""
+    ours = str(Path(__file__).resolve().parents[2])
+    return os.pathsep.join(part for part in (ours, os.environ.get("PYTHONPATH", "")) if part)
+
+
+def _read_line(stream: Any, timeout_s: float) -> str:
+    import selectors
+
+    with selectors.DefaultSelector() as selector:
+        selector.register(stream, selectors.EVENT_READ)
+        return str(stream.readline()) if selector.select(timeout_s) else ""
+
+
+@contextlib.contextmanager
+def _start_lock(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a server process is alive: it holds this lock to its end."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,0 +1,182 @@
+"""The server's state: records in memory and on disk, shown in moto, under one lock.
+
+Order matters: a record reaches the disk before moto shows it, so what a client has seen survives any end of
+the server.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from instant_env.localec2.layout import Layout
+from instant_env.localec2.mirror import Mirror
+from instant_env.localec2.moto_api import EC2ClientError
+from instant_env.localec2.network import open_ports
+from instant_env.localec2.records import (
+    ImageRecord,
+    InstanceRecord,
+    InstanceState,
+    KeyPairRecord,
+    ParameterRecord,
+    Record,
+    RecordStore,
+    SecurityGroupRecord,
+    ServerRecord,
+    SnapshotRecord,
+    TagsRecord,
+    VolumeRecord,
+)
+
+#: moto's objects are not made for threads: whoever touches them, or the records, holds this lock.
+Lock = threading.RLock
+
+
+def now() -> datetime:
+    """The time for records: UTC, whole seconds, as EC2's answers have it."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+class State:
+    """Everything that is known. All attributes are read and changed with ``lock`` held."""
+
+    def __init__(self, layout: Layout, store: RecordStore, server: ServerRecord, region: str) -> None:
+        self.lock = Lock()
+        self.layout = layout
+        self.store = store
+        self.server = server
+        self.region = region
+        self.mirror = Mirror(region, server.network_seed)
+        self.instances: dict[str, InstanceRecord] = {}
+        self.volumes: dict[str, VolumeRecord] = {}
+        self.snapshots: dict[str, SnapshotRecord] = {}
+        self.images: dict[str, ImageRecord] = {}
+
+    def load(self) -> None:
+        """Show everything that is on the disk, what others refer to first."""
+        for group in self.store.load_all(SecurityGroupRecord):
+            self.mirror.show_group(group)
+        for pair in self.store.load_all(KeyPairRecord):
+            self.mirror.show_key_pair(pair)
+        for parameter in self.store.load_all(ParameterRecord):
+            self.mirror.show_parameter(parameter)
+        for snapshot in self.store.load_all(SnapshotRecord):
+            self.snapshots[snapshot.id] = snapshot
+            self.mirror.show_snapshot(snapshot)
+        for image in self.store.load_all(ImageRecord):
+            self.images[image.id] = image
+            self.mirror.show_image(image)
+        for instance in sorted(self.store.load_all(InstanceRecord), key=lambda record: record.launch_time):
+            self.instances[instance.id] = instance
+            self.mirror.show_instance(instance)
+        for volume in self.store.load_all(VolumeRecord):
+            self.volumes[volume.id] = volume
+            self.mirror.show_volume(volume)
+        for tags in self.store.load_all(TagsRecord):
+            self.mirror.show_tags(tags)
+
+    def save(self, record: Record) -> None:
+        """Write a record of a disk, image or instance, then show it."""
+        self.store.save(record)
+        match record:
+            case InstanceRecord():
+                self.instances[record.id] = record
+                self.mirror.show_instance(record)
+            case VolumeRecord():
+                self.volumes[record.id] = record
+                self.mirror.show_volume(record)
+            case SnapshotRecord():
+                self.snapshots[record.id] = record
+                self.mirror.show_snapshot(record)
+            case ImageRecord():
+                self.images[record.id] = record
+                self.mirror.show_image(record)
+
+    def forget(self, record: Record) -> None:
+        """The reverse of save."""
+        match record:
+            case InstanceRecord():
+                self.instances.pop(record.id, None)
+                self.mirror.hide_instance(record)
+            case VolumeRecord():
+                self.volumes.pop(record.id, None)
+                self.mirror.hide_volume(record.id)
+            case SnapshotRecord():
+                self.snapshots.pop(record.id, None)
+                self.mirror.hide_snapshot(record.id)
+            case ImageRecord():
+                self.images.pop(record.id, None)
+                self.mirror.hide_image(record.id)
+            case TagsRecord():
+                self.mirror.ec2.tags.pop(record.resource_id, None)
+        self.store.delete(type(record), record.key)
+
+    # Look-ups that answer as EC2 does
+
+    def instance(self, instance_id: str) -> InstanceRecord:
+        if instance_id not in self.instances:
+            raise EC2ClientError(
+                "InvalidInstanceID.NotFound", f"The instance ID '{instance_id}' does not exist"
+            )
+        return self.instances[instance_id]
+
+    def volume(self, volume_id: str) -> VolumeRecord:
+        if volume_id not in self.volumes:
+            raise EC2ClientError("InvalidVolume.NotFound", f"The volume '{volume_id}' does not exist.")
+        return self.volumes[volume_id]
+
+    def snapshot(self, snapshot_id: str) -> SnapshotRecord:
+        if snapshot_id not in self.snapshots:
+            raise EC2ClientError("InvalidSnapshot.NotFound", f"The snapshot '{snapshot_id}' does not exist.")
+        return self.snapshots[snapshot_id]
+
+    def image(self, image_id: str) -> ImageRecord:
+        if not image_id.startswith("ami-"):
+            raise EC2ClientError("InvalidAMIID.Malformed", f'Invalid id: "{image_id}" (expecting "ami-...")')
+        if image_id not in self.images:
+            raise EC2ClientError("InvalidAMIID.NotFound", f"The image id '[{image_id}]' does not exist")
+        return self.images[image_id]
+
+    def subnet(self, subnet_id: str) -> Any:
+        """moto's subnet."""
+        for by_zone in self.mirror.ec2.subnets.values():
+            if subnet_id in by_zone:
+                return by_zone[subnet_id]
+        raise EC2ClientError("InvalidSubnetID.NotFound", f"The subnet ID '{subnet_id}' does not exist")
+
+    def attached(self, instance_id: str) -> list[VolumeRecord]:
+        """Volumes of an instance, the root first."""
+        root = self.instances[instance_id].root_device_name
+        found = [(v.attachment, v) for v in self.volumes.values() if v.attachment is not None]
+        mine = [(a.device != root, a.device, v) for a, v in found if a.instance_id == instance_id]
+        return [volume for _, _, volume in sorted(mine, key=lambda item: item[:2])]
+
+    def ports(self, instance: InstanceRecord) -> frozenset[int]:
+        """The ports that the instance's security groups open."""
+        ec2 = self.mirror.ec2
+        groups = (group for group in instance.security_group_ids if ec2.get_security_group_from_id(group))
+        return open_ports(rule for group in groups for rule in self.mirror.capture_group(group).rules)
+
+    def group_names(self, group_ids: Iterable[str]) -> list[str]:
+        groups = (self.mirror.ec2.get_security_group_from_id(group_id) for group_id in group_ids)
+        return [group.name for group in groups if group is not None]
+
+    def set_instance_state(
+        self,
+        instance: InstanceRecord,
+        state: InstanceState,
+        *,
+        reason: str = "",
+        code: str = "",
+        message: str = "",
+    ) -> None:
+        """Change an instance's state and say why (``StateTransitionReason`` and ``StateReason``)."""
+        instance.state = state
+        instance.transition_reason = reason
+        instance.state_reason_code = code
+        instance.state_reason_message = f"{code}: {message}" if code else ""
+        if state == "terminated":
+            instance.terminated_at = now()
+        self.save(instance)

@@ -1,0 +1,32 @@
+"""Stock images: the bases that localec2 registers as AMIs of their real owners.
+
+`build` makes or fetches one; everything is cached under ``<cache_dir>/stock``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from instant_env.arch import Arch
+from instant_env.errors import UsageError
+from instant_env.localec2.stock import al2023, debian
+from instant_env.localec2.stock.model import Progress, StockImage, StockImageError
+
+__all__ = ["BASES", "StockImage", "StockImageError", "build"]
+
+_BUILDERS = {debian.BASE: debian.build, al2023.BASE: al2023.build}
+#: Names that `build` knows.
+BASES = tuple(_BUILDERS)
+
+
+def build(base: str, arch: Arch, cache_dir: Path, progress: Progress) -> StockImage:
+    """The stock image of ``base``: from the cache, or made now. ``progress`` gets a line per step.
+
+    Raises UsageError for an unknown base, MissingToolError for programs that are not installed,
+    StockImageError when the image cannot be made or fetched.
+    """
+    try:
+        builder = _BUILDERS[base]
+    except KeyError:
+        raise UsageError(f"unknown base {base!r}", hint=f"use one of: {', '.join(BASES)}") from None
+    return builder(arch, cache_dir, progress)

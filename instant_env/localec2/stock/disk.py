@@ -1,0 +1,125 @@
+"""The disk of Debian's cloud image: GPT, BIOS boot, EFI system partition, ext4 root, made inside one file.
+
+No loop device and no mount: each tool is told the offset inside the file. Geometry as in Debian's
+debian-cloud-images (hook ``partition``): root is partition 1 and lies last, so that it can grow.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from instant_env.arch import Arch
+from instant_env.localec2.stock.command import Runner
+
+SECTOR = 512
+MIB = 1024 * 1024
+SIZE_GIB = 2
+
+BIOS_START, BIOS_SECTORS = 2048, 6144
+ESP_START, ESP_SECTORS = 8192, 253952
+ROOT_START = 262144
+#: The last MiB belongs to the backup GPT.
+ROOT_SECTORS = SIZE_GIB * 1024 * MIB // SECTOR - ROOT_START - MIB // SECTOR
+
+#: What mke2fs of Debian 12 makes by default, spelt out: Ubuntu 24.04's adds orphan_file and
+#: metadata_csum_seed, which GRUB 2.06 in the image cannot read.
+EXT4_FEATURES = (
+    "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,"
+    "huge_file,dir_nlink,extra_isize,metadata_csum"
+)
+#: Inode tables written now: otherwise whether the kernel zeroes them at first boot would depend on the host.
+EXT4_EXTENDED = "lazy_itable_init=0,lazy_journal_init=0"
+
+#: GUIDs of the Discoverable Partitions Specification; sfdisk of Debian 12 has no short names for all.
+_ROOT_TYPE = {
+    Arch.X86_64: "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709",
+    Arch.ARM64: "B921B045-1DF0-41C3-AF44-4C6F280D3FAE",
+}
+_ESP_TYPE = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
+_BIOS_TYPE = "21686148-6449-6E6F-744E-656564454649"
+
+#: Tools used here, with the Debian packages that have them.
+TOOLS = {
+    "sfdisk": "fdisk",
+    "mkfs.ext4": "e2fsprogs",
+    "mkfs.vfat": "dosfstools",
+    "mmd": "mtools",
+    "mcopy": "mtools",
+}
+
+
+@dataclass(frozen=True)
+class Identifiers:
+    """The UUIDs of one image. They follow from its digest: the same description gives the same disk."""
+
+    disk: uuid.UUID
+    root_partition: uuid.UUID
+    esp_partition: uuid.UUID
+    root_filesystem: uuid.UUID
+    hash_seed: uuid.UUID
+
+    @classmethod
+    def from_digest(cls, digest: str) -> Identifiers:
+        names = ("disk", "root_partition", "esp_partition", "root_filesystem", "hash_seed")
+        return cls(**{name: uuid.uuid5(uuid.NAMESPACE_OID, f"instant-env/{digest}/{name}") for name in names})
+
+    @property
+    def esp_volume(self) -> str:
+        """FAT volume serial, 8 hexadecimal digits."""
+        return self.esp_partition.hex[:8]
+
+
+def partition_table(arch: Arch, ids: Identifiers) -> str:
+    """Input of sfdisk."""
+    return "\n".join(
+        [
+            "label: gpt",
+            f"label-id: {ids.disk}",
+            "unit: sectors",
+            f"14 : start={BIOS_START}, size={BIOS_SECTORS}, type={_BIOS_TYPE}",
+            f"15 : start={ESP_START}, size={ESP_SECTORS}, type={_ESP_TYPE}, uuid={ids.esp_partition}",
+            f"1 : start={ROOT_START}, size={ROOT_SECTORS}, type={_ROOT_TYPE[arch]}, "
+            f"uuid={ids.root_partition}",
+            "",
+        ]
+    )
+
+
+def create(runner: Runner, disk: Path, arch: Arch, ids: Identifiers) -> None:
+    """Make the (sparse) file with its partition table and an empty FAT on the EFI system partition."""
+    with disk.open("wb") as handle:
+        handle.truncate(SIZE_GIB * 1024 * MIB)
+    runner.run(
+        ["sfdisk", "--no-reread", "--no-tell-kernel", "--quiet", disk], stdin=partition_table(arch, ids)
+    )
+    # mkfs.vfat counts blocks of 1 KiB and offsets in sectors. FAT16 and the hidden sectors are what it would
+    # choose for a partition of this size; here it sees the size of the whole file.
+    blocks = ESP_SECTORS * SECTOR // 1024
+    runner.run(
+        ["mkfs.vfat", "-F", "16", "-h", str(ESP_START), "-i", ids.esp_volume, f"--offset={ESP_START}", disk,
+         str(blocks)]
+    )  # fmt: skip
+
+
+def fill_esp(runner: Runner, disk: Path, files: dict[str, Path]) -> None:
+    """Copy ``files`` (path inside the partition -> file here) to the EFI system partition."""
+    image = f"{disk}@@{ESP_START * SECTOR}"
+    folders = {str(parent) for name in files for parent in Path(name).parents if str(parent) != "."}
+    runner.run(["mmd", "-i", image, *(f"::{folder}" for folder in sorted(folders))])
+    for name, source in files.items():
+        runner.run(["mcopy", "-i", image, source, f"::{name}"])
+
+
+def make_root_command(disk: Path, tree: Path, ids: Identifiers) -> list[str]:
+    """The mkfs.ext4 that fills the root partition from ``tree``, owners and extended attributes included.
+
+    A command rather than an action: it must run where the owners of ``tree`` are the real ones, which for
+    an ordinary user is inside a user namespace.
+    """
+    extended = f"offset={ROOT_START * SECTOR},hash_seed={ids.hash_seed},{EXT4_EXTENDED}"
+    return [
+        "mkfs.ext4", "-q", "-F", "-b", "4096", "-I", "256", "-i", "16384", "-U", str(ids.root_filesystem),
+        "-O", EXT4_FEATURES, "-E", extended, "-d", str(tree), str(disk), f"{ROOT_SECTORS * SECTOR // 1024}k",
+    ]  # fmt: skip

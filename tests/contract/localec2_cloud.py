@@ -1,0 +1,98 @@
+"""A localec2 of its own for a test: private state directory, real server process, real QEMU."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from instant_env.localec2 import disks, starter
+from instant_env.settings import AcceleratorChoice, Settings
+
+if TYPE_CHECKING:
+    from mypy_boto3_ec2 import EC2Client
+    from mypy_boto3_ec2.type_defs import InstanceTypeDef
+
+
+def machines(word: str) -> list[int]:
+    """Pids of QEMU processes with this word in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            arguments = path.read_bytes().split(b"\0")
+        except OSError:
+            continue  # it has just ended
+        if arguments[0].endswith(b"qemu-system-x86_64") and any(word.encode() in part for part in arguments):
+            found.append(int(path.parent.name))
+    return found
+
+
+class LocalCloud:
+    """What the tests do with a server."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.settings = Settings(state_dir=state_dir, accelerator=AcceleratorChoice.TCG)
+        self.up()
+
+    def up(self) -> None:
+        self.endpoint = starter.up(self.settings)
+        self.ec2: EC2Client = starter.client(self.endpoint, "ec2")
+
+    def own_route(self, route: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        request = urllib.request.Request(  # noqa: S310 - loopback
+            f"{self.endpoint.url}/_localec2/{route}",
+            data=json.dumps(body).encode() if body else None,
+            headers={"X-Localec2-Token": self.endpoint.admin_token},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - loopback
+            result: dict[str, Any] = json.load(answer)
+            return result
+
+    def register_blank(self) -> str:
+        """An AMI whose disk holds nothing: its machine runs, and its firmware finds nothing to boot."""
+        disk = self.settings.state_dir / "blank.qcow2"
+        disks.create(disk, 1)
+        body = {
+            "base": "debian-12", "arch": "x86_64", "name": "blank", "owner_id": "136693071363",
+            "ssm_parameter": "/aws/service/debian/release/12/latest/amd64", "root_device_name": "/dev/xvda",
+            "disk": str(disk), "size_gib": 1, "boot_mode": "uefi", "digest": "blank-disk-1",
+            "created": datetime.now(UTC).isoformat(),
+        }  # fmt: skip
+        return str(self.own_route("stock-images", body)["image_id"])
+
+    @staticmethod
+    def machines(word: str) -> list[int]:
+        """Pids of QEMU processes with this word in their command line."""
+        return machines(word)
+
+    def launch(self, image_id: str, **more: Any) -> str:
+        arguments: dict[str, Any] = {"InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1} | more
+        return str(self.ec2.run_instances(ImageId=image_id, **arguments)["Instances"][0]["InstanceId"])
+
+    def describe(self, instance_id: str) -> InstanceTypeDef:
+        return self.ec2.describe_instances(InstanceIds=[instance_id])["Reservations"][0]["Instances"][0]
+
+    def wait(self, instance_id: str, state: str, timeout_s: float = 60) -> InstanceTypeDef:
+        deadline = time.monotonic() + timeout_s
+        while (instance := self.describe(instance_id))["State"]["Name"] != state:
+            assert time.monotonic() < deadline, f"{instance['State']} instead of {state}"
+            time.sleep(0.05)
+        return instance
+
+
+@pytest.fixture
+def local_cloud(tmp_path: Path) -> Iterator[LocalCloud]:
+    cloud = LocalCloud(tmp_path / "state")
+    yield cloud
+    if (status := starter.status(cloud.settings)).endpoint is not None:
+        alive = [item.id for item in status.instances if item.state != "terminated"]
+        if alive:  # else `down` would wait for guests that have no system to power off
+            cloud.ec2.terminate_instances(InstanceIds=alive)
+    starter.down(cloud.settings)
+    assert machines(str(tmp_path)) == [], "no machine is left"

@@ -1,0 +1,141 @@
+"""The states that the API shows are those of real QEMU processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from instant_env.localec2 import starter
+
+if TYPE_CHECKING:
+    from localec2_cloud import LocalCloud
+
+pytest_plugins = ("localec2_cloud",)
+pytestmark = pytest.mark.boot
+
+
+def accepts(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def eventually(address: str, port: int, expected: bool) -> bool:
+    deadline = time.monotonic() + 5
+    while accepts(address, port) != expected and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return accepts(address, port) == expected
+
+
+def test_states_are_those_of_the_machine(local_cloud: LocalCloud) -> None:
+    instance_id = local_cloud.launch(local_cloud.register_blank())
+    assert local_cloud.wait(instance_id, "running")["PublicIpAddress"].startswith("127.")
+    assert len(local_cloud.machines(instance_id)) == 1
+    output = local_cloud.ec2.get_console_output(InstanceId=instance_id)
+    assert isinstance(output["Output"], str), "boto3 decodes it: it was base64"
+    local_cloud.ec2.stop_instances(InstanceIds=[instance_id], Force=True)
+    local_cloud.wait(instance_id, "stopped")
+    assert local_cloud.machines(instance_id) == []
+    local_cloud.ec2.start_instances(InstanceIds=[instance_id])
+    local_cloud.wait(instance_id, "running")
+    assert len(local_cloud.machines(instance_id)) == 1
+    local_cloud.ec2.terminate_instances(InstanceIds=[instance_id])
+    local_cloud.wait(instance_id, "terminated")
+    assert local_cloud.machines(instance_id) == []
+    assert local_cloud.ec2.describe_volumes()["Volumes"] == []
+    assert list((local_cloud.endpoint.state_dir / "volumes").iterdir()) == []
+
+
+def test_a_machine_that_is_killed_is_not_called_running(local_cloud: LocalCloud) -> None:
+    instance_id = local_cloud.launch(local_cloud.register_blank())
+    local_cloud.wait(instance_id, "running")
+    os.kill(local_cloud.machines(instance_id)[0], signal.SIGKILL)
+    stopped = local_cloud.wait(instance_id, "stopped")
+    assert stopped["StateReason"]["Code"] == "Server.InternalError"
+
+
+def test_security_groups_open_and_close_ports_of_a_running_machine(local_cloud: LocalCloud) -> None:
+    ec2, port = local_cloud.ec2, local_cloud.endpoint.ssh_port
+    group_id = ec2.create_security_group(GroupName="g", Description="d")["GroupId"]
+    instance_id = local_cloud.launch(local_cloud.register_blank(), SecurityGroupIds=[group_id])
+    address = local_cloud.wait(instance_id, "running")["PublicIpAddress"]
+    assert not accepts(address, port)
+    permission = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": "127.0.0.1/32"}]}
+    ec2.authorize_security_group_ingress(GroupId=group_id, IpPermissions=[permission])  # type: ignore[list-item]
+    assert eventually(address, port, True)
+    ec2.revoke_security_group_ingress(GroupId=group_id, IpPermissions=[permission])  # type: ignore[list-item]
+    assert eventually(address, port, False)
+
+
+def test_machines_of_a_killed_server_are_found_and_ended(local_cloud: LocalCloud) -> None:
+    image_id = local_cloud.register_blank()
+    lives, ends = local_cloud.launch(image_id), local_cloud.launch(image_id)
+    local_cloud.wait(lives, "running")
+    local_cloud.wait(ends, "running")
+    os.kill(local_cloud.endpoint.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while starter.status(local_cloud.settings).endpoint is not None:
+        assert time.monotonic() < deadline
+    assert len(local_cloud.machines(lives)) == 1, "machines outlive a killed server"
+    local_cloud.up()
+    assert local_cloud.machines(lives) == local_cloud.machines(ends) == []
+    found = local_cloud.wait(lives, "stopped")
+    assert "ended at the next start" in found["StateReason"]["Message"]
+    assert [image["ImageId"] for image in local_cloud.ec2.describe_images()["Images"]] == [image_id]
+    local_cloud.ec2.start_instances(InstanceIds=[lives])
+    local_cloud.wait(lives, "running")
+
+
+def test_down_and_up_again(local_cloud: LocalCloud) -> None:
+    image_id = local_cloud.register_blank()
+    instance_id = local_cloud.launch(image_id)
+    local_cloud.wait(instance_id, "running")
+    local_cloud.ec2.stop_instances(InstanceIds=[instance_id], Force=True)
+    local_cloud.wait(instance_id, "stopped")
+    before = local_cloud.endpoint
+    assert starter.down(local_cloud.settings)
+    assert not starter.down(local_cloud.settings), "it is not up any more"
+    assert starter.status(local_cloud.settings).endpoint is None
+    local_cloud.up()
+    assert local_cloud.endpoint.url == before.url, "clients keep their endpoint"
+    assert local_cloud.endpoint.secret_access_key == before.secret_access_key
+    status = starter.status(local_cloud.settings)
+    assert [(item.id, item.state) for item in status.instances] == [(instance_id, "stopped")]
+
+
+def test_one_server_per_state_directory(local_cloud: LocalCloud) -> None:
+    assert starter.up(local_cloud.settings) == local_cloud.endpoint
+    command = [
+        sys.executable, "-m", "instant_env.localec2", "--state-dir", str(local_cloud.endpoint.state_dir),
+        "--imds-helper", "/bin/true",
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 1
+    assert "already uses" in result.stdout
+
+
+def test_only_loopback_listens(local_cloud: LocalCloud) -> None:
+    instance_id = local_cloud.launch(local_cloud.register_blank())
+    local_cloud.wait(instance_id, "running")
+    pids = {local_cloud.endpoint.pid, *local_cloud.machines(instance_id)}
+    inodes = set()
+    for pid in pids:
+        for link in os.scandir(f"/proc/{pid}/fd"):
+            target = os.readlink(link.path) if os.path.islink(link.path) else ""  # noqa: PTH114, PTH115
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with open(table, encoding="ascii") as stream:  # noqa: PTH123
+            rows = [line.split() for line in stream][1:]
+        listening = [row[1] for row in rows if row[3] == "0A" and row[9] in inodes]
+        # Addresses are hexadecimal, lowest byte first: 127.x.y.z ends in 7F.
+        assert all(entry.split(":")[0].endswith("7F") for entry in listening), listening

@@ -1,0 +1,157 @@
+"""localec2's control plane without QEMU: a real server and boto3, machines that only pretend to run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+from botocore.config import Config
+
+from instant_env.arch import Arch
+from instant_env.localec2 import disks, restore
+from instant_env.localec2.assembly import Assembly
+from instant_env.localec2.images import StockRegistration
+from instant_env.localec2.layout import Layout
+from instant_env.localec2.lifecycle import Lifecycle
+from instant_env.localec2.machine import Machine, MachineError
+from instant_env.localec2.network import UserNetwork
+from instant_env.localec2.plane import Plane
+from instant_env.localec2.qemu import Disk, MachineSpec, Platform
+from instant_env.localec2.records import InstanceRecord, RecordStore, VolumeRecord
+from instant_env.localec2.server import LocalServer
+from instant_env.localec2.state import State
+
+if TYPE_CHECKING:
+    from mypy_boto3_ec2 import EC2Client
+    from mypy_boto3_ssm import SSMClient
+
+REGION = "us-east-1"
+
+
+class PretendMachine(Machine):
+    """Runs from `start` until somebody ends it; a t3.nano never starts."""
+
+    def start(self) -> None:
+        if self.spec.instance_type == "t3.nano":
+            raise MachineError("QEMU did not start: no such luck")
+
+    def press_power_button(self) -> None:
+        self.power_off(guest=True)
+
+    def power_off(self, *, guest: bool) -> None:
+        """What a guest's shutdown (or QEMU's crash) looks like."""
+        if not self.ended.is_set():
+            self.guest_shutdown = guest
+            self.ended.set()
+            threading.Thread(target=self._on_exit, args=(self,)).start()
+
+    def quit(self) -> None:
+        self.power_off(guest=False)
+
+    def attach(self, disk: Disk) -> None:
+        pass
+
+    def detach(self, disk: Disk, timeout_s: float) -> None:
+        pass
+
+
+class PretendAssembly(Assembly):
+    """No disks are made and no ports are opened."""
+
+    def make_disk(self, volume: VolumeRecord) -> None:
+        self.state.layout.volume(volume.id).touch()
+
+    def machine(
+        self, instance: InstanceRecord, volumes: list[VolumeRecord], on_exit: Callable[[Machine], None]
+    ) -> Machine:
+        instance.public_ip = self.network.allot()
+        self.state.save(instance)
+        self.write_metadata(instance)
+        layout = self.state.layout
+        spec = MachineSpec(
+            instance.id, instance.instance_type, Platform(Arch.X86_64, "", Path(), Path()), "tcg", 2, 1024,
+            tuple(Disk(volume.id, layout.volume(volume.id)) for volume in volumes), instance.mac_address, (),
+            Path(), Path(), Path(),
+        )  # fmt: skip
+        return PretendMachine(spec, Path(), on_exit)
+
+    def refresh_ports(self, instance: InstanceRecord, machine: Machine) -> None:
+        pass
+
+
+class Served:
+    """One server in this process; `restart` makes a new one of the same state directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.start()
+
+    def start(self, lost: set[str] | None = None) -> None:
+        layout = Layout.create(self.directory)
+        store = RecordStore(layout.records)
+        record = restore.identity(store)
+        self.network = UserNetwork(record.address_block)
+        self.state = State(layout, store, record, REGION)
+        assembly = PretendAssembly(self.state, self.network, Path("/nonexistent/imds"), lambda _: "tcg")
+        self.plane = Plane(self.state, Lifecycle(self.state, assembly, stop_timeout_s=5.0))
+        with self.state.lock:
+            self.state.load()
+            restore.settle(self.state, self.plane.lifecycle, self.plane.images, lost or set())
+        self.server = LocalServer(self.plane, 0)
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+        self.ec2: EC2Client = self.client("ec2")
+        self.ssm: SSMClient = self.client("ssm")
+
+    def client(self, service: str, **overrides: Any) -> Any:
+        arguments = {
+            "endpoint_url": self.server.url, "region_name": REGION,
+            "aws_access_key_id": self.state.server.access_key_id,
+            "aws_secret_access_key": self.state.server.secret_access_key,
+            "config": Config(retries={"max_attempts": 0}),
+        }  # fmt: skip
+        return boto3.client(service, **(arguments | overrides))  # type: ignore[call-overload]
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.network.close()
+        # moto's backends are global to the process; the next server must not find this one's things there.
+        from moto.core.base_backend import BackendDict
+
+        for backends in list(BackendDict._instances):
+            backends.clear()
+
+    def restart(self) -> None:
+        """As after a kill: nothing was said to the machines."""
+        self.stop()
+        self.start()
+
+    def register(self, name: str = "debian-12-test", digest: str = "0123456789abcdef") -> str:
+        """A stock image with an empty disk; returns its AMI id."""
+        disk = self.directory / f"{name}.qcow2"
+        if not disk.exists():
+            disks.create(disk, 2)
+        stock = StockRegistration(
+            base="debian-12", arch=Arch.X86_64, name=name, description="a test", owner_id="136693071363",
+            ssm_parameter="/aws/service/debian/release/12/latest/amd64", root_device_name="/dev/xvda",
+            disk=disk,
+            size_gib=2, boot_mode="uefi", digest=digest, created=datetime.now(UTC),
+        )  # fmt: skip
+        return self.plane.images.register_stock(stock).id
+
+    def machine(self, instance_id: str) -> PretendMachine:
+        machine = self.plane.lifecycle.machines[instance_id]
+        assert isinstance(machine, PretendMachine)
+        return machine
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    server = Served(tmp_path / "state")
+    yield server
+    server.stop()

@@ -1,0 +1,307 @@
+"""localec2's parts that need no server: command lines, addresses, rules, records, the allow-list."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from instant_env.arch import Arch
+from instant_env.errors import InstantEnvError, MissingToolError
+from instant_env.localec2 import accelerator, allowed, disks, layout, metadata, network, qemu, records
+from instant_env.localec2.qmp import Qmp, QmpError
+from instant_env.settings import AcceleratorChoice
+
+HAS_QEMU = shutil.which("qemu-system-x86_64") is not None
+
+
+def spec(arch: Arch = Arch.X86_64, accelerator_name: str = "tcg", disk_count: int = 1) -> qemu.MachineSpec:
+    platform = qemu.Platform(arch, "/usr/bin/qemu", Path("/fw/code.fd"), Path("/fw/vars.fd"))
+    made = tuple(qemu.Disk(f"vol-{n:017x}", Path(f"/v/{n}.qcow2")) for n in range(disk_count))
+    return qemu.MachineSpec(
+        "i-0123456789abcdef0", "m7i.large", platform, accelerator_name, 2, 1024, made, "02:11:22:33:44:55",
+        ("-netdev", "user,id=net0"), Path("/i/vars,copy.fd"), Path("/i/console.log"), Path("/run/x.qmp"),
+    )  # fmt: skip
+
+
+def options(line: list[str], name: str) -> list[str]:
+    return [line[index + 1] for index, word in enumerate(line) if word == name]
+
+
+# The command line
+
+
+def test_a_machine_looks_like_ec2() -> None:
+    line = qemu.command(spec())
+    (smbios,) = [text for text in options(line, "-smbios") if text.startswith("type=1,")]
+    fields = dict(part.split("=", 1) for part in smbios.split(","))
+    assert fields["manufacturer"] == "Amazon EC2"
+    assert fields["product"] == "m7i.large"
+    assert fields["uuid"].startswith("ec2")
+    assert fields["uuid"] == fields["serial"]
+    (nvme,) = [json.loads(text) for text in options(line, "-device") if '"nvme"' in text]
+    assert nvme["serial"] == "vol00000000000000000"
+    assert nvme["bootindex"] == 0
+    assert "virtio-net-pci,netdev=net0,mac=02:11:22:33:44:55,romfile=" in options(line, "-device")
+
+
+def test_nothing_is_there_that_was_not_asked_for() -> None:
+    line = qemu.command(spec())
+    assert line[:2] == ["nice", "-n"]
+    for flag in ("-nodefaults", "-no-user-config", "-sandbox"):
+        assert flag in line
+    assert options(line, "-display") == ["none"]
+    assert options(line, "-accel")[0].startswith("tcg,thread=multi")
+
+
+def test_commas_in_paths_are_doubled() -> None:
+    assert any("file=/i/vars,,copy.fd" in text for text in options(qemu.command(spec()), "-drive"))
+
+
+def test_firmware_code_is_shared_read_only_and_variables_are_not() -> None:
+    code, variables = options(qemu.command(spec()), "-drive")
+    assert "readonly=on" in code
+    assert "readonly" not in variables
+
+
+def test_arm64_has_its_own_machine() -> None:
+    line = qemu.command(spec(Arch.ARM64))
+    assert options(line, "-machine") == ["virt,gic-version=3"]
+    assert options(line, "-cpu") == ["max,pauth-impdef=on"]
+
+
+def test_kvm_is_passed_on() -> None:
+    line = qemu.command(spec(accelerator_name="kvm"))
+    assert options(line, "-accel") == ["kvm"]
+    assert options(line, "-cpu") == ["max"]
+
+
+def test_more_volumes_than_slots_are_a_mistake() -> None:
+    assert len(qemu.command(spec(disk_count=1 + qemu.VOLUME_SLOTS))) > 0
+    with pytest.raises(ValueError, match="6 disks"):
+        qemu.command(spec(disk_count=2 + qemu.VOLUME_SLOTS))
+
+
+def test_missing_qemu_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(MissingToolError) as error:
+        qemu.find_platform(Arch.X86_64)
+    assert "apt-get install qemu-system-x86" in error.value.hint
+
+
+# The network
+
+
+def rule(**fields: object) -> records.RuleRecord:
+    defaults: dict[str, object] = {
+        "id": "sgr-1", "egress": False, "ip_protocol": "tcp", "from_port": 22, "to_port": 22,
+        "ip_range": {"CidrIp": "127.0.0.1/32"},
+    }  # fmt: skip
+    return records.RuleRecord.model_validate(defaults | fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "ports"),
+    [
+        ({}, {22}),
+        ({"ip_range": {"CidrIp": "0.0.0.0/0"}}, {22}),
+        ({"ip_range": {"CidrIp": "10.0.0.0/8"}}, set()),
+        ({"ip_range": {"CidrIpv6": "::/0"}}, set()),
+        ({"ip_range": {}, "source_group": {"GroupId": "sg-1"}}, set()),
+        ({"egress": True}, set()),
+        ({"ip_protocol": "udp"}, set()),
+        ({"from_port": 8000, "to_port": 8002}, {8000, 8001, 8002}),
+    ],
+)
+def test_rules_open_ports_to_the_caller_only(fields: dict[str, object], ports: set[int]) -> None:
+    assert network.open_ports([rule(**fields)]) == ports
+
+
+def test_wide_rules_open_a_few_ports() -> None:
+    everything = network.open_ports([rule(ip_protocol="-1", from_port=None, to_port=None)])
+    assert {22, 443, 8080} <= everything
+    assert len(everything) < 64
+
+
+def test_two_servers_get_different_addresses() -> None:
+    first = network.UserNetwork(7)
+    second = network.UserNetwork(7)
+    try:
+        assert first.allot().rsplit(".", 1)[0] != second.allot().rsplit(".", 1)[0]
+    finally:
+        first.close()
+        second.close()
+
+
+def test_an_address_is_not_given_again_at_once() -> None:
+    net = network.UserNetwork(99)
+    try:
+        first = net.allot()
+        net.release(first)
+        assert net.allot() != first
+    finally:
+        net.close()
+
+
+def test_a_link_shuts_the_guest_in() -> None:
+    net = network.UserNetwork(123)
+    try:
+        address = net.allot()
+        helper, file = Path("/opt/a b/imds"), Path("/s/metadata.json")
+        link = network.Link("172.31.5.10", address, "ec2.internal", helper, file, frozenset({22}))
+        _, options_text = net.arguments(link)
+    finally:
+        net.close()
+    assert "restrict=on" in options_text
+    assert f"hostfwd=tcp:{address}:{net.ssh_port}-172.31.5.10:22" in options_text
+    command = options_text.split("-cmd:")[1].split(",hostfwd")[0]
+    assert shlex.split(command) == ["/opt/a b/imds", "--metadata", "/s/metadata.json"]
+
+
+# Records and places
+
+
+def test_a_record_is_read_back(tmp_path: Path) -> None:
+    store = records.RecordStore(tmp_path)
+    parameter = records.ParameterRecord(
+        name="/a/b", value="v", parameter_type="String", description=None, data_type="text", tier=None,
+        parameter_version=1, last_modified=datetime.now(UTC),
+    )  # fmt: skip
+    store.save(parameter)
+    assert store.load_all(records.ParameterRecord) == [parameter]
+    assert [path.suffix for path in (tmp_path / "parameter").iterdir()] == [".json"], (
+        "no temporary file is left"
+    )
+    store.delete(records.ParameterRecord, parameter.key)
+    assert store.load_all(records.ParameterRecord) == []
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tags").mkdir()
+    (tmp_path / "tags" / "vpc-1.json").write_text('{"version": 1, "resource_id"')
+    with pytest.raises(records.RecordError, match=r"vpc-1\.json"):
+        records.RecordStore(tmp_path).load_all(records.TagsRecord)
+
+
+def test_a_record_cannot_leave_its_directory(tmp_path: Path) -> None:
+    with pytest.raises(records.RecordError):
+        records.RecordStore(tmp_path).save(records.TagsRecord(resource_id="../../etc/x", tags={}))
+
+
+def test_sockets_of_deep_directories_are_short(tmp_path: Path) -> None:
+    deep = layout.Layout(tmp_path / ("d" * 90) / ("e" * 90))
+    assert len(str(deep.qmp_socket("i-0123456789abcdef0"))) <= layout.MAX_SOCKET_PATH
+    deep.runtime().rmdir()
+
+
+# The allow-list
+
+
+@pytest.mark.parametrize(
+    ("action", "parameters", "word"),
+    [
+        ("CreateVpc", {}, "CreateVpc"),
+        ("RunInstances", {"IamInstanceProfile.Name": "x"}, "IamInstanceProfile.Name"),
+        ("RunInstances", {"NetworkInterface.1.Ipv6AddressCount": "1"}, "NetworkInterface.1.Ipv6AddressCount"),
+        ("RunInstances", {"SomethingNew.1": "x"}, "SomethingNew.1"),
+        ("RunInstances", {"InstanceMarketOptions.SpotOptions.SpotInstanceType": "persistent"}, "persistent"),
+        ("StopInstances", {"Hibernate": "true"}, "Hibernate"),
+        ("DescribeEverything; DropTable", {}, "Describe"),
+    ],
+)
+def test_a_refusal_names_what_it_refuses(action: str, parameters: dict[str, str], word: str) -> None:
+    sentence = allowed.refusal(action, parameters.items())
+    assert sentence is not None
+    assert word in sentence
+
+
+def test_reading_is_never_refused() -> None:
+    assert allowed.refusal("DescribeVpcPeeringConnections", [("Anything", "x")]) is None
+
+
+# The rest
+
+
+def test_the_openssh_line_carries_the_pairs_name() -> None:
+    instance = records.InstanceRecord(
+        id="i-1", reservation_id="r-1", interface_id="eni-1", interface_attachment_id="eni-attach-1",
+        mac_address="02:00:00:00:00:01", image_id="ami-1", architecture="x86_64",
+        root_device_name="/dev/xvda",
+        instance_type="t3.micro", key_name="mine", public_key="ssh-ed25519 AAAA me@laptop",
+        security_group_ids=["sg-1"],
+        subnet_id="subnet-1", zone="us-east-1a", private_ip="172.31.5.10", launch_time=datetime.now(UTC),
+    )  # fmt: skip
+    content = metadata.metadata(
+        instance, [], region="us-east-1", zone_id="use1-az1", vpc_id="vpc-1", subnet_cidr="172.31.0.0/20",
+        group_names=["default"], secret="s",
+    )  # fmt: skip
+    assert content["tree"]["public-keys"]["0"]["openssh-key"] == "ssh-ed25519 AAAA mine\n"
+    assert content["tree"]["local-hostname"] == "ip-172-31-5-10.ec2.internal"
+    assert "public-ipv4" not in content["tree"]
+    assert len(bytes.fromhex(content["token_key"])) == 32
+
+
+@pytest.mark.skipif(not HAS_QEMU, reason="QEMU is not installed")
+def test_the_probe_guest_speaks_where_nothing_is_broken() -> None:
+    assert accelerator.probe(qemu.find_platform(Arch.X86_64), "tcg", timeout_s=60)
+
+
+@pytest.mark.skipif(not HAS_QEMU, reason="QEMU is not installed")
+def test_a_probe_that_fails_is_remembered_and_means_tcg(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes: list[str] = []
+
+    def fails(_: qemu.Platform, name: str) -> bool:
+        probes.append(name)
+        return False
+
+    monkeypatch.setattr(accelerator, "_kvm_opens", lambda: True)
+    monkeypatch.setattr(accelerator, "probe", fails)
+    platform, memory = qemu.find_platform(Arch.X86_64), tmp_path / "memory.json"
+    for _ in range(2):
+        assert accelerator.choose(AcceleratorChoice.AUTO, platform, memory) == "tcg"
+    assert probes == ["kvm"]
+
+
+@pytest.mark.skipif(not HAS_QEMU, reason="QEMU is not installed")
+def test_tcg_is_taken_without_a_probe(tmp_path: Path) -> None:
+    platform = qemu.find_platform(Arch.X86_64)
+    assert accelerator.choose(AcceleratorChoice.TCG, platform, tmp_path / "memory.json") == "tcg"
+    assert not (tmp_path / "memory.json").exists()
+
+
+@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
+def test_a_flattened_disk_needs_no_other(tmp_path: Path) -> None:
+    base, overlay, flat = tmp_path / "base.qcow2", tmp_path / "overlay.qcow2", tmp_path / "flat.qcow2"
+    disks.create(base, 1)
+    disks.create(overlay, 2, base)
+    with pytest.raises(disks.DiskError, match="needs"):
+        disks.check_self_contained(overlay)
+    disks.flatten(overlay, flat)
+    disks.check_self_contained(flat)
+    assert disks.virtual_size_gib(flat) == 2
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_nobody_at_the_monitors_socket(tmp_path: Path) -> None:
+    with pytest.raises(QmpError, match="no QEMU"):
+        Qmp(tmp_path / "none.qmp", timeout_s=0.05)
+
+
+def test_the_server_refuses_a_helper_it_cannot_have(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "instant_env.localec2", "--state-dir", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 2
+    assert "--imds-helper" in result.stderr
+
+
+def test_errors_are_one_family() -> None:
+    for error in (disks.DiskError, QmpError, records.RecordError, network.NetworkError, layout.LayoutError):
+        assert issubclass(error, InstantEnvError)

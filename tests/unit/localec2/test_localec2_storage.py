@@ -1,0 +1,167 @@
+"""Images, snapshots and volumes as an API client sees them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+if TYPE_CHECKING:
+    from localec2_served import Served
+
+pytest_plugins = ("localec2_served",)
+
+
+def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return value
+
+
+def refused(code: str) -> Any:
+    return pytest.raises(ClientError, match=rf"\({code.replace('.', '[.]')}\)")
+
+
+def launch(served: Served, **more: Any) -> str:
+    arguments: dict[str, Any] = {"InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1} | more
+    instance_id = served.ec2.run_instances(ImageId=served.register(), **arguments)["Instances"][0][
+        "InstanceId"
+    ]
+    until(lambda: state_of(served, instance_id) == "running")
+    return str(instance_id)
+
+
+def state_of(served: Served, instance_id: str) -> str:
+    found = served.ec2.describe_instances(InstanceIds=[instance_id])
+    return str(found["Reservations"][0]["Instances"][0]["State"]["Name"])
+
+
+def stopped(served: Served) -> str:
+    """A stopped instance with a root volume that qemu-img can read."""
+    instance_id = launch(served)
+    served.ec2.stop_instances(InstanceIds=[instance_id])
+    until(lambda: state_of(served, instance_id) == "stopped")
+    (volume,) = served.ec2.describe_volumes()["Volumes"]
+    path = served.state.layout.volume(volume["VolumeId"])
+    path.unlink()
+    from instant_env.localec2 import disks
+
+    disks.create(path, 2)
+    return instance_id
+
+
+def bake(served: Served, instance_id: str, name: str) -> str:
+    tags: Any = [
+        {"ResourceType": kind, "Tags": [{"Key": "Project", "Value": "p"}]} for kind in ("image", "snapshot")
+    ]
+    image_id = served.ec2.create_image(InstanceId=instance_id, Name=name, TagSpecifications=tags)["ImageId"]
+    until(lambda: image(served, image_id)["State"] == "available")
+    return str(image_id)
+
+
+def image(served: Served, image_id: str) -> Any:
+    return served.ec2.describe_images(ImageIds=[image_id])["Images"][0]
+
+
+def test_no_images_but_those_that_can_boot(served: Served) -> None:
+    assert served.ec2.describe_images()["Images"] == []
+
+
+def test_a_stock_image_has_its_owner_and_its_parameter(served: Served) -> None:
+    name = "/aws/service/debian/release/12/latest/amd64"
+    with refused("ParameterNotFound"):
+        served.ssm.get_parameter(Name=name)
+    image_id = served.register()
+    assert served.ssm.get_parameter(Name=name)["Parameter"]["Value"] == image_id
+    assert image(served, image_id)["OwnerId"] == "136693071363"
+    assert served.ec2.describe_images(Owners=["self"])["Images"] == []
+    assert served.register() == image_id, "the same bytes are the same image"
+    newer = served.register("debian-12-newer", "fedcba9876543210")
+    assert newer != image_id
+    assert served.ssm.get_parameter(Name=name)["Parameter"]["Value"] == newer
+    with refused("InvalidAMIID.NotFound"):
+        image(served, image_id)
+
+
+def test_an_image_of_a_stopped_instance(served: Served) -> None:
+    instance_id = stopped(served)
+    image_id = bake(served, instance_id, "baked-1")
+    made = image(served, image_id)
+    assert made["SourceInstanceId"] == instance_id
+    assert made["Tags"] == [{"Key": "Project", "Value": "p"}]
+    ebs = made["BlockDeviceMappings"][0]["Ebs"]
+    (snapshot,) = served.ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]
+    assert ebs["SnapshotId"] == snapshot["SnapshotId"]
+    assert (snapshot["State"], snapshot["Progress"], snapshot["VolumeSize"]) == ("completed", "100%", 2)
+    assert served.state.layout.snapshot(snapshot["SnapshotId"]).exists()
+    with refused("InvalidAMIName.Duplicate"):
+        served.ec2.create_image(InstanceId=instance_id, Name="baked-1")
+    with refused("InvalidSnapshot.InUse"):
+        served.ec2.delete_snapshot(SnapshotId=snapshot["SnapshotId"])
+    served.ec2.deregister_image(ImageId=image_id, DeleteAssociatedSnapshots=True)
+    assert served.ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"] == []
+    assert not served.state.layout.snapshot(snapshot["SnapshotId"]).exists()
+
+
+def test_an_image_of_a_running_instance_restarts_it(served: Served) -> None:
+    instance_id = launch(served)
+    with refused("UnsupportedOperation"):
+        served.ec2.create_image(InstanceId=instance_id, Name="live", NoReboot=True)
+    image_id = served.ec2.create_image(InstanceId=instance_id, Name="rebooted")["ImageId"]
+    assert image(served, image_id)["State"] == "pending"
+    # The pretended disk is an empty file, which qemu-img refuses: the image fails and the instance is back.
+    until(lambda: image(served, image_id)["State"] == "failed")
+    assert image(served, image_id)["StateReason"]["Message"]
+    until(lambda: state_of(served, instance_id) == "running")
+
+
+def test_a_deleted_snapshot_keeps_its_bytes_for_volumes_that_build_on_it(served: Served) -> None:
+    image_id = bake(served, stopped(served), "baked")
+    snapshot_id = image(served, image_id)["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]
+    volume_id = served.ec2.create_volume(SnapshotId=snapshot_id, AvailabilityZone="us-east-1a")["VolumeId"]
+    served.ec2.deregister_image(ImageId=image_id, DeleteAssociatedSnapshots=True)
+    assert served.state.layout.snapshot(snapshot_id).exists()
+    served.ec2.delete_volume(VolumeId=volume_id)
+    assert not served.state.layout.snapshot(snapshot_id).exists()
+
+
+def test_volumes_are_attached_and_detached(served: Served) -> None:
+    instance_id = launch(served)
+    volume_id = served.ec2.create_volume(Size=3, AvailabilityZone="us-east-1a", VolumeType="gp3")["VolumeId"]
+    served.ec2.attach_volume(VolumeId=volume_id, InstanceId=instance_id, Device="/dev/sdf")
+    (volume,) = served.ec2.describe_volumes(VolumeIds=[volume_id])["Volumes"]
+    assert (volume["State"], volume["Attachments"][0]["Device"]) == ("in-use", "/dev/sdf")
+    with refused("VolumeInUse"):
+        served.ec2.delete_volume(VolumeId=volume_id)
+    with refused("VolumeInUse"):
+        served.ec2.attach_volume(VolumeId=volume_id, InstanceId=instance_id, Device="/dev/sdg")
+    served.ec2.detach_volume(VolumeId=volume_id)
+    until(lambda: served.ec2.describe_volumes(VolumeIds=[volume_id])["Volumes"][0]["State"] == "available")
+    served.ec2.delete_volume(VolumeId=volume_id)
+    with refused("InvalidVolume.NotFound"):
+        served.ec2.describe_volumes(VolumeIds=[volume_id])
+
+
+def test_volumes_that_make_no_sense(served: Served) -> None:
+    with refused("InvalidZone.NotFound"):
+        served.ec2.create_volume(Size=1, AvailabilityZone="mars-1a")
+    with refused("InvalidSnapshot.NotFound"):
+        served.ec2.create_volume(SnapshotId="snap-00000000000000000", AvailabilityZone="us-east-1a")
+    with refused("MissingParameter"):
+        served.ec2.create_volume(AvailabilityZone="us-east-1a")
+    with refused("UnsupportedOperation"):
+        served.ec2.create_volume(Size=1, AvailabilityZone="us-east-1a", Encrypted=True)
+
+
+def test_a_volume_that_is_not_deleted_with_its_instance_lives_on(served: Served) -> None:
+    mapping = {"DeviceName": "/dev/xvda", "Ebs": {"DeleteOnTermination": False}}
+    instance_id = launch(served, BlockDeviceMappings=[mapping])
+    served.ec2.terminate_instances(InstanceIds=[instance_id])
+    until(lambda: state_of(served, instance_id) == "terminated")
+    (volume,) = served.ec2.describe_volumes()["Volumes"]
+    assert volume["State"] == "available"

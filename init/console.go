@@ -1,0 +1,71 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+)
+
+// A logger writes for two readers: journal takes everything (the kernel's log, or systemd's), console only what a
+// person should see who reads the serial console of a machine that did not come up. Either may be nil.
+type logger struct {
+	mutex            sync.Mutex
+	journal, console io.Writer
+}
+
+// notef writes to the journal only.
+func (l *logger) notef(format string, values ...any) {
+	l.write(false, fmt.Sprintf(format, values...))
+}
+
+// sayf writes to both.
+func (l *logger) sayf(format string, values ...any) {
+	l.write(true, fmt.Sprintf(format, values...))
+}
+
+func (l *logger) write(loud bool, text string) {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	line := []byte("instant-init: " + text + "\n")
+	// A line that cannot be logged is lost: there is nowhere left to say so.
+	if l.journal != nil {
+		_, _ = l.journal.Write(line)
+	}
+	if loud && l.console != nil {
+		_, _ = l.console.Write(line)
+	}
+}
+
+// open switches to the devices, once /dev is mounted, and gives the process standard files: the kernel could not,
+// if there was no /dev/console yet.
+func (l *logger) open() {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	if kernel, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err == nil {
+		l.journal = kernelLog{kernel}
+		// The kernel drops all but ten lines in five seconds from any process, unless told that it may not.
+		_ = os.WriteFile("/proc/sys/kernel/printk_devkmsg", []byte("on\n"), 0)
+	}
+	console, err := os.OpenFile("/dev/console", os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return
+	}
+	l.console = console
+	for fd := range 3 {
+		_ = syscall.Dup3(int(console.Fd()), fd, 0)
+	}
+}
+
+// A kernelLog writes lines to /dev/kmsg.
+type kernelLog struct{ device io.Writer }
+
+// Write prefixes the priority "debug", which the kernel does not print on the console by default: the logger does
+// that itself, for the lines that deserve it, even when the command line says quiet.
+func (k kernelLog) Write(line []byte) (int, error) {
+	if _, err := k.device.Write(append([]byte("<7>"), line...)); err != nil {
+		return 0, err
+	}
+	return len(line), nil
+}

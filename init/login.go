@@ -1,0 +1,158 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"instantenv/init/internal/atomicfile"
+	"instantenv/init/internal/imds"
+	"instantenv/init/internal/sshkey"
+)
+
+const (
+	passwdFile   = "/etc/passwd"
+	sshDirectory = "/etc/ssh"
+	keyPath      = "/latest/meta-data/public-keys/0/openssh-key"
+)
+
+// An account is the login user's line of /etc/passwd.
+type account struct {
+	name, home string
+	owner      atomicfile.Owner
+}
+
+func findAccount(passwd, name string) (account, error) {
+	text, err := os.ReadFile(passwd)
+	if err != nil {
+		return account{}, err
+	}
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Split(strings.TrimRight(line, "\n"), ":")
+		if len(fields) != 7 || fields[0] != name {
+			continue
+		}
+		uid, uidError := strconv.Atoi(fields[2])
+		gid, gidError := strconv.Atoi(fields[3])
+		if uidError != nil || gidError != nil || !filepath.IsAbs(fields[5]) {
+			return account{}, fmt.Errorf("bad line in %s: %q", passwd, line)
+		}
+		return account{name: name, home: fields[5], owner: atomicfile.Owner{UID: uid, GID: gid}}, nil
+	}
+	return account{}, fmt.Errorf("no user %q in %s", name, passwd)
+}
+
+func (a account) keyFile() string { return filepath.Join(a.home, ".ssh", "authorized_keys") }
+
+// installKey fetches the key that was named at launch and lets its owner in. No key at launch is no error, and a
+// machine that has let somebody in before starts without the metadata service, too.
+func installKey(client *imds.Client, user account, deadline time.Time, marks *timeline, log *logger) error {
+	text, err := client.Get(keyPath, deadline)
+	if errors.Is(err, imds.ErrNotFound) {
+		log.sayf("no SSH key was named at launch: only keys in the image can log in")
+		return nil
+	}
+	if err == nil {
+		marks.mark("key_received")
+		err = user.authorize(string(text))
+	}
+	if err == nil {
+		marks.mark("key_written")
+		return nil
+	}
+	if info, missing := os.Stat(user.keyFile()); missing == nil && info.Size() > 0 {
+		log.sayf("the SSH keys of an earlier start stay: %v", err)
+		return nil
+	}
+	return fmt.Errorf("SSH key of %s: %w", user.name, err)
+}
+
+// authorize adds the public keys in text to the user's authorized_keys.
+func (a account) authorize(text string) error {
+	keys, err := sshkey.ParsePublicKeys(text)
+	if err != nil {
+		return err
+	}
+	if err := a.directory(a.home); err != nil {
+		return err
+	}
+	if err := a.directory(filepath.Dir(a.keyFile())); err != nil {
+		return err
+	}
+	content, err := readPlain(a.keyFile())
+	if err != nil {
+		return err
+	}
+	merged := sshkey.Merge(content, keys)
+	if merged == content {
+		return nil
+	}
+	return atomicfile.Write(a.keyFile(), []byte(merged), 0o600, a.owner)
+}
+
+// directory makes one that belongs to the user alone, unless it is there. What is there must be a real directory:
+// following a symbolic link, root would write where the user pointed it.
+func (a account) directory(path string) error {
+	info, err := os.Lstat(path)
+	if err == nil {
+		if !info.IsDir() {
+			return fmt.Errorf("%s is not a directory", path)
+		}
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return err
+	}
+	return os.Lchown(path, a.owner.UID, a.owner.GID)
+}
+
+// readPlain reads a file that is no symbolic link; one that is not there is empty.
+func readPlain(path string) (string, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(file)
+	return string(text), err
+}
+
+// ensureHostKeys makes SSH host keys unless there are some: they are the machine's identity, made at its first
+// start and kept.
+func ensureHostKeys(directory string, marks *timeline, log *logger) error {
+	present, err := filepath.Glob(filepath.Join(directory, "ssh_host_*_key"))
+	if err != nil {
+		return err
+	}
+	if len(present) == 0 {
+		keys, err := sshkey.GenerateHostKeys()
+		if err != nil {
+			return err
+		}
+		for _, key := range keys {
+			private := filepath.Join(directory, key.File)
+			// The public half first: a private key that is there means that the pair is complete.
+			if err := atomicfile.Write(private+".pub", key.Public, 0o644, atomicfile.Root); err != nil {
+				return err
+			}
+			if err := atomicfile.Write(private, key.Private, 0o600, atomicfile.Root); err != nil {
+				return err
+			}
+			log.notef("made %s: %s", private, strings.TrimSpace(string(key.Public)))
+		}
+	}
+	marks.mark("host_keys")
+	return nil
+}

@@ -1,0 +1,226 @@
+package main
+
+import (
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"instantenv/init/internal/atomicfile"
+	"instantenv/init/internal/imds"
+)
+
+var testKey = "ssh-ed25519 " + base64.StdEncoding.EncodeToString(
+	append([]byte("\x00\x00\x00\x0bssh-ed25519\x00\x00\x00\x20"), make([]byte, 32)...))
+
+func write(t *testing.T, path, content string) string {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// someone is a user with a home under a temporary directory; the files belong to whoever runs the test.
+func someone(t *testing.T) account {
+	return account{"admin", filepath.Join(t.TempDir(), "home", "admin"), atomicfile.Owner{UID: os.Geteuid(), GID: os.Getegid()}}
+}
+
+func TestFindAccount(t *testing.T) {
+	passwd := write(t, filepath.Join(t.TempDir(), "passwd"),
+		"root:x:0:0:root:/root:/bin/bash\nadmin:x:1000:1001:Debian:/home/admin:/bin/bash\n"+
+			"bad:x:one:1:x:/home/bad:/bin/sh\nrelative:x:1:1::home:/bin/sh\nshort:x:1\n")
+	got, err := findAccount(passwd, "admin")
+	if want := (account{"admin", "/home/admin", atomicfile.Owner{UID: 1000, GID: 1001}}); err != nil || got != want {
+		t.Fatalf("got %+v, %v", got, err)
+	}
+	for _, name := range []string{"bad", "relative", "short", "nobody", "", "adm"} {
+		if got, err := findAccount(passwd, name); err == nil {
+			t.Errorf("%q was found: %+v", name, got)
+		}
+	}
+}
+
+func TestAuthorize(t *testing.T) {
+	user := someone(t)
+	for range 2 { // the second time changes nothing
+		if err := user.authorize(testKey + " laptop\n"); err != nil {
+			t.Fatal(err)
+		}
+		if got := read(t, user.keyFile()); got != testKey+" laptop\n" {
+			t.Fatalf("content %q", got)
+		}
+	}
+	for path, mode := range map[string]os.FileMode{
+		user.home: 0o700, filepath.Dir(user.keyFile()): 0o700, user.keyFile(): 0o600,
+	} {
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != mode {
+			t.Errorf("%s: mode %v, %v; want %v", path, info.Mode(), err, mode)
+		}
+	}
+}
+
+func TestAuthorizeKeepsWhatTheUserAdded(t *testing.T) {
+	user := someone(t)
+	write(t, user.keyFile(), "# mine\nfrom=\"10.0.0.1\" "+testKey+" other")
+	if err := user.authorize(testKey); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := read(t, user.keyFile()), "# mine\nfrom=\"10.0.0.1\" "+testKey+" other\n"+testKey+"\n"; got != want {
+		t.Fatalf("content %q, want %q", got, want)
+	}
+}
+
+func TestAuthorizeDoesNotFollowTheUsersLinks(t *testing.T) {
+	for _, name := range []string{".ssh", ".ssh/authorized_keys"} {
+		user := someone(t)
+		target := filepath.Join(t.TempDir(), "target")
+		if name == ".ssh" {
+			if err := os.Mkdir(target, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			write(t, target, "secret of root\n")
+		}
+		link := filepath.Join(user.home, name)
+		if err := os.MkdirAll(filepath.Dir(link), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(target, link); err != nil {
+			t.Fatal(err)
+		}
+		if err := user.authorize(testKey); err == nil {
+			t.Errorf("%s as a link was followed", name)
+		}
+	}
+}
+
+// metadata serves these items by IMDSv2.
+func metadata(t *testing.T, items map[string]string) *imds.Client {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		text, found := items[r.URL.Path]
+		switch {
+		case r.URL.Path == "/latest/api/token":
+			fmt.Fprint(w, "token")
+		case !found:
+			w.WriteHeader(http.StatusNotFound)
+		default:
+			fmt.Fprint(w, text)
+		}
+	}))
+	t.Cleanup(server.Close)
+	address, ok := server.Listener.Addr().(*net.TCPAddr)
+	if !ok {
+		t.Fatal("not TCP")
+	}
+	client := imds.New(imds.Endpoint{IP: [4]byte(address.IP.To4()), Port: address.Port})
+	t.Cleanup(client.Close)
+	return client
+}
+
+func TestInstallKey(t *testing.T) {
+	for _, test := range []struct {
+		name, served, before string
+		marks                string
+		fails                bool
+	}{
+		{name: "a key", served: testKey, marks: "key_received key_written"},
+		{name: "none at launch", marks: ""},
+		{name: "not a key", served: "<html>busy</html>", marks: "key_received", fails: true},
+		{name: "not a key, but one from before", served: "junk", before: testKey + "\n", marks: "key_received"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			user := someone(t)
+			items := map[string]string{}
+			if test.served != "" {
+				items[keyPath] = test.served
+			}
+			if test.before != "" {
+				write(t, user.keyFile(), test.before)
+			}
+			marks := newTimeline(bootTime, true)
+			err := installKey(metadata(t, items), user, time.Now().Add(time.Second), marks, &logger{journal: io.Discard})
+			if test.fails != (err != nil) {
+				t.Fatalf("error %v", err)
+			}
+			var names []string
+			for _, mark := range marks.data.Marks {
+				names = append(names, mark.Name)
+			}
+			if got := strings.Join(names, " "); got != test.marks {
+				t.Errorf("marks %q, want %q", got, test.marks)
+			}
+		})
+	}
+}
+
+func TestEnsureHostKeys(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("host keys belong to root")
+	}
+	directory := t.TempDir()
+	log := &logger{journal: io.Discard}
+	content := func() string {
+		text := ""
+		for _, name := range []string{"ssh_host_ed25519_key", "ssh_host_ecdsa_key"} {
+			if info, err := os.Stat(filepath.Join(directory, name)); err != nil || info.Mode().Perm() != 0o600 {
+				t.Fatalf("%s: %v, %v", name, info, err)
+			}
+			text += read(t, filepath.Join(directory, name)) + read(t, filepath.Join(directory, name+".pub"))
+		}
+		return text
+	}
+	if err := ensureHostKeys(directory, newTimeline(bootTime, true), log); err != nil {
+		t.Fatal(err)
+	}
+	first := content()
+	if err := ensureHostKeys(directory, newTimeline(bootTime, true), log); err != nil {
+		t.Fatal(err)
+	}
+	if content() != first {
+		t.Fatal("the second start made other host keys")
+	}
+}
+
+func TestLoadConfig(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "instant-init.json")
+	for _, test := range []struct {
+		content string
+		want    config
+		fails   bool
+	}{
+		{content: "", want: config{"ec2-user", "/usr/sbin/sshd"}},
+		{content: `{"login_user":"admin"}`, want: config{"admin", "/usr/sbin/sshd"}},
+		{content: `{"login_user":"admin","sshd":"/opt/sshd"}`, want: config{"admin", "/opt/sshd"}},
+		{content: `{"loginuser":"admin"}`, fails: true},
+		{content: `login_user: admin`, fails: true},
+	} {
+		if test.content != "" {
+			write(t, path, test.content)
+		}
+		got, err := loadConfig(path)
+		if test.fails != (err != nil) || err == nil && got != test.want {
+			t.Errorf("%q: got %+v, %v", test.content, got, err)
+		}
+	}
+}

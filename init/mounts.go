@@ -1,0 +1,129 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+)
+
+const (
+	nosuid = syscall.MS_NOSUID
+	nodev  = syscall.MS_NODEV
+	noexec = syscall.MS_NOEXEC
+)
+
+// A mount is one line of the table; an optional one may fail, because a login works without it.
+type mount struct {
+	target, kind, options string
+	flags                 uintptr
+	optional              bool
+}
+
+// mounts in their order. gid 5 is `tty` on Debian and on Amazon Linux alike.
+var mounts = []mount{
+	{target: "/proc", kind: "proc", flags: nosuid | nodev | noexec},
+	{target: "/sys", kind: "sysfs", flags: nosuid | nodev | noexec},
+	{target: "/dev", kind: "devtmpfs", options: "mode=755", flags: nosuid},
+	{target: "/dev/pts", kind: "devpts", options: "gid=5,mode=620,ptmxmode=666", flags: nosuid | noexec},
+	{target: "/dev/shm", kind: "tmpfs", options: "mode=1777", flags: nosuid | nodev},
+	{target: "/run", kind: "tmpfs", options: "mode=755", flags: nosuid | nodev},
+	{target: "/tmp", kind: "tmpfs", options: "mode=1777", flags: nosuid | nodev},
+	{target: "/sys/fs/cgroup", kind: "cgroup2", options: "nsdelegate", flags: nosuid | nodev | noexec, optional: true},
+}
+
+// links that devtmpfs does not make, and one that old images lack.
+var links = map[string]string{
+	"/dev/fd":     "/proc/self/fd",
+	"/dev/stdin":  "/proc/self/fd/0",
+	"/dev/stdout": "/proc/self/fd/1",
+	"/dev/stderr": "/proc/self/fd/2",
+	"/var/run":    "/run",
+}
+
+// directories on the fresh /run. Debian's sshd wants /run/sshd for privilege separation; Amazon Linux has
+// /usr/share/empty.sshd in its package.
+var directories = map[string]os.FileMode{
+	"/run/lock":       0o777 | os.ModeSticky,
+	"/run/sshd":       0o755,
+	timelineDirectory: 0o755,
+}
+
+// openFiles is what systemd gives to services and sessions; the kernel's own limit is 4096.
+var openFiles = syscall.Rlimit{Cur: 1024, Max: 524288}
+
+// prepareSystem sets up what programs expect beside the mounts.
+func prepareSystem() error {
+	syscall.Umask(0o022)
+	for link, target := range links {
+		if err := os.Symlink(target, link); err != nil && !errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("link: %w", err)
+		}
+	}
+	for path, mode := range directories {
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			return fmt.Errorf("directory: %w", err)
+		}
+		if err := os.Chmod(path, mode); err != nil {
+			return fmt.Errorf("directory: %w", err)
+		}
+	}
+	// who(1) and sshd's login records; nothing depends on it.
+	if file, err := os.OpenFile("/run/utmp", os.O_CREATE|os.O_WRONLY, 0o644); err == nil {
+		file.Close()
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &openFiles); err != nil {
+		return fmt.Errorf("limit of open files: %w", err)
+	}
+	// Ctrl-Alt-Del comes as SIGINT instead of resetting the machine.
+	if err := syscall.Reboot(syscall.LINUX_REBOOT_CMD_CAD_OFF); err != nil {
+		return fmt.Errorf("Ctrl-Alt-Del: %w", err)
+	}
+	return nil
+}
+
+func mountAll(table []mount) error {
+	// The kernel's command line says rw; where it does not, this is the moment.
+	if err := remountWritable("/"); err != nil {
+		return err
+	}
+	for _, entry := range table {
+		if err := entry.mount(); err != nil && !entry.optional {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m mount) mount() error {
+	if err := os.MkdirAll(m.target, 0o755); err != nil {
+		return fmt.Errorf("mount point: %w", err)
+	}
+	// EBUSY: the kernel mounted it before us (devtmpfs, with CONFIG_DEVTMPFS_MOUNT).
+	err := syscall.Mount(m.kind, m.target, m.kind, m.flags, m.options)
+	if err != nil && !errors.Is(err, syscall.EBUSY) {
+		return fmt.Errorf("mount %s: %w", m.target, err)
+	}
+	return nil
+}
+
+func remountWritable(target string) error {
+	var status syscall.Statfs_t
+	if err := syscall.Statfs(target, &status); err != nil {
+		return fmt.Errorf("statfs %s: %w", target, err)
+	}
+	if status.Flags&syscall.MS_RDONLY == 0 {
+		return nil
+	}
+	if err := syscall.Mount("", target, "", syscall.MS_REMOUNT, ""); err != nil {
+		return fmt.Errorf("remount %s writable: %w", target, err)
+	}
+	return nil
+}
+
+func readLine(path string) (string, error) {
+	text, err := os.ReadFile(path)
+	line, _, _ := strings.Cut(string(text), "\n")
+	return line, err
+}

@@ -1,0 +1,187 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"sync"
+	"syscall"
+	"time"
+
+	"instantenv/init/internal/imds"
+	"instantenv/init/internal/kmod"
+)
+
+// acpiTinyPowerButton is the signal that a kernel with CONFIG_ACPI_TINY_POWER_BUTTON sends by default.
+const acpiTinyPowerButton = syscall.Signal(38)
+
+// Time limits of a boot. cloud-init gives the metadata service 240 s too.
+const (
+	networkLimit  = 120 * time.Second
+	metadataLimit = 240 * time.Second
+	// fatalPause leaves the cause on the console long enough for EC2 to record it.
+	fatalPause = 10 * time.Second
+)
+
+// A machine is what process 1 looks after.
+type machine struct {
+	log       *logger
+	marks     *timeline
+	processes *reaper
+	modules   func() (*kmod.Tree, error)
+	serving   chan struct{} // closed when sshd was started for the first time
+	off       chan string   // takes the reason for powering off; the first one counts
+}
+
+// boot does not return.
+func boot() {
+	// Signals first: what Go does with an early SIGHUP would end process 1, and the kernel would panic.
+	children := make(chan os.Signal, 1)
+	signal.Notify(children, syscall.SIGCHLD)
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGPWR, acpiTinyPowerButton,
+		syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM, syscall.SIGPIPE)
+
+	m := &machine{
+		log:       &logger{console: os.Stderr},
+		marks:     newTimeline(bootTime, true),
+		processes: newReaper(),
+		modules:   sync.OnceValues(openModules),
+		serving:   make(chan struct{}),
+		off:       make(chan string, 1),
+	}
+	m.marks.mark("init_start")
+	m.spawn("reaper", func() error {
+		for range children {
+			m.processes.reap()
+		}
+		return nil
+	})
+	m.spawn("signals", func() error {
+		for s := range signals {
+			switch s {
+			case syscall.SIGTERM, syscall.SIGINT, syscall.SIGPWR, acpiTinyPowerButton:
+				m.powerOff("signal: " + s.String())
+			default:
+				m.log.notef("ignoring signal: %v", s)
+			}
+		}
+		return nil
+	})
+	m.spawn("boot", m.bringUp)
+	m.shutDown(<-m.off)
+}
+
+// bringUp takes the machine from nothing to a running sshd, which it then supervises.
+func (m *machine) bringUp() error {
+	if err := mountAll(mounts); err != nil {
+		return err
+	}
+	m.log.open()
+	if err := prepareSystem(); err != nil {
+		return err
+	}
+	m.marks.mark("mounted")
+
+	network := m.async("network", m.bringUpNetwork)
+	hostKeys := m.async("host keys", func() error { return ensureHostKeys(sshDirectory, m.marks, m.log) })
+	m.spawn("power button", m.watchPowerButton)
+	settings, err := loadConfig(configFile)
+	if err != nil {
+		return err
+	}
+	user, err := findAccount(passwdFile, settings.LoginUser)
+	if err != nil {
+		return err
+	}
+
+	if err := <-network; err != nil {
+		return err
+	}
+	metadata := imds.New(imds.Default)
+	metadata.OnToken = func() { m.marks.mark("imds_token") }
+	if err := installKey(metadata, user, time.Now().Add(metadataLimit), m.marks, m.log); err != nil {
+		return err
+	}
+	if err := <-hostKeys; err != nil {
+		return err
+	}
+	return m.superviseSSHD(settings.SSHD, func() {
+		m.marks.mark("sshd_started")
+		close(m.serving)
+		m.spawn("after sshd's start", func() error { return m.finishBoot(metadata) })
+	})
+}
+
+// finishBoot is what can wait until sshd runs.
+func (m *machine) finishBoot(metadata *imds.Client) error {
+	if err := m.marks.write(timelineFile); err != nil {
+		m.log.sayf("cannot write the timeline: %v", err)
+	}
+	m.log.sayf("timeline %s", m.marks.json())
+	defer metadata.Close()
+	ttl, err := fetchTTL(metadata, time.Now().Add(metadataLimit))
+	if err != nil {
+		m.log.sayf("the time limit in user data is not known: %v", err)
+		return nil
+	}
+	if ttl > 0 {
+		m.log.notef("powering off %s after the start of the kernel", ttl)
+		waitUntil(ttl, bootTime, time.Sleep)
+		m.powerOff(fmt.Sprintf("its time limit of %s is over", ttl))
+	}
+	return nil
+}
+
+// spawn runs work beside everything else. An error or a panic of it is fatal for the machine.
+func (m *machine) spawn(what string, work func() error) {
+	go func() {
+		if err := m.guarded(what, work); err != nil {
+			m.fatal(err)
+		}
+	}()
+}
+
+// async runs work beside everything else and delivers its error.
+func (m *machine) async(what string, work func() error) <-chan error {
+	done := make(chan error, 1)
+	go func() { done <- m.guarded(what, work) }()
+	return done
+}
+
+func (m *machine) guarded(what string, work func() error) (err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			err = fmt.Errorf("%s: panic: %v\n%s", what, cause, debug.Stack())
+		}
+	}()
+	if err := work(); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+func (m *machine) fatal(cause error) {
+	m.log.sayf("fatal: %v", cause)
+	m.log.sayf("powering off in %s", fatalPause)
+	time.Sleep(fatalPause)
+	m.powerOff("a fatal error")
+}
+
+// powerOff asks for the shutdown and returns.
+func (m *machine) powerOff(reason string) {
+	select {
+	case m.off <- reason:
+	default: // it is going down already
+	}
+}
+
+// openModules reads the index of the running kernel's modules.
+func openModules() (*kmod.Tree, error) {
+	release, err := readLine("/proc/sys/kernel/osrelease")
+	if err != nil {
+		return nil, err
+	}
+	return kmod.Open("/lib/modules/" + release)
+}

@@ -1,0 +1,273 @@
+package main
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"instantenv/init/internal/dhcp"
+)
+
+func TestParseTTL(t *testing.T) {
+	for _, test := range []struct {
+		text  string
+		want  time.Duration
+		fails bool
+	}{
+		{text: `{"instant-env":{"ttl_s":3600}}`, want: time.Hour},
+		{text: " \n{\"instant-env\": {\"ttl_s\": 1, \"later\": true}, \"mine\": [1]}\n", want: time.Second},
+		{text: `{"instant-env":{}}`},
+		{text: `{"other":{"ttl_s":5}}`},
+		{text: ``},
+		{text: "#cloud-config\npackages: []\n"},
+		{text: "\x1f\x8b\x08gzip"},
+		{text: `{"instant-env":{"ttl_s":0}}`, fails: true},
+		{text: `{"instant-env":{"ttl_s":-5}}`, fails: true},
+		{text: `{"instant-env":{"ttl_s":99999999999}}`, fails: true},
+		{text: `{"instant-env":{"ttl_s":"3600"}}`, fails: true},
+		{text: `{"instant-env":{"ttl_s":1.5}}`, fails: true},
+		{text: `{"instant-env":`, fails: true},
+	} {
+		got, err := parseTTL([]byte(test.text))
+		if got != test.want || test.fails != (err != nil) {
+			t.Errorf("%q: got %v, %v", test.text, got, err)
+		}
+	}
+}
+
+func TestFetchTTL(t *testing.T) {
+	deadline := time.Now().Add(time.Second)
+	if got, err := fetchTTL(metadata(t, nil), deadline); got != 0 || err != nil {
+		t.Errorf("no user data: %v, %v", got, err)
+	}
+	items := map[string]string{userDataPath: `{"instant-env":{"ttl_s":60}}`}
+	if got, err := fetchTTL(metadata(t, items), deadline); got != time.Minute || err != nil {
+		t.Errorf("got %v, %v", got, err)
+	}
+}
+
+func TestWaitUntilFollowsTheClock(t *testing.T) {
+	now, naps := 30*time.Second, []time.Duration(nil)
+	waitUntil(150*time.Second, func() time.Duration { return now }, func(d time.Duration) {
+		naps = append(naps, d)
+		now += d
+		if len(naps) == 1 {
+			now += 45 * time.Second // the machine was asleep
+		}
+	})
+	if len(naps) != 2 || naps[0] != time.Minute || naps[1] != 15*time.Second {
+		t.Fatalf("slept %v", naps)
+	}
+}
+
+func TestTimeline(t *testing.T) {
+	now := 812400 * time.Microsecond
+	marks := newTimeline(func() time.Duration { return now }, true)
+	marks.mark("init_start")
+	now += 1234567 * time.Nanosecond
+	marks.mark("network_up")
+	marks.mark("init_start") // only the first counts
+	want := `{"version":1,"clock":"CLOCK_BOOTTIME","pid1":true,"marks":[` +
+		`{"name":"init_start","boottime_ms":812.4},{"name":"network_up","boottime_ms":813.635}]}`
+	if got := string(marks.json()); got != want {
+		t.Fatalf("got  %s\nwant %s", got, want)
+	}
+	if !json.Valid(newTimeline(bootTime, false).json()) {
+		t.Fatal("not JSON")
+	}
+}
+
+func TestBootTimeRuns(t *testing.T) {
+	first := bootTime()
+	time.Sleep(2 * time.Millisecond)
+	if second := bootTime(); first <= 0 || second-first < 2*time.Millisecond {
+		t.Fatalf("%v, then %v", first, second)
+	}
+}
+
+func TestPowerPressed(t *testing.T) {
+	event := func(kind, code uint16, value uint32) string {
+		raw := make([]byte, inputEventSize)
+		binary.NativeEndian.PutUint16(raw[16:], kind)
+		binary.NativeEndian.PutUint16(raw[18:], code)
+		binary.NativeEndian.PutUint32(raw[20:], value)
+		return string(raw)
+	}
+	for _, test := range []struct {
+		name, events string
+		want         bool
+	}{
+		{"pressed", event(evKey, keyPower, 1) + event(0, 0, 0), true},
+		{"after others", event(0, 0, 0) + event(evKey, 30, 1) + event(evKey, keyPower, 1), true},
+		{"released", event(evKey, keyPower, 0), false},
+		{"another key", event(evKey, 28, 1), false},
+		{"another kind", event(2, keyPower, 1), false},
+		{"cut off", event(evKey, keyPower, 1)[:20], false},
+		{"nothing", "", false},
+	} {
+		if got := powerPressed([]byte(test.events)); got != test.want {
+			t.Errorf("%s: %v", test.name, got)
+		}
+	}
+}
+
+func TestDiskMounts(t *testing.T) {
+	got := diskMounts("/dev/root / ext4 rw 0 0\nproc /proc proc rw 0 0\n/dev/nvme1n1 /data xfs rw 0 0\n" +
+		"/dev/nvme1n1p2 /data/my\\040disk ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n")
+	if strings.Join(got, "|") != "/data|/data/my disk" {
+		t.Fatalf("got %q", got)
+	}
+}
+
+func TestMountTableIsInOrder(t *testing.T) {
+	seen := map[string]bool{}
+	for _, entry := range mounts {
+		if parent := filepath.Dir(entry.target); parent != "/" && parent != "/sys/fs" && !seen[parent] {
+			t.Errorf("%s comes before %s", entry.target, parent)
+		}
+		seen[entry.target] = true
+	}
+}
+
+func TestReaper(t *testing.T) {
+	r := newReaper()
+	exit, err := r.start([]string{"/bin/sh", "-c", "exit 7"}, nil, []uintptr{0, 1, 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); r.reap() && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	select {
+	case status := <-exit:
+		if describe(status) != "status 7" {
+			t.Errorf("ended with %s", describe(status))
+		}
+	default:
+		t.Error("nobody was told of the end")
+	}
+	if _, err := r.start([]string{"/does/not/exist"}, nil, nil); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a missing program: %v", err)
+	}
+	r.close()
+	if _, err := r.start([]string{"/bin/true"}, nil, nil); !errors.Is(err, errShuttingDown) || !r.isClosed() {
+		t.Errorf("after close: %v", err)
+	}
+}
+
+func TestTailKeepsTheLastLines(t *testing.T) {
+	words := &tail{}
+	for _, line := range []string{"one", "two", "three", "four"} {
+		words.add(line)
+	}
+	if got := words.last(); got != "two / three / four" {
+		t.Fatalf("got %q", got)
+	}
+}
+
+func TestGuardedTurnsAPanicIntoAnError(t *testing.T) {
+	err := (&machine{}).guarded("network", func() error { panic("slice out of luck") })
+	if err == nil || !strings.Contains(err.Error(), "network: panic: slice out of luck") {
+		t.Fatalf("got %v", err)
+	}
+}
+
+func TestHostName(t *testing.T) {
+	for name, want := range map[string]string{"": "ip-172-31-5-10", "web": "web", "web.ec2.internal": "web"} {
+		if got := hostName(dhcp.Lease{IP: [4]byte{172, 31, 5, 10}, Hostname: name}); got != want {
+			t.Errorf("%q: got %q, want %q", name, got, want)
+		}
+	}
+}
+
+func TestWriteHosts(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("/etc/hosts belongs to root")
+	}
+	path := filepath.Join(t.TempDir(), "hosts")
+	write(t, path, "127.0.0.1 localhost\n10.0.0.9 db # mine")
+	for _, name := range []string{"ip-10-0-0-5", "ip-10-0-0-6"} {
+		if err := writeHosts(path, name, "ec2.internal"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := "127.0.0.1 localhost\n10.0.0.9 db # mine\n127.0.1.1 ip-10-0-0-6.ec2.internal ip-10-0-0-6 # instant-init\n"
+	if got := read(t, path); got != want {
+		t.Fatalf("got %q, want %q", got, want)
+	}
+}
+
+func TestWriteResolvConf(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("/etc/resolv.conf belongs to root")
+	}
+	lease := dhcp.Lease{Domain: "ec2.internal", DNS: [][4]byte{{172, 31, 0, 2}, {1, 1, 1, 1}}}
+	want := "# written by instant-init\nsearch ec2.internal\nnameserver 172.31.0.2\nnameserver 1.1.1.1\n"
+	directory := t.TempDir()
+	for _, name := range []string{"plain", "link"} {
+		path := filepath.Join(directory, name)
+		if name == "link" { // not into /run: it is replaced
+			if err := os.Symlink(filepath.Join(directory, "elsewhere"), path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := writeResolvConf(path, lease); err != nil {
+			t.Fatal(err)
+		}
+		if got := read(t, path); got != want {
+			t.Errorf("%s: got %q", name, got)
+		}
+	}
+	if _, err := os.Lstat(filepath.Join(directory, "elsewhere")); err == nil {
+		t.Error("wrote through a link that does not lead into /run")
+	}
+}
+
+func TestModaliases(t *testing.T) {
+	directory := t.TempDir()
+	write(t, filepath.Join(directory, "0000:00:03.0", "modalias"), "pci:v00001D0Fd0000EC20sv0sd0bc02sc00i00\n")
+	write(t, filepath.Join(directory, "0000:00:04.0", "modalias"), "pci:v00001D0Fd00008061sv0sd0bc01sc08i02\n")
+	got := modaliases(directory, "bc02")
+	if len(got) != 1 || got[0] != "pci:v00001D0Fd0000EC20sv0sd0bc02sc00i00" {
+		t.Fatalf("got %q", got)
+	}
+}
+
+func TestNotifyReady(t *testing.T) {
+	if err := notifyReady(""); err != nil {
+		t.Errorf("without systemd: %v", err)
+	}
+	if err := notifyReady("vsock:2:1"); err == nil {
+		t.Error("an address of an unknown kind was accepted")
+	}
+	for _, name := range []string{filepath.Join(t.TempDir(), "notify"), "@instant-init-test"} {
+		socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := notifyReady(name); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		buffer := make([]byte, 100)
+		if err := socket.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if length, err := socket.Read(buffer); err != nil || string(buffer[:length]) != "READY=1" {
+			t.Errorf("%s: got %q, %v", name, buffer[:length], err)
+		}
+		socket.Close()
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	if got := describe(syscall.WaitStatus(9)); got != "signal: killed" {
+		t.Errorf("got %q", got)
+	}
+}

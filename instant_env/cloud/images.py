@@ -1,0 +1,120 @@
+"""The AMIs we baked, read back from their tags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from botocore.exceptions import ClientError
+
+from instant_env.arch import Arch
+from instant_env.cloud.session import Cloud, cloud_error, error_code
+from instant_env.cloud.tags import PREFIX, project_filter, read_tags
+from instant_env.errors import UsageError
+
+if TYPE_CHECKING:
+    from mypy_boto3_ec2.type_defs import ImageTypeDef
+
+
+@dataclass(frozen=True)
+class BakedImage:
+    """One AMI of ours. ``size_gib`` is the sum of its volumes; ``created`` is aware (UTC)."""
+
+    id: str
+    name: str
+    state: str
+    recipe: str
+    arch: Arch
+    base: str
+    base_ami: str
+    plan_hash: str
+    login_user: str
+    created: datetime
+    size_gib: int
+    snapshot_ids: tuple[str, ...]
+
+
+def _from_description(image: ImageTypeDef) -> BakedImage:
+    tags = read_tags(image.get("Tags"))
+    volumes = [m["Ebs"] for m in image.get("BlockDeviceMappings", []) if "Ebs" in m]
+    return BakedImage(
+        id=image["ImageId"],
+        name=image.get("Name", ""),
+        state=image.get("State", ""),
+        recipe=tags.get(f"{PREFIX}recipe", ""),
+        arch=Arch.parse(image.get("Architecture", "")),
+        base=tags.get(f"{PREFIX}base", ""),
+        base_ami=tags.get(f"{PREFIX}base-ami", ""),
+        plan_hash=tags.get(f"{PREFIX}plan-hash", ""),
+        login_user=tags.get(f"{PREFIX}login-user", ""),
+        created=datetime.fromisoformat(image["CreationDate"].replace("Z", "+00:00")),
+        size_gib=sum(volume.get("VolumeSize", 0) for volume in volumes),
+        snapshot_ids=tuple(volume["SnapshotId"] for volume in volumes if "SnapshotId" in volume),
+    )
+
+
+def list_baked(cloud: Cloud, *, recipe: str = "", arch: Arch | None = None) -> list[BakedImage]:
+    """Our AMIs, newest first. An AMI counts when it carries the image role and a recipe."""
+    filters = project_filter(role="image", **({"recipe": recipe} if recipe else {}))
+    if arch is not None:
+        filters.append({"Name": "architecture", "Values": [arch.value]})
+    try:
+        pages = cloud.ec2.get_paginator("describe_images").paginate(Owners=["self"], Filters=filters)
+        found = [_from_description(image) for page in pages for image in page["Images"]]
+    except ClientError as error:
+        raise cloud_error(error, "listing AMIs") from error
+    return sorted(found, key=lambda image: (image.created, image.id), reverse=True)
+
+
+def parameter_name(recipe: str, arch: Arch) -> str:
+    """The SSM parameter that holds the newest verified AMI of a recipe."""
+    return f"/instant-env/{recipe}/{arch.value}/latest"
+
+
+def find_baked(cloud: Cloud, recipe: str, arch: Arch, which: str = "latest") -> BakedImage:
+    """The AMI of a recipe: ``latest`` (what the SSM parameter names) or an AMI id.
+
+    Raises UsageError when there is none, or the AMI is of another recipe or architecture.
+    """
+    bake = f"invoke bake --arch {arch} --recipe {recipe}"
+    if which == "latest":
+        try:
+            which = cloud.ssm.get_parameter(Name=parameter_name(recipe, arch))["Parameter"]["Value"]
+        except ClientError as error:
+            if error_code(error) == "ParameterNotFound":
+                raise UsageError(f"no {recipe} AMI for {arch} yet", hint=f"run: {bake}") from error
+            raise cloud_error(error, "reading the latest AMI") from error
+    for image in list_baked(cloud, recipe=recipe, arch=arch):
+        if image.id == which and image.state == "available":
+            return image
+    raise UsageError(f"{which} is no available {recipe} AMI of ours for {arch}", hint=f"run: {bake}")
+
+
+def deregister(cloud: Cloud, image_id: str) -> list[str]:
+    """Deregister an AMI and delete its snapshots; return the snapshots' ids. What is gone already is fine.
+
+    The snapshots are deleted one by one: DeleteAssociatedSnapshots reports their outcomes apart anyway, and
+    not every endpoint knows it.
+    """
+    try:
+        images = cloud.ec2.describe_images(ImageIds=[image_id])["Images"]
+        snapshots = [
+            mapping["Ebs"]["SnapshotId"]
+            for image in images
+            for mapping in image.get("BlockDeviceMappings", [])
+            if mapping.get("Ebs", {}).get("SnapshotId")
+        ]
+        if images:
+            cloud.ec2.deregister_image(ImageId=image_id)
+        for snapshot_id in snapshots:
+            cloud.ec2.delete_snapshot(SnapshotId=snapshot_id)
+    except ClientError as error:
+        if error_code(error) in (
+            "InvalidAMIID.NotFound",
+            "InvalidAMIID.Unavailable",
+            "InvalidSnapshot.NotFound",
+        ):
+            return []
+        raise cloud_error(error, f"deregistering {image_id}", hint="run: invoke clean") from error
+    return snapshots

@@ -1,0 +1,223 @@
+"""Machines: launch one, wait for a state, end it for certain."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import ClientError
+
+from instant_env.arch import Arch
+from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code
+from instant_env.cloud.tags import Role, project_filter, tag_specifications
+from instant_env.errors import UsageError
+from instant_env.settings import CloudName
+
+if TYPE_CHECKING:
+    from mypy_boto3_ec2.type_defs import InstanceTypeDef, RunInstancesRequestTypeDef
+
+#: A current general-purpose generation that exists for both architectures.
+_DEFAULT_TYPES = {Arch.X86_64: "m7i.large", Arch.ARM64: "m7g.large"}
+
+#: Families that end in these letters after the generation are Graviton (t4g, m7g, c7gn, ...).
+_GRAVITON = ("g", "gd", "gn", "ge", "gb")
+
+#: RunInstances and StartInstances answer these when EC2 has no machine to give.
+CAPACITY_ERRORS = frozenset(
+    {
+        "InsufficientInstanceCapacity",
+        "InsufficientHostCapacity",
+        "SpotMaxPriceTooLow",
+        "MaxSpotInstanceCountExceeded",
+    }
+)
+
+
+class Market(StrEnum):
+    """How the machine is paid for."""
+
+    SPOT = "spot"
+    ON_DEMAND = "on-demand"
+
+
+def default_type(cloud: Cloud, arch: Arch, override: str | None = None) -> str:
+    """The instance type to use; raises UsageError when the chosen one is of another architecture."""
+    chosen = override or cloud.settings.instance_type or _DEFAULT_TYPES[arch]
+    family = chosen.split(".")[0].removesuffix("-flex")
+    letters = family.lstrip("abcdefghijklmnopqrstuvwxyz").lstrip("0123456789")
+    is_arm = letters.startswith(_GRAVITON) or family == "a1"
+    if is_arm != (arch is Arch.ARM64):
+        raise UsageError(f"instance type {chosen} is not {arch}", hint=f"for example: {_DEFAULT_TYPES[arch]}")
+    return chosen
+
+
+def default_market(cloud: Cloud) -> Market:
+    """Spot on AWS, where it saves money; localec2's machines cost nothing."""
+    return Market.SPOT if cloud.name is CloudName.AWS else Market.ON_DEMAND
+
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    """One machine to launch. ``ttl_s`` becomes the machine's own timer through user data."""
+
+    image_id: str
+    instance_type: str
+    run_id: str
+    role: Role
+    name: str
+    expires_at: datetime
+    client_token: str
+    key_name: str | None = None
+    security_group_id: str | None = None
+    market: Market = Market.ON_DEMAND
+    shutdown_behavior: str = "terminate"
+    user_data: str | None = None
+    extra_tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def ttl_user_data(ttl_s: int) -> str:
+    """User data that tells instant-init to power the machine off after ``ttl_s`` seconds."""
+    return json.dumps({"instant-env": {"ttl_s": ttl_s}})
+
+
+def request_body(cloud: Cloud, request: LaunchRequest) -> RunInstancesRequestTypeDef:
+    """RunInstances' parameters for a request: IMDSv2 only, hop limit 1, tags on machine and volumes."""
+    body: RunInstancesRequestTypeDef = {
+        "ImageId": request.image_id,
+        "InstanceType": request.instance_type,  # type: ignore[typeddict-item]
+        "MinCount": 1,
+        "MaxCount": 1,
+        "ClientToken": request.client_token,
+        "InstanceInitiatedShutdownBehavior": request.shutdown_behavior,  # type: ignore[typeddict-item]
+        "MetadataOptions": {
+            "HttpTokens": "required",
+            "HttpEndpoint": "enabled",
+            "HttpPutResponseHopLimit": 1,
+        },
+        "TagSpecifications": tag_specifications(
+            "instance",
+            "volume",
+            "network-interface",
+            run_id=request.run_id,
+            role=request.role,
+            name=request.name,
+            expires_at=request.expires_at,
+            extra=request.extra_tags,
+        ),
+    }
+    if request.key_name:
+        body["KeyName"] = request.key_name
+    if request.security_group_id:
+        body["SecurityGroupIds"] = [request.security_group_id]
+    if cloud.settings.subnet:
+        body["SubnetId"] = cloud.settings.subnet
+    if request.user_data:
+        body["UserData"] = request.user_data
+    if request.market is Market.SPOT:
+        body["InstanceMarketOptions"] = {
+            "MarketType": "spot",
+            "SpotOptions": {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"},
+        }
+    return body
+
+
+def launch(cloud: Cloud, request: LaunchRequest) -> str:
+    """RunInstances once; return the instance id. botocore's ClientError is passed on: callers sort it."""
+    answer = cloud.ec2.run_instances(**request_body(cloud, request))
+    return answer["Instances"][0]["InstanceId"]
+
+
+def describe(cloud: Cloud, instance_id: str) -> InstanceTypeDef | None:
+    """One instance, or None while EC2 has not heard of it yet (NotFound right after a launch is normal)."""
+    try:
+        answer = cloud.ec2.describe_instances(InstanceIds=[instance_id])
+    except ClientError as error:
+        if error_code(error) == "InvalidInstanceID.NotFound":
+            return None
+        raise
+    for reservation in answer["Reservations"]:
+        for instance in reservation["Instances"]:
+            return instance
+    return None
+
+
+def wait_for_state(
+    cloud: Cloud,
+    instance_id: str,
+    wanted: Collection[str],
+    *,
+    timeout_s: float,
+    poll_s: float = 0.25,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> InstanceTypeDef:
+    """Poll one instance until its state is one of ``wanted``.
+
+    Raises CloudError on the timeout, and at once when the machine ended and that was not wanted.
+    """
+    deadline = clock() + timeout_s
+    state = "unknown"
+    while clock() < deadline:
+        instance = describe(cloud, instance_id)
+        if instance is not None:
+            state = instance["State"]["Name"]
+            if state in wanted:
+                return instance
+            if state in ("terminated", "shutting-down") and "terminated" not in wanted:
+                reason: Any = instance.get("StateReason", {})
+                raise CloudError(f"{instance_id} ended by itself: {reason.get('Message', 'no reason given')}")
+        sleep(poll_s)
+    raise CloudError(
+        f"{instance_id} is still {state} after {timeout_s:.0f} s, wanted {' or '.join(sorted(wanted))}",
+        hint="see its console: aws ec2 get-console-output",
+    )
+
+
+def console_tail(cloud: Cloud, instance_id: str, lines: int = 15) -> str:
+    """The last lines of the serial console, or an empty text when there is none."""
+    try:
+        output = cloud.ec2.get_console_output(InstanceId=instance_id).get("Output") or ""
+    except ClientError:
+        return ""
+    # boto3 decodes it already on current versions; older ones hand over base64.
+    if output and " " not in output and "\n" not in output.strip():
+        output = base64.b64decode(output).decode("utf-8", "replace")
+    return "\n".join(output.splitlines()[-lines:])
+
+
+def terminate(cloud: Cloud, instance_ids: Sequence[str], *, timeout_s: float = 300.0) -> None:
+    """Terminate machines and wait until EC2 says they are gone. Unknown ids count as gone."""
+    remaining = set(instance_ids)
+    for instance_id in sorted(remaining):
+        try:
+            cloud.ec2.terminate_instances(InstanceIds=[instance_id])
+        except ClientError as error:
+            if error_code(error) != "InvalidInstanceID.NotFound":
+                raise cloud_error(error, f"terminating {instance_id}", hint="run: invoke clean") from error
+            remaining.discard(instance_id)
+    for instance_id in sorted(remaining):
+        wait_for_state(cloud, instance_id, {"terminated"}, timeout_s=timeout_s)
+
+
+def live_of_run(cloud: Cloud, run_id: str, role: Role) -> list[str]:
+    """Ids of a run's machines of one role that are not terminated.
+
+    This is how a machine is found whose launch was cut short between the request and its answer: tags are
+    set by the launching call itself.
+    """
+    pages = cloud.ec2.get_paginator("describe_instances").paginate(
+        Filters=project_filter(run=run_id, role=role.value)
+    )
+    return [
+        instance["InstanceId"]
+        for page in pages
+        for reservation in page["Reservations"]
+        for instance in reservation["Instances"]
+        if instance["State"]["Name"] != "terminated"
+    ]

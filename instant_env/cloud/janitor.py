@@ -1,0 +1,157 @@
+"""What may go, and why: old AMIs with their snapshots, and what expired runs left behind.
+
+Nothing without our Project tag is ever looked at: every listing filters by it, and every removal goes by the
+ids those listings gave.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+from botocore.exceptions import ClientError
+
+from instant_env.cloud import instances
+from instant_env.cloud.images import deregister, list_baked
+from instant_env.cloud.network import delete_group
+from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, error_code
+from instant_env.cloud.tags import PREFIX, PROJECT_FILTER, Role, expired, read_tags
+from instant_env.errors import UsageError
+
+#: Machines these roles launch live minutes; images have no expiry.
+_MACHINE_ROLES = (Role.BUILDER, Role.VERIFY, Role.BENCH)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One thing to remove, with the reason a person reads."""
+
+    kind: str
+    id: str
+    name: str
+    reason: str
+
+    def as_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def _latest_ids(cloud: Cloud) -> set[str]:
+    """AMI ids that an SSM parameter of ours points to."""
+    pages = cloud.ssm.get_paginator("get_parameters_by_path").paginate(Path="/instant-env", Recursive=True)
+    return {parameter["Value"] for page in pages for parameter in page["Parameters"]}
+
+
+def _old_images(cloud: Cloud, keep: int) -> list[Removal]:
+    groups = defaultdict(list)
+    for image in list_baked(cloud):
+        if image.state != "available":
+            continue
+        groups[image.recipe, image.arch].append(image)
+    latest = _latest_ids(cloud)
+    return [
+        Removal("image", image.id, image.name, f"older than the newest {keep} of {recipe} {arch}")
+        for (recipe, arch), images in sorted(groups.items())
+        for image in images[keep:]
+        if image.id not in latest
+    ]
+
+
+def _expired_machines(cloud: Cloud, now: datetime) -> list[Removal]:
+    pages = cloud.ec2.get_paginator("describe_instances").paginate(Filters=PROJECT_FILTER)
+    removals = []
+    for page in pages:
+        for instance in (i for r in page["Reservations"] for i in r["Instances"]):
+            tags = read_tags(instance.get("Tags"))
+            if instance["State"]["Name"] in ("terminated", "shutting-down"):
+                continue
+            if tags.get(f"{PREFIX}role") in _MACHINE_ROLES and expired(tags, now):
+                reason = f"{tags[f'{PREFIX}role']} expired at {tags[f'{PREFIX}expires-at']}"
+                removals.append(Removal("instance", instance["InstanceId"], tags.get("Name", ""), reason))
+    return removals
+
+
+def _expired_leftovers(cloud: Cloud, now: datetime) -> list[Removal]:
+    """Volumes, security groups and key pairs of runs that never came to remove them."""
+    removals = []
+    for page in cloud.ec2.get_paginator("describe_volumes").paginate(Filters=PROJECT_FILTER):
+        for volume in page["Volumes"]:
+            tags = read_tags(volume.get("Tags"))
+            if volume["State"] == "available" and expired(tags, now):
+                removals.append(
+                    Removal("volume", volume["VolumeId"], tags.get("Name", ""), "expired, unattached")
+                )
+    for groups in cloud.ec2.get_paginator("describe_security_groups").paginate(Filters=PROJECT_FILTER):
+        for group in groups["SecurityGroups"]:
+            tags = read_tags(group.get("Tags"))
+            if expired(tags, now):
+                removals.append(Removal("security-group", group["GroupId"], group["GroupName"], "expired"))
+    for key in cloud.ec2.describe_key_pairs(Filters=PROJECT_FILTER)["KeyPairs"]:
+        if expired(read_tags(key.get("Tags")), now):
+            removals.append(Removal("key-pair", key["KeyPairId"], key["KeyName"], "expired"))
+    return removals
+
+
+def find_removals(cloud: Cloud, *, keep: int, now: datetime | None = None) -> list[Removal]:
+    """Everything that may go, machines first (groups and volumes depend on them).
+
+    Raises UsageError for a negative ``keep``, CloudError when listing fails.
+    """
+    if keep < 0:
+        raise UsageError(
+            f"--keep {keep} makes no sense", hint="0 removes every AMI that `latest` does not name"
+        )
+    now = now or datetime.now(UTC)
+    try:
+        return [
+            *_expired_machines(cloud, now),
+            *_old_images(cloud, keep),
+            *_expired_leftovers(cloud, now),
+        ]
+    except ClientError as error:
+        raise cloud_error(error, "listing what is ours") from error
+
+
+def _remove_image(cloud: Cloud, removal: Removal) -> None:
+    deregister(cloud, removal.id)
+
+
+def _remove_instance(cloud: Cloud, removal: Removal) -> None:
+    instances.terminate(cloud, [removal.id])
+
+
+def _remove_volume(cloud: Cloud, removal: Removal) -> None:
+    cloud.ec2.delete_volume(VolumeId=removal.id)
+
+
+def _remove_group(cloud: Cloud, removal: Removal) -> None:
+    delete_group(cloud, removal.id)
+
+
+def _remove_key(cloud: Cloud, removal: Removal) -> None:
+    cloud.ec2.delete_key_pair(KeyName=removal.name)
+
+
+_REMOVERS: dict[str, Callable[[Cloud, Removal], None]] = {
+    "instance": _remove_instance,
+    "image": _remove_image,
+    "volume": _remove_volume,
+    "security-group": _remove_group,
+    "key-pair": _remove_key,
+}
+
+
+def remove(cloud: Cloud, removals: list[Removal], progress: Progress) -> list[tuple[Removal, str]]:
+    """Remove what was found; go on after a failure; return the failures with their reasons."""
+    failures = []
+    for removal in removals:
+        try:
+            _REMOVERS[removal.kind](cloud, removal)
+            progress(f"removed {removal.kind} {removal.id} ({removal.reason})")
+        except CloudError as error:
+            failures.append((removal, error.message))
+        except ClientError as error:
+            if not error_code(error).endswith("NotFound"):
+                failures.append((removal, cloud_error(error, f"removing {removal.id}").message))
+    return failures

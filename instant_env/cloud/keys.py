@@ -1,0 +1,68 @@
+"""SSH key pairs that live as long as one run.
+
+The private half exists in this process's memory alone: never in a file, a log, a tag or a command line.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import asyncssh
+import paramiko
+from botocore.exceptions import ClientError
+
+from instant_env.cloud.session import Cloud, cloud_error
+from instant_env.cloud.tags import Role, tag_specifications
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """An ed25519 key pair. ``public_openssh`` is one line without a newline."""
+
+    public_openssh: str
+    private_openssh: str = field(repr=False)
+
+    @classmethod
+    def generate(cls, comment: str = "instant-env") -> KeyPair:
+        key = asyncssh.generate_private_key("ssh-ed25519", comment=comment)
+        return cls(
+            public_openssh=key.export_public_key().decode().strip(),
+            private_openssh=key.export_private_key().decode(),
+        )
+
+    @property
+    def body(self) -> str:
+        """The base64 body of the public key: what must not be found in an image."""
+        return self.public_openssh.split()[1]
+
+    def for_asyncssh(self) -> asyncssh.SSHKey:
+        return asyncssh.import_private_key(self.private_openssh)
+
+    def for_paramiko(self) -> paramiko.Ed25519Key:
+        return paramiko.Ed25519Key.from_private_key(io.StringIO(self.private_openssh))
+
+
+@contextmanager
+def imported_key_pair(
+    cloud: Cloud, key: KeyPair, *, run_id: str, role: Role, expires_at: datetime
+) -> Iterator[str]:
+    """Import the public half under the run's name; yield the name; delete it on the way out."""
+    name = f"instant-env-{role.value}-{run_id}"
+    try:
+        cloud.ec2.import_key_pair(
+            KeyName=name,
+            PublicKeyMaterial=key.public_openssh.encode(),
+            TagSpecifications=tag_specifications(
+                "key-pair", run_id=run_id, role=role, name=name, expires_at=expires_at
+            ),
+        )
+    except ClientError as error:
+        raise cloud_error(error, f"importing key pair {name}") from error
+    try:
+        yield name
+    finally:
+        cloud.ec2.delete_key_pair(KeyName=name)

@@ -1,0 +1,100 @@
+"""Who may reach a machine: the caller, by a security group that lives as long as one run."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+from botocore.exceptions import ClientError
+
+from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code
+from instant_env.cloud.tags import Role, tag_specifications
+
+#: A group stays in use for a little while after its last machine is gone.
+_GROUP_RELEASE_TIMEOUT_S = 60.0
+
+
+def caller_cidr(cloud: Cloud) -> str:
+    """This caller's address as the cloud sees it, ``203.0.113.7/32``.
+
+    Raises CloudError when the configured URL does not answer with an address.
+    """
+    url = cloud.caller_ip_url
+    if not url.startswith(("http://", "https://")):
+        raise CloudError(f"caller_ip_url is no HTTP URL: {url}", hint="set INSTANT_ENV_CALLER_IP_URL")
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - the scheme is checked above
+            text = answer.read(64).decode("ascii", "replace").strip()
+        return f"{ipaddress.ip_address(text)}/32"
+    except (OSError, ValueError) as error:
+        raise CloudError(
+            f"cannot learn our own address from {url}: {error}", hint="set INSTANT_ENV_CALLER_IP_URL"
+        ) from error
+
+
+def vpc_of(cloud: Cloud) -> str:
+    """The VPC machines go to: the configured subnet's, else the default one."""
+    try:
+        if cloud.settings.subnet:
+            subnets = cloud.ec2.describe_subnets(SubnetIds=[cloud.settings.subnet])["Subnets"]
+            return subnets[0]["VpcId"]
+        vpcs = cloud.ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
+    except ClientError as error:
+        raise cloud_error(error, "looking for the VPC") from error
+    if not vpcs:
+        raise CloudError(
+            f"no default VPC in {cloud.region}", hint="name a subnet: subnet: in instant-env.yml"
+        )
+    return vpcs[0]["VpcId"]
+
+
+@contextmanager
+def temporary_security_group(cloud: Cloud, *, run_id: str, role: Role, expires_at: datetime) -> Iterator[str]:
+    """A security group that admits SSH from the caller's address only; deleted on the way out."""
+    name = f"instant-env-{role.value}-{run_id}"
+    cidr = caller_cidr(cloud)
+    try:
+        group_id = cloud.ec2.create_security_group(
+            GroupName=name,
+            Description=f"instant-env {role.value}: SSH from the caller only",
+            VpcId=vpc_of(cloud),
+            TagSpecifications=tag_specifications(
+                "security-group", run_id=run_id, role=role, name=name, expires_at=expires_at
+            ),
+        )["GroupId"]
+    except ClientError as error:
+        raise cloud_error(error, f"making security group {name}") from error
+    try:
+        cloud.ec2.authorize_security_group_ingress(
+            GroupId=group_id,
+            IpPermissions=[
+                {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": cidr}]}
+            ],
+        )
+        yield group_id
+    except ClientError as error:
+        raise cloud_error(error, f"opening SSH to {cidr}") from error
+    finally:
+        delete_group(cloud, group_id)
+
+
+def delete_group(cloud: Cloud, group_id: str, timeout_s: float = _GROUP_RELEASE_TIMEOUT_S) -> None:
+    """Delete a group, waiting while EC2 still counts a dying machine as its user."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            cloud.ec2.delete_security_group(GroupId=group_id)
+            return
+        except ClientError as error:
+            code = error_code(error)
+            if code == "InvalidGroup.NotFound":
+                return
+            if code != "DependencyViolation" or time.monotonic() > deadline:
+                raise cloud_error(
+                    error, f"deleting security group {group_id}", hint="run: invoke clean"
+                ) from error
+        time.sleep(0.5)

@@ -1,0 +1,151 @@
+"""A connection to one cloud: the clients, and the few facts in which clouds differ.
+
+localec2 and AWS differ by their endpoint, the base that is the default, the port of SSH and the URL that
+tells the caller's address. All of that is decided here, and nowhere above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+from instant_env.arch import Arch
+from instant_env.errors import InstantEnvError
+from instant_env.settings import CloudName, Settings
+
+if TYPE_CHECKING:
+    from mypy_boto3_ec2 import EC2Client
+    from mypy_boto3_ssm import SSMClient
+
+Progress = Callable[[str], None]
+
+#: Answers with the caller's public IPv4 address as plain text; AWS runs it.
+AWS_CALLER_IP_URL = "https://checkip.amazonaws.com"
+
+
+class CloudError(InstantEnvError):
+    """The cloud refused or failed a call."""
+
+    exit_code = 4
+
+
+def _quiet(_: str) -> None:
+    """Progress that nobody wants to see."""
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """One EC2 endpoint with what a caller must know of it."""
+
+    name: CloudName
+    settings: Settings
+    ec2: EC2Client
+    ssm: SSMClient
+    region: str
+    ssh_port: int
+    caller_ip_url: str
+    accelerator: str
+    """How machines run: ``tcg`` or ``kvm`` in localec2, ``ec2`` on AWS."""
+    accepts_early: bool
+    """A TCP accept on a machine's port says nothing about the guest (user-mode networking)."""
+
+    def ensure_base(self, base: str, arch: Arch, progress: Progress) -> None:
+        """Make the stock image of ``base`` known to the cloud.
+
+        AWS has them all; localec2 builds or downloads one the first time and keeps it. A base that localec2
+        knows nothing of is looked up like any other: its parameter may name an AMI that was baked there.
+        """
+        if self.name is CloudName.LOCAL:
+            from instant_env.localec2 import starter, stock
+
+            if base not in stock.BASES:
+                return
+            starter.ensure_stock(self.settings, base, arch, progress)
+
+
+def default_base(settings: Settings) -> str:
+    """The base to bake from when none is named: it belongs to the cloud."""
+    return settings.base or ("debian-12" if settings.cloud is CloudName.LOCAL else "al2023")
+
+
+def connect(settings: Settings, progress: Progress = _quiet) -> Cloud:
+    """Open the cloud that the settings name; localec2 is started when it is not up.
+
+    Raises CloudError when AWS has no credentials for us, MissingToolError when localec2 lacks a program.
+    """
+    if settings.cloud is CloudName.LOCAL:
+        return _connect_local(settings, progress)
+    return _connect_aws(settings)
+
+
+#: Adaptive retries carry the client-side rate limiter that Describe* polling needs.
+_AWS_CONFIG = Config(retries={"mode": "adaptive", "max_attempts": 8}, user_agent_extra="instant-env")
+_LOCAL_CONFIG = Config(retries={"mode": "standard", "max_attempts": 2}, user_agent_extra="instant-env")
+
+
+def _connect_local(settings: Settings, progress: Progress) -> Cloud:
+    # Imported here: moto and its friends are heavy, and nobody on AWS needs them.
+    from instant_env.localec2 import starter
+
+    endpoint = starter.up(settings, progress)
+    session = boto3.Session(
+        aws_access_key_id=endpoint.access_key_id,
+        aws_secret_access_key=endpoint.secret_access_key,
+        region_name=endpoint.region,
+    )
+    return Cloud(
+        name=CloudName.LOCAL,
+        settings=settings,
+        ec2=session.client("ec2", endpoint_url=endpoint.url, config=_LOCAL_CONFIG),
+        ssm=session.client("ssm", endpoint_url=endpoint.url, config=_LOCAL_CONFIG),
+        region=endpoint.region,
+        ssh_port=settings.ssh_port or endpoint.ssh_port,
+        caller_ip_url=settings.caller_ip_url or endpoint.caller_ip_url,
+        accelerator=endpoint.accelerator,
+        accepts_early=True,
+    )
+
+
+def _connect_aws(settings: Settings) -> Cloud:
+    try:
+        session = boto3.Session(profile_name=settings.profile, region_name=settings.region)
+        identity = session.client("sts", config=_AWS_CONFIG).get_caller_identity()
+    except NoCredentialsError as error:
+        raise CloudError(
+            "no AWS credentials found", hint="set AWS_PROFILE or AWS_ACCESS_KEY_ID, or use --cloud local"
+        ) from error
+    except (BotoCoreError, ClientError) as error:
+        raise CloudError(
+            f"AWS did not accept us: {error}", hint="try: aws sts get-caller-identity"
+        ) from error
+    if not identity.get("Account"):
+        raise CloudError(
+            "AWS named no account for these credentials", hint="try: aws sts get-caller-identity"
+        )
+    return Cloud(
+        name=CloudName.AWS,
+        settings=settings,
+        ec2=session.client("ec2", config=_AWS_CONFIG),
+        ssm=session.client("ssm", config=_AWS_CONFIG),
+        region=settings.region,
+        ssh_port=settings.ssh_port or 22,
+        caller_ip_url=settings.caller_ip_url or AWS_CALLER_IP_URL,
+        accelerator="ec2",
+        accepts_early=False,
+    )
+
+
+def error_code(error: ClientError) -> str:
+    """EC2's code of the error, as ``InvalidInstanceID.NotFound``."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def cloud_error(error: ClientError, doing: str, *, hint: str = "") -> CloudError:
+    """Turn botocore's error into ours: what we were doing, EC2's code, EC2's words."""
+    detail = error.response.get("Error", {})
+    return CloudError(f"{doing}: {detail.get('Code', '?')}: {detail.get('Message', '')}".strip(), hint=hint)

@@ -1,0 +1,66 @@
+"""Volumes that live as long as one look at them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+from botocore.exceptions import ClientError
+
+from instant_env.cloud.session import Cloud, CloudError, error_code
+from instant_env.cloud.tags import Role, tag_specifications
+
+_TIMEOUT_S = 120.0
+
+
+def _wait(cloud: Cloud, volume_id: str, wanted: str) -> None:
+    deadline = time.monotonic() + _TIMEOUT_S
+    state = "unknown"
+    while time.monotonic() < deadline:
+        try:
+            state = cloud.ec2.describe_volumes(VolumeIds=[volume_id])["Volumes"][0]["State"]
+        except ClientError as error:
+            if error_code(error) != "InvalidVolume.NotFound":
+                raise
+        if state == wanted:
+            return
+        time.sleep(0.25)
+    raise CloudError(f"volume {volume_id} is {state} after {_TIMEOUT_S:.0f} s, wanted {wanted}")
+
+
+@contextmanager
+def temporary_volume(
+    cloud: Cloud, snapshot_id: str, zone: str, *, run_id: str, expires_at: datetime
+) -> Iterator[str]:
+    """A gp3 volume from a snapshot; deleted on the way out."""
+    volume_id = cloud.ec2.create_volume(
+        SnapshotId=snapshot_id,
+        AvailabilityZone=zone,
+        VolumeType="gp3",
+        TagSpecifications=tag_specifications(
+            "volume",
+            run_id=run_id,
+            role=Role.VERIFY,
+            name=f"instant-env-audit-{run_id}",
+            expires_at=expires_at,
+        ),
+    )["VolumeId"]
+    try:
+        _wait(cloud, volume_id, "available")
+        yield volume_id
+    finally:
+        cloud.ec2.delete_volume(VolumeId=volume_id)
+
+
+@contextmanager
+def attached(cloud: Cloud, volume_id: str, instance_id: str, device: str) -> Iterator[None]:
+    """Attach a volume to a running machine; detached, and free again, on the way out."""
+    cloud.ec2.attach_volume(VolumeId=volume_id, InstanceId=instance_id, Device=device)
+    try:
+        _wait(cloud, volume_id, "in-use")
+        yield
+    finally:
+        cloud.ec2.detach_volume(VolumeId=volume_id)
+        _wait(cloud, volume_id, "available")

@@ -1,0 +1,233 @@
+"""The EC2 seam against moto in process: what is asked for, what is found, what is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+from moto import mock_aws
+
+from instant_env.arch import Arch
+from instant_env.cloud import instances, janitor
+from instant_env.cloud.images import deregister, find_baked, list_baked, parameter_name
+from instant_env.cloud.instances import LaunchRequest, Market
+from instant_env.cloud.keys import KeyPair, imported_key_pair
+from instant_env.cloud.network import temporary_security_group
+from instant_env.cloud.session import Cloud
+from instant_env.cloud.tags import Role, expired, new_run_id, read_tags, tag_list, tag_specifications
+from instant_env.errors import UsageError
+from instant_env.settings import CloudName, Settings
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+LATER = NOW + timedelta(hours=1)
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    with mock_aws():
+        yield Cloud(
+            name=CloudName.AWS,
+            settings=Settings(),
+            ec2=boto3.client("ec2", region_name="us-east-1"),
+            ssm=boto3.client("ssm", region_name="us-east-1"),
+            region="us-east-1",
+            ssh_port=22,
+            caller_ip_url="http://127.0.0.1:9/",
+            accelerator="ec2",
+            accepts_early=False,
+        )
+
+
+def launch(cloud: Cloud, role: Role = Role.BENCH, expires_at: datetime = LATER, run_id: str = "r1") -> str:
+    return instances.launch(
+        cloud,
+        LaunchRequest(
+            image_id="ami-12c6146b", instance_type="m7i.large", run_id=run_id, role=role, name="n",
+            expires_at=expires_at, client_token=new_run_id(),
+        ),
+    )  # fmt: skip
+
+
+def make_image(cloud: Cloud, recipe: str, tag: bool = True) -> str:
+    instance_id = launch(cloud)
+    extra = {"recipe": recipe, "arch": "x86_64", "plan-hash": "f" * 64, "login-user": "admin"}
+    tags = tag_specifications("image", run_id="r", role=Role.IMAGE, name="i", extra=extra)
+    image_id = cloud.ec2.create_image(
+        InstanceId=instance_id, Name=f"{recipe}-{new_run_id()}", TagSpecifications=tags if tag else []
+    )["ImageId"]
+    return str(image_id)
+
+
+def test_a_launch_is_tagged_imdsv2_only_and_spot_when_asked(cloud: Cloud) -> None:
+    request = LaunchRequest(
+        image_id="ami-1", instance_type="m7i.large", run_id="r1", role=Role.BENCH, name="n", expires_at=LATER,
+        client_token="t", market=Market.SPOT, user_data=instances.ttl_user_data(60),
+    )  # fmt: skip
+    body = instances.request_body(cloud, request)
+    assert body["MetadataOptions"]["HttpTokens"] == "required"
+    assert body["InstanceMarketOptions"]["MarketType"] == "spot"
+    assert body["InstanceInitiatedShutdownBehavior"] == "terminate"
+    for specification in body["TagSpecifications"]:
+        tags = read_tags(specification["Tags"])
+        assert tags["Project"] == "instant-env"
+        assert tags["instant-env:role"] == "bench"
+        assert tags["instant-env:expires-at"] == "2026-01-02T04:04:05Z"
+    assert {s["ResourceType"] for s in body["TagSpecifications"]} == {
+        "instance",
+        "volume",
+        "network-interface",
+    }
+    assert instances.default_market(cloud) is Market.SPOT
+
+
+@pytest.mark.parametrize(
+    ("arch", "kind", "fits"),
+    [
+        (Arch.X86_64, "m7i.large", True),
+        (Arch.X86_64, "m7i-flex.large", True),
+        (Arch.X86_64, "g4dn.xlarge", True),
+        (Arch.X86_64, "m7g.large", False),
+        (Arch.ARM64, "c7gn.large", True),
+        (Arch.ARM64, "a1.medium", True),
+        (Arch.ARM64, "t3.micro", False),
+    ],
+)
+def test_instance_types_must_fit_the_architecture(cloud: Cloud, arch: Arch, kind: str, fits: bool) -> None:
+    if fits:
+        assert instances.default_type(cloud, arch, kind) == kind
+    else:
+        with pytest.raises(UsageError, match=f"{kind} is not {arch}"):
+            instances.default_type(cloud, arch, kind)
+
+
+def test_a_machine_is_found_by_its_run_and_terminated(cloud: Cloud) -> None:
+    mine, other = launch(cloud, run_id="a"), launch(cloud, run_id="b")
+    assert instances.live_of_run(cloud, "a", Role.BENCH) == [mine]
+    instances.terminate(cloud, [mine, "i-00000000000000000"])
+    assert instances.live_of_run(cloud, "a", Role.BENCH) == []
+    assert instances.live_of_run(cloud, "b", Role.BENCH) == [other]
+
+
+def test_key_pair_lives_for_the_block_and_its_private_half_is_not_shown(cloud: Cloud) -> None:
+    key = KeyPair.generate()
+    assert "PRIVATE" not in repr(key)
+
+    def use_and_fail() -> None:
+        with imported_key_pair(cloud, key, run_id="r", role=Role.BENCH, expires_at=LATER):
+            (found,) = cloud.ec2.describe_key_pairs()["KeyPairs"]
+            assert read_tags(found["Tags"])["Project"] == "instant-env"
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        use_and_fail()
+    assert cloud.ec2.describe_key_pairs()["KeyPairs"] == []
+
+
+def test_security_group_admits_the_caller_only_and_goes(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("instant_env.cloud.network.caller_cidr", lambda _: "203.0.113.7/32")
+    before = len(cloud.ec2.describe_security_groups()["SecurityGroups"])
+    with temporary_security_group(cloud, run_id="r", role=Role.BENCH, expires_at=LATER) as group_id:
+        (group,) = cloud.ec2.describe_security_groups(GroupIds=[group_id])["SecurityGroups"]
+        (rule,) = group["IpPermissions"]
+        assert (rule["FromPort"], rule["ToPort"], rule["IpProtocol"]) == (22, 22, "tcp")
+        assert [r["CidrIp"] for r in rule["IpRanges"]] == ["203.0.113.7/32"]
+    assert len(cloud.ec2.describe_security_groups()["SecurityGroups"]) == before
+
+
+def test_latest_is_what_the_parameter_names_and_absent_ones_say_how_to_bake(cloud: Cloud) -> None:
+    with pytest.raises(UsageError, match="no minimal AMI for x86_64 yet") as caught:
+        find_baked(cloud, "minimal", Arch.X86_64)
+    assert caught.value.hint == "run: invoke bake --arch x86_64 --recipe minimal"
+    older, newer = make_image(cloud, "minimal"), make_image(cloud, "minimal")
+    cloud.ssm.put_parameter(Name=parameter_name("minimal", Arch.X86_64), Value=older, Type="String")
+    assert find_baked(cloud, "minimal", Arch.X86_64).id == older
+    assert find_baked(cloud, "minimal", Arch.X86_64, newer).id == newer
+    with pytest.raises(UsageError, match="no available custom-init AMI"):
+        find_baked(cloud, "custom-init", Arch.X86_64, newer)
+
+
+def test_expiry_reads_only_what_it_understands() -> None:
+    tags = read_tags(tag_list("r", Role.BENCH, name="n", expires_at=NOW))
+    assert expired(tags, NOW)
+    assert not expired(tags, NOW - timedelta(seconds=1))
+    assert not expired({}, NOW)
+    assert not expired({"instant-env:expires-at": "soon"}, NOW)
+
+
+def kinds(removals: list[janitor.Removal]) -> list[tuple[str, str]]:
+    return [(removal.kind, removal.id) for removal in removals]
+
+
+def test_clean_keeps_the_newest_and_latest_and_whatever_is_not_ours(cloud: Cloud) -> None:
+    images = [make_image(cloud, "minimal") for _ in range(3)]
+    other = make_image(cloud, "custom-init")
+    untagged = make_image(cloud, "minimal", tag=False)
+    by_age = [image.id for image in list_baked(cloud, recipe="minimal")]
+    oldest = by_age[-1]
+    assert sorted(by_age) == sorted(images)
+    cloud.ssm.put_parameter(Name=parameter_name("minimal", Arch.X86_64), Value=oldest, Type="String")
+
+    removals = janitor.find_removals(cloud, keep=1, now=NOW)
+    assert kinds(removals) == [("image", by_age[1])]  # the newest is kept, the oldest is `latest`
+    assert janitor.remove(cloud, removals, lambda _: None) == []
+    left = {image["ImageId"] for image in cloud.ec2.describe_images(Owners=["self"])["Images"]}
+    assert {by_age[0], oldest, other, untagged} <= left
+    assert by_age[1] not in left
+    assert janitor.find_removals(cloud, keep=1, now=NOW) == []
+    with pytest.raises(UsageError):
+        janitor.find_removals(cloud, keep=-1)
+
+
+def test_clean_takes_the_snapshots_along(cloud: Cloud) -> None:
+    image_id = make_image(cloud, "minimal")
+    (image,) = list_baked(cloud, recipe="minimal")
+    deregister(cloud, image_id)
+    with pytest.raises(ClientError, match="NotFound"):
+        cloud.ec2.describe_snapshots(SnapshotIds=list(image.snapshot_ids))
+    assert deregister(cloud, image_id) == []
+
+
+def test_clean_ends_expired_machines_and_only_those(cloud: Cloud) -> None:
+    dead = launch(cloud, expires_at=NOW - timedelta(minutes=1))
+    alive = launch(cloud, expires_at=NOW + timedelta(minutes=1))
+    ours_not = cloud.ec2.run_instances(ImageId="ami-12c6146b", MinCount=1, MaxCount=1)["Instances"][0][
+        "InstanceId"
+    ]
+    removals = janitor.find_removals(cloud, keep=3, now=NOW)
+    assert ("instance", dead) in kinds(removals)
+    assert {identity for _, identity in kinds(removals)}.isdisjoint({alive, ours_not})
+    assert janitor.remove(cloud, removals, lambda _: None) == []
+    states: dict[str, Any] = {}
+    for reservation in cloud.ec2.describe_instances()["Reservations"]:
+        for instance in reservation["Instances"]:
+            states[instance["InstanceId"]] = instance["State"]["Name"]
+    assert states[dead] == "terminated"
+    assert states[alive] == states[ours_not] == "running"
+
+
+def test_clean_removes_expired_keys_and_groups(cloud: Cloud) -> None:
+    def leave(name: str, expires_at: datetime) -> None:
+        tags = tag_specifications("key-pair", run_id="r", role=Role.BENCH, name=name, expires_at=expires_at)
+        cloud.ec2.create_key_pair(KeyName=name, TagSpecifications=tags)
+        tags = tag_specifications(
+            "security-group", run_id="r", role=Role.BENCH, name=name, expires_at=expires_at
+        )
+        cloud.ec2.create_security_group(GroupName=name, Description="d", TagSpecifications=tags)
+
+    leave("dead", NOW - timedelta(minutes=1))
+    leave("alive", NOW + timedelta(minutes=1))
+    removals = janitor.find_removals(cloud, keep=3, now=NOW)
+    assert {(removal.kind, removal.name) for removal in removals} == {
+        ("key-pair", "dead"),
+        ("security-group", "dead"),
+    }
+    assert janitor.remove(cloud, removals, lambda _: None) == []
+    assert [key["KeyName"] for key in cloud.ec2.describe_key_pairs()["KeyPairs"]] == ["alive"]

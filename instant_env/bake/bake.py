@@ -1,0 +1,280 @@
+"""Bake one recipe for one architecture: from plan to verified AMI, nothing left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from botocore.exceptions import ClientError
+
+from instant_env.arch import Arch
+from instant_env.bake import artefacts
+from instant_env.bake.builder import Machine, machine
+from instant_env.bake.execute import StepTime, make_work_dir, run_as_root, run_steps, start_detached, step_log
+from instant_env.bake.manifest import git_revision, manifest, write_atomically
+from instant_env.bake.plan import BakePlan, make_plan
+from instant_env.bake.recipe import Base, load_base, resolve
+from instant_env.bake.seal import SEALED
+from instant_env.bake.verify import VerifyError, verify
+from instant_env.cloud import instances
+from instant_env.cloud.images import BakedImage, deregister, list_baked, parameter_name
+from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, default_base
+from instant_env.cloud.tags import Role, new_run_id, tag_specifications
+from instant_env.errors import UsageError
+from instant_env.settings import Settings
+
+if TYPE_CHECKING:
+    from mypy_boto3_ec2.type_defs import ImageTypeDef
+
+#: A builder or verifying machine older than this is nobody's. The machine's own timer uses the same.
+MACHINE_TTL_S = 3600
+#: Clearing the free space of an 8 GiB gp3 volume at its 125 MiB/s takes a minute; emulation may take longer.
+_SEAL_TIMEOUT_S = 900.0
+#: Creating an AMI copies the volume's dirty blocks; minutes on EC2.
+_IMAGE_TIMEOUT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class BakeResult:
+    """What a bake came to. ``reused`` when an AMI already held the plan."""
+
+    image: BakedImage
+    reused: bool
+    manifest_path: Path | None
+    log_path: Path | None
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "ami": self.image.id,
+            "name": self.image.name,
+            "recipe": self.image.recipe,
+            "arch": self.image.arch.value,
+            "base": self.image.base,
+            "plan_hash": self.image.plan_hash,
+            "reused": self.reused,
+            "manifest": str(self.manifest_path) if self.manifest_path else None,
+            "log": str(self.log_path) if self.log_path else None,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def _base_image(cloud: Cloud, base: Base, arch: Arch) -> ImageTypeDef:
+    """Resolve the base's AMI and refuse one of another architecture or owner."""
+    parameter = base.parameter_for(arch)
+    try:
+        ami = cloud.ssm.get_parameter(Name=parameter)["Parameter"]["Value"]
+        images = cloud.ec2.describe_images(ImageIds=[ami])["Images"]
+    except ClientError as error:
+        raise cloud_error(error, f"looking for base {base.base} by {parameter}") from error
+    if not images:
+        raise CloudError(f"{parameter} names {ami}, which does not exist in {cloud.region}")
+    image = images[0]
+    if image["Architecture"] != arch.value:
+        raise UsageError(
+            f"base {base.base}: {ami} is {image['Architecture']}, not {arch}",
+            hint=f"correct ssm_parameter in recipes/bases/{base.base}.yml",
+        )
+    if not {image.get("OwnerId", ""), image.get("ImageOwnerAlias", "")} & set(base.owners):
+        raise UsageError(
+            f"base {base.base}: {ami} belongs to {image.get('OwnerId')}, not to {' or '.join(base.owners)}",
+            hint=f"correct owners in recipes/bases/{base.base}.yml if you trust that account",
+        )
+    return image
+
+
+def check(settings: Settings, recipe_name: str, arch: Arch, base_name: str | None) -> tuple[Base, BakePlan]:
+    """What can be known without a cloud: recipe and base read, every script rendered, artefacts built.
+
+    Run before anything is started, so that a typo costs a second. The plan's base AMI is a stand-in.
+    Raises UsageError, or MissingToolError when a binary cannot be built.
+    """
+    base = load_base(settings.recipes_dir, base_name or default_base(settings))
+    if arch not in base.architectures:
+        raise UsageError(
+            f"base {base.base} does not exist for {arch}",
+            hint=f"it does for: {', '.join(base.architectures)}",
+        )
+    recipe = resolve(settings.recipes_dir, recipe_name, base.family)
+    wanted = {step.spec.upload for step in recipe.steps if step.spec.upload is not None}
+    made = artefacts.build({str(name) for name in wanted}, arch)
+    return base, make_plan(recipe, base, "ami-00000000", arch, made)
+
+
+def prepare_plan(
+    cloud: Cloud, settings: Settings, recipe_name: str, arch: Arch, base_name: str | None, progress: Progress
+) -> BakePlan:
+    """The plan against this cloud: as `check`, with the base AMI resolved (made known where it is not)."""
+    base, plan = check(settings, recipe_name, arch, base_name)
+    cloud.ensure_base(base.base, arch, progress)
+    return dataclasses.replace(plan, base_ami=_base_image(cloud, base, arch)["ImageId"])
+
+
+def _already_baked(cloud: Cloud, plan: BakePlan) -> BakedImage | None:
+    for image in list_baked(cloud, recipe=plan.recipe.name, arch=plan.arch):
+        if image.plan_hash == plan.hash and image.state == "available":
+            return image
+    return None
+
+
+def _seal(cloud: Cloud, builder: Machine, plan: BakePlan, log: Any, progress: Progress) -> None:
+    """Run the seal and wait until the builder has powered itself off."""
+    cloud.ec2.modify_instance_attribute(
+        InstanceId=builder.instance_id, InstanceInitiatedShutdownBehavior={"Value": "stop"}
+    )
+    run_as_root(builder.connection, ["systemctl", "stop", "instant-bake-ttl.timer"], log)
+    started = time.monotonic()
+    start_detached(builder.connection, plan.seal, "seal", log)
+    builder.connection.close()
+    instances.wait_for_state(cloud, builder.instance_id, {"stopped"}, timeout_s=_SEAL_TIMEOUT_S)
+    tail = instances.console_tail(cloud, builder.instance_id)
+    # EC2 shows the console late, so its silence proves nothing there; a stated failure does everywhere.
+    if "instant-bake: seal failed" in tail or (cloud.accelerator != "ec2" and SEALED not in tail):
+        raise VerifyError(
+            f"the last step failed on {builder.instance_id}", hint=tail.replace("\n", " / ")[-300:]
+        )
+    progress(f"sealed and powered off: {time.monotonic() - started:.1f} s")
+
+
+def _create_image(
+    cloud: Cloud, builder: Machine, plan: BakePlan, run_id: str, progress: Progress
+) -> BakedImage:
+    """CreateImage of the stopped builder, tagged; wait until it is available."""
+    init_sha256 = next(
+        (s.sha256 for s in plan.steps if s.name == "instant-init" and hasattr(s, "sha256")), ""
+    )
+    name = f"instant-env-{plan.recipe.name}-{plan.arch}-{run_id}"
+    tags = tag_specifications(
+        "image", "snapshot", run_id=run_id, role=Role.IMAGE, name=name,
+        extra={
+            "recipe": plan.recipe.name, "base": plan.base.base, "base-ami": plan.base_ami,
+            "arch": plan.arch.value, "plan-hash": plan.hash, "login-user": plan.base.login_user,
+            "init-sha256": init_sha256, "git-revision": str(git_revision()),
+        },
+    )  # fmt: skip
+    started = time.monotonic()
+    image_id = ""
+    try:
+        image_id = cloud.ec2.create_image(
+            InstanceId=builder.instance_id,
+            Name=name,
+            Description=f"instant-env {plan.recipe.name} on {plan.base.base}, plan {plan.hash[:12]}",
+            TagSpecifications=tags,
+        )["ImageId"]
+        image = _wait_available(cloud, image_id, plan)
+    except ClientError as error:
+        raise cloud_error(error, f"creating the image from {builder.instance_id}") from error
+    except BaseException:
+        if image_id:
+            deregister(cloud, image_id)
+        raise
+    progress(f"image {image.id}: {time.monotonic() - started:.1f} s")
+    return image
+
+
+def _wait_available(cloud: Cloud, image_id: str, plan: BakePlan) -> BakedImage:
+    deadline = time.monotonic() + _IMAGE_TIMEOUT_S
+    while time.monotonic() < deadline:
+        for image in list_baked(cloud, recipe=plan.recipe.name, arch=plan.arch):
+            if image.id != image_id:
+                continue
+            if image.state == "available":
+                return image
+            if image.state in ("failed", "error", "invalid"):
+                raise CloudError(f"{image_id} is {image.state}", hint="is the disk of the machine full?")
+        time.sleep(0.25)
+    raise CloudError(f"{image_id} is not available after {_IMAGE_TIMEOUT_S:.0f} s")
+
+
+def bake(
+    cloud: Cloud,
+    settings: Settings,
+    recipe_name: str,
+    arch: Arch,
+    *,
+    base_name: str | None = None,
+    instance_type: str | None = None,
+    force: bool = False,
+    verbose: TextIO | None = None,
+    progress: Progress,
+) -> BakeResult:
+    """Bake ``recipe_name`` for ``arch``; return the AMI that holds the plan, made now or before.
+
+    ``verbose`` gets the steps' output as it comes. Everything temporary is removed on every path. Raises
+    UsageError before anything is launched, StepError, LoginError, VerifyError or CloudError after.
+    """
+    begun = time.monotonic()
+    plan = prepare_plan(cloud, settings, recipe_name, arch, base_name, progress)
+    progress(
+        f"plan {plan.hash[:12]}: {recipe_name} on {plan.base.base} ({plan.base_ami}), {len(plan.steps)} steps"
+    )
+    if not force and (existing := _already_baked(cloud, plan)):
+        _publish(cloud, existing)
+        return BakeResult(existing, True, None, None, time.monotonic() - begun)
+
+    kind = instances.default_type(cloud, arch, instance_type)
+    run_id = new_run_id()
+    expires_at = datetime.now(UTC) + timedelta(seconds=MACHINE_TTL_S)
+    log_path = settings.state_dir / "logs" / f"bake-{run_id}-{recipe_name}-{arch}.log"
+    with ExitStack() as stack:
+        log = stack.enter_context(step_log(log_path, verbose))
+        progress(f"log: {log_path}")
+        with machine(
+            cloud, image_id=plan.base_ami, instance_type=kind, run_id=run_id, role=Role.BUILDER,
+            login_user=plan.base.login_user, expires_at=expires_at, progress=progress,
+        ) as builder:  # fmt: skip
+            _arm_timer(builder, log)
+            make_work_dir(builder.connection, log)
+            times = run_steps(builder.connection, plan.steps, log, progress)
+            started = time.monotonic()
+            _seal(cloud, builder, plan, log, progress)
+            times.append(StepTime("seal", round(time.monotonic() - started, 3)))
+            started = time.monotonic()
+            image = _create_image(cloud, builder, plan, run_id, progress)
+            times.append(StepTime("create-image", round(time.monotonic() - started, 3)))
+        try:
+            started = time.monotonic()
+            verdict = verify(
+                cloud, image, instance_type=kind, imagetool=artefacts.build({"imagetool"}, arch)["imagetool"],
+                forbidden=[builder.key.body], run_id=run_id, expires_at=expires_at, log=log,
+                progress=progress, ttl_s=MACHINE_TTL_S,
+            )  # fmt: skip
+            times.append(StepTime("verify", round(time.monotonic() - started, 3)))
+        except BaseException:
+            progress(f"{image.id} is not verified: deregistering it")
+            deregister(cloud, image.id)
+            raise
+    total_s = time.monotonic() - begun
+    path = settings.state_dir / "manifests" / f"{image.id}.json"
+    write_atomically(
+        path, manifest(image, plan, times, verdict, run_id=run_id, cloud=cloud.name.value, total_s=total_s)
+    )
+    _publish(cloud, image)
+    return BakeResult(image, False, path, log_path, total_s)
+
+
+def _arm_timer(builder: Machine, log: Any) -> None:
+    """The builder ends itself after MACHINE_TTL_S, whatever becomes of us (shutdown behaviour: terminate)."""
+    run_as_root(
+        builder.connection,
+        ["systemd-run", "--quiet", f"--on-active={MACHINE_TTL_S}s", "--unit=instant-bake-ttl",
+         "systemctl", "poweroff"],
+        log,
+    )  # fmt: skip
+
+
+def _publish(cloud: Cloud, image: BakedImage) -> None:
+    """Point ``latest`` at the image. Only what was verified gets here."""
+    name = parameter_name(image.recipe, image.arch)
+    try:
+        cloud.ssm.put_parameter(Name=name, Value=image.id, Type="String", Overwrite=True)
+        cloud.ssm.add_tags_to_resource(
+            ResourceType="Parameter", ResourceId=name, Tags=[{"Key": "Project", "Value": "instant-env"}]
+        )
+    except ClientError as error:
+        raise cloud_error(error, f"writing SSM parameter {name}") from error

@@ -1,0 +1,177 @@
+"""Run a plan's steps on a machine over Fabric: each timed, logged, and its failure explained.
+
+Scripts and helpers live in ``/run/instant-bake``, a tmpfs of our own: nothing of the bake touches the disk
+except what the recipe puts there.
+"""
+
+from __future__ import annotations
+
+import io
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import fabric
+import paramiko
+from invoke.exceptions import CommandTimedOut
+from invoke.runners import Result
+
+from instant_env.bake.plan import Script, Step, Upload
+from instant_env.errors import InstantEnvError
+
+WORK_DIR = "/run/instant-bake"
+
+Progress = Callable[[str], None]
+
+
+class StepError(InstantEnvError):
+    """A step failed on the builder."""
+
+    exit_code = 5
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """How long a step took, wall clock."""
+
+    name: str
+    seconds: float
+
+
+class StepLog:
+    """The bake's log file, each line behind the seconds since the log began; optionally everything goes to a
+    second stream too, as it comes (``--verbose``)."""
+
+    def __init__(self, path: Path, echo: TextIO | None = None) -> None:
+        self.path = path
+        self._echo = echo
+        self._started = time.monotonic()
+        self._at_line_start = True
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, text: str) -> int:
+        stamp = f"{time.monotonic() - self._started:8.2f}  "
+        for line in text.splitlines(keepends=True):
+            self._file.write(stamp + line if self._at_line_start else line)
+            self._at_line_start = line.endswith("\n")
+        if self._echo is not None:
+            self._echo.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._file.flush()
+        if self._echo is not None:
+            self._echo.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@contextmanager
+def step_log(path: Path, echo: TextIO | None) -> Iterator[StepLog]:
+    log = StepLog(path, echo)
+    try:
+        yield log
+    finally:
+        log.close()
+
+
+def _sudo(connection: fabric.Connection, arguments: Sequence[str], log: StepLog, timeout_s: int) -> Result:
+    """Run one command as root. It is an argument list until the last moment; each word is quoted."""
+    try:
+        result: Result = connection.run(
+            shlex.join(["sudo", "-n", *arguments]),
+            hide=True,
+            out_stream=log,
+            err_stream=log,
+            timeout=timeout_s,
+            warn=True,
+        )
+        return result
+    except CommandTimedOut as error:
+        raise StepError(
+            f"{shlex.join(arguments)} ran longer than {timeout_s} s", hint=f"see {log.path}"
+        ) from error
+    except (OSError, EOFError, paramiko.SSHException) as error:
+        raise StepError(f"the connection to the machine broke: {error}", hint=f"see {log.path}") from error
+
+
+def run_as_root(
+    connection: fabric.Connection, arguments: Sequence[str], log: StepLog, *, timeout_s: int = 60
+) -> str:
+    """Run a command as root and return its standard output. Raises StepError when it fails."""
+    result = _sudo(connection, arguments, log, timeout_s)
+    if not result.ok:
+        last = " / ".join((result.stderr or result.stdout).strip().splitlines()[-3:])
+        raise StepError(f"{shlex.join(arguments)} ended with {result.exited}: {last}", hint=f"see {log.path}")
+    return str(result.stdout)
+
+
+def make_work_dir(connection: fabric.Connection, log: StepLog) -> None:
+    """A private tmpfs at WORK_DIR. /run itself may be mounted noexec, so a tmpfs of our own it is."""
+    run_as_root(connection, ["mkdir", "-p", WORK_DIR], log)
+    run_as_root(connection, ["mount", "-t", "tmpfs", "-o", "mode=0700,size=128m", "tmpfs", WORK_DIR], log)
+    run_as_root(connection, ["chown", str(connection.user), WORK_DIR], log)
+
+
+def put_bytes(connection: fabric.Connection, content: bytes, to: str) -> None:
+    """Put a file into WORK_DIR as the login user."""
+    try:
+        connection.put(io.BytesIO(content), to)
+    except (OSError, EOFError, paramiko.SSHException) as error:
+        raise StepError(f"uploading {to} failed: {error}") from error
+
+
+def _run_script(connection: fabric.Connection, script: Script, index: int, log: StepLog) -> None:
+    path = f"{WORK_DIR}/{index:02d}-{script.name}.sh"
+    put_bytes(connection, script.text.encode(), path)
+    result = _sudo(connection, ["sh", path], log, script.timeout_s)
+    if not result.ok:
+        last = " / ".join((result.stderr or result.stdout).strip().splitlines()[-3:])
+        raise StepError(
+            f"step {script.name} ended with {result.exited}: {last}",
+            hint=f"the whole output is in {log.path}",
+        )
+
+
+def _upload(connection: fabric.Connection, upload: Upload, log: StepLog) -> None:
+    staged = f"{WORK_DIR}/.upload"
+    put_bytes(connection, upload.source.read_bytes(), staged)
+    run_as_root(
+        connection, ["install", "-o", "root", "-g", "root", "-m", upload.mode, staged, upload.to], log
+    )
+    run_as_root(connection, ["rm", "-f", staged], log)
+
+
+def run_steps(
+    connection: fabric.Connection, steps: Sequence[Step], log: StepLog, progress: Progress
+) -> list[StepTime]:
+    """Run the steps in order; stop at the first failure (StepError)."""
+    times: list[StepTime] = []
+    for index, step in enumerate(steps, start=1):
+        log.write(f"--- {index:02d} {step.name}\n")
+        started = time.monotonic()
+        if isinstance(step, Script):
+            _run_script(connection, step, index, log)
+        else:
+            _upload(connection, step, log)
+        seconds = time.monotonic() - started
+        log.flush()
+        times.append(StepTime(step.name, round(seconds, 3)))
+        progress(f"step {index}/{len(steps)} {step.name}: {seconds:.1f} s")
+    return times
+
+
+def start_detached(connection: fabric.Connection, script: str, name: str, log: StepLog) -> None:
+    """Start a script as a transient systemd unit and leave it: it outlives the connection."""
+    path = f"{WORK_DIR}/{name}.sh"
+    put_bytes(connection, script.encode(), path)
+    log.write(f"--- {name} (detached)\n")
+    run_as_root(
+        connection, ["systemd-run", "--quiet", "--collect", f"--unit=instant-bake-{name}", "sh", path], log
+    )

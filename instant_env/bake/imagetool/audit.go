@@ -1,0 +1,226 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+const (
+	reportVersion = 1
+	// A text to forbid is searched in raw bytes, where something short is found by chance.
+	minForbidden = stride
+	// A rule that matches everywhere must not make a report that nobody can read.
+	maxFindingsPerRule = 50
+)
+
+// finding is one thing that must not be in the image. It never holds the secret itself.
+type finding struct {
+	Rule   string `json:"rule"`
+	Path   string `json:"path,omitempty"`   // in the image's root file system; absent for raw
+	Detail string `json:"detail,omitempty"` // for people
+	Where  string `json:"where"`            // "file", or "raw" for bytes of the device that no file has
+	Offset *int64 `json:"offset,omitempty"` // of found bytes, from the start of the file or of the device
+
+	fingerprint string // of key material, else empty
+}
+
+// report is what the audit prints.
+type report struct {
+	Version      int       `json:"version"`
+	Device       string    `json:"device"`
+	Filesystem   string    `json:"filesystem,omitempty"`
+	Files        int       `json:"files_scanned"`
+	BytesScanned int64     `json:"bytes_scanned"` // of the device
+	Findings     []finding `json:"findings"`
+	Dropped      int       `json:"findings_dropped"`    // beyond 50 of one rule
+	PublicKeys   int       `json:"public_keys_ignored"` // places of private keys that packages ship
+}
+
+// addHit adds what was found by content; without a path it is on the bare device.
+func (r *report) addHit(h hit, path string, offset int64) {
+	where := "file"
+	if path == "" {
+		where = "raw"
+	}
+	r.Findings = append(r.Findings, finding{
+		Rule: h.rule, Path: path, Detail: h.detail, Where: where, Offset: &offset, fingerprint: h.fingerprint,
+	})
+}
+
+// settle orders, drops what was found twice and keys that are public, and cuts what is too much.
+func (r *report) settle(public map[string]bool) {
+	counts := map[string]int{}
+	kept := []finding{}
+	slices.SortStableFunc(r.Findings, finding.compare)
+	r.Findings = slices.CompactFunc(r.Findings, func(a, b finding) bool { return a.compare(b) == 0 })
+	for _, f := range r.Findings {
+		if public[f.fingerprint] {
+			r.PublicKeys++
+			continue
+		}
+		if counts[f.Where+f.Rule]++; counts[f.Where+f.Rule] > maxFindingsPerRule {
+			r.Dropped++
+			continue
+		}
+		kept = append(kept, f)
+	}
+	r.Findings = kept
+}
+
+func (f finding) compare(g finding) int {
+	offset := func(f finding) int64 {
+		if f.Offset == nil {
+			return -1
+		}
+		return *f.Offset
+	}
+	return cmp.Or(strings.Compare(f.Where, g.Where), strings.Compare(f.Path, g.Path),
+		strings.Compare(f.Rule, g.Rule), cmp.Compare(offset(f), offset(g)))
+}
+
+// texts collects a repeated flag.
+type texts []string
+
+func (t *texts) String() string { return strings.Join(*t, ",") }
+
+func (t *texts) Set(value string) error {
+	*t = append(*t, value)
+	return nil
+}
+
+func runAudit(args []string, stdout io.Writer) (int, error) {
+	var allowed, forbidden texts
+	flags := flag.NewFlagSet("audit", flag.ContinueOnError)
+	device := flags.String("device", "", "block device, or a regular file with a disk image")
+	rawOnly := flags.Bool("raw-only", false, "do not mount: scan the bytes only, which needs no root")
+	asJSON := flags.Bool("json", false, "print one JSON object")
+	flags.Var(&allowed, "allow-user", "login account that may exist; when given, all others are findings")
+	flags.Var(&forbidden, "forbid", "text that no byte range of the device may hold")
+	if err := parse(flags, args); err != nil {
+		return exitError, err
+	}
+	if *device == "" {
+		return exitError, fmt.Errorf("%w: --device is needed", errUsage)
+	}
+	for _, text := range forbidden {
+		if len(text) < minForbidden {
+			return exitError, fmt.Errorf("%w: a --forbid text has fewer than %d bytes", errUsage, minForbidden)
+		}
+	}
+	result, err := audit(*device, *rawOnly, newMatcher(forbidden), pathRules(allowed))
+	if err != nil {
+		return exitError, err
+	}
+	if err := result.print(stdout, *asJSON); err != nil {
+		return exitError, err
+	}
+	if len(result.Findings) > 0 {
+		return exitFindings, nil
+	}
+	return exitOK, nil
+}
+
+func (r *report) print(out io.Writer, asJSON bool) error {
+	if asJSON {
+		return json.NewEncoder(out).Encode(r)
+	}
+	for _, f := range r.Findings {
+		place := f.Path
+		if f.Where == "raw" {
+			place = fmt.Sprintf("byte %d of the device", *f.Offset)
+		}
+		fmt.Fprintf(out, "%s: %s: %s\n", f.Rule, place, f.Detail)
+	}
+	_, err := fmt.Fprintf(out, "%d findings (%d more not shown), %d files and %d bytes scanned\n",
+		len(r.Findings), r.Dropped, r.Files, r.BytesScanned)
+	return err
+}
+
+// scanned is what the scan of the bare device found.
+type scanned struct {
+	hits  []hit
+	bytes int64
+	err   error
+}
+
+// audit scans the device's bytes and, at the same time, walks its files; what was found in bytes is
+// then told by the file that has them. An error of either is an error of the whole, because half an
+// audit proves nothing.
+func audit(path string, rawOnly bool, matcher *matcher, rules []pathRule) (*report, error) {
+	device, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer device.Close()
+	result := &report{Version: reportVersion, Device: path}
+	w := &walker{rules: rules, result: result}
+	root := rootPartition{}
+	if !rawOnly {
+		if root, err = findRoot(device); err != nil {
+			return nil, err
+		}
+		if w.scanner, err = newScanner(matcher); err != nil {
+			return nil, err
+		}
+		w.origin, result.Filesystem = root.offset, root.filesystem
+	}
+	raw := make(chan scanned, 1)
+	go func() { raw <- scanDevice(path, matcher) }()
+
+	conclude := func(directory string) error {
+		found := <-raw
+		result.BytesScanned = found.bytes
+		for _, h := range found.hits {
+			path, offset := w.layout.owner(h.offset)
+			result.addHit(h, path, offset)
+		}
+		public, err := publicKeys(directory, result.Findings)
+		result.settle(public)
+		return errors.Join(found.err, err)
+	}
+	if rawOnly {
+		return result, conclude("")
+	}
+	done := make(chan error)
+	go func() {
+		done <- withMounted(device, root, func(directory string) error {
+			if err := w.walk(directory); err != nil {
+				return err
+			}
+			return conclude(directory)
+		})
+	}()
+	return result, <-done
+}
+
+// scanDevice reads a block device past the page cache, which in a machine in software emulation costs
+// ten times as much as the reading, and would push out everything that is in it.
+func scanDevice(path string, matcher *matcher) (found scanned) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return scanned{err: err}
+	}
+	flags := os.O_RDONLY
+	if info.Mode().Type() == os.ModeDevice {
+		flags |= syscall.O_DIRECT
+	}
+	device, err := os.OpenFile(path, flags, 0)
+	if err != nil {
+		return scanned{err: err}
+	}
+	defer device.Close()
+	scanner, err := newScanner(matcher)
+	if err != nil {
+		return scanned{err: err}
+	}
+	found.bytes, found.err = scanner.scan(device, func(h hit) { found.hits = append(found.hits, h) })
+	return found
+}

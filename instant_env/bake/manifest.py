@@ -1,0 +1,75 @@
+"""The manifest: one JSON file per image that says how it came to be."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from instant_env.bake.execute import StepTime
+from instant_env.bake.plan import BakePlan
+from instant_env.bake.verify import Verdict
+from instant_env.cloud.images import BakedImage
+from instant_env.settings import ROOT
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class GitRevision:
+    """The checkout an image was baked from; ``dirty`` when it held uncommitted changes."""
+
+    commit: str
+    dirty: bool
+
+    def __str__(self) -> str:
+        return self.commit + ("+dirty" if self.dirty else "")
+
+
+def git_revision(root: Path = ROOT) -> GitRevision:
+    """Ask git; ``unknown`` where there is no git or no repository."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            result = subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
+            )
+        except OSError:
+            return None
+        return result.stdout.strip() if result.returncode == 0 else None
+
+    commit = git("rev-parse", "--short=12", "HEAD")
+    return GitRevision(commit or "unknown", bool(git("status", "--porcelain", "--untracked-files=no")))
+
+
+def manifest(
+    image: BakedImage, plan: BakePlan, times: list[StepTime], verdict: Verdict, *, run_id: str, cloud: str,
+    total_s: float,
+) -> dict[str, Any]:  # fmt: skip
+    """The manifest as a JSON-able dict; times are seconds of wall clock."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "ami": image.id,
+        "name": image.name,
+        "snapshots": list(image.snapshot_ids),
+        "created": image.created.isoformat(),
+        "cloud": cloud,
+        "run_id": run_id,
+        "git_revision": str(git_revision()),
+        "plan": plan.as_dict(),
+        "steps": [asdict(step) for step in times],
+        "total_s": round(total_s, 1),
+        "timeline": verdict.timeline,
+        "audit": verdict.audit,
+    }
+
+
+def write_atomically(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)

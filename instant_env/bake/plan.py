@@ -1,0 +1,111 @@
+"""The plan: a list of named steps, a pure function of recipe, base AMI, architecture and artefacts.
+
+It can be printed, hashed and compared without a machine. Two bakes of the same plan would make the same
+image, so the hash is what says that an AMI already holds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from instant_env.arch import Arch
+from instant_env.bake.recipe import Base, ResolvedRecipe, render_script
+from instant_env.bake.seal import seal_script
+
+
+@dataclass(frozen=True)
+class Script:
+    """A shell script run as root on the builder."""
+
+    name: str
+    text: str = field(repr=False)
+    timeout_s: int
+
+    def identity(self) -> list[str]:
+        return ["script", self.name, hashlib.sha256(self.text.encode()).hexdigest()]
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file put on the builder, owned by root. ``mode`` is octal text, as ``0755``."""
+
+    name: str
+    source: Path = field(repr=False)
+    sha256: str
+    to: str
+    mode: str
+
+    def identity(self) -> list[str]:
+        return ["upload", self.name, self.sha256, self.to, self.mode]
+
+
+Step = Script | Upload
+
+
+@dataclass(frozen=True)
+class BakePlan:
+    """What a bake does, to which AMI. ``seal`` is the last, detached step."""
+
+    recipe: ResolvedRecipe
+    base: Base
+    base_ami: str
+    arch: Arch
+    steps: tuple[Step, ...]
+    seal: str = field(repr=False)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over everything that decides the image, as 64 hexadecimal digits."""
+        content = {
+            "version": 1,
+            "recipe": self.recipe.name,
+            "base": self.base.base,
+            "base_ami": self.base_ami,
+            "arch": self.arch.value,
+            "login_user": self.base.login_user,
+            "steps": [step.identity() for step in self.steps],
+            "seal": hashlib.sha256(self.seal.encode()).hexdigest(),
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def as_dict(self) -> dict[str, object]:
+        """For ``--json`` and the manifest."""
+        return {
+            "recipe": self.recipe.name,
+            "lineage": self.recipe.lineage,
+            "base": self.base.base,
+            "base_ami": self.base_ami,
+            "arch": self.arch.value,
+            "hash": self.hash,
+            "steps": [
+                dict(zip(("kind", "name", "sha256"), step.identity(), strict=False)) for step in self.steps
+            ],
+        }
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_plan(
+    recipe: ResolvedRecipe, base: Base, base_ami: str, arch: Arch, artefacts: Mapping[str, Path]
+) -> BakePlan:
+    """Render every step. ``artefacts`` maps the names that uploads use to built files.
+
+    Raises UsageError when a script cannot be rendered.
+    """
+    steps: list[Step] = []
+    for step in recipe.steps:
+        spec = step.spec
+        if spec.upload is not None and spec.to is not None:
+            source = artefacts[spec.upload]
+            steps.append(Upload(spec.name, source, file_sha256(source), spec.to, spec.mode))
+        else:
+            steps.append(Script(spec.name, render_script(step, recipe, base, arch), spec.timeout_s))
+    return BakePlan(recipe, base, base_ami, arch, tuple(steps), seal_script(base))

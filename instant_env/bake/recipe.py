@@ -1,0 +1,256 @@
+"""Recipes and bases: YAML, validated; inheritance resolved; scripts rendered by Jinja.
+
+Everything here is a pure function of the files under recipes/. All errors are UsageErrors that name the
+file and, where there is one, the key or line.
+"""
+
+from __future__ import annotations
+
+import shlex
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import jinja2
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from instant_env.arch import Arch
+from instant_env.errors import UsageError
+from instant_env.settings import explain
+
+Family = Literal["apt", "dnf"]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Phase(StrEnum):
+    """When a step runs; steps are sorted by it, in this order."""
+
+    CHECK = "check"
+    PREPARE = "prepare"
+    STRIP = "strip"
+    INSTALL = "install"
+    BOOT = "boot"
+    FINISH = "finish"
+
+
+class Initramfs(StrEnum):
+    """What becomes of the base's initramfs. During a bake, making one is diverted in any case."""
+
+    KEEP = "keep"
+    REGENERATE = "regenerate"
+    NONE = "none"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Base(_Strict):
+    """Where a base comes from, and what is known of it (recipes/bases/<name>.yml)."""
+
+    base: str
+    description: str
+    family: Family
+    architectures: list[Arch]
+    ssm_parameter: str = Field(description="template; `arch` is the architecture")
+    owners: list[str] = Field(description="account ids or aliases its AMIs must belong to")
+    login_user: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")
+    login_groups: list[str]
+    root_filesystem: Literal["ext4", "xfs"]
+    esp: str
+    ssh_service: str
+
+    def parameter_for(self, arch: Arch) -> str:
+        """The SSM parameter that names the base's AMI for ``arch``."""
+        return _environment().from_string(self.ssm_parameter).render(arch=arch)
+
+
+class StepSpec(_Strict):
+    """One step as written: either a script to run or a file to upload."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
+    phase: Phase
+    script: str | None = None
+    upload: Literal["instant-init", "imagetool", "efi-stub"] | None = None
+    to: str | None = None
+    mode: str = Field(default="0644", pattern=r"^0[0-7]{3}$")
+    timeout_s: int = Field(default=300, gt=0)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.script is None) == (self.upload is None):
+            raise ValueError(f"step {self.name} needs either script or upload")
+        if (self.upload is None) != (self.to is None):
+            raise ValueError(f"step {self.name}: upload and to go together")
+        if self.to is not None and not self.to.startswith("/"):
+            raise ValueError(f"step {self.name}: to must be an absolute path")
+        return self
+
+
+class Recipe(_Strict):
+    """One recipe as written (recipes/<name>/recipe.yml)."""
+
+    recipe: str
+    description: str
+    extends: str | None = None
+    families: list[Family] = ["apt", "dnf"]
+    initramfs: Initramfs = Field(default=Initramfs.KEEP, description="what becomes of the base's initramfs")
+    remove: dict[Family, dict[str, str]] = Field(default_factory=dict, description="package: reason")
+    keep: dict[Family, list[str]] = Field(default_factory=dict, description="must be there afterwards")
+    kernel_arguments: list[str] = Field(default_factory=list)
+    steps: list[StepSpec] = Field(default_factory=list)
+
+
+class ResolvedStep(_Strict):
+    """A step with the directory its script lies in, since a parent's scripts stay beside the parent."""
+
+    spec: StepSpec
+    directory: Path
+
+
+class ResolvedRecipe(_Strict):
+    """A recipe with its parents folded in, for one package family."""
+
+    name: str
+    description: str
+    lineage: list[str]
+    family: Family
+    initramfs: Initramfs
+    remove: dict[str, str]
+    keep: list[str]
+    kernel_arguments: list[str]
+    steps: list[ResolvedStep]
+
+
+def _read(path: Path, model: type[Model]) -> Model:
+    try:
+        data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {error}".replace("\n", " ")) from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} must hold keys and values")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        known = ", ".join(model.model_fields)
+        raise UsageError(explain(error, str(path)), hint=f"known keys: {known}") from error
+
+
+def recipe_names(recipes_dir: Path) -> list[str]:
+    """Recipes there are, by name."""
+    return sorted(path.parent.name for path in recipes_dir.glob("*/recipe.yml"))
+
+
+def base_names(recipes_dir: Path) -> list[str]:
+    """Bases there are, by name."""
+    return sorted(path.stem for path in (recipes_dir / "bases").glob("*.yml"))
+
+
+def load_base(recipes_dir: Path, name: str) -> Base:
+    """Read recipes/bases/<name>.yml."""
+    if name not in base_names(recipes_dir):
+        raise UsageError(f"unknown base {name!r}", hint=f"there are: {', '.join(base_names(recipes_dir))}")
+    base = _read(recipes_dir / "bases" / f"{name}.yml", Base)
+    if base.base != name:
+        raise UsageError(f"{name}.yml calls itself {base.base!r}", hint="name and file must agree")
+    return base
+
+
+def load_recipe(recipes_dir: Path, name: str) -> Recipe:
+    """Read recipes/<name>/recipe.yml, parents not folded in."""
+    names = recipe_names(recipes_dir)
+    if not name:
+        raise UsageError("no recipe named", hint=f"--recipe takes one of: {', '.join(names)}")
+    if name not in names:
+        raise UsageError(f"unknown recipe {name!r}", hint=f"there are: {', '.join(names) or 'none'}")
+    recipe = _read(recipes_dir / name / "recipe.yml", Recipe)
+    if recipe.recipe != name:
+        raise UsageError(f"recipes/{name} calls itself {recipe.recipe!r}", hint="name and folder must agree")
+    return recipe
+
+
+def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
+    """Fold a recipe's parents in.
+
+    ``remove`` adds up; ``keep`` and ``kernel_arguments`` of the child replace the parent's when given; a
+    step of the same name replaces the parent's in its place; ``initramfs`` is the child's own.
+    """
+    chain: list[tuple[Recipe, Path]] = []
+    next_name: str | None = name
+    while next_name is not None:
+        if next_name in (recipe.recipe for recipe, _ in chain):
+            raise UsageError(f"recipe {name} extends itself by way of {next_name}")
+        recipe = load_recipe(recipes_dir, next_name)
+        chain.append((recipe, recipes_dir / next_name))
+        next_name = recipe.extends
+    child = chain[0][0]
+    if family not in child.families:
+        raise UsageError(
+            f"recipe {name} is not for {family} bases", hint=f"it is for: {', '.join(child.families)}"
+        )
+    remove: dict[str, str] = {}
+    keep: list[str] = []
+    arguments: list[str] = []
+    steps: dict[str, ResolvedStep] = {}
+    for recipe, directory in reversed(chain):
+        remove |= recipe.remove.get(family, {})
+        keep = recipe.keep.get(family, keep)
+        arguments = recipe.kernel_arguments or arguments
+        steps |= {spec.name: ResolvedStep(spec=spec, directory=directory) for spec in recipe.steps}
+    order = list(Phase)
+    if clash := sorted(set(remove) & set(keep)):
+        raise UsageError(f"recipe {name} both removes and keeps {', '.join(clash)}")
+    return ResolvedRecipe(
+        name=name,
+        description=child.description,
+        lineage=[recipe.recipe for recipe, _ in chain],
+        family=family,
+        initramfs=child.initramfs,
+        remove=remove,
+        keep=keep,
+        kernel_arguments=arguments,
+        steps=sorted(steps.values(), key=lambda step: order.index(step.spec.phase)),
+    )
+
+
+def _environment(directory: Path | None = None) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(directory) if directory else None,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - shell, not HTML; values are quoted by the filter `quote`
+    )
+    environment.filters["quote"] = lambda value: shlex.quote(str(value))
+    return environment
+
+
+def render_script(step: ResolvedStep, recipe: ResolvedRecipe, base: Base, arch: Arch) -> str:
+    """Render a step's script; ``set -eu`` and a shebang are put in front."""
+    if step.spec.script is None:
+        raise ValueError(f"step {step.spec.name} has no script")
+    file = step.spec.script.replace("{family}", recipe.family)
+    path = step.directory / file
+    if not path.is_file():
+        raise UsageError(f"step {step.spec.name} of recipe {recipe.name}: no file {path}")
+    try:
+        body = (
+            _environment(step.directory)
+            .get_template(file)
+            .render(
+                arch=arch,
+                base=base,
+                recipe=recipe,
+                remove=recipe.remove,
+                keep=recipe.keep,
+                kernel_arguments=recipe.kernel_arguments,
+            )
+        )
+    except jinja2.TemplateSyntaxError as error:
+        raise UsageError(f"{path}:{error.lineno}: {error.message}") from error
+    except jinja2.UndefinedError as error:
+        hint = "variables: arch, base, recipe, remove, keep, kernel_arguments"
+        raise UsageError(f"{path}: {error.message}", hint=hint) from error
+    return f"#!/bin/sh\n# {recipe.name}: {step.spec.name}\nset -eu\n{body}"

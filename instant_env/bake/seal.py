@@ -1,0 +1,81 @@
+"""The last step of every bake: forget this machine, clear free space, power off.
+
+It runs detached, because it removes the key it was started with and ends the services around it. What is
+deleted before the free space is overwritten is really gone: deleted files stay in an image's raw bytes
+otherwise (the audit reads those).
+"""
+
+from __future__ import annotations
+
+from instant_env.bake.recipe import Base
+
+#: Printed on the serial console at the very end; its absence after power-off tells that the seal failed.
+SEALED = "instant-bake: sealed"
+
+#: Everything here identifies the builder, its user or its run. Globs are the shell's.
+_FORGET_FILES = (
+    "/etc/ssh/ssh_host_*",
+    "/root/.ssh /root/.bash_history /root/.lesshst /root/.viminfo /root/.cache",
+    "/home/*/.bash_history /home/*/.lesshst /home/*/.viminfo /home/*/.cache",
+    "/home/*/.sudo_as_admin_successful",
+    "/var/lib/cloud/instances /var/lib/cloud/instance /var/lib/cloud/data /var/lib/cloud/sem",
+    "/var/log/journal/* /var/log/*.log /var/log/*.gz /var/log/*.[0-9] /var/log/apt /var/log/dnf*",
+    "/var/log/audit /var/log/wtmp /var/log/btmp /var/log/lastlog /var/log/amazon",
+    "/var/lib/dhcp/*.leases /var/lib/NetworkManager /var/lib/systemd/random-seed /var/lib/systemd/timers",
+    "/var/lib/systemd/credential.secret /var/lib/systemd/network",
+    "/var/lib/chrony/* /var/spool/mail/* /var/tmp/* /tmp/*",
+    "/etc/.pwd.lock /etc/passwd- /etc/shadow- /etc/group- /etc/gshadow- /etc/subuid- /etc/subgid-",
+    "/etc/netplan/50-cloud-init.yaml /etc/network/interfaces.d/50-cloud-init",
+)
+
+
+def seal_script(base: Base) -> str:
+    """The script, for ``sh``; its output goes to the console."""
+    forget = "\n".join(f"rm -rf {paths}" for paths in _FORGET_FILES)
+    return f"""#!/bin/sh
+# seal: forget this machine, clear free space, power off.
+set -eu
+exec >/dev/console 2>&1 </dev/null
+trap 'echo "instant-bake: seal failed"' EXIT
+
+# The key we came by is overwritten in place; nobody logs in after this.
+for file in /root/.ssh/authorized_keys /home/*/.ssh/authorized_keys; do
+    if [ -f "$file" ]; then shred --remove=unlink "$file"; fi
+done
+systemctl stop {base.ssh_service}.service || true
+# Writers of logs would bring back what we remove.
+for unit in systemd-journald.socket systemd-journald-dev-log.socket systemd-journald-audit.socket \\
+    systemd-journald.service rsyslog.service cron.service crond.service chrony.service chronyd.service; do
+    systemctl stop "$unit" 2>/dev/null || true
+done
+{forget}
+if [ -s /etc/machine-id ]; then : >/etc/machine-id; fi
+rm -f /var/lib/dbus/machine-id
+: >/etc/hostname
+if [ ! -L /etc/resolv.conf ]; then : >/etc/resolv.conf; fi
+sed -i '/ip-[0-9-]*\\./d' /etc/hosts
+
+# Freed blocks can be written again only after the journal has committed their release. Both file systems hold
+# some blocks back even from root (ext4: 2 % or 16 MiB, XFS: up to 32 MiB), the smallest fragments of free
+# space in the end, and it is there that deleted keys were found.
+sync
+for reserve in /sys/fs/ext4/*/reserved_clusters; do
+    if [ -w "$reserve" ]; then echo 0 >"$reserve"; fi
+done
+if command -v xfs_io >/dev/null; then xfs_io -x -c "resblks 0" / >/dev/null 2>&1 || true; fi
+dd if=/dev/zero of=/instant-bake.zero bs=1M 2>/dev/null || true
+dd if=/dev/zero of=/instant-bake.zero-rest bs=4096 2>/dev/null || true
+sync
+rm -f /instant-bake.zero /instant-bake.zero-rest
+sync
+fstrim / 2>/dev/null || true
+trap - EXIT
+echo "{SEALED}"
+# Straight to the kernel: an orderly shutdown would start writers again.
+echo s >/proc/sysrq-trigger
+echo u >/proc/sysrq-trigger
+sleep 1
+echo o >/proc/sysrq-trigger
+sleep 30
+systemctl poweroff --force --force
+"""

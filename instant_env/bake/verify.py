@@ -1,0 +1,141 @@
+"""Prove an image: boot it, log in with a fresh key, then audit the bytes of its snapshot.
+
+The audit reads a volume made from the image's snapshot, attached to the machine that just booted: what is
+in the image, free space included, untouched by that boot.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from instant_env.bake.builder import Machine, machine
+from instant_env.bake.execute import WORK_DIR, StepLog, make_work_dir, put_bytes, run_as_root
+from instant_env.cloud import volumes
+from instant_env.cloud.images import BakedImage
+from instant_env.cloud.instances import ttl_user_data
+from instant_env.cloud.session import Cloud, Progress, cloud_error
+from instant_env.cloud.tags import Role
+from instant_env.errors import InstantEnvError
+
+#: The device name asked for; Nitro and localec2 both show it as NVMe, found again by the volume's serial.
+_AUDIT_DEVICE = "/dev/sdf"
+
+
+class VerifyError(InstantEnvError):
+    """The image is not what it should be. It does not stay registered."""
+
+    exit_code = 6
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What verification found: the guest's own timeline and the audit's report."""
+
+    timeline: dict[str, Any]
+    audit: dict[str, Any]
+
+
+def _device_of(found: Machine, volume_id: str, log: StepLog, timeout_s: float = 60.0) -> str:
+    """The NVMe block device whose serial is the volume's id (EBS puts it there without the dash)."""
+    wanted = volume_id.replace("-", "")
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        serials = run_as_root(
+            found.connection, ["sh", "-c", "grep -H . /sys/class/block/nvme*n1/device/serial || true"], log
+        )
+        for line in serials.splitlines():
+            path, _, serial = line.partition(":")
+            if serial.strip() == wanted:
+                return f"/dev/{Path(path).parent.parent.name}"
+        time.sleep(0.25)
+    raise VerifyError(f"volume {volume_id} did not appear in the machine within {timeout_s:.0f} s")
+
+
+def _timeline(found: Machine, log: StepLog) -> dict[str, Any]:
+    text = run_as_root(found.connection, ["cat", "/run/instant-init/timeline.json"], log)
+    try:
+        timeline: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise VerifyError(f"the guest's timeline is no JSON: {error}") from error
+    return timeline
+
+
+def _audit(
+    cloud: Cloud, found: Machine, image: BakedImage, imagetool: Path, forbidden: Sequence[str],
+    run_id: str, expires_at: datetime, log: StepLog,
+) -> dict[str, Any]:  # fmt: skip
+    with ExitStack() as stack:
+        volume_id = stack.enter_context(
+            volumes.temporary_volume(
+                cloud, image.snapshot_ids[0], found.availability_zone, run_id=run_id, expires_at=expires_at
+            )
+        )
+        stack.enter_context(volumes.attached(cloud, volume_id, found.instance_id, _AUDIT_DEVICE))
+        device = _device_of(found, volume_id, log)
+        make_work_dir(found.connection, log)
+        put_bytes(found.connection, imagetool.read_bytes(), f"{WORK_DIR}/imagetool")
+        run_as_root(found.connection, ["chmod", "0755", f"{WORK_DIR}/imagetool"], log)
+        command = [f"{WORK_DIR}/imagetool", "audit", "--device", device, "--json"]
+        command += ["--allow-user", image.login_user]
+        for text in forbidden:
+            command += ["--forbid", text]
+        # Exit 1 means findings, which the JSON tells better.
+        script = f"{shlex.join(command)} >{WORK_DIR}/audit.json || [ $? -eq 1 ]"
+        run_as_root(found.connection, ["sh", "-c", script], log, timeout_s=600)
+        report: dict[str, Any] = json.loads(
+            run_as_root(found.connection, ["cat", f"{WORK_DIR}/audit.json"], log)
+        )
+        return report
+
+
+def verify(
+    cloud: Cloud,
+    image: BakedImage,
+    *,
+    instance_type: str,
+    imagetool: Path,
+    forbidden: Sequence[str],
+    run_id: str,
+    expires_at: datetime,
+    log: StepLog,
+    progress: Progress,
+    ttl_s: int,
+) -> Verdict:
+    """Boot ``image``, log in with a fresh key, check user and sudo, audit. Raises VerifyError.
+
+    ``forbidden`` are texts that must not stand anywhere in the image's bytes (the builder's key).
+    """
+    with machine(
+        cloud, image_id=image.id, instance_type=instance_type, run_id=run_id, role=Role.VERIFY,
+        login_user=image.login_user, expires_at=expires_at, progress=progress, user_data=ttl_user_data(ttl_s),
+    ) as found:  # fmt: skip
+        who = run_as_root(found.connection, ["id", "-un"], log).strip()
+        if who != "root":
+            raise VerifyError(f"sudo in {image.id} makes us {who!r}, not root")
+        timeline = _timeline(found, log)
+        started = time.monotonic()
+        try:
+            audit = _audit(cloud, found, image, imagetool, forbidden, run_id, expires_at, log)
+        except ClientError as error:
+            raise cloud_error(error, f"attaching {image.id}'s snapshot for the audit") from error
+    findings = audit["findings"]
+    if findings:
+        shown = "; ".join(
+            f"{f['rule']} in {f.get('path') or 'free space at byte ' + str(f.get('offset'))}"
+            for f in findings[:5]
+        )
+        raise VerifyError(
+            f"the audit of {image.id} has {len(findings)} findings: {shown}", hint=f"all of them: {log.path}"
+        )
+    progress(f"audit clean, {audit['bytes_scanned'] >> 20} MiB read in {time.monotonic() - started:.1f} s")
+    return Verdict(timeline, audit)

@@ -1,0 +1,166 @@
+"""Recipes: what is read, how parents fold in, and how a mistake is explained."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from instant_env.arch import Arch
+from instant_env.bake import recipe as recipes
+from instant_env.bake.plan import Script, make_plan
+from instant_env.bake.recipe import Phase, load_base, load_recipe, resolve
+from instant_env.bake.seal import seal_script
+from instant_env.errors import UsageError
+from instant_env.settings import ROOT
+
+RECIPES = ROOT / "recipes"
+FAMILY_BASE = {"apt": "debian-12", "dnf": "al2023"}
+
+
+@pytest.fixture
+def artefacts(tmp_path: Path) -> dict[str, Path]:
+    made = {}
+    for name in ("instant-init", "imagetool", "efi-stub"):
+        made[name] = tmp_path / name
+        made[name].write_bytes(name.encode())
+    return made
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """A copy of recipes/ to make mistakes in."""
+    return Path(shutil.copytree(RECIPES, tmp_path / "recipes"))
+
+
+@pytest.mark.parametrize("arch", list(Arch))
+@pytest.mark.parametrize("family", ["apt", "dnf"])
+@pytest.mark.parametrize("name", ["minimal", "custom-init"])
+def test_every_rendered_script_passes_shellcheck(
+    name: str, family: recipes.Family, arch: Arch, artefacts: dict[str, Path], tmp_path: Path
+) -> None:
+    base = load_base(RECIPES, FAMILY_BASE[family])
+    plan = make_plan(resolve(RECIPES, name, family), base, "ami-1", arch, artefacts)
+    files = []
+    for step in plan.steps:
+        if isinstance(step, Script):
+            file = tmp_path / f"{step.name}.sh"
+            file.write_text(step.text)
+            files.append(file)
+    seal = tmp_path / "seal.sh"
+    seal.write_text(seal_script(base))
+    result = subprocess.run(["shellcheck", *files, seal], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+    assert len(files) > 8
+
+
+def test_child_keeps_the_parents_order_and_replaces_its_namesakes() -> None:
+    minimal = resolve(RECIPES, "minimal", "apt")
+    custom = resolve(RECIPES, "custom-init", "apt")
+    phases = [step.spec.phase for step in custom.steps]
+    assert phases == sorted(phases, key=list(Phase).index)
+    assert custom.lineage == ["custom-init", "minimal"]
+    assert set(minimal.remove) < set(custom.remove)
+    by_name = {step.spec.name: step for step in custom.steps}
+    assert by_name["key-agent"].directory.name == "custom-init"
+    assert by_name["strip"].directory.name == "minimal"
+    assert [s.spec.name for s in custom.steps].count("key-agent") == 1
+
+
+def test_keep_of_the_other_family_is_inherited() -> None:
+    assert "openssh-server" in resolve(RECIPES, "custom-init", "dnf").keep
+
+
+def test_typo_in_a_key_names_file_and_key(copied: Path) -> None:
+    file = copied / "minimal" / "recipe.yml"
+    file.write_text(file.read_text().replace("remove:", "remvoe:", 1))
+    with pytest.raises(UsageError, match=r"minimal/recipe\.yml: remvoe: Extra inputs") as caught:
+        load_recipe(copied, "minimal")
+    assert "remove" in caught.value.hint
+
+
+def test_undefined_variable_names_the_script(copied: Path, artefacts: dict[str, Path]) -> None:
+    (copied / "minimal" / "quiet.sh.j2").write_text("echo {{ colour }}\n")
+    recipe = resolve(copied, "minimal", "apt")
+    with pytest.raises(UsageError, match=r"quiet\.sh\.j2: 'colour' is undefined"):
+        make_plan(recipe, load_base(copied, "debian-12"), "ami-1", Arch.X86_64, artefacts)
+
+
+def test_syntax_error_names_the_line(copied: Path, artefacts: dict[str, Path]) -> None:
+    (copied / "minimal" / "quiet.sh.j2").write_text("true\n{% for %}\n")
+    recipe = resolve(copied, "minimal", "apt")
+    with pytest.raises(UsageError, match=r"quiet\.sh\.j2:2:"):
+        make_plan(recipe, load_base(copied, "debian-12"), "ami-1", Arch.X86_64, artefacts)
+
+
+def test_missing_script_names_step_and_file(copied: Path, artefacts: dict[str, Path]) -> None:
+    (copied / "minimal" / "strip.apt.sh.j2").unlink()
+    recipe = resolve(copied, "minimal", "apt")
+    with pytest.raises(UsageError, match=r"step strip of recipe minimal: no file .*strip\.apt\.sh\.j2"):
+        make_plan(recipe, load_base(copied, "debian-12"), "ami-1", Arch.X86_64, artefacts)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("recipe: loop\ndescription: x\nextends: loop\n", "extends itself"),
+        ("recipe: other\ndescription: x\n", "calls itself 'other'"),
+        ("- a list\n", "must hold keys and values"),
+        ("recipe: [\n", "is not YAML"),
+        ("recipe: loop\ndescription: x\nfamilies: [dnf]\n", "is not for apt bases"),
+        ("recipe: loop\ndescription: x\nsteps: [{name: a, phase: check}]\n", "needs either script or upload"),
+        (
+            "recipe: loop\ndescription: x\nremove: {apt: {sudo: x}}\nkeep: {apt: [sudo]}\n",
+            "removes and keeps",
+        ),
+    ],
+)
+def test_recipes_that_make_no_sense(copied: Path, recipe: str, message: str) -> None:
+    (copied / "loop").mkdir()
+    (copied / "loop" / "recipe.yml").write_text(recipe)
+    with pytest.raises(UsageError, match=message):
+        resolve(copied, "loop", "apt")
+
+
+def test_unknown_names_list_what_there_is() -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe(RECIPES, "nope")
+    assert "custom-init, minimal" in caught.value.hint
+    with pytest.raises(UsageError) as caught:
+        load_base(RECIPES, "../secrets")
+    assert "debian-12" in caught.value.hint
+
+
+def test_plan_hash_changes_with_what_decides_the_image_and_nothing_else(
+    copied: Path, artefacts: dict[str, Path]
+) -> None:
+    base = load_base(copied, "debian-12")
+
+    def plan_hash(ami: str = "ami-1", arch: Arch = Arch.X86_64) -> str:
+        return make_plan(resolve(copied, "minimal", "apt"), base, ami, arch, artefacts).hash
+
+    first = plan_hash()
+    assert plan_hash() == first
+    assert plan_hash(ami="ami-2") != first
+    assert plan_hash(arch=Arch.ARM64) != first
+    artefacts["instant-init"].write_bytes(b"another build")
+    second = plan_hash()
+    assert second != first
+    quiet = copied / "minimal" / "quiet.sh.j2"
+    quiet.write_text(quiet.read_text() + "true\n")
+    assert plan_hash() != second
+
+
+def test_values_are_quoted_into_scripts(copied: Path, artefacts: dict[str, Path]) -> None:
+    file = copied / "minimal" / "recipe.yml"
+    text = file.read_text().replace(
+        "    cloud-init: replaced", "    'x; reboot': bad\n    cloud-init: replaced", 1
+    )
+    file.write_text(text)
+    base = load_base(copied, "debian-12")
+    plan = make_plan(resolve(copied, "minimal", "apt"), base, "ami-1", Arch.X86_64, artefacts)
+    strip = next(step for step in plan.steps if step.name == "strip")
+    assert isinstance(strip, Script)
+    assert "installed 'x; reboot'" in strip.text

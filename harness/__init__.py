@@ -1,0 +1,4 @@
+"""The harness: run techniques side by side, record every attempt, compare with cold.
+
+:func:`harness.runner.bench` is the way in.
+"""

@@ -1,0 +1,88 @@
+"""The JSON beside the CSV: everything that a reader needs to judge the figures, or to run it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from instant_env.settings import ROOT
+
+#: Libraries that take part in a measurement.
+_LIBRARIES = ("asyncssh", "boto3", "botocore", "cryptography", "instant-env", "moto")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def git_state() -> dict[str, Any]:
+    """Revision of the checkout, and whether it differs from it; both null without git."""
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    return {"revision": _git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def _cpu_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor()
+    for line in text.splitlines():
+        if line.startswith(("model name", "Model")):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def host_state() -> dict[str, Any]:
+    """The machine the harness runs on; in localec2 also the machine that runs the guests."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
+        "kernel": platform.release(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def load() -> list[float]:
+    """The host's load averages over 1, 5 and 15 minutes."""
+    return [round(value, 2) for value in os.getloadavg()]
+
+
+def library_versions() -> dict[str, str | None]:
+    """Versions of the libraries in a measurement; null for one that is not installed."""
+    found: dict[str, str | None] = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def command_line() -> list[str]:
+    """How this process was started. No flag of ours carries a secret."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def write(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Replace the file in one step, so that no reader ever sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

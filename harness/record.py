@@ -1,0 +1,91 @@
+"""Rows and progress lines from attempts."""
+
+from __future__ import annotations
+
+from harness.experiment import Experiment, Planned
+from harness.results import Row
+from instant_env.cloud.session import Cloud
+from instant_env.launch.attempt import Attempt
+from instant_env.launch.techniques import Prepared
+from instant_env.launch.timeline import MarkName, Outcome
+
+#: The guest's marks that have a column: instant-init's name for it, and the column.
+GUEST_MARKS = {
+    "init_start": "init_start_ms",
+    "network_up": "network_up_ms",
+    "key_received": "key_received_ms",
+    "key_written": "key_written_ms",
+    "sshd_started": "sshd_started_ms",
+}
+
+
+def row_of(
+    attempt: Attempt, planned: Planned, experiment: Experiment, prepared: Prepared, cloud: Cloud, run_id: str
+) -> Row:
+    """Everything known of an attempt, as a row."""
+    timeline, stats, guest = attempt.timeline, attempt.stats, attempt.guest
+
+    def ms(name: MarkName) -> float | None:
+        mark = timeline.marks.get(name)
+        return mark.ms if mark else None
+
+    def resolution_ms(name: MarkName) -> float | None:
+        mark = timeline.marks.get(name)
+        return mark.resolution_ms if mark else None
+
+    marks = {
+        column: round(guest.marks_ms[name], 3)
+        for name, column in GUEST_MARKS.items()
+        if guest is not None and name in guest.marks_ms
+    }
+    return Row(
+        run_id=run_id,
+        attempt=planned.attempt,
+        block=planned.block,
+        technique=planned.technique,
+        arch=experiment.arch.value,
+        cloud=cloud.name.value,
+        accelerator=cloud.accelerator,
+        region=cloud.region,
+        zone=attempt.zone or None,
+        instance_type=experiment.instance_type,
+        market=attempt.market.value if attempt.market else None,
+        ami=prepared.image_id,
+        instance_id=attempt.instance_id or None,
+        outcome=attempt.outcome.value,
+        error=attempt.error or None,
+        note="; ".join(attempt.notes) or None,
+        timeout_s=experiment.timeout_s,
+        t0_utc=timeline.t0_utc.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        t1_ms=ms(MarkName.T1),
+        t2_ms=ms(MarkName.T2),
+        t3_tcp_ms=ms(MarkName.T3_TCP),
+        t3_ms=ms(MarkName.T3),
+        t4_ms=ms(MarkName.T4),
+        t2_t4_ms=timeline.between(MarkName.T2, MarkName.T4),
+        t2_resolution_ms=resolution_ms(MarkName.T2),
+        t3_resolution_ms=resolution_ms(MarkName.T3),
+        t4_resolution_ms=resolution_ms(MarkName.T4),
+        probes=stats.opened,
+        probes_refused=stats.refused,
+        probes_silent=stats.silent,
+        probes_garbage=stats.garbage,
+        first_refused_ms=timeline.ms(stats.first_refused_ns) if stats.first_refused_ns else None,
+        keys_refused=attempt.keys_refused,
+        guest_boot_ms=timeline.ms(guest.boot_at_ns) if guest else None,
+        guest_clock_error_ms=guest.clock_error_ms if guest else None,
+        **marks,
+        boot_id=guest.boot_id if guest else None,
+        kernel=guest.kernel if guest else None,
+        ssh_version=attempt.banner or None,
+        host_key=attempt.host_key_fingerprint or None,
+        harness_lag_ms=attempt.lag_ms,
+    )
+
+
+def progress_line(row: Row, total: int) -> str:
+    """One attempt in one line: ``[2/9] custom-init  ok  t1 0.21 s  t2 0.38 s  t3 7.02 s  t4 8.11 s``."""
+    head = f"[{row.attempt}/{total}] {row.technique:<12} {row.outcome}"
+    figures = {"t1": row.t1_ms, "t2": row.t2_ms, "t3": row.t3_ms, "t4": row.t4_ms, "t2→t4": row.t2_t4_ms}
+    told = "".join(f"  {name} {ms / 1000:.2f} s" for name, ms in figures.items() if ms is not None)
+    return head + told + ("" if row.outcome == Outcome.OK else f"  ({row.error or 'no reason known'})")

@@ -1,0 +1,224 @@
+"""One attempt: launch a machine, follow it to a login, fill its timeline, sort out what went wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import asyncssh
+from botocore.exceptions import BotoCoreError, ClientError
+
+from instant_env.cloud.instances import CAPACITY_ERRORS, Market
+from instant_env.cloud.session import Cloud, error_code
+from instant_env.launch.guest import GuestReadError, GuestReport, read_guest
+from instant_env.launch.lag import LagMeter
+from instant_env.launch.login import HandshakeFailed, KeyRefused, Login, authenticate, client_options
+from instant_env.launch.probe import DIRECT, FORWARDED, Found, ProbePolicy, ProbeStats, probe
+from instant_env.launch.techniques.base import Launched
+from instant_env.launch.timeline import MarkName, Outcome, Timeline
+from instant_env.launch.watch import MachineEnded, Running, Watched, Watcher
+
+#: Pauses after a refused key; the last one repeats. OpenSSH 9.8 and later charge a source 5 s per refused
+#: authentication and lock it out at 15 s (sshd_config(5), PerSourcePenalties): these stay below, with room
+#: for the 1 s that a probe's surplus connection may cost.
+_KEY_RETRY_S = (0.5, 1.0, 6.0)
+_HANDSHAKE_RETRY_S = 0.1
+
+#: Reading the machine's own account may take this long; it is off the clock and never fails an attempt.
+_GUEST_READ_S = 60.0
+
+
+def policy_for(cloud: Cloud) -> ProbePolicy:
+    """How connects to this cloud's machines are to be paced."""
+    return FORWARDED if cloud.accepts_early else DIRECT
+
+
+class Attempt:
+    """One launch and everything that became known of it.
+
+    The fields fill as it goes, so they tell the state also of an attempt that was cancelled half-way; in
+    particular ``instance_id`` is set as soon as EC2 has named the machine, which is the caller's to end.
+    """
+
+    def __init__(
+        self,
+        cloud: Cloud,
+        watcher: Watcher,
+        *,
+        start: Callable[[], Launched],
+        username: str,
+        key: asyncssh.SSHKey,
+        timeout_s: float,
+    ) -> None:
+        self._cloud = cloud
+        self._watcher = watcher
+        self._start = start
+        self._options = client_options(username, key)
+        self._policy = policy_for(cloud)
+        self._timeout_s = timeout_s
+        self._trouble = ""
+        self._lag = LagMeter()
+        self._watched: Watched | None = None
+        self._login: Login | None = None
+        self.timeline = Timeline.start()
+        self.outcome = Outcome.CANCELLED
+        self.error = ""
+        self.notes: list[str] = []
+        self.instance_id = ""
+        self.market: Market | None = None
+        self.stats = ProbeStats()
+        self.keys_refused = 0
+        self.banner = ""
+        self.host_key_fingerprint = ""
+        self.guest: GuestReport | None = None
+
+    @property
+    def zone(self) -> str:
+        return self._watched.zone if self._watched else ""
+
+    @property
+    def lag_ms(self) -> float:
+        """How late this process's event loop was at worst between t0 and t4."""
+        return self._lag.worst_ms
+
+    async def run(self) -> None:
+        """Run it. Every failure ends in ``outcome`` and ``error``; only cancellation is raised."""
+        self.timeline = Timeline.start()
+        try:
+            async with self._lag.measuring(), asyncio.timeout(self._timeout_s):
+                await self._reach(await self._launch())
+            self.outcome = Outcome.OK
+        except TimeoutError:
+            self._fail(*self._after_timeout())
+        except MachineEnded as error:
+            self._fail(_outcome_of_end(error), str(error))
+        except ClientError as error:
+            capacity = error_code(error) in CAPACITY_ERRORS
+            self._fail(Outcome.CAPACITY if capacity else Outcome.LAUNCH_ERROR, str(error))
+        except BotoCoreError as error:
+            self._fail(Outcome.LAUNCH_ERROR, str(error))
+        except Exception as error:
+            self._fail(Outcome.LAUNCH_ERROR, f"{type(error).__name__}: {error}")
+            raise  # nothing we foresaw: the record is kept, the run ends
+        finally:
+            if self._login is not None and self.outcome is not Outcome.OK:
+                self._login.connection.abort()
+        if self._login is not None and self.outcome is Outcome.OK:
+            await self._ask_guest(self._login)
+
+    def _fail(self, outcome: Outcome, error: str) -> None:
+        self.outcome = outcome
+        self.error = " ".join(error.split())
+
+    def _after_timeout(self) -> tuple[Outcome, str]:
+        after = f"after {self._timeout_s:.0f} s"
+        if self.keys_refused:
+            return (
+                Outcome.AUTH_FAILED,
+                f"sshd still refused the key {after}, {self.keys_refused} times in all",
+            )
+        trouble = self._trouble or self._watcher.last_error
+        reached = max(self.timeline.marks, key=lambda name: self.timeline.marks[name].ms, default="t0")
+        detail = f"no login {after}; got as far as {reached}" + (f"; {trouble}" if trouble else "")
+        if MarkName.T3 not in self.timeline.marks and self.stats.first_refused_ns is not None:
+            return Outcome.SSH_REFUSED, f"{detail}; {self.stats.refused} connects refused"
+        return Outcome.TIMEOUT, detail
+
+    async def _launch(self) -> Launched:
+        """RunInstances in a thread. It cannot be called back: a cancellation waits for the id it returns."""
+        task = asyncio.create_task(asyncio.to_thread(self._start))
+        try:
+            launched = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            with contextlib.suppress(ClientError, BotoCoreError):
+                self._take(await task)
+            raise
+        self._take(launched)
+        return launched
+
+    def _take(self, launched: Launched) -> None:
+        self.instance_id = launched.instance_id
+        self.market = launched.market
+        if launched.note:
+            self.notes.append(launched.note)
+        self.timeline.mark(MarkName.T1, launched.returned_ns)
+
+    async def _reach(self, launched: Launched) -> None:
+        """From the instance id to the login, while the watch looks out for the machine's end."""
+        watched = self._watched = self._watcher.follow(launched.instance_id, launched.returned_ns)
+        watched.running.add_done_callback(self._mark_running)
+        login = asyncio.create_task(self._log_in(watched, launched))
+        either: set[asyncio.Future[Any]] = {login, watched.ended}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not login.done():
+                watched.ended.result()
+            await login
+            await watched.running
+        finally:
+            self._watcher.forget(launched.instance_id)
+            login.cancel()
+            await asyncio.gather(login, return_exceptions=True)
+
+    def _mark_running(self, running: asyncio.Future[Running]) -> None:
+        if not running.cancelled() and running.exception() is None:
+            self.timeline.mark(MarkName.T2, running.result().seen_ns, running.result().resolution_ns)
+
+    async def _log_in(self, watched: Watched, launched: Launched) -> None:
+        """Probe and authenticate until sshd lets us in; the deadline is the caller's."""
+        address = await watched.address
+        not_before_ns = launched.returned_ns
+        previous: Found | None = None
+        while True:
+            found = await probe(
+                address, self._cloud.ssh_port, self._policy, self.stats, not_before_ns=not_before_ns
+            )
+            self._mark_answer(found)
+            try:
+                login = self._login = await authenticate(found.sock, self._options)
+            except KeyRefused:
+                pause_s = _KEY_RETRY_S[min(self.keys_refused, len(_KEY_RETRY_S) - 1)]
+                self.keys_refused += 1
+            except HandshakeFailed as error:
+                self._trouble = str(error)
+                pause_s = _HANDSHAKE_RETRY_S
+            else:
+                # Without a retry an ideal prober would have been ahead by t3's resolution; with one, sshd may
+                # have been willing since just after it last was not.
+                resolution_ns = found.banner_ns - previous.banner_ns if previous else found.resolution_ns
+                self.timeline.mark(MarkName.T4, login.authenticated_ns, resolution_ns)
+                self.host_key_fingerprint = login.host_key_fingerprint
+                return
+            previous = found
+            await asyncio.sleep(pause_s)
+            not_before_ns = time.monotonic_ns()
+
+    def _mark_answer(self, found: Found) -> None:
+        if not self._policy.accepts_early:
+            self.timeline.mark(MarkName.T3_TCP, found.accepted_ns, found.resolution_ns)
+        self.timeline.mark(MarkName.T3, found.banner_ns, found.resolution_ns)
+        self.banner = self.banner or found.line
+
+    async def _ask_guest(self, login: Login) -> None:
+        """The machine's own account; what it cannot tell becomes a note."""
+        try:
+            async with asyncio.timeout(_GUEST_READ_S):
+                self.guest = await read_guest(login.connection)
+        except GuestReadError as error:
+            self.notes.append(f"guest: {error}")
+        except TimeoutError:
+            self.notes.append(f"guest: no report within {_GUEST_READ_S:.0f} s")
+        finally:
+            login.connection.abort()
+
+
+def _outcome_of_end(error: MachineEnded) -> Outcome:
+    """EC2 tells by the state reason why a machine ended (API reference, StateReason)."""
+    if error.code in ("Server.SpotInstanceTermination", "Server.SpotInstanceShutdown"):
+        return Outcome.INTERRUPTED
+    if error.code == "Server.InsufficientInstanceCapacity":
+        return Outcome.CAPACITY
+    return Outcome.LAUNCH_ERROR

@@ -1,0 +1,117 @@
+"""What the machine itself knows, read over the authenticated connection after t4, when it perturbs nothing.
+
+The machine's clock is joined to the host's by asking it the time over that connection: the answer was right
+at some instant between question and answer, so the error is half the round trip. ``/proc/uptime`` is
+CLOCK_BOOTTIME in steps of 10 ms (fs/proc/uptime.c), which is the clock of instant-init's timeline too. The
+wall clock of neither side is used. One shell does it all with built-ins: each fork is dear in an emulated
+guest, and the quicker the answer the smaller the error.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncssh
+
+from instant_env.errors import InstantEnvError
+
+TIMELINE_PATH = "/run/instant-init/timeline.json"
+TIMELINE_VERSION = 1
+
+#: /proc/uptime cuts off, it does not round: on average it is half a step behind.
+_UPTIME_STEP_MS = 10.0
+
+#: The clock is asked this often and the quickest answer taken: the first one pays for cold caches.
+_CLOCK_READINGS = 5
+
+_END = "--instant-env-end--"
+_SCRIPT = f"""
+read -r x </proc/sys/kernel/random/boot_id; echo "$x"
+read -r x </proc/sys/kernel/osrelease; echo "$x"
+if [ -r {TIMELINE_PATH} ]; then while read -r x || [ -n "$x" ]; do echo "$x"; done <{TIMELINE_PATH}; fi
+echo {_END}
+while read -r x; do read -r x y </proc/uptime; echo "$x"; done
+"""
+
+
+class GuestReadError(InstantEnvError):
+    """The machine let us in, but did not tell what was asked."""
+
+
+@dataclass(frozen=True)
+class GuestReport:
+    """The machine's own account.
+
+    ``marks_ms`` are milliseconds on CLOCK_BOOTTIME, that is from kernel start; empty on machines without our
+    init. ``boot_at_ns`` is that clock's zero as the host's ``time.monotonic_ns()``, right within
+    ``clock_error_ms``.
+    """
+
+    boot_id: str
+    kernel: str
+    boot_at_ns: int
+    clock_error_ms: float
+    pid1: bool = False
+    marks_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+def parse_timeline(text: str) -> tuple[bool, dict[str, float]]:
+    """Whether instant-init was PID 1, and its marks in ms. Empty text is a machine without it.
+
+    Raises GuestReadError for a file of another version or shape.
+    """
+    if not text.strip():
+        return False, {}
+    try:
+        loaded: Any = json.loads(text)
+        if loaded["version"] != TIMELINE_VERSION:
+            raise GuestReadError(f"{TIMELINE_PATH} has version {loaded['version']}, not {TIMELINE_VERSION}")
+        marks = {str(mark["name"]): float(mark["boottime_ms"]) for mark in loaded["marks"]}
+        return bool(loaded["pid1"]), marks
+    except (ValueError, KeyError, TypeError) as error:
+        raise GuestReadError(f"{TIMELINE_PATH} is not a timeline: {error!r}") from error
+
+
+async def _line(process: asyncssh.SSHClientProcess[str]) -> str:
+    line = await process.stdout.readline()
+    if not line:
+        raise GuestReadError("the shell ended early")
+    return line.rstrip("\r\n")
+
+
+async def read_guest(connection: asyncssh.SSHClientConnection) -> GuestReport:
+    """Read the report. Raises GuestReadError; it has no time-out of its own."""
+    try:
+        async with connection.create_process(_SCRIPT, encoding="utf-8") as process:
+            boot_id, kernel = await _line(process), await _line(process)
+            timeline = []
+            while (line := await _line(process)) != _END:
+                timeline.append(line)
+            boot_at_ns, error_ms = await _read_clock(process)
+            process.stdin.write_eof()
+    except (asyncssh.Error, OSError) as error:
+        raise GuestReadError(f"{type(error).__name__}: {error}") from error
+    pid1, marks = parse_timeline("\n".join(timeline))
+    return GuestReport(boot_id, kernel, boot_at_ns, error_ms, pid1, marks)
+
+
+async def _read_clock(process: asyncssh.SSHClientProcess[str]) -> tuple[int, float]:
+    """The zero of the guest's clock as host nanoseconds, and the bound of its error in ms."""
+    best: tuple[int, int] | None = None  # (round trip, boot instant), both ns
+    for _ in range(_CLOCK_READINGS):
+        asked = time.monotonic_ns()
+        process.stdin.write("\n")
+        text = await _line(process)
+        answered = time.monotonic_ns()
+        try:
+            uptime_ms = float(text) * 1000 + _UPTIME_STEP_MS / 2
+        except ValueError:
+            raise GuestReadError(f"/proc/uptime says {text!r}") from None
+        reading = (answered - asked, (asked + answered) // 2 - int(uptime_ms * 1e6))
+        best = min(best, reading) if best else reading
+    assert best is not None  # noqa: S101 - the loop ran
+    return best[1], round(best[0] / 2e6 + _UPTIME_STEP_MS / 2, 3)

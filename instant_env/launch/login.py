@@ -1,0 +1,83 @@
+"""Log in over a socket that the probe won, and mark the instant of authentication.
+
+asyncssh takes the socket as it is: the version line is still unread in it. Nothing of the user's own SSH
+set-up takes part (no configuration file, no agent, no other keys): every host exchanges the same bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from dataclasses import dataclass
+
+import asyncssh
+
+from instant_env.errors import InstantEnvError
+
+
+class KeyRefused(InstantEnvError):
+    """sshd answered, and does not know our key (yet)."""
+
+
+class HandshakeFailed(InstantEnvError):
+    """The connection ended before authentication was decided: sshd restarts, or drops at MaxStartups."""
+
+
+@dataclass(frozen=True)
+class Login:
+    """An authenticated connection. ``authenticated_ns`` is ``time.monotonic_ns()`` at sshd's yes."""
+
+    connection: asyncssh.SSHClientConnection
+    authenticated_ns: int
+    host_key_fingerprint: str
+    """``SHA256:...`` as ssh-keygen prints it: recorded, since nothing could be known of it before."""
+
+
+class _Client(asyncssh.SSHClient):
+    authenticated_ns: int | None = None
+
+    def auth_completed(self) -> None:
+        self.authenticated_ns = time.monotonic_ns()
+
+
+def client_options(username: str, key: asyncssh.SSHKey) -> asyncssh.SSHClientConnectionOptions:
+    """Options for :func:`authenticate`, made ahead so that loading keys is not on the clock.
+
+    The host key is not checked: the machine did not exist a moment ago, and there is nothing to compare with.
+    """
+    return asyncssh.SSHClientConnectionOptions(
+        username=username,
+        client_keys=[key],
+        client_factory=_Client,
+        known_hosts=None,
+        config=None,
+        agent_path=None,
+        preferred_auth="publickey",
+        gss_host=None,
+        login_timeout=0,  # the attempt has a deadline of its own
+    )
+
+
+async def authenticate(sock: socket.socket, options: asyncssh.SSHClientConnectionOptions) -> Login:
+    """Run the SSH handshake and public-key authentication on ``sock``, which belongs to asyncssh from now on.
+
+    Raises KeyRefused or HandshakeFailed; cancelling it closes the connection.
+    """
+    try:
+        connection = await asyncssh.connect(sock=sock, options=options)
+    except asyncssh.PermissionDenied as error:
+        raise KeyRefused(str(error)) from error
+    except (asyncssh.Error, OSError) as error:
+        raise HandshakeFailed(f"{type(error).__name__}: {error}") from error
+    except asyncio.CancelledError:
+        sock.close()
+        raise
+    client = connection.get_owner()
+    assert isinstance(client, _Client)  # noqa: S101 - what client_factory made
+    host_key = connection.get_server_host_key()
+    return Login(
+        connection=connection,
+        authenticated_ns=client.authenticated_ns or time.monotonic_ns(),
+        host_key_fingerprint=host_key.get_fingerprint() if host_key else "",
+    )

@@ -1,0 +1,54 @@
+"""The baseline: a stock image, as everybody launches it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from botocore.exceptions import ClientError
+
+from instant_env.cloud.images import BakedImage
+from instant_env.cloud.session import Cloud, error_code
+from instant_env.errors import UsageError
+from instant_env.launch.techniques.base import Launched, Order, Prepared, Technique, run_instance
+
+
+class Cold(Technique):
+    """RunInstances of the base that the compared AMIs were baked from.
+
+    Does: launch the stock image, unchanged; systemd and cloud-init bring it to SSH.
+    Needs: at least one AMI of ours, whose tags name its base AMI, so that like is compared with like.
+    Saves: nothing; everything else is measured against it.
+
+    It gets no user data: a stock image would run it, and that would no longer be the baseline. So the machine
+    has no timer of its own; tags, the run's own clean-up and ``invoke clean`` end it.
+    """
+
+    name = "cold"
+    recipe = None
+
+    def prepare(self, cloud: Cloud, images: Mapping[str, BakedImage]) -> Prepared:
+        if not images:
+            raise UsageError(
+                "cold launches the base of the AMI it is compared with, and there is none yet",
+                hint="run: invoke bake --recipe minimal",
+            )
+        newest = max(images.values(), key=lambda image: (image.created, image.id))
+        others = sorted(image.recipe for image in images.values() if image.base_ami != newest.base_ami)
+        try:
+            cloud.ec2.describe_images(ImageIds=[newest.base_ami])
+        except ClientError as error:
+            if not error_code(error).startswith("InvalidAMIID"):
+                raise
+            raise UsageError(
+                f"{newest.base_ami}, the base of {newest.id}, is gone",
+                hint=f"bake from the current one: invoke bake --arch {newest.arch} --recipe {newest.recipe}",
+            ) from error
+        return Prepared(
+            image_id=newest.base_ami,
+            username=newest.login_user,
+            base_ami=newest.base_ami,
+            note=f"{', '.join(others)} baked from another base than {newest.base_ami}" if others else "",
+        )
+
+    def launch(self, cloud: Cloud, prepared: Prepared, order: Order) -> Launched:
+        return run_instance(cloud, prepared.image_id, order, user_data=None)

@@ -1,0 +1,227 @@
+"""Whole attempts: RunInstances by moto, a real SSH login, and every way in which it can go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from harness_cloud import Ec2Faults, SshHost, cloud_in_process, free_port, fresh_key, register_image
+
+from instant_env.cloud.instances import Market
+from instant_env.cloud.session import Cloud
+from instant_env.cloud.tags import Role
+from instant_env.launch.attempt import Attempt
+from instant_env.launch.techniques import Order
+from instant_env.launch.techniques.base import run_instance
+from instant_env.launch.timeline import MarkName, Outcome
+from instant_env.launch.watch import Watcher
+from instant_env.settings import CloudName
+
+ORDER = Order(
+    run_id="r",
+    name="n",
+    role=Role.BENCH,
+    instance_type="m7i.large",
+    key_name="",
+    security_group_id="",
+    market=Market.ON_DEMAND,
+    expires_at=datetime.now(UTC) + timedelta(hours=1),
+    ttl_s=1800,
+    client_token="token",
+)
+
+
+def attempt(
+    cloud: Cloud,
+    *,
+    timeout_s: float = 10,
+    order: Order = ORDER,
+    meanwhile: Callable[[asyncio.Task[None]], None] | None = None,
+) -> Attempt:
+    """Run one attempt; ``meanwhile`` gets its task half a second later."""
+    image = register_image(cloud)
+    key = fresh_key().for_asyncssh()
+
+    async def work() -> Attempt:
+        async with Watcher(cloud) as watcher:
+            made = Attempt(
+                cloud,
+                watcher,
+                start=lambda: run_instance(cloud, image, order, user_data=None),
+                username="admin",
+                key=key,
+                timeout_s=timeout_s,
+            )
+            task = asyncio.create_task(made.run())
+            if meanwhile is not None:
+                asyncio.get_running_loop().call_later(0.5, meanwhile, task)
+            await asyncio.gather(task, return_exceptions=meanwhile is not None)
+            return made
+
+    return asyncio.run(work())
+
+
+def test_ok_has_every_mark_in_order_with_resolutions(tmp_path: Path) -> None:
+    timeline = tmp_path / "timeline.json"
+    marks = [{"name": "init_start", "boottime_ms": 812.4}, {"name": "sshd_started", "boottime_ms": 1500}]
+    timeline.write_text(json.dumps({"version": 1, "clock": "CLOCK_BOOTTIME", "pid1": True, "marks": marks}))
+    with (
+        SshHost(timeline=timeline).serving() as ssh,
+        cloud_in_process(tmp_path, ssh.port, Ec2Faults(pending_s=0.3)) as cloud,
+    ):
+        done = attempt(cloud)
+    assert (done.outcome, done.error, done.notes) == (Outcome.OK, "", [])
+    t1, t2 = done.timeline.marks[MarkName.T1], done.timeline.marks[MarkName.T2]
+    tcp, t3, t4 = (done.timeline.marks[name] for name in (MarkName.T3_TCP, MarkName.T3, MarkName.T4))
+    assert 0 < t1.ms < t2.ms
+    assert t2.ms - t1.ms >= 300
+    assert tcp.ms < t3.ms < t4.ms
+    assert 0 < t2.resolution_ms < 250
+    assert ssh.usernames == ["admin"]
+    assert done.banner.startswith("SSH-2.0-AsyncSSH")
+    assert done.host_key_fingerprint.startswith("SHA256:")
+    assert done.guest is not None
+    assert done.guest.pid1
+    assert done.guest.marks_ms == {"init_start": 812.4, "sshd_started": 1500.0}
+    assert done.guest.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def test_guest_clock_is_joined_within_its_stated_error(tmp_path: Path) -> None:
+    """The "guest" is this host, so the true answer is known."""
+    with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
+        done = attempt(cloud)
+    assert done.guest is not None
+    truth_ns = time.monotonic_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    assert abs(done.guest.boot_at_ns - truth_ns) / 1e6 <= done.guest.clock_error_ms + 1
+    assert done.guest.clock_error_ms < 100
+    assert done.guest.marks_ms == {}
+
+
+def test_t3_tcp_is_not_marked_where_the_network_accepts_early(tmp_path: Path) -> None:
+    with (
+        SshHost().serving() as ssh,
+        cloud_in_process(tmp_path, ssh.port, Ec2Faults(), accepts_early=True) as cloud,
+    ):
+        done = attempt(cloud)
+    assert done.outcome is Outcome.OK
+    assert MarkName.T3_TCP not in done.timeline.marks
+
+
+def test_key_that_comes_late_is_retried_and_t4_says_how_exact_it_is(tmp_path: Path) -> None:
+    late = SshHost(knows_key_after_s=0.7)
+    with late.serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
+        done = attempt(cloud)
+    assert done.outcome is Outcome.OK
+    assert done.keys_refused == 2  # at once and 0.5 s later; the next is due at 1.5 s
+    assert late.knows_key_from_ns is not None
+    t4 = done.timeline.marks[MarkName.T4]
+    assert t4.resolution_ms >= 500
+    late_by_ms = t4.ms - done.timeline.ms(late.knows_key_from_ns)
+    assert 0 <= late_by_ms <= t4.resolution_ms + 500  # the handshake itself takes its time
+
+
+def test_key_never_accepted_is_auth_failed_and_stays_below_sshds_penalties(tmp_path: Path) -> None:
+    stranger = SshHost(public_key=fresh_key().public_openssh)
+    with stranger.serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
+        done = attempt(cloud, timeout_s=3)
+    assert done.outcome is Outcome.AUTH_FAILED
+    assert done.keys_refused == 3
+    assert "refused the key" in done.error
+    assert MarkName.T3 in done.timeline.marks
+    assert MarkName.T4 not in done.timeline.marks
+
+
+def test_nobody_listening_is_ssh_refused(tmp_path: Path) -> None:
+    with cloud_in_process(tmp_path, free_port(), Ec2Faults()) as cloud:
+        done = attempt(cloud, timeout_s=0.8)
+    assert done.outcome is Outcome.SSH_REFUSED
+    assert "as far as t2" in done.error
+
+
+def test_silence_is_timeout(tmp_path: Path) -> None:
+    # TEST-NET-1 (RFC 5737) answers nobody; or has no route at all, which is silence too.
+    with cloud_in_process(tmp_path, 22, Ec2Faults(address="192.0.2.1")) as cloud:
+        done = attempt(cloud, timeout_s=0.8)
+    assert done.outcome in (Outcome.TIMEOUT, Outcome.SSH_REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        ("InsufficientInstanceCapacity", Outcome.CAPACITY),
+        ("InvalidAMIID.NotFound", Outcome.LAUNCH_ERROR),
+        ("VcpuLimitExceeded", Outcome.LAUNCH_ERROR),
+    ],
+)
+def test_refused_launch(tmp_path: Path, code: str, outcome: Outcome) -> None:
+    with cloud_in_process(tmp_path, 22, Ec2Faults(launch_errors=[code])) as cloud:
+        done = attempt(cloud)
+    assert done.outcome is outcome
+    assert code in done.error
+    assert done.instance_id == ""
+
+
+def test_spot_without_capacity_is_launched_on_demand_with_another_token(tmp_path: Path) -> None:
+    faults = Ec2Faults(launch_errors=["InsufficientInstanceCapacity"])
+    with (
+        SshHost().serving() as ssh,
+        cloud_in_process(tmp_path, ssh.port, faults, name=CloudName.AWS) as cloud,
+    ):
+        done = attempt(cloud, order=dataclasses.replace(ORDER, market=Market.SPOT))
+    assert done.outcome is Outcome.OK
+    assert done.market is Market.ON_DEMAND
+    assert done.notes == ["spot: InsufficientInstanceCapacity, on demand instead"]
+    first, second = faults.run_bodies
+    assert "InstanceMarketOptions" in first
+    assert "InstanceMarketOptions" not in second
+    assert first["ClientToken"] != second["ClientToken"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "outcome"),
+    [
+        ("Server.InternalError", Outcome.LAUNCH_ERROR),
+        ("Server.InsufficientInstanceCapacity", Outcome.CAPACITY),
+        ("Server.SpotInstanceTermination", Outcome.INTERRUPTED),
+    ],
+)
+def test_machine_that_ends_by_itself(tmp_path: Path, reason: str, outcome: Outcome) -> None:
+    with cloud_in_process(tmp_path, 22, Ec2Faults(pending_s=0.2, ended={"*": reason})) as cloud:
+        done = attempt(cloud)
+    assert done.outcome is outcome
+    assert reason in done.error
+    assert MarkName.T2 not in done.timeline.marks
+
+
+def test_throttled_and_failing_polls_back_off_and_the_attempt_goes_on(tmp_path: Path) -> None:
+    faults = Ec2Faults(pending_s=0.2, describe_errors=["RequestLimitExceeded", "InternalError"])
+    with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, faults) as cloud:
+        done = attempt(cloud)
+    assert done.outcome is Outcome.OK
+    # The polls that were not made show in the resolution: it spans the back-off.
+    assert done.timeline.marks[MarkName.T2].resolution_ms >= 400
+    assert faults.describes < 12
+
+
+def test_polling_stops_being_eager_once_the_machine_runs(tmp_path: Path) -> None:
+    faults = Ec2Faults()
+    with cloud_in_process(tmp_path, free_port(), faults) as cloud:
+        attempt(cloud, timeout_s=1.5)
+    assert faults.describes <= 4
+
+
+def test_cancelled_attempt_keeps_the_instance_id(tmp_path: Path) -> None:
+    with cloud_in_process(tmp_path, free_port(), Ec2Faults()) as cloud:
+        done = attempt(cloud, meanwhile=_cancel)
+    assert done.outcome is Outcome.CANCELLED
+    assert done.instance_id.startswith("i-")
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()

@@ -1,0 +1,197 @@
+"""Whole runs: moto for the API, real SSH servers for the machines, the CSV read back."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ConnectionClosedError, EndpointConnectionError
+from harness_cloud import Ec2Faults, SshHost, cloud_in_process, free_port, register_image, states
+
+from harness.results import read_rows
+from harness.runner import BenchResult, BenchStopped, bench
+from instant_env.arch import Arch
+from instant_env.cloud.images import parameter_name
+from instant_env.cloud.session import Cloud, CloudError
+from instant_env.cloud.tags import Role, tag_list
+from instant_env.errors import UsageError
+
+
+def bake(cloud: Cloud, recipe: str, base_ami: str) -> str:
+    """What a bake leaves: an AMI with our tags, and the parameter that names it."""
+    about = {"recipe": recipe, "base": "debian-12", "base-ami": base_ami, "login-user": "admin"}
+    ami = register_image(cloud, f"{recipe}-of-{base_ami}")
+    cloud.ec2.create_tags(Resources=[ami], Tags=tag_list("bake-run", Role.IMAGE, name=recipe, extra=about))
+    name = parameter_name(recipe, Arch.X86_64)
+    cloud.ssm.put_parameter(Name=name, Value=ami, Type="String", Overwrite=True)
+    return ami
+
+
+def run(cloud: Cloud, lines: list[str] | None = None, **options: Any) -> BenchResult:
+    values: dict[str, Any] = {"iterations": 2, "arch": Arch.X86_64, "seed": 7, "timeout_s": 10.0}
+    progress = (lines if lines is not None else []).append
+    return bench(cloud.settings, progress=progress, open_cloud=lambda *_: cloud, **(values | options))
+
+
+def assert_nothing_left(cloud: Cloud) -> None:
+    assert set(states(cloud)) <= {"terminated"}
+    assert cloud.ec2.describe_key_pairs()["KeyPairs"] == []
+    groups = cloud.ec2.describe_security_groups()["SecurityGroups"]
+    assert {group["GroupName"] for group in groups} == {"default"}
+
+
+def test_race_of_three(tmp_path: Path) -> None:
+    faults, lines = Ec2Faults(), list[str]()
+    with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, faults) as cloud:
+        base = register_image(cloud)
+        minimal, custom = bake(cloud, "minimal", base), bake(cloud, "custom-init", base)
+        result = run(cloud, lines=lines, name="race")
+        assert_nothing_left(cloud)
+    rows = read_rows(result.csv_path)
+    assert tuple(rows) == result.rows
+    assert [row.outcome for row in rows] == ["ok"] * 6
+    assert {row.technique: row.ami for row in rows} == {
+        "cold": base, "minimal-ami": minimal, "custom-init": custom,
+    }  # fmt: skip
+    assert all(row.t1_ms < row.t2_ms and row.t3_ms < row.t4_ms for row in rows)  # type: ignore[operator]
+    assert all(row.t2_t4_ms == pytest.approx(row.t4_ms - row.t2_ms) for row in rows)  # type: ignore[operator]
+    assert len({row.instance_id for row in rows}) == 6
+    assert ssh.usernames == ["admin"] * 6
+
+    bodies = {body["ImageId"]: body for body in faults.run_bodies}
+    assert "UserData" not in bodies[base]
+    assert json.loads(base64.b64decode(bodies[custom]["UserData"]))["instant-env"]["ttl_s"] >= 1800
+    tags = {tag["Key"]: tag["Value"] for tag in bodies[custom]["TagSpecifications"][0]["Tags"]}
+    assert tags["instant-env:role"] == "bench"
+    assert tags["instant-env:expires-at"]
+
+    about = json.loads(result.metadata_path.read_text())
+    assert (about["status"], about["seed"], about["attempts_done"]) == ("finished", 7, 6)
+    assert about["order"] == [row.technique for row in rows]
+    assert about["techniques"]["custom-init"]["ami"] == custom
+    assert [name for name in ("cold", "minimal-ami", "custom-init") if name in about["order"][:3]] == sorted(
+        about["order"][:3], key=["cold", "minimal-ami", "custom-init"].index
+    )
+    assert [t.technique for t in result.summary.techniques] == ["cold", "minimal-ami", "custom-init"]
+    assert len([line for line in lines if "t4" in line]) == 6
+    assert result.failures == 0
+
+
+def test_failures_are_rows_and_the_run_goes_on(tmp_path: Path) -> None:
+    faults = Ec2Faults(launch_errors=["InsufficientInstanceCapacity", "InternalError"])
+    with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, faults) as cloud:
+        bake(cloud, "minimal", register_image(cloud))
+        result = run(cloud)
+        assert_nothing_left(cloud)
+    assert [row.outcome for row in result.rows] == ["capacity", "launch_error", "ok", "ok"]
+    assert result.rows[0].t1_ms is None
+    assert result.rows[0].instance_id is None
+    assert result.failures == 2
+
+
+def test_machine_that_never_answers_is_a_row_and_is_ended(tmp_path: Path) -> None:
+    with cloud_in_process(tmp_path, free_port(), Ec2Faults()) as cloud:
+        bake(cloud, "custom-init", register_image(cloud))
+        result = run(cloud, techniques=["custom-init"], iterations=1, timeout_s=0.5)
+        assert_nothing_left(cloud)
+    assert [row.outcome for row in result.rows] == ["ssh_refused"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_in_the_middle(tmp_path: Path, number: signal.Signals) -> None:
+    with cloud_in_process(tmp_path, free_port(), Ec2Faults()) as cloud:
+        bake(cloud, "minimal", register_image(cloud))
+        before = signal.getsignal(number)
+        threading.Timer(1.5, os.kill, (os.getpid(), number)).start()
+        with pytest.raises(BenchStopped) as caught:
+            run(cloud, timeout_s=60.0)
+        assert signal.getsignal(number) == before
+        assert_nothing_left(cloud)
+    assert caught.value.exit_code == 128 + number
+    (csv_path,) = (tmp_path / "results").glob("*.csv")
+    assert str(csv_path) in caught.value.hint
+    (row,) = read_rows(csv_path)
+    assert row.outcome == "interrupted"
+    assert number.name in (row.error or "")
+    assert row.instance_id is not None
+    assert json.loads(csv_path.with_suffix(".json").read_text())["status"] == "stopped"
+
+
+def test_machine_whose_id_never_reached_us_is_ended_too(tmp_path: Path) -> None:
+    """RunInstances launches, and its answer is lost on the way."""
+    with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
+        bake(cloud, "minimal", register_image(cloud))
+        events = cloud.ec2.meta.events
+
+        def lose(**_: Any) -> None:
+            events.unregister("after-call.ec2.RunInstances", lose)
+            raise ConnectionClosedError(endpoint_url="https://ec2")
+
+        events.register("after-call.ec2.RunInstances", lose)
+        result = run(cloud, techniques=["minimal-ami"])
+        assert len(states(cloud)) == 2
+        assert_nothing_left(cloud)
+    assert [row.outcome for row in result.rows] == ["launch_error", "ok"]
+    assert "closed" in (result.rows[0].error or "")
+
+
+def test_cloud_that_goes_away_is_one_line_with_a_way_out(tmp_path: Path) -> None:
+    with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
+        bake(cloud, "minimal", register_image(cloud))
+
+        def gone(**_: Any) -> None:
+            raise EndpointConnectionError(endpoint_url="https://ec2")
+
+        cloud.ec2.meta.events.register("before-call.ec2.TerminateInstances", gone)
+        with pytest.raises(CloudError, match="Could not connect") as caught:
+            run(cloud)
+    assert "invoke clean" in caught.value.hint
+    (csv_path,) = (tmp_path / "results").glob("*.csv")
+    assert [row.outcome for row in read_rows(csv_path)] == ["ok"]
+    assert json.loads(csv_path.with_suffix(".json").read_text())["status"] == "failed"
+
+
+def test_which_techniques_run(tmp_path: Path) -> None:
+    with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
+        with pytest.raises(UsageError, match="no x86_64 AMI") as caught:
+            run(cloud)
+        assert "invoke bake --arch x86_64 --recipe" in caught.value.hint
+        with pytest.raises(UsageError, match="unknown technique 'hot'"):
+            run(cloud, techniques=["hot"])
+        with pytest.raises(UsageError, match="no minimal AMI"):
+            run(cloud, techniques=["minimal-ami"])
+        with pytest.raises(UsageError, match="ami-0 is no AMI of ours"):
+            run(cloud, ami="ami-0")
+        with pytest.raises(UsageError, match="cannot name a file"):
+            run(cloud, name="../x")
+        old = bake(cloud, "minimal", register_image(cloud))
+        bake(cloud, "minimal", old)
+        with pytest.raises(UsageError, match="not arm64"):
+            run(cloud, instance_type="m7i.large", arch=Arch.ARM64, ami="latest", techniques=["cold"])
+        result = run(cloud, ami=old, iterations=1)
+        assert {row.technique: row.ami for row in result.rows}["minimal-ami"] == old
+        assert len(result.rows) == 2
+        assert [path.name for path in (tmp_path / "results").glob("*.csv")] == [result.csv_path.name]
+
+
+def test_base_that_is_gone_is_an_error_with_a_way_out(tmp_path: Path) -> None:
+    with cloud_in_process(tmp_path, 22, Ec2Faults()) as cloud:
+        bake(cloud, "minimal", "ami-00000000000000000")
+        with pytest.raises(UsageError, match="is gone") as caught:
+            run(cloud)
+    assert "invoke bake" in caught.value.hint
+
+
+def test_amis_of_different_bases_are_pointed_out(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
+        bake(cloud, "minimal", register_image(cloud))
+        bake(cloud, "custom-init", register_image(cloud, "newer-stock"))
+        run(cloud, techniques=["cold", "minimal-ami", "custom-init"], iterations=1, lines=lines)
+    assert any("another base" in line for line in lines)

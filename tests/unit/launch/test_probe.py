@@ -1,0 +1,231 @@
+"""The probe against servers that open, refuse, stay silent and answer at instants that the test knows."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import socket
+import time
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import pytest
+from launch_servers import BANNER, Forwarder, free_port, reset, serving, speak, until_closed
+
+from instant_env.launch.probe import DIRECT, FORWARDED, Found, ProbePolicy, ProbeStats, probe
+
+T = TypeVar("T")
+
+#: A two-core host that does other things as well is late by this much now and then.
+SLACK_MS = 25.0
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(asyncio.wait_for(work, 20))
+
+
+async def find(port: int, policy: ProbePolicy, stats: ProbeStats | None = None) -> Found:
+    return await probe("127.0.0.1", port, policy, stats or ProbeStats(), not_before_ns=time.monotonic_ns())
+
+
+@pytest.mark.parametrize("policy", [DIRECT, FORWARDED])
+def test_answering_server_is_found_and_line_left_unread(policy: ProbePolicy) -> None:
+    async def work() -> None:
+        async with serving(lambda sock, _: speak(sock)) as server:
+            found = await find(server.port, policy)
+            assert found.line == BANNER.decode().strip()
+            assert found.sock.recv(100) == BANNER
+            found.sock.close()
+            assert len(server.accepted_ns) == 1
+
+    run(work())
+
+
+def test_direct_tells_refused_and_stops_connecting_after_the_first_success() -> None:
+    port, stats = free_port(), ProbeStats()
+
+    async def slow_to_speak(sock: socket.socket, number: int) -> None:
+        await asyncio.sleep(0.2)
+        await speak(sock)
+
+    async def work() -> None:
+        finding = asyncio.create_task(find(port, DIRECT, stats))
+        await asyncio.sleep(0.2)
+        opened_ns = time.monotonic_ns()
+        async with serving(slow_to_speak, port) as server:
+            found = await finding
+            found.sock.close()
+            assert len(server.accepted_ns) == 1
+        assert stats.refused >= 5
+        assert stats.silent == 0
+        accepted_after_ms = (found.accepted_ns - opened_ns) / 1e6
+        assert accepted_after_ms <= found.resolution_ns / 1e6 + SLACK_MS
+        assert found.resolution_ns < 100e6
+        assert found.banner_ns - found.accepted_ns >= 190e6
+
+    run(work())
+
+
+def test_direct_goes_on_when_the_accepted_connection_is_dropped() -> None:
+    async def drop_two(sock: socket.socket, number: int) -> None:
+        if number == 0:
+            reset(sock)
+        elif number == 2:
+            await speak(sock)
+
+    async def work() -> None:
+        stats = ProbeStats()
+        async with serving(drop_two) as server:
+            found = await find(server.port, DIRECT, stats)
+            found.sock.close()
+        assert stats.refused == 2
+        assert stats.opened == 3
+
+    run(work())
+
+
+def test_direct_gives_up_silent_connects_and_opens_fresh_ones() -> None:
+    """A listener with a full backlog drops SYNs, as a machine without a network does."""
+
+    async def work() -> None:
+        policy = dataclasses.replace(DIRECT, keep_s=0.1)
+        stats = ProbeStats()
+        with socket.socket() as full:
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)
+            fillers = [socket.socket() for _ in range(2)]
+            for filler in fillers:
+                filler.setblocking(False)
+                filler.connect_ex(full.getsockname())
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(find(full.getsockname()[1], policy, stats), 0.6)
+            for filler in fillers:
+                filler.close()
+        assert stats.opened >= 20
+        assert stats.silent >= 15
+        assert stats.refused == 0
+
+    run(work())
+
+
+def test_forwarded_boot_is_measured_within_its_resolution() -> None:
+    """Network up after 0.5 s, sshd after 1.1 s: the refusals in between make it exact to 50 ms."""
+
+    async def work() -> None:
+        start = time.monotonic_ns()
+        guest = Forwarder(start + 500_000_000, start + 1_100_000_000)
+        stats = ProbeStats()
+        async with serving(guest.handle) as server:
+            found = await find(server.port, FORWARDED, stats)
+            found.sock.close()
+        ideal_ns = guest.listening_ns + int(guest.fork_s * 1e9)
+        error_ms = (found.banner_ns - ideal_ns) / 1e6
+        assert -1 <= error_ms <= found.resolution_ns / 1e6 + SLACK_MS
+        assert found.resolution_ns <= 50e6 + SLACK_MS * 1e6
+        assert stats.refused >= 3
+        assert stats.first_refused_ns is not None
+        assert server.open_most <= FORWARDED.max_open
+
+    run(work())
+
+
+def test_forwarded_without_any_refusal_states_its_coarser_resolution() -> None:
+    """sshd listens when the network comes up: only the next fresh connect can tell."""
+
+    async def work() -> None:
+        start = time.monotonic_ns()
+        guest = Forwarder(start + 700_000_000, start + 700_000_000, retransmit_s=5.0)
+        async with serving(guest.handle) as server:
+            found = await find(server.port, FORWARDED)
+            found.sock.close()
+        error_ms = (found.banner_ns - guest.listening_ns) / 1e6 - guest.fork_s * 1000
+        assert -1 <= error_ms <= found.resolution_ns / 1e6 + SLACK_MS
+        assert found.resolution_ns >= FORWARDED.pace_s * 1e9
+
+    run(work())
+
+
+def test_forwarded_leaves_a_slow_sshd_alone_and_closes_the_losers() -> None:
+    """Once the guest has refused, a silent connection is with sshd: few more may go there."""
+
+    async def work() -> None:
+        start = time.monotonic_ns()
+        guest = Forwarder(start, start + 200_000_000, fork_s=1.0)
+        stats = ProbeStats()
+        async with serving(guest.handle) as server:
+            found = await find(server.port, FORWARDED, stats)
+            reached_sshd = [at for at in server.accepted_ns if at >= guest.listening_ns]
+            assert len(reached_sshd) == 1
+            await asyncio.sleep(0.05)
+            assert server.open_now == 1
+            found.sock.close()
+
+    run(work())
+
+
+def test_forwarder_that_is_not_there_yet_is_no_refusal_of_the_guest() -> None:
+    port, stats = free_port(), ProbeStats()
+
+    async def work() -> None:
+        finding = asyncio.create_task(find(port, FORWARDED, stats))
+        await asyncio.sleep(0.3)
+        async with serving(lambda sock, _: speak(sock), port):
+            (await finding).sock.close()
+        assert stats.first_refused_ns is None
+        assert stats.silent >= 3
+
+    run(work())
+
+
+def test_lines_before_the_version_line_and_a_line_in_two_pieces() -> None:
+    async def in_pieces(sock: socket.socket, _: int) -> None:
+        loop = asyncio.get_running_loop()
+        for piece in (b"maintenance at noon\r\nSSH-", b"2.0-Open", b"SSH_9.2p1\r\n"):
+            await loop.sock_sendall(sock, piece)
+            await asyncio.sleep(0.03)
+        await until_closed(sock)
+
+    async def work() -> None:
+        stats = ProbeStats()
+        async with serving(in_pieces) as server:
+            found = await find(server.port, DIRECT, stats)
+            assert found.line == "SSH-2.0-OpenSSH_9.2p1"
+            assert found.sock.recv(100).startswith(b"maintenance")
+            found.sock.close()
+        assert (stats.opened, stats.garbage) == (1, 0)
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    "junk", [b"Exceeded MaxStartups\r\n", b"HTTP/1.1 400 no\r\n" * 1000], ids=["line", "flood"]
+)
+def test_garbage_is_counted_and_tried_again(junk: bytes) -> None:
+    async def junk_first(sock: socket.socket, number: int) -> None:
+        if number:
+            await speak(sock)
+        else:
+            await asyncio.get_running_loop().sock_sendall(sock, junk)
+
+    async def work() -> None:
+        stats = ProbeStats()
+        async with serving(junk_first) as server:
+            (await find(server.port, FORWARDED, stats)).sock.close()
+        assert stats.garbage == 1
+
+    run(work())
+
+
+def test_cancelling_closes_every_socket() -> None:
+    async def work() -> None:
+        async with serving(lambda sock, _: until_closed(sock)) as server:
+            finding = asyncio.create_task(find(server.port, FORWARDED))
+            await asyncio.sleep(0.7)
+            assert server.open_now >= 2
+            finding.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await finding
+            await asyncio.sleep(0.05)
+            assert server.open_now == 0
+
+    run(work())

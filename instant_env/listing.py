@@ -1,0 +1,114 @@
+"""How lists look: tables for people, dicts for programs, exports for shells."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from instant_env.cloud.images import BakedImage
+from instant_env.cloud.janitor import Removal
+from instant_env.front import say, show
+
+if TYPE_CHECKING:
+    from instant_env.localec2.starter import Endpoint, Status
+
+
+def age(since: datetime, now: datetime | None = None) -> str:
+    """A short age: ``42 s``, ``17 min``, ``5 h``, ``12 d``."""
+    seconds = max(0, int(((now or datetime.now(UTC)) - since).total_seconds()))
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"
+
+
+def image_row(image: BakedImage) -> dict[str, Any]:
+    """One AMI for programs."""
+    return {
+        "ami": image.id,
+        "name": image.name,
+        "state": image.state,
+        "recipe": image.recipe,
+        "arch": image.arch.value,
+        "base": image.base,
+        "base_ami": image.base_ami,
+        "created": image.created.isoformat(),
+        "size_gib": image.size_gib,
+        "plan_hash": image.plan_hash,
+        "login_user": image.login_user,
+        "snapshots": list(image.snapshot_ids),
+    }
+
+
+def image_table(images: Sequence[BakedImage]) -> Table:
+    """AMIs for people."""
+    table = Table("recipe", "arch", "base", "age", "size", "plan", "state", box=None)
+    table.add_column("ami", no_wrap=True)
+    for image in images:
+        table.add_row(
+            image.recipe, image.arch.value, image.base, age(image.created), f"{image.size_gib} GiB",
+            image.plan_hash[:12], image.state, image.id,
+        )  # fmt: skip
+    return table
+
+
+def removal_table(removals: Sequence[Removal]) -> Table:
+    """What clean found, with the reasons."""
+    table = Table("kind", box=None)
+    table.add_column("id", no_wrap=True)
+    table.add_column("name", overflow="fold")
+    table.add_column("reason")
+    for removal in removals:
+        table.add_row(removal.kind, removal.id, removal.name, removal.reason)
+    return table
+
+
+def confirmed(question: str) -> bool:
+    """Ask on a terminal; anywhere else the answer is no."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def shell_exports(endpoint: Endpoint) -> str:
+    """Exports that any AWS client understands (AWS SDKs reference: service-specific endpoints)."""
+    values = {
+        "AWS_ENDPOINT_URL": endpoint.url,
+        "AWS_ACCESS_KEY_ID": endpoint.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": endpoint.secret_access_key,
+        "AWS_DEFAULT_REGION": endpoint.region,
+        "AWS_REGION": endpoint.region,
+    }
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
+    return "\n".join([*lines, "unset AWS_PROFILE AWS_SESSION_TOKEN"])
+
+
+def status_dict(status: Status) -> dict[str, Any]:
+    """Status for programs; no secrets."""
+    found: dict[str, Any] = status.model_dump(
+        mode="json", exclude={"endpoint": {"secret_access_key", "admin_token"}}
+    )
+    return found
+
+
+def print_status(status: Status) -> None:
+    """Status for people."""
+    if status.endpoint is None:
+        say("localec2 is not running; start it: invoke local.up")
+        return
+    endpoint = status.endpoint
+    say(f"localec2 at {endpoint.url}, pid {endpoint.pid}, accelerator {endpoint.accelerator}")
+    say(f"state in {endpoint.state_dir}; SSH of machines on port {endpoint.ssh_port}; {status.images} AMIs")
+    if not status.instances:
+        say("no machines")
+        return
+    table = Table("instance", "state", "type", "address", box=None)
+    for instance in status.instances:
+        table.add_row(instance.id, instance.state, instance.type, instance.address or "-")
+    show(table)

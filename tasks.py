@@ -1,0 +1,310 @@
+"""The front door: one thin Invoke task per verb; no logic.
+
+Everything heavy is imported inside the tasks, so that ``invoke --list`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from invoke.collection import Collection
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.tasks import task
+
+from instant_env.front import Reporter, print_json, say, show, verb
+
+if TYPE_CHECKING:
+    from instant_env.arch import Arch
+    from instant_env.settings import Settings
+
+_CLOUD_HELP = {
+    "cloud": "where machines come from: local (the default) or aws",
+    "region": "region (default us-east-1)",
+}
+_JSON_HELP = {"json": "print the result as one JSON object on stdout"}
+
+
+def _settings(**flags: Any) -> Settings:
+    from instant_env import settings
+
+    return settings.load(flags)
+
+
+def _arch(text: str) -> Arch:
+    from instant_env.arch import Arch
+
+    return Arch.parse(text)
+
+
+@task(
+    help={
+        "recipe": "recipe to bake: a folder under recipes/",
+        "arch": "architecture: x86_64 (the default) or arm64",
+        "base": "base to bake from (default debian-12 in the local cloud, al2023 on aws)",
+        "instance-type": "type of the builder (default m7i.large, m7g.large)",
+        "force": "bake even when an AMI already holds this plan",
+        "dry-run": "print the plan and stop; nothing is launched",
+        "verbose": "show the output of every step as it comes",
+        **_CLOUD_HELP,
+        **_JSON_HELP,
+    }
+)
+@verb
+def bake(
+    _: Context,
+    recipe: str = "",
+    arch: str = "x86_64",
+    base: str = "",
+    instance_type: str = "",
+    force: bool = False,
+    dry_run: bool = False,
+    verbose: bool = False,
+    cloud: str = "",
+    region: str = "",
+    json: bool = False,
+) -> None:
+    """Bake an AMI from a recipe, prove it by booting it, and make it `latest`."""
+    from instant_env.bake import bake as bakery
+    from instant_env.cloud.session import connect
+
+    settings = _settings(cloud=cloud, region=region)
+    wanted = _arch(arch)
+    with Reporter().live() as report:
+        bakery.check(settings, recipe, wanted, base or None)
+        connection = connect(settings, report)
+        if dry_run:
+            plan = bakery.prepare_plan(connection, settings, recipe, wanted, base or None, report)
+        else:
+            result = bakery.bake(
+                connection, settings, recipe, wanted, base_name=base or None,
+                instance_type=instance_type or None, force=force,
+                verbose=sys.stderr if verbose else None, progress=report,
+            )  # fmt: skip
+    if dry_run:
+        if json:
+            print_json(plan.as_dict())
+        else:
+            say(f"plan {plan.hash}: {recipe} for {wanted} on {plan.base.base} ({plan.base_ami})")
+            for step in plan.steps:
+                say(f"  {step.identity()[0]:6}  {step.name}")
+        return
+    if json:
+        print_json(result.as_dict())
+    elif result.reused:
+        say(f"{result.image.id} already holds plan {result.image.plan_hash[:12]}; --force bakes it again")
+    else:
+        say(f"{result.image.id} ({recipe}, {wanted}) baked and verified in {result.seconds:.0f} s")
+
+
+@task(
+    iterable=["technique"],
+    help={
+        "ami": "which AMIs to measure: latest (the default), or the id of one",
+        "technique": "technique to measure; repeatable (default: cold and every baked one)",
+        "iterations": "attempts of each technique (default 3)",
+        "arch": "architecture: x86_64 (the default) or arm64",
+        "instance-type": "instance type (default m7i.large, m7g.large)",
+        "timeout-s": "seconds after which an attempt counts as timed out (default 600)",
+        "seed": "seed of the order within the blocks (default: random, recorded)",
+        "name": "name in the file names of the results (default bench)",
+        **_CLOUD_HELP,
+        **_JSON_HELP,
+    },
+)
+@verb
+def bench(
+    _: Context,
+    ami: str = "latest",
+    technique: list[str] | None = None,
+    iterations: int = 3,
+    arch: str = "x86_64",
+    instance_type: str = "",
+    timeout_s: int = 600,
+    seed: int = -1,
+    name: str = "bench",
+    cloud: str = "",
+    region: str = "",
+    json: bool = False,
+) -> None:
+    """Race the techniques against cold; one CSV row per attempt under results/."""
+    from harness import runner, table
+
+    settings = _settings(cloud=cloud, region=region)
+    with Reporter().live() as report:
+        result = runner.bench(
+            settings, ami=ami, techniques=technique or None, iterations=iterations, arch=_arch(arch),
+            instance_type=instance_type or None, seed=None if seed < 0 else seed, name=name,
+            timeout_s=float(timeout_s), progress=report,
+        )  # fmt: skip
+    if json:
+        print_json({**result.summary.as_json(), "csv": str(result.csv_path)})
+    else:
+        table.print_summary(result.summary)
+        say(f"rows: {result.csv_path}")
+    if result.failures:
+        raise Exit(code=1)
+
+
+@task(help={"recipe": "only this recipe", "arch": "only this architecture", **_CLOUD_HELP, **_JSON_HELP})
+@verb
+def amis(
+    _: Context, recipe: str = "", arch: str = "", cloud: str = "", region: str = "", json: bool = False
+) -> None:
+    """List the AMIs we baked, newest first."""
+    from instant_env import listing
+    from instant_env.cloud.images import list_baked
+    from instant_env.cloud.session import connect
+
+    settings = _settings(cloud=cloud, region=region)
+    connection = connect(settings, Reporter())
+    images = list_baked(connection, recipe=recipe, arch=_arch(arch) if arch else None)
+    if json:
+        print_json({"images": [listing.image_row(image) for image in images]})
+    elif images:
+        show(listing.image_table(images))
+    else:
+        say("no AMIs yet; bake one: invoke bake --recipe minimal")
+
+
+@task(
+    help={
+        "keep": "newest AMIs to keep of each recipe and architecture (default 3)",
+        "dry-run": "say what would go, and remove nothing",
+        "yes": "do not ask",
+        **_CLOUD_HELP,
+        **_JSON_HELP,
+    }
+)
+@verb
+def clean(
+    _: Context,
+    keep: int = 3,
+    dry_run: bool = False,
+    yes: bool = False,
+    cloud: str = "",
+    region: str = "",
+    json: bool = False,
+) -> None:
+    """Remove old AMIs with their snapshots, and whatever expired runs left behind."""
+    from instant_env import listing
+    from instant_env.cloud import janitor
+    from instant_env.cloud.session import connect
+
+    settings = _settings(cloud=cloud, region=region)
+    connection = connect(settings, Reporter())
+    removals = janitor.find_removals(connection, keep=keep)
+    if removals and not json:
+        show(listing.removal_table(removals))
+    go = bool(removals) and not dry_run and (yes or listing.confirmed(f"remove these {len(removals)}?"))
+    failures = janitor.remove(connection, removals, Reporter()) if go else []
+    if json:
+        print_json(
+            {
+                "removed": go,
+                "found": [removal.as_dict() for removal in removals],
+                "failures": [{**removal.as_dict(), "error": why} for removal, why in failures],
+            }
+        )
+    elif not removals:
+        say("nothing to remove")
+    elif not go:
+        say("nothing was removed" + ("" if dry_run else "; run it with --yes"))
+    else:
+        say(f"removed {len(removals) - len(failures)} of {len(removals)}")
+        for removal, why in failures:
+            say(f"still there: {removal.kind} {removal.id}: {why}")
+    if failures:
+        raise Exit(code=1)
+
+
+@task(help=_JSON_HELP)
+@verb
+def doctor(_: Context, json: bool = False) -> None:
+    """Say what this machine lacks, and the exact command that installs it."""
+    from instant_env import doctor as physician
+
+    report = physician.check(_settings())
+    if json:
+        print_json(report.model_dump(mode="json"))
+    else:
+        say(report.render())
+    if not report.ok:
+        raise Exit(code=1)
+
+
+@task(name="build", help={"arch": "architecture: x86_64 or arm64 (default: both)", **_JSON_HELP})
+@verb
+def init_build(_: Context, arch: str = "", json: bool = False) -> None:
+    """Build the static init; print each binary's path, size and SHA-256."""
+    from instant_env.arch import Arch
+    from instant_env.bake.plan import file_sha256
+    from instant_env.toolchain import go_build
+
+    built = [(one, go_build("init", one)) for one in ([_arch(arch)] if arch else list(Arch))]
+    rows = [
+        {"arch": one.value, "path": str(path), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for one, path in built
+    ]
+    if json:
+        print_json({"binaries": rows})
+        return
+    for row in rows:
+        say(f"{row['arch']:7} {row['bytes']:>9} bytes  sha256:{row['sha256']}  {row['path']}")
+
+
+@task(help=_JSON_HELP)
+@verb
+def up(_: Context, json: bool = False) -> None:
+    """Start the embedded EC2, if it is not running."""
+    from instant_env.localec2 import starter
+
+    with Reporter().live() as report:
+        endpoint = starter.up(_settings(), report)
+    if json:
+        print_json(endpoint.model_dump(mode="json", exclude={"secret_access_key", "admin_token"}))
+    else:
+        say(f"localec2 is up at {endpoint.url} (pid {endpoint.pid}, accelerator {endpoint.accelerator})")
+
+
+@task(help=_JSON_HELP)
+@verb
+def down(_: Context, json: bool = False) -> None:
+    """Stop the embedded EC2 and its machines; AMIs stay."""
+    from instant_env.localec2 import starter
+
+    stopped = starter.down(_settings())
+    if json:
+        print_json({"stopped": stopped})
+    else:
+        say("localec2 is down" if stopped else "localec2 was not running")
+
+
+@task(help=_JSON_HELP)
+@verb
+def status(_: Context, json: bool = False) -> None:
+    """Say whether the embedded EC2 runs, where, and what runs in it."""
+    from instant_env import listing
+    from instant_env.localec2 import starter
+
+    found = starter.status(_settings())
+    if json:
+        print_json(listing.status_dict(found))
+    else:
+        listing.print_status(found)
+
+
+@task
+@verb
+def env(_: Context) -> None:
+    """Print shell exports that point any AWS client at the embedded EC2: eval "$(invoke local.env)"."""
+    from instant_env import listing
+    from instant_env.localec2 import starter
+
+    say(listing.shell_exports(starter.up(_settings(), Reporter())))
+
+
+local = Collection("local", up, down, status, env)
+namespace = Collection(bake, bench, amis, clean, doctor, local)
+namespace.add_collection(Collection("init", init_build))

@@ -1,0 +1,53 @@
+"""The same road on real EC2: runs only with INSTANT_ENV_AWS_TESTS=1 and credentials, and costs money.
+
+Never run so far: written against the calls that localec2 answers and the published facts of AL2023.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instant_env.arch import Arch
+from instant_env.cloud.session import connect
+from instant_env.cloud.tags import PROJECT_FILTER
+from instant_env.settings import ROOT, load
+
+pytestmark = [pytest.mark.aws, pytest.mark.timeout(7200)]
+
+INVOKE = Path(sys.executable).parent / "invoke"
+
+
+def invoke(results: Path, *arguments: str) -> dict[str, Any]:
+    result = subprocess.run(
+        [str(INVOKE), *arguments, "--cloud", "aws", "--json"],
+        cwd=ROOT, env={**os.environ, "INSTANT_ENV_RESULTS_DIR": str(results)},
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    answer: dict[str, Any] = json.loads(result.stdout)
+    return answer
+
+
+@pytest.mark.parametrize("arch", [arch.value for arch in Arch])
+def test_bake_and_race_on_ec2(arch: str, tmp_path: Path) -> None:
+    for recipe in ("minimal", "custom-init"):
+        assert invoke(tmp_path, "bake", "--arch", arch, "--recipe", recipe)["ami"].startswith("ami-")
+    result = invoke(tmp_path, "bench", "--arch", arch, "--iterations", "1")
+    with Path(result["csv"]).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["outcome"] for row in rows] == ["ok"] * 3
+    assert all(row["t3_tcp_ms"] for row in rows)  # on EC2 an accept is the guest's own
+
+
+def test_nothing_of_ours_is_left_running() -> None:
+    ec2 = connect(load({"cloud": "aws"})).ec2
+    pages = ec2.get_paginator("describe_instances").paginate(Filters=PROJECT_FILTER)
+    states = [i["State"]["Name"] for page in pages for r in page["Reservations"] for i in r["Instances"]]
+    assert set(states) <= {"terminated"}

@@ -1,0 +1,132 @@
+"""The front door, run as a user runs it: bad input is one line, a hint, an exit code, and nothing started."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from instant_env.settings import ROOT
+
+INVOKE = Path(sys.executable).parent / "invoke"
+VERBS = (
+    "amis", "bake", "bench", "clean", "doctor", "init.build",
+    "local.down", "local.env", "local.status", "local.up",
+)  # fmt: skip
+
+
+def invoke(
+    *arguments: str, state: Path, env: dict[str, str] | None = None, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """Run the front door with a state directory of its own."""
+    environ = {**os.environ, "INSTANT_ENV_STATE_DIR": str(state), **(env or {})}
+    return subprocess.run(
+        [str(INVOKE), *arguments],
+        cwd=cwd,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    """One line on stderr that holds the words and a hint in brackets; nothing on stdout; no traceback."""
+    assert result.returncode not in (0, 130), result.stderr
+    assert result.stdout == ""
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert line.endswith(")"), f"no hint: {line}"
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_flag_of_every_verb_has_help(verb: str, tmp_path: Path) -> None:
+    result = invoke("--help", verb, state=tmp_path)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    for number, line in enumerate(lines):
+        if line.strip().startswith("-"):
+            described = len(line.split("  ")) > 2 or lines[number + 1].startswith(" " * 10)
+            assert described, f"{verb}: no help for {line.strip()}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bake", "--recipe", "nope"], ("unknown recipe 'nope'", "custom-init, minimal")),
+        (["bake"], ("no recipe named", "minimal")),
+        (
+            ["bake", "--recipe", "minimal", "--arch", "sparc"],
+            ("unknown architecture 'sparc'", "x86_64 or arm64"),
+        ),
+        (["bake", "--recipe", "minimal", "--base", "beos"], ("unknown base 'beos'", "debian-12")),
+        (["bake", "--recipe", "minimal", "--cloud", "moon"], ("cloud", "'local' or 'aws'")),
+        (["bench", "--technique", "magic"], ("unknown technique 'magic'", "cold")),
+        (["bench", "--iterations", "0"], ("0",)),
+        (["bench", "--name", "../up"], ("../up",)),
+    ],
+)
+def test_bad_input_is_one_line_with_a_hint_and_starts_nothing(
+    arguments: list[str], words: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert_one_line(invoke(*arguments, state=tmp_path), *words)
+    assert not (tmp_path / "localec2").exists()
+
+
+def test_a_typo_in_a_recipes_key(tmp_path: Path) -> None:
+    recipes = shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    file = recipes / "custom-init" / "recipe.yml"
+    file.write_text(file.read_text().replace("extends:", "extedns:"))
+    result = invoke(
+        "bake", "--recipe", "custom-init", state=tmp_path, env={"INSTANT_ENV_RECIPES_DIR": str(recipes)}
+    )
+    assert_one_line(result, "custom-init/recipe.yml", "extedns", "known keys", "extends")
+    assert not (tmp_path / "localec2").exists()
+
+
+def test_a_base_that_does_not_exist_for_the_architecture(tmp_path: Path) -> None:
+    recipes = shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    file = recipes / "bases" / "debian-12.yml"
+    file.write_text(file.read_text().replace("[x86_64, arm64]", "[arm64]"))
+    result = invoke(
+        "bake", "--recipe", "minimal", state=tmp_path, env={"INSTANT_ENV_RECIPES_DIR": str(recipes)}
+    )
+    assert_one_line(result, "debian-12 does not exist for x86_64", "arm64")
+    assert not (tmp_path / "localec2").exists()
+
+
+def test_missing_qemu_names_the_package(tmp_path: Path) -> None:
+    """A PATH with everything but QEMU: links to the programs around it."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for directory in os.environ["PATH"].split(os.pathsep):
+        for program in Path(directory).glob("*") if Path(directory).is_dir() else ():
+            link = programs / program.name
+            if not program.name.startswith("qemu") and not link.is_symlink():
+                link.symlink_to(program)
+    result = invoke("local.up", state=tmp_path, env={"PATH": str(programs)})
+    assert_one_line(result, "qemu", "apt")
+    assert not list(tmp_path.glob("**/endpoint.json"))
+
+
+def test_status_and_down_without_a_server_start_none(tmp_path: Path) -> None:
+    result = invoke("local.status", "--json", state=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert '"endpoint": null' in result.stdout
+    result = invoke("local.down", state=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert not list(tmp_path.glob("**/endpoint.json"))
+
+
+def test_an_unknown_flag_is_one_line(tmp_path: Path) -> None:
+    result = invoke("bake", "--colour", state=tmp_path)
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    assert "--colour" in result.stderr

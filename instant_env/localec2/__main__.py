@@ -7,6 +7,7 @@ It says on ``--ready-fd`` (a pipe) whether it came up, as one JSON object: ``{"o
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import logging
 import os
@@ -64,7 +65,9 @@ def main(argv: list[str]) -> int:
 
 def _log_to(path: Path) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    handler = logging.StreamHandler(os.fdopen(descriptor, "a", encoding="utf-8"))
+    stream = os.fdopen(descriptor, "a", encoding="utf-8")
+    faulthandler.register(signal.SIGQUIT, file=stream, all_threads=True)  # `down` asks when the server hangs
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in ("botocore", "moto", "werkzeug", "urllib3"):  # at INFO and below they print requests

@@ -1,12 +1,18 @@
 """What localec2 knows, as records on disk: the truth that moto is rebuilt from.
 
-One JSON file per record, ``records/<kind>/<name>.json``, written to a temporary file, fsynced and renamed, so
-that a record is there whole or not at all, whatever kills the server. Mode 0600: user data is in them.
+One JSON file per record, ``records/<kind>/<name>.json``, written to a temporary file and renamed, so that a
+record is there whole or not at all, whatever kills the server. Mode 0600: user data is in them.
+
+Nothing is fsynced: a record is written with the server's lock held, and a disk that is busy with an image's
+gigabytes may keep an fsync waiting for a minute, in which no request would be answered. What that gives up is
+the last seconds before a power failure, which ended the machines too; a record left empty by one counts as
+never made.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from datetime import datetime
@@ -18,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from instant_env.errors import InstantEnvError
 
 Tags = dict[str, str]
+
+log = logging.getLogger(__name__)
 
 
 class RecordError(InstantEnvError):
@@ -265,7 +273,7 @@ class RecordStore:
         return self.root / kind / f"{key}.json"
 
     def save(self, record: Record) -> None:
-        """Write the record; when this returns, it is on the disk."""
+        """Write the record; when this returns, it outlives the server."""
         path = self._path(record.kind, record.key)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomically(path, record.model_dump_json(indent=1).encode())
@@ -279,7 +287,12 @@ class RecordStore:
         found = []
         for path in sorted((self.root / record_class.kind).glob("*.json")):
             try:
-                found.append(record_class.model_validate_json(path.read_bytes()))
+                content = path.read_bytes()
+                if not content:
+                    log.warning("%s is empty, as a power failure leaves a file: removed", path)
+                    path.unlink()
+                    continue
+                found.append(record_class.model_validate_json(content))
             except (OSError, ValidationError) as error:
                 first_line = str(error).splitlines()[0]
                 raise RecordError(
@@ -295,14 +308,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)  # the rename itself
-    finally:
-        os.close(directory)

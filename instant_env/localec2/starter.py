@@ -116,8 +116,11 @@ def down(settings: Settings) -> bool:
     lock = Layout(endpoint.state_dir).server_lock
     while _is_locked(lock):
         if time.monotonic() > deadline:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(endpoint.pid, signal.SIGQUIT)  # it writes where its threads are into its log
             raise LocalEc2Error(
-                f"localec2 (pid {endpoint.pid}) does not end", hint=f"see {Layout(endpoint.state_dir).log}"
+                f"localec2 (pid {endpoint.pid}) does not end",
+                hint=f"{Layout(endpoint.state_dir).log} says what it waits for",
             )
         time.sleep(0.05)
     return True

@@ -120,6 +120,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     try:
         yield front
     finally:
+        print((front.directory / "state" / "localec2" / "server.log").read_text()[-20000:])
         front.run("local.down")
         assert front.machines() == []
 

@@ -189,6 +189,14 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
         records.RecordStore(tmp_path).load_all(records.TagsRecord)
 
 
+def test_a_record_that_a_power_failure_left_empty_was_never_made(tmp_path: Path) -> None:
+    store = records.RecordStore(tmp_path)
+    store.save(records.TagsRecord(resource_id="vpc-1", tags={"a": "b"}))
+    (tmp_path / "tags" / "vpc-2.json").touch()
+    assert [record.resource_id for record in store.load_all(records.TagsRecord)] == ["vpc-1"]
+    assert [path.name for path in (tmp_path / "tags").iterdir()] == ["vpc-1.json"]
+
+
 def test_a_record_cannot_leave_its_directory(tmp_path: Path) -> None:
     with pytest.raises(records.RecordError):
         records.RecordStore(tmp_path).save(records.TagsRecord(resource_id="../../etc/x", tags={}))

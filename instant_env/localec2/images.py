@@ -7,6 +7,7 @@ between finds the half-made image at its next start and calls it `failed`.
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 from typing import Literal
 
@@ -48,6 +49,7 @@ class Images:
     def __init__(self, state: State, lifecycle: Lifecycle) -> None:
         self.state = state
         self.lifecycle = lifecycle
+        self._registering = threading.Lock()
 
     def create(
         self, instance_id: str, name: str, description: str, no_reboot: bool, tags: dict[str, dict[str, str]]
@@ -167,8 +169,15 @@ class Images:
     def register_stock(self, stock: StockRegistration) -> ImageRecord:
         """Register a stock image, or find it by its digest (lock not held). The older one of its base goes.
 
+        Two programs that start at once ask for the same image: the second finds what the first registered,
+        and does not take it for an older one.
+
         Raises DiskError when the disk is not a self-contained qcow2.
         """
+        with self._registering:
+            return self._register_stock(stock)
+
+    def _register_stock(self, stock: StockRegistration) -> ImageRecord:
         with self.state.lock:
             for image in self.state.images.values():
                 if image.stock_digest == stock.digest and image.state == "available":

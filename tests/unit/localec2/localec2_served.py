@@ -133,16 +133,20 @@ class Served:
 
     def register(self, name: str = "debian-12-test", digest: str = "0123456789abcdef") -> str:
         """A stock image with an empty disk; returns its AMI id."""
-        disk = self.directory / f"{name}.qcow2"
-        if not disk.exists():
-            disks.create(disk, 2)
         stock = StockRegistration(
             base="debian-12", arch=Arch.X86_64, name=name, description="a test", owner_id="136693071363",
             ssm_parameter="/aws/service/debian/release/12/latest/amd64", root_device_name="/dev/xvda",
-            disk=disk,
+            disk=self.disk(name),
             size_gib=2, boot_mode="uefi", digest=digest, created=datetime.now(UTC),
         )  # fmt: skip
         return self.plane.images.register_stock(stock).id
+
+    def disk(self, name: str) -> Path:
+        """The empty disk of a stock image."""
+        path = self.directory / f"{name}.qcow2"
+        if not path.exists():
+            disks.create(path, 2)
+        return path
 
     def machine(self, instance_id: str) -> PretendMachine:
         machine = self.plane.lifecycle.machines[instance_id]

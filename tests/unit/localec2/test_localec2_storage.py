@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError
+
+from instant_env.localec2 import disks
 
 if TYPE_CHECKING:
     from localec2_served import Served
@@ -165,3 +171,23 @@ def test_a_volume_that_is_not_deleted_with_its_instance_lives_on(served: Served)
     until(lambda: state_of(served, instance_id) == "terminated")
     (volume,) = served.ec2.describe_volumes()["Volumes"]
     assert volume["State"] == "available"
+
+
+def test_two_programs_that_register_the_same_stock_image_at_once_get_the_same_ami(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two bakes side by side: the base of the first must not count as outdated."""
+    together = threading.Barrier(2)
+    copy = disks.copy
+
+    def slow_copy(source: Path, target: Path) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(0.5)  # both copy at once, where nothing keeps them from it
+        copy(source, target)
+
+    monkeypatch.setattr(disks, "copy", slow_copy)
+    served.disk("debian-12-test")
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(lambda _: served.register(), range(2))
+    assert first == second
+    assert [image["ImageId"] for image in served.ec2.describe_images()["Images"]] == [first]

@@ -13,6 +13,7 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
+from instant_env.fault_tasks import fault
 from instant_env.front import Reporter, print_json, say, show, verb
 
 if TYPE_CHECKING:
@@ -306,5 +307,6 @@ def env(_: Context) -> None:
 
 
 local = Collection("local", up, down, status, env)
+local.add_collection(fault)
 namespace = Collection(bake, bench, amis, clean, doctor, local)
 namespace.add_collection(Collection("init", init_build))

@@ -97,6 +97,12 @@ def status_dict(status: Status) -> dict[str, Any]:
     return found
 
 
+def fault_line(fault: dict[str, Any]) -> str:
+    """One fault for people: its id, its kind, and what it is about."""
+    rest = ", ".join(f"{name} {value}" for name, value in fault.items() if name not in ("id", "kind"))
+    return f"{fault['id']}  {fault['kind']}: {rest}"
+
+
 def print_status(status: Status) -> None:
     """Status for people."""
     if status.endpoint is None:
@@ -105,6 +111,8 @@ def print_status(status: Status) -> None:
     endpoint = status.endpoint
     say(f"localec2 at {endpoint.url}, pid {endpoint.pid}, accelerator {endpoint.accelerator}")
     say(f"state in {endpoint.state_dir}; SSH of machines on port {endpoint.ssh_port}; {status.images} AMIs")
+    for fault in status.faults:
+        say(f"fault on purpose: {fault_line(fault)}")
     if not status.instances:
         say("no machines")
         return

@@ -87,7 +87,7 @@ class Assembly:
             group_names=self.state.group_names(instance.security_group_ids),
             secret=self.state.server.secret_access_key,
         )  # fmt: skip
-        metadata.write(path, content)
+        metadata.write(path, content | self.state.faults.imds(instance.id))
         return path
 
     def refresh_ports(self, instance: InstanceRecord, machine: Machine) -> None:

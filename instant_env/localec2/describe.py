@@ -62,6 +62,10 @@ class Descriptions:
                 and (lifecycle is None or records[item.id].market in lifecycle)
             ]
         found = [reservation for reservation in found if reservation.instances]
+        if hidden := self.plane.state.faults.hidden():
+            for reservation in found:
+                reservation.instances = [item for item in reservation.instances if item.id not in hidden]
+            found = [reservation for reservation in found if reservation.instances]
         start = 0
         if token := self._get_param("NextToken"):
             start = next((i + 1 for i, item in enumerate(found) if item.id == token), len(found))

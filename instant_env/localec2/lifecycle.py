@@ -41,6 +41,9 @@ class Lifecycle:
         self.assembly = assembly
         self.stop_timeout_s = stop_timeout_s
         self.machines: dict[str, Machine] = {}
+        # Told of a machine that runs and of one that ended, without the lock.
+        self.on_running: Callable[[Machine], None] = lambda _: None
+        self.on_ended: Callable[[Machine], None] = lambda _: None
         self.arriving: set[str] = set()  # snapshots whose file is there before their record
         self._turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._disk_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
@@ -146,6 +149,7 @@ class Lifecycle:
         for instance in list(self.state.instances.values()):
             if instance.terminated_at and now() - instance.terminated_at > TERMINATED_VISIBLE:
                 self.state.forget(instance)
+                self.state.faults.forget(instance.id)
                 shutil.rmtree(self.state.layout.instances / instance.id, ignore_errors=True)
 
     # Workers: these take the lock themselves, and never while they wait
@@ -161,6 +165,7 @@ class Lifecycle:
             for volume in volumes:
                 with self.disk_lock(volume.id):  # a copy for an image may still be under way
                     self.assembly.make_disk(volume)
+            self.state.faults.bind(instance_id)
             with self.state.lock:
                 machine = self.assembly.machine(instance, volumes, self._exited)
                 if instance.state != "pending" or self._closing:
@@ -180,6 +185,7 @@ class Lifecycle:
                 self.state.set_instance_state(instance, "running")
                 self.refresh_ports()  # rules may have changed since the command line was made
             closing = self._closing
+        self.on_running(machine)
         if closing:
             machine.quit()
 
@@ -223,6 +229,7 @@ class Lifecycle:
     def _exited(self, machine: Machine) -> None:
         """The machine's process is gone."""
         instance_id = machine.spec.instance_id
+        self.on_ended(machine)
         with self.state.lock:
             self._unplugged(instance_id)
             instance = self.state.instances[instance_id]

@@ -47,6 +47,7 @@ class Machine:
         self._on_exit = on_exit
         self._process: subprocess.Popen[bytes] | None = None
         self._qmp: Qmp | None = None
+        self._frozen = False  # by us: `freeze`
         self._reset = threading.Event()
         self._removed: dict[str, threading.Event] = {}
         self._occupied: dict[int, str] = {i: disk.volume_id for i, disk in enumerate(spec.disks) if i > 0}
@@ -109,8 +110,9 @@ class Machine:
         if name == "SHUTDOWN":
             self.guest_shutdown = bool(data.get("guest"))
         elif name == "STOP":
-            # Nobody here pauses machines. QEMU does when it cannot go on, and would stay there for ever.
-            threading.Thread(target=self._stopped, name=f"stopped {self.spec.instance_id}").start()
+            # Unless it was `freeze`, QEMU cannot go on, and would stay there for ever.
+            if not self._frozen:
+                threading.Thread(target=self._stopped, name=f"stopped {self.spec.instance_id}").start()
         elif name == "RESET":
             self._reset.set()
         elif name == "DEVICE_DELETED" and (event := self._removed.get(str(data.get("device")))):
@@ -163,6 +165,36 @@ class Machine:
                 return
         with contextlib.suppress(QmpError):
             self.qmp.execute("system_reset")
+
+    # Faults (sabotage.py)
+
+    def kill(self) -> None:
+        """End the process as a crash does: nothing is flushed, nobody is asked."""
+        if self._process is not None:
+            self._process.kill()
+
+    def freeze(self) -> None:
+        """Stop the processors. Raises QmpError when the machine is gone."""
+        self._frozen = True
+        self.qmp.execute("stop")
+
+    def thaw(self) -> None:
+        """Let the processors go on. Raises QmpError when the machine is gone."""
+        self.qmp.execute("cont")
+        self._frozen = False
+
+    def throttle(self, bytes_per_second: int, operations_per_second: int) -> None:
+        """Bound every volume's speed, reads and writes together; 0 is no bound. Raises QmpError."""
+        with self._slots:
+            volume_ids = [self.spec.disks[0].volume_id, *self._occupied.values()]
+        for volume_id in volume_ids:
+            self.qmp.execute(
+                "block_set_io_throttle",
+                {
+                    "id": f"dev-{volume_id}", "bps": bytes_per_second, "bps_rd": 0, "bps_wr": 0,
+                    "iops": operations_per_second, "iops_rd": 0, "iops_wr": 0,
+                },
+            )  # fmt: skip
 
     def attach(self, disk: qemu.Disk) -> None:
         """Plug a volume into a free slot. Raises MachineError when there is none or QEMU refuses."""

@@ -8,6 +8,7 @@ its inside.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ import moto.ssm.models as ssm_models
 from moto.core.request import Request
 from moto.core.responses import ActionResult, EmptyResult
 from moto.core.types import Base64EncodedString
+from moto.core.utils import get_service_model
 from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.models.instance_types import INSTANCE_TYPES
 from moto.ec2.responses import EC2Response
@@ -58,6 +60,7 @@ __all__ = [
     "instances",
     "interfaces",
     "key_pairs",
+    "known_actions",
     "new_id",
     "security_groups",
     "ssm_backend",
@@ -91,6 +94,13 @@ def ssm_backend(region: str) -> Any:
 def ssm_parameter(**fields: Any) -> Any:
     """One version of an SSM parameter."""
     return ssm_models.Parameter(**fields)
+
+
+@functools.cache
+def known_actions() -> frozenset[str]:
+    """The names of all actions of the services that are served (botocore's models, which moto has loaded)."""
+    services = ("ec2", "ssm", "sts", "ec2-instance-connect")
+    return frozenset(name for service in services for name in get_service_model(service).operation_names)
 
 
 def new_id(prefix: str) -> str:

@@ -15,6 +15,7 @@ from instant_env.localec2.records import (
     SecurityGroupRecord,
     TagsRecord,
 )
+from instant_env.localec2.sabotage import Sabotage
 from instant_env.localec2.state import State
 from instant_env.localec2.volumes import Volumes
 
@@ -30,10 +31,12 @@ class Plane:
     lifecycle: Lifecycle
     images: Images = field(init=False)
     volumes: Volumes = field(init=False)
+    sabotage: Sabotage = field(init=False)
 
     def __post_init__(self) -> None:
         self.images = Images(self.state, self.lifecycle)
         self.volumes = Volumes(self.state, self.lifecycle)
+        self.sabotage = Sabotage(self)
 
     def instance_changed(self, instance: InstanceRecord) -> None:
         """Let the machine's IMDS tell what changed."""

@@ -82,6 +82,7 @@ class LocalResponse(Descriptions, Groups):
                 self.plane.save_tags(instance.interface_id, interface_tags)
         for instance in made:
             if instance.id not in known:
+                state.faults.launched(instance.id)
                 lifecycle.boot(instance)
         reservation = state.mirror.ec2.reservations[made[0].reservation_id]
         return ActionResult(reservation)

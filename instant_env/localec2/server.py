@@ -9,16 +9,18 @@ from __future__ import annotations
 import hmac
 import json
 import logging
+import socket
+import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 from xml.sax.saxutils import escape
 
 from pydantic import ValidationError
 
 from instant_env.errors import InstantEnvError
-from instant_env.localec2 import signature
+from instant_env.localec2 import faults, signature
 from instant_env.localec2.images import StockRegistration
 from instant_env.localec2.moto_api import Request, TokenResponse, new_id
 from instant_env.localec2.parameters import LocalParameters
@@ -35,6 +37,10 @@ MAX_BODY = 1 << 20
 IDLE_TIMEOUT_S = 120.0
 
 Answer = tuple[int, dict[str, str], bytes]
+
+
+class DroppedError(Exception):
+    """A fault that was asked for: this connection ends without an answer."""
 
 
 class LocalServer(ThreadingHTTPServer):
@@ -75,6 +81,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._serve()
 
+    def do_DELETE(self) -> None:
+        self._serve()
+
     def _serve(self) -> None:
         try:
             length = int(self.headers.get("Content-Length") or 0)
@@ -87,6 +96,10 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(length)
         try:
             answer = self._answer(body)
+        except DroppedError:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
         except Exception:
             log.exception("%s %s failed", self.command, urlsplit(self.path).path)
             answer = _text(500, "server.log says why")
@@ -122,11 +135,32 @@ class Handler(BaseHTTPRequestHandler):
         if scope.service not in dispatchers:
             message = f"localec2 serves ec2, ssm and sts, not {scope.service}."
             return _refusal(scope.service, kind, "UnsupportedOperation", message)
+        strike = self._strike(body)
+        if strike.delay_s:
+            time.sleep(strike.delay_s)
+        if strike.drop == "before":
+            raise DroppedError
+        if strike.error is not None:
+            return _refusal(scope.service, kind, strike.error[1], strike.error[2], strike.error[0])
         request = Request.from_primitives(self.command, url, self.headers, body)
         with self.server.plane.state.lock:
             status, headers, content = dispatchers[scope.service].dispatch(request, url, dict(self.headers))
+        if strike.drop == "after":
+            raise DroppedError
         status = int(headers.pop("status", status))
         return status, headers, content if isinstance(content, bytes) else content.encode()
+
+    def _strike(self, body: bytes) -> faults.Strike:
+        """What the faults that were asked for do to this call."""
+        table = self.server.plane.state.faults
+        if not table.listed():
+            return faults.Strike()
+        if target := self.headers.get("X-Amz-Target"):
+            return table.strike(target.rpartition(".")[2], [])
+        fields = [*parse_qsl(urlsplit(self.path).query), *parse_qsl(body.decode("utf-8", "replace"))]
+        action = next((value for name, value in fields if name == "Action"), "")
+        named = [value for name, value in fields if name == "InstanceId" or name.startswith("InstanceId.")]
+        return table.strike(action, named)
 
     def _own(self, route: str, body: bytes) -> Answer:
         """Routes that EC2 does not have."""
@@ -146,7 +180,29 @@ class Handler(BaseHTTPRequestHandler):
             except InstantEnvError as error:
                 return _json(409, {"error": error.message})
             return _json(200, {"image_id": image.id})
+        if route == "faults" or route.startswith("faults/"):
+            return self._faults(route.removeprefix("faults").removeprefix("/"), body)
         return _json(404, {"error": "no such route"})
+
+    def _faults(self, fault_id: str, body: bytes) -> Answer:
+        """``GET faults``, ``POST faults``, ``DELETE faults`` and ``DELETE faults/<id>``."""
+        plane = self.server.plane
+        try:
+            match self.command, fault_id:
+                case "GET", "":
+                    return _json(200, {"faults": plane.state.faults.listed()})
+                case "POST", "":
+                    return _json(200, {"fault": plane.sabotage.inject(faults.parse(body))})
+                case "DELETE", _:
+                    cleared = plane.sabotage.clear(fault_id or None)
+                    if fault_id and not cleared:
+                        return _json(404, {"error": f"there is no {fault_id}"})
+                    return _json(200, {"cleared": cleared})
+        except ValidationError as error:
+            return _json(400, {"error": explain(error, "fault")})
+        except InstantEnvError as error:
+            return _json(409, {"error": error.message})
+        return _json(405, {"error": f"not for {self.command}"})
 
     def _send(self, answer: Answer) -> None:
         status, headers, content = answer
@@ -171,13 +227,13 @@ def _json(status: int, value: dict[str, Any]) -> Answer:
     return status, {"Content-Type": "application/json"}, json.dumps(value).encode()
 
 
-def _refusal(service: str, content_type: str, code: str, message: str) -> Answer:
+def _refusal(service: str, content_type: str, code: str, message: str, status: int | None = None) -> Answer:
     """An error in the form of the client's protocol: JSON, S3's XML, or EC2's (STS's clients read it too)."""
     if "json" in content_type:
         body = json.dumps({"__type": code, "message": message})
-        return 400, {"Content-Type": content_type}, body.encode()
+        return status or 400, {"Content-Type": content_type}, body.encode()
     error = f"<Error><Code>{escape(code)}</Code><Message>{escape(message)}</Message></Error>"
     if service != "s3":
         error = f"<Response><Errors>{error}</Errors><RequestID>{new_id('req')}</RequestID></Response>"
-    status = 400 if code == "UnsupportedOperation" else 401
+    status = status or (400 if code == "UnsupportedOperation" else 401)
     return status, {"Content-Type": "text/xml;charset=UTF-8"}, f'<?xml version="1.0"?>\n{error}'.encode()

@@ -40,6 +40,8 @@ START_TIMEOUT_S = 60.0
 DOWN_TIMEOUT_S = 60.0
 #: Copying a stock image of a few hundred MB.
 REGISTER_TIMEOUT_S = 300.0
+#: A machine is asked for at most one thing per volume, and QEMU answers within 10 s or not at all.
+FAULT_TIMEOUT_S = 60.0
 
 
 class LocalEc2Error(InstantEnvError):
@@ -79,6 +81,7 @@ class Status(BaseModel):
     instances: list[InstanceSummary] = []
     images: int = 0
     accelerator: str | None = None
+    faults: list[dict[str, Any]] = []
 
 
 def up(settings: Settings, progress: Progress = lambda _: None) -> Endpoint:
@@ -102,6 +105,14 @@ def up(settings: Settings, progress: Progress = lambda _: None) -> Endpoint:
     if endpoint is None:
         raise LocalEc2Error("localec2 started but does not answer", hint=f"see {layout.log}")
     progress(f"embedded EC2 at {endpoint.url} ({endpoint.accelerator})")
+    return endpoint
+
+
+def running(settings: Settings) -> Endpoint:
+    """The endpoint of the server that runs. Raises LocalEc2Error when none does."""
+    endpoint = _running(settings)
+    if endpoint is None:
+        raise LocalEc2Error("localec2 is not running", hint="start it: invoke local.up")
     return endpoint
 
 
@@ -144,7 +155,33 @@ def status(settings: Settings) -> Status:
         images = len(ec2.describe_images(Owners=["self"])["Images"])
     except (BotoCoreError, ClientError) as error:
         raise LocalEc2Error(f"localec2 does not answer: {error}") from error
-    return Status(endpoint=endpoint, instances=instances, images=images, accelerator=endpoint.accelerator)
+    return Status(
+        endpoint=endpoint, instances=instances, images=images, accelerator=endpoint.accelerator,
+        faults=faults(endpoint),
+    )  # fmt: skip
+
+
+def inject(endpoint: Endpoint, **fault: Any) -> dict[str, Any]:
+    """Make something go wrong (faults.py names the kinds and their fields); returns the fault with its id.
+
+    Raises LocalEc2Error for a fault that makes no sense, and for a machine that is not there.
+    """
+    answer = _own_route(endpoint, "faults", json.dumps(fault).encode(), FAULT_TIMEOUT_S)
+    made: dict[str, Any] = answer["fault"]
+    return made
+
+
+def faults(endpoint: Endpoint) -> list[dict[str, Any]]:
+    """The faults that are active."""
+    found: list[dict[str, Any]] = _own_route(endpoint, "faults", None, FAULT_TIMEOUT_S)["faults"]
+    return found
+
+
+def clear_faults(endpoint: Endpoint, fault_id: str = "") -> list[str]:
+    """End one fault, or all; returns the ids of those that were active."""
+    route = f"faults/{fault_id}" if fault_id else "faults"
+    cleared: list[str] = _own_route(endpoint, route, None, FAULT_TIMEOUT_S, method="DELETE")["cleared"]
+    return cleared
 
 
 def ensure_stock(settings: Settings, base: str, arch: Arch, progress: Progress = lambda _: None) -> str:
@@ -178,10 +215,13 @@ def _running(settings: Settings) -> Endpoint | None:
     return endpoint if answer.get("state_dir") == str(endpoint.state_dir) else None
 
 
-def _own_route(endpoint: Endpoint, route: str, body: bytes | None, timeout_s: float) -> dict[str, Any]:
+def _own_route(
+    endpoint: Endpoint, route: str, body: bytes | None, timeout_s: float, method: str | None = None
+) -> dict[str, Any]:
     request = urllib.request.Request(  # noqa: S310 - http to 127.0.0.1, from our own file
-        f"{endpoint.url}/_localec2/{route}", data=body, headers={"X-Localec2-Token": endpoint.admin_token}
-    )
+        f"{endpoint.url}/_localec2/{route}", data=body, method=method,
+        headers={"X-Localec2-Token": endpoint.admin_token},
+    )  # fmt: skip
     # No proxy: the environment's is for the world outside.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+from instant_env.localec2.faults import Faults
 from instant_env.localec2.layout import Layout
 from instant_env.localec2.mirror import Mirror
 from instant_env.localec2.moto_api import EC2ClientError
@@ -48,6 +49,7 @@ class State:
         self.store = store
         self.server = server
         self.region = region
+        self.faults = Faults()
         self.mirror = Mirror(region, server.network_seed)
         self.instances: dict[str, InstanceRecord] = {}
         self.volumes: dict[str, VolumeRecord] = {}

@@ -16,6 +16,9 @@ INVOKE = Path(sys.executable).parent / "invoke"
 VERBS = (
     "amis", "bake", "bench", "clean", "doctor", "init.build",
     "local.down", "local.env", "local.status", "local.up",
+    *(f"local.fault.{name}" for name in (
+        "clear", "delay", "disk", "drop", "error", "freeze", "imds", "kill", "list", "unknown",
+    )),
 )  # fmt: skip
 
 

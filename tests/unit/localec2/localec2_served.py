@@ -53,6 +53,21 @@ class PretendMachine(Machine):
     def quit(self) -> None:
         self.power_off(guest=False)
 
+    frozen = False
+    limits = (0, 0)
+
+    def kill(self) -> None:
+        self.power_off(guest=False)
+
+    def freeze(self) -> None:
+        self.frozen = True
+
+    def thaw(self) -> None:
+        self.frozen = False
+
+    def throttle(self, bytes_per_second: int, operations_per_second: int) -> None:
+        self.limits = (bytes_per_second, operations_per_second)
+
     def attach(self, disk: Disk) -> None:
         pass
 

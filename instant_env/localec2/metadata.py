@@ -75,6 +75,7 @@ def metadata(
         "token_key": hmac.new(secret.encode(), f"imds {instance.id}".encode(), hashlib.sha256).hexdigest(),
         "http_tokens": options.http_tokens,
         "http_endpoint": options.http_endpoint,
+        "hop_limit": options.hop_limit,
         "instance_tags": options.instance_tags,
         "tags": instance.tags,
         "user_data_base64": instance.user_data_base64,

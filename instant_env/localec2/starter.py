@@ -99,7 +99,7 @@ def up(settings: Settings, progress: Progress = lambda _: None) -> Endpoint:
         if (endpoint := _running(settings)) is not None:
             return endpoint
         progress("starting the embedded EC2")
-        helper = toolchain.go_build("instant_env/localec2/imds", native)
+        helper = toolchain.go_build("instant_env/localec2/imds/cmd/imds", native)
         _start(settings, layout, helper)
         endpoint = _running(settings)
     if endpoint is None:

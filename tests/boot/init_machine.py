@@ -139,7 +139,7 @@ def boot(disk: Disk, directory: Path, items: dict[str, Any]) -> Iterator[Machine
     directory.mkdir()
     (directory / "metadata.json").write_text(json.dumps(items))
     console, qmp, port = directory / "console.log", directory / "qmp", _free_port()
-    imds = go_build("instant_env/localec2/imds", Arch.X86_64)
+    imds = go_build("instant_env/localec2/imds/cmd/imds", Arch.X86_64)
     network = (
         f"user,id=n,net=160.0.0.0/4,host=172.31.0.1,dns=172.31.0.2,dhcpstart={ADDRESS},restrict=on,"
         f"hostfwd=tcp:127.0.0.1:{port}-{ADDRESS}:22,"

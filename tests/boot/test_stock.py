@@ -138,7 +138,7 @@ def image() -> stock.StockImage:
 
 @pytest.fixture(scope="module")
 def machine(image: stock.StockImage) -> Iterator[Machine]:
-    imds = go_build("instant_env/localec2/imds", Arch.X86_64)
+    imds = go_build("instant_env/localec2/imds/cmd/imds", Arch.X86_64)
     directory = Path(tempfile.mkdtemp(prefix="stock-boot."))
     machine = Machine(free_port(), asyncssh.generate_private_key("ssh-ed25519"), directory / "serial.log")
     (directory / "metadata.json").write_text(json.dumps(metadata(machine.key)))

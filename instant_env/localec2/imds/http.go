@@ -1,4 +1,4 @@
-package main
+package imds
 
 import (
 	"bufio"
@@ -32,6 +32,7 @@ type response struct {
 	headers     []string // whole lines, without line ends
 	modified    time.Time
 	close       bool
+	ttl         uint8 // the IP time-to-live of its packets; 0 is defaultTTL
 }
 
 // protocolError is a request that cannot be understood; after its answer the connection is closed,
@@ -56,10 +57,14 @@ func statusText(status int) string {
 		return "Not Allowed"
 	case 413:
 		return "Request Entity Too Large"
+	case 429:
+		return "Too Many Requests"
 	case 431:
 		return "Request Header Fields Too Large"
 	case 501:
 		return "Not Implemented"
+	case 503:
+		return "Service Unavailable"
 	case 505:
 		return "HTTP Version Not Supported"
 	}
@@ -68,13 +73,15 @@ func statusText(status int) string {
 
 // connection reads requests and writes answers, in order, until the peer closes.
 type connection struct {
-	in  *bufio.Reader
-	out io.Writer
-	now func() time.Time
+	in     *bufio.Reader
+	out    io.Writer
+	now    func() time.Time
+	setTTL func(uint8) error // nil where the transport knows none
+	ttl    uint8             // what was set last
 }
 
 func newConnection(in io.Reader, out io.Writer) *connection {
-	return &connection{bufio.NewReaderSize(in, maxHeadBytes), out, time.Now}
+	return &connection{in: bufio.NewReaderSize(in, maxHeadBytes), out: out, now: time.Now}
 }
 
 // serve answers until end of input (nil) or until reading or writing fails.
@@ -248,6 +255,9 @@ func validName(text string) bool {
 
 // write sends the answer in one write: one segment to the guest, not two.
 func (c *connection) write(req *request, res response) error {
+	if err := c.limitHops(res.ttl); err != nil {
+		return err
+	}
 	const httpDate = "Mon, 02 Jan 2006 15:04:05 GMT"
 	var out bytes.Buffer
 	out.WriteString("HTTP/1.1 " + strconv.Itoa(res.status) + " " + statusText(res.status) + "\r\n")
@@ -271,4 +281,16 @@ func (c *connection) write(req *request, res response) error {
 	}
 	_, err := c.out.Write(out.Bytes())
 	return err
+}
+
+// limitHops sets how far the next packets may go.
+func (c *connection) limitHops(ttl uint8) error {
+	if ttl == 0 {
+		ttl = defaultTTL
+	}
+	if c.setTTL == nil || c.ttl == ttl {
+		return nil
+	}
+	c.ttl = ttl
+	return c.setTTL(ttl)
 }

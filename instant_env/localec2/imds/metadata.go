@@ -1,12 +1,10 @@
-package main
+package imds
 
 import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"io"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,6 +25,9 @@ type metadata struct {
 	Tree          node              `json:"tree"`
 	KeyNames      []string          `json:"key_names"`
 	Document      json.RawMessage   `json:"document"`
+	HopLimit      uint8             `json:"hop_limit"`
+	FaultDelayMS  int               `json:"fault_delay_ms"`
+	FaultStatus   int               `json:"fault_status"`
 	tokenKey      []byte
 	userDataBytes []byte
 	modified      time.Time
@@ -49,30 +50,6 @@ func (n *node) UnmarshalJSON(data []byte) error {
 		return errors.New("the tree holds null; leave the key out instead")
 	}
 	return json.Unmarshal(data, &n.leaf)
-}
-
-// loadMetadata reads and checks the file. It is whole at any time because its writer renames. Errors
-// do not hold its path: they are shown to the guest.
-func loadMetadata(path string) (*metadata, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, errors.New("no metadata file")
-	}
-	defer file.Close()
-	info, err := file.Stat()
-	if err != nil {
-		return nil, errors.New("unreadable metadata file")
-	}
-	data, err := io.ReadAll(file)
-	if err != nil {
-		return nil, errors.New("unreadable metadata file")
-	}
-	m, err := parseMetadata(data)
-	if err != nil {
-		return nil, err
-	}
-	m.modified = info.ModTime()
-	return m, nil
 }
 
 func parseMetadata(data []byte) (*metadata, error) {
@@ -100,6 +77,12 @@ func parseMetadata(data []byte) (*metadata, error) {
 		if m.userDataBytes, err = base64.StdEncoding.DecodeString(*m.UserData); err != nil {
 			return nil, err
 		}
+	}
+	if m.HopLimit == 0 {
+		m.HopLimit = defaultTTL
+	}
+	if m.FaultStatus != 0 && (m.FaultStatus < 400 || m.FaultStatus > 599) {
+		return nil, errors.New("fault_status is not the status of an error")
 	}
 	if m.Tree.children == nil {
 		return nil, errors.New("tree is missing")

@@ -1,4 +1,4 @@
-package main
+package imds
 
 import (
 	"bytes"
@@ -23,12 +23,6 @@ const (
 	tokenHeader = "x-aws-ec2-metadata-token"
 	ttlHeader   = "x-aws-ec2-metadata-token-ttl-seconds"
 )
-
-// service turns one request into one response.
-type service struct {
-	load func() (*metadata, error)
-	now  func() time.Time
-}
 
 // errorPage is the small XHTML page of EC2's error answers.
 func errorPage(status int) response {
@@ -57,11 +51,17 @@ func otherMethod(req *request, methods string) response {
 	return response{status: status, contentType: "text/plain", headers: []string{"Allow: OPTIONS, " + methods}}
 }
 
-// answer decides in this order: endpoint, method, token, path.
-func (s *service) answer(req *request) response {
+// answer decides in this order: faults, endpoint, method, token, path.
+func (s *Server) answer(req *request) response {
 	m, err := s.load()
 	if err != nil {
 		return response{status: 500, contentType: "text/plain", body: []byte(err.Error() + "\n"), close: true}
+	}
+	if m.FaultDelayMS > 0 {
+		time.Sleep(time.Duration(m.FaultDelayMS) * time.Millisecond)
+	}
+	if m.FaultStatus != 0 {
+		return errorPage(m.FaultStatus)
 	}
 	if m.HTTPEndpoint == "disabled" {
 		return errorPage(403)
@@ -70,7 +70,9 @@ func (s *service) answer(req *request) response {
 		if req.method != "PUT" {
 			return otherMethod(req, "PUT")
 		}
-		return s.grant(m, req)
+		res := s.grant(m, req)
+		res.ttl = m.HopLimit
+		return res
 	}
 	if req.method != "GET" && req.method != "HEAD" {
 		return otherMethod(req, "GET, HEAD")
@@ -84,7 +86,7 @@ func (s *service) answer(req *request) response {
 
 // grant answers the PUT of IMDSv2. A request that came through a proxy is refused, as on EC2: that
 // is what keeps an open proxy from handing out the instance's credentials.
-func (s *service) grant(m *metadata, req *request) response {
+func (s *Server) grant(m *metadata, req *request) response {
 	if _, forwarded := req.headers["x-forwarded-for"]; forwarded {
 		return errorPage(403)
 	}
@@ -100,7 +102,7 @@ func (s *service) grant(m *metadata, req *request) response {
 }
 
 // lookUp serves the paths below / for a caller that may read them.
-func (s *service) lookUp(m *metadata, req *request) response {
+func (s *Server) lookUp(m *metadata, req *request) response {
 	path := strings.FieldsFunc(req.path, func(c rune) bool { return c == '/' })
 	found := response{status: 200, contentType: "text/plain", modified: m.modified}
 	text, ok := "", true

@@ -1,4 +1,4 @@
-package main
+package imds
 
 import (
 	"bytes"
@@ -21,16 +21,16 @@ const fixture = `{"version":1,"token_key":"00112233445566778899aabbccddeeff","ht
 
 var clock = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
-func serviceFor(t *testing.T, file string) *service {
+func serviceFor(t *testing.T, file string) *Server {
 	t.Helper()
-	return &service{
+	return &Server{
 		load: func() (*metadata, error) { return parseMetadata([]byte(file)) },
 		now:  func() time.Time { return clock },
 	}
 }
 
 // exchange sends raw bytes over one connection and returns all that came back.
-func exchange(t *testing.T, s *service, raw string) string {
+func exchange(t *testing.T, s *Server, raw string) string {
 	t.Helper()
 	var out bytes.Buffer
 	c := newConnection(strings.NewReader(raw), &out)
@@ -50,7 +50,7 @@ func split(t *testing.T, answer string) (head, body string) {
 	return head, body
 }
 
-func token(t *testing.T, s *service, ttl int) string {
+func token(t *testing.T, s *Server, ttl int) string {
 	t.Helper()
 	head, body := split(t, exchange(t, s, fmt.Sprintf(
 		"PUT /latest/api/token HTTP/1.1\r\nHost: x\r\nX-aws-ec2-metadata-token-ttl-seconds: %d\r\n\r\n", ttl)))
@@ -63,7 +63,7 @@ func token(t *testing.T, s *service, ttl int) string {
 	return body
 }
 
-func get(t *testing.T, s *service, path, token string) (head, body string) {
+func get(t *testing.T, s *Server, path, token string) (head, body string) {
 	t.Helper()
 	return split(t, exchange(t, s,
 		"GET "+path+" HTTP/1.1\r\nHost: x\r\nX-aws-ec2-metadata-token: "+token+"\r\n\r\n"))
@@ -249,7 +249,7 @@ func TestConnections(t *testing.T) {
 func build(tb testing.TB) (binary, file string) {
 	tb.Helper()
 	binary, file = filepath.Join(tb.TempDir(), "imds"), filepath.Join(tb.TempDir(), "md.json")
-	command := exec.Command("go", "build", "-ldflags=-s -w", "-o", binary, ".")
+	command := exec.Command("go", "build", "-ldflags=-s -w", "-o", binary, "./cmd/imds")
 	command.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := command.CombinedOutput(); err != nil {
 		tb.Fatalf("go build: %v\n%s", err, out)

@@ -1,4 +1,4 @@
-package main
+package imds
 
 import (
 	"crypto/hmac"

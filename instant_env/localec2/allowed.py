@@ -22,6 +22,8 @@ _EBS = frozenset(
         "Ebs.VolumeSize",
         "Ebs.VolumeType",
         "Ebs.DeleteOnTermination",
+        "Ebs.Encrypted",
+        "NoDevice",
     )
 )
 _RULES = frozenset(
@@ -61,10 +63,15 @@ ACTIONS: dict[str, frozenset[str]] = {
     "ModifyInstanceMetadataOptions": frozenset(
         {"InstanceId", "HttpTokens", "HttpEndpoint", "HttpPutResponseHopLimit", "InstanceMetadataTags"}
     ),
-    "CreateImage": _TAGS | {"InstanceId", "Name", "Description", "NoReboot"},
+    "CreateImage": _TAGS | _EBS | {
+        "InstanceId", "Name", "Description", "NoReboot",
+    },
     "DeregisterImage": frozenset({"ImageId", "DeleteAssociatedSnapshots"}),
+    "CreateSnapshot": _TAGS | {"VolumeId", "Description"},
     "DeleteSnapshot": frozenset({"SnapshotId"}),
-    "CreateVolume": _TAGS | {"AvailabilityZone", "Size", "SnapshotId", "VolumeType", "ClientToken"},
+    "CreateVolume": _TAGS | {
+        "AvailabilityZone", "Size", "SnapshotId", "VolumeType", "ClientToken", "Encrypted",
+    },
     "AttachVolume": frozenset({"VolumeId", "InstanceId", "Device"}),
     "DetachVolume": frozenset({"VolumeId", "InstanceId", "Device"}),
     "DeleteVolume": frozenset({"VolumeId"}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from instant_env.localec2.moto_api import INSTANCE_FILTERS, ActionResult, EC2ClientError, generic_filter
-from instant_env.localec2.records import ImageRecord, VolumeRecord
+from instant_env.localec2.records import ImageMapping, ImageRecord, VolumeRecord
 
 if TYPE_CHECKING:
     from instant_env.localec2.plane import Plane
@@ -91,29 +91,24 @@ class Descriptions:
             {"Images": [self._image(known[image.id], image.tag_set) for image in found if image.id in known]}
         )
 
-    @staticmethod
-    def _image(image: ImageRecord, tags: list[dict[str, str]]) -> dict[str, Any]:
+    def _image(self, image: ImageRecord, tags: list[dict[str, str]]) -> dict[str, Any]:
+        root = self.plane.state.snapshots.get(image.snapshot_id)
+        encrypted = root is not None and root.encrypted
         answer: dict[str, Any] = {
             "ImageId": image.id, "Name": image.name, "Description": image.description,
             "OwnerId": image.owner_id,
             "ImageLocation": f"{image.owner_id}/{image.name}", "Public": image.public, "State": image.state,
             "Architecture": image.architecture, "ImageType": "machine", "PlatformDetails": "Linux/UNIX",
             "UsageOperation": "RunInstances", "VirtualizationType": "hvm", "Hypervisor": "xen",
-            "EnaSupport": True, "SriovNetSupport": "simple", "BootMode": image.boot_mode,
+            "EnaSupport": image.ena_support, "SriovNetSupport": "simple", "BootMode": image.boot_mode,
             "CreationDate": image.creation_date.replace(tzinfo=None), "RootDeviceType": "ebs",
             "RootDeviceName": image.root_device_name, "Tags": tags,
-            "BlockDeviceMappings": [
-                {
-                    "DeviceName": image.root_device_name,
-                    "Ebs": {
-                        "SnapshotId": image.snapshot_id, "VolumeSize": image.size_gib, "VolumeType": "gp3",
-                        "DeleteOnTermination": True, "Encrypted": False,
-                    },
-                }
-            ],
+            "BlockDeviceMappings": [self._mapping(item) for item in image.all_mappings(encrypted)],
         }  # fmt: skip
         if image.owner_alias:
             answer["ImageOwnerAlias"] = image.owner_alias
+        if image.imds_support:
+            answer["ImdsSupport"] = image.imds_support
         if image.source_instance_id:
             answer["SourceInstanceId"] = image.source_instance_id
         if image.source_image_id:
@@ -121,6 +116,15 @@ class Descriptions:
         if image.state_reason:
             answer["StateReason"] = {"Code": "Server.InternalError", "Message": image.state_reason}
         return answer
+
+    @staticmethod
+    def _mapping(mapping: ImageMapping) -> dict[str, Any]:
+        ebs = {
+            "SnapshotId": mapping.snapshot_id, "VolumeSize": mapping.size_gib,
+            "VolumeType": mapping.volume_type, "DeleteOnTermination": mapping.delete_on_termination,
+            "Encrypted": mapping.encrypted,
+        }  # fmt: skip
+        return {"DeviceName": mapping.device, "Ebs": {k: v for k, v in ebs.items() if v is not None}}
 
     def describe_snapshots(self) -> ActionResult:
         self.error_on_dryrun()
@@ -139,7 +143,8 @@ class Descriptions:
         return {
             "SnapshotId": record.id, "VolumeId": record.volume_id, "VolumeSize": record.size_gib,
             "Description": record.description, "OwnerId": record.owner_id, "State": record.state,
-            "StateMessage": record.state_message or None, "Encrypted": False, "StorageTier": "standard",
+            "StateMessage": record.state_message or None, "Encrypted": record.encrypted,
+            "StorageTier": "standard",
             "StartTime": record.start_time.replace(tzinfo=None), "Tags": tags,
             "Progress": "100%" if record.state == "completed" else "0%",
         }  # fmt: skip

@@ -44,37 +44,53 @@ def virtual_size_gib(path: Path) -> int:
     return -(-size // GIB)
 
 
+def backing_of(path: Path) -> Path | None:
+    """The file that this one is an overlay of."""
+    name = json.loads(_qemu_img("info", "--output=json", "-U", str(path))).get("full-backing-filename")
+    return Path(name) if name else None
+
+
 def create(path: Path, size_gib: int, backing: Path | None = None) -> None:
     """A blank volume, or an overlay of ``backing`` of at least that size."""
+    part = create_part(path, size_gib, backing)
+    part.replace(path)
+
+
+def create_part(path: Path, size_gib: int, backing: Path | None = None) -> Path:
+    """The same beside its place, for somebody who fills it first: see :func:`finish`."""
     arguments = ["create", "-q", "-f", "qcow2"]
     if backing is not None:
         arguments += ["-F", "qcow2", "-b", str(backing.resolve())]
     part = path.with_suffix(".part")
     part.unlink(missing_ok=True)
     _qemu_img(*arguments, str(part), f"{size_gib}G")
+    return part
+
+
+def finish(part: Path, path: Path) -> None:
+    """Put a part in its place, synced."""
+    _sync(part)
     part.replace(path)
 
 
 def flatten(source: Path, target: Path) -> None:
     """A self-contained copy of ``source`` and everything under it. Unused clusters take no room."""
+    _convert(source, target)
+
+
+def copy_layer(source: Path, target: Path, backing: Path) -> None:
+    """A copy of what ``source`` has over ``backing``, the file that it is an overlay of."""
+    _convert(source, target, "-B", str(backing.resolve()), "-F", "qcow2")
+
+
+def _convert(source: Path, target: Path, *options: str) -> None:
     part = target.with_suffix(".part")
     part.unlink(missing_ok=True)
     try:
         # -W: clusters may be written out of order, which is faster; the copy's layout does not matter.
-        _qemu_img(
-            "convert",
-            "-q",
-            "-W",
-            "-f",
-            "qcow2",
-            "-O",
-            "qcow2",
-            str(source),
-            str(part),
-            timeout_s=COPY_TIMEOUT_S,
-        )
-        _sync(part)
-        part.replace(target)
+        arguments = ["convert", "-q", "-W", "-f", "qcow2", "-O", "qcow2", *options, str(source), str(part)]
+        _qemu_img(*arguments, timeout_s=COPY_TIMEOUT_S)
+        finish(part, target)
     finally:
         part.unlink(missing_ok=True)
 

@@ -1,27 +1,32 @@
-"""CreateImage, DeregisterImage, DeleteSnapshot, and the registration of stock images.
+"""CreateImage, DeregisterImage, and the registration of stock images.
 
-An image's snapshot is one self-contained qcow2. It is `pending` while the copy is made; a server that dies in
-between finds the half-made image at its next start and calls it `failed`.
+An image is `pending` while its snapshots are copied; a server that dies in between finds the half-made image
+at its next start and calls it `failed`.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from instant_env.arch import Arch
-from instant_env.errors import InstantEnvError
 from instant_env.localec2 import disks
 from instant_env.localec2.lifecycle import Lifecycle
+from instant_env.localec2.mappings import mappings_of
 from instant_env.localec2.moto_api import ACCOUNT_ID, EC2ClientError, new_id
 from instant_env.localec2.records import ImageRecord, ParameterRecord, SnapshotRecord
+from instant_env.localec2.snapshots import BEGIN_TIMEOUT_S, Pairs, Snapshots
 from instant_env.localec2.state import State, now
 
 log = logging.getLogger(__name__)
+
+#: API_CreateImage, parameter Name.
+_NAME = re.compile(r"[A-Za-z0-9()\[\] ./'@_-]{3,128}")
 
 
 class StockRegistration(BaseModel):
@@ -46,97 +51,105 @@ class StockRegistration(BaseModel):
 class Images:
     """Images and snapshots of one server. Public methods want the lock held unless they say otherwise."""
 
-    def __init__(self, state: State, lifecycle: Lifecycle) -> None:
+    def __init__(self, state: State, lifecycle: Lifecycle, snapshots: Snapshots) -> None:
         self.state = state
         self.lifecycle = lifecycle
         self._registering = threading.Lock()
+        self.snapshots = snapshots
 
     def create(
-        self, instance_id: str, name: str, description: str, no_reboot: bool, tags: dict[str, dict[str, str]]
-    ) -> ImageRecord:
-        """CreateImage: returns the pending image; the copy is made in a thread.
+        self, instance_id: str, name: str, description: str, no_reboot: bool,
+        changes: list[dict[str, Any]], tags: dict[str, dict[str, str]],
+    ) -> ImageRecord:  # fmt: skip
+        """CreateImage: returns the pending image; the copies are made in a thread, of every attached volume.
 
-        A running instance is stopped for the copy and started again, as EC2 reboots it.
+        A running instance is stopped for them and started again, as EC2 reboots it; with ``no_reboot`` it
+        runs on, and the copies show all its volumes at one instant. ``changes``: BlockDeviceMappings.
         """
         instance = self.state.instance(instance_id)
-        if any(image.name == name and image.owner_id == ACCOUNT_ID for image in self.state.images.values()):
-            raise EC2ClientError("InvalidAMIName.Duplicate", f"AMI name {name} is already in use.")
+        self.check_name(name)
         if instance.state not in ("running", "stopped", "stopping"):
             raise EC2ClientError(
                 "IncorrectInstanceState",
                 f"The instance '{instance_id}' is not in a state from which it can be imaged "
                 f"({instance.state}).",
             )
-        if instance.state == "running" and no_reboot:
-            raise EC2ClientError(
-                "UnsupportedOperation", "localec2 does not copy the disk of a running machine (NoReboot)."
-            )
-        volumes = self.state.attached(instance_id)
-        if len(volumes) != 1 or volumes[0].attachment is None:
-            raise EC2ClientError(
-                "UnsupportedOperation", "localec2 makes images of instances with exactly their root volume."
-            )
-        (volume,) = volumes
-        parent = self.state.images.get(instance.image_id)
         image_id = new_id("ami")
-        snapshot = SnapshotRecord(
-            id=new_id("snap"), tags=tags.get("snapshot", {}), volume_id=volume.id, size_gib=volume.size_gib,
-            description=f"Created by CreateImage({instance_id}) for {image_id}", owner_id=ACCOUNT_ID,
-            start_time=now(), state="pending",
-        )  # fmt: skip
+        text = f"Created by CreateImage({instance_id}) for {image_id}"
+        by_device = {v.attachment.device: v for v in self.state.attached(instance_id) if v.attachment}
+        mappings = mappings_of(by_device, changes, instance.root_device_name, self.state)
+        pairs = []
+        for mapping in mappings:
+            if mapping.device in by_device and mapping.snapshot_id is None:
+                volume = by_device[mapping.device]
+                snapshot = self.snapshots.record(volume, text, tags.get("snapshot", {}))
+                mapping.snapshot_id = snapshot.id
+                pairs.append((volume, snapshot))
+        root, *others = mappings
+        parent = self.state.images.get(instance.image_id)
         image = ImageRecord(
             id=image_id, tags=tags.get("image", {}), name=name, description=description, owner_id=ACCOUNT_ID,
             architecture=instance.architecture, state="pending", creation_date=now(),
-            root_device_name=instance.root_device_name, snapshot_id=snapshot.id, size_gib=volume.size_gib,
-            boot_mode=parent.boot_mode if parent else "uefi", source_instance_id=instance_id,
+            root_device_name=root.device, snapshot_id=root.snapshot_id or "", size_gib=root.size_gib,
+            root_delete_on_termination=root.delete_on_termination, root_volume_type=root.volume_type,
+            mappings=others, boot_mode=parent.boot_mode if parent else "uefi",
+            imds_support=parent.imds_support if parent else None, source_instance_id=instance_id,
             source_image_id=instance.image_id,
         )  # fmt: skip
-        self.state.save(snapshot)
+        for _, snapshot in pairs:
+            self.state.save(snapshot)
         self.state.save(image)
+        begun = threading.Event()
+        if instance.state == "running" and no_reboot:
+            threading.Thread(target=self._copy, args=(image, pairs, begun), name=f"copy {image_id}").start()
+            self.state.answer_after(begun, BEGIN_TIMEOUT_S)
+            return image
         restart = instance.state == "running"
         if restart:
             self.lifecycle.stop(instance_id, for_image=True)
-        # In turn: after the stop, before anything that is asked for later.
-        self.lifecycle.work(
-            instance_id, lambda _: self._copy(image, snapshot, volume.id, instance_id, restart)
-        )
+
+        def copy(_: str) -> None:
+            self._copy(image, pairs, begun)
+            with self.state.lock:
+                if restart and self.state.instances[instance_id].state == "stopped":
+                    self.lifecycle.start(instance_id)
+
+        self.lifecycle.work(instance_id, copy)  # in turn: after the stop, before what is asked for later
         return image
 
-    def _copy(
-        self, image: ImageRecord, snapshot: SnapshotRecord, volume_id: str, instance_id: str, restart: bool
-    ) -> None:
-        layout = self.state.layout
-        problem = ""
-        try:
-            with self.lifecycle.disk_lock(volume_id):
-                disks.flatten(layout.volume(volume_id), layout.snapshot(snapshot.id))
-        except InstantEnvError as error:
-            log.error("%s: %s", image.id, error)
-            problem = error.message
-        with self.state.lock:
-            self._settle(image, snapshot, problem)
-            if restart and self.state.instances[instance_id].state == "stopped":
-                self.lifecycle.start(instance_id)
+    def check_name(self, name: str) -> None:
+        """Refuse the name of an image that this account has already, and names that EC2 does not take."""
+        if not _NAME.fullmatch(name):
+            raise EC2ClientError(
+                "InvalidAMIName.Malformed",
+                "AMI names must be between 3 and 128 characters long, and may contain letters, numbers, "
+                "'(', ')', '[', ']', ' ', '.', '/', '-', ''', '@' and '_'",
+            )
+        for image in self.state.images.values():
+            if image.name == name and image.owner_id == ACCOUNT_ID:
+                raise EC2ClientError(
+                    "InvalidAMIName.Duplicate", f"AMI name {name} is already in use by AMI {image.id}"
+                )
 
-    def _settle(self, image: ImageRecord, snapshot: SnapshotRecord, problem: str) -> None:
-        """The copy is done, or it failed; either may have been deleted meanwhile."""
-        if snapshot.id in self.state.snapshots:
-            snapshot.state, snapshot.state_message = ("error", problem) if problem else ("completed", "")
-            self.state.save(snapshot)
+    def _copy(self, image: ImageRecord, pairs: Pairs, begun: threading.Event) -> None:
+        problem = self.snapshots.copied(pairs, begun)
+        with self.state.lock:
+            for _, snapshot in pairs:
+                self.snapshots.settle(snapshot, problem)
+            self._settle(image, problem)
+
+    def _settle(self, image: ImageRecord, problem: str) -> None:
+        """The copies are done, or failed; the image may have been deregistered meanwhile."""
         if image.id in self.state.images:
             image.state, image.state_reason = ("failed", problem) if problem else ("available", "")
             self.state.save(image)
-        self.lifecycle.collect_snapshots()
 
     def settle_interrupted(self) -> None:
         """At start: copies that the last server did not finish."""
-        for part in [*self.state.layout.snapshots.glob("*.part"), *self.state.layout.volumes.glob("*.part")]:
-            part.unlink(missing_ok=True)
         for image in list(self.state.images.values()):
             if image.state == "pending":
-                self._settle(
-                    image, self.state.snapshots[image.snapshot_id], "localec2 ended while the copy was made"
-                )
+                self._settle(image, "localec2 ended while the copy was made")
+        self.snapshots.settle_interrupted()
 
     def deregister(self, image_id: str, delete_snapshots: bool) -> list[str]:
         """DeregisterImage; returns the ids of snapshots deleted with it. Its machines live on."""
@@ -147,22 +160,14 @@ class Images:
             self.state.store.delete(ParameterRecord, ParameterRecord.key_of(image.ssm_parameter))
         if not delete_snapshots and image.stock_digest is None:
             return []
-        # Nobody could delete a stock image's snapshot otherwise: it belongs to another account.
-        self.delete_snapshot(image.snapshot_id, owner=image.owner_id)
-        return [image.snapshot_id]
-
-    def delete_snapshot(self, snapshot_id: str, owner: str = ACCOUNT_ID) -> None:
-        """DeleteSnapshot. The bytes stay for as long as a volume builds on them."""
-        snapshot = self.state.snapshot(snapshot_id)
-        if users := [image.id for image in self.state.images.values() if image.snapshot_id == snapshot_id]:
-            raise EC2ClientError(
-                "InvalidSnapshot.InUse",
-                f"The snapshot {snapshot_id} is currently in use by {', '.join(users)}",
-            )
-        if snapshot.owner_id != owner:
-            raise EC2ClientError("AuthFailure", "Not authorized for snapshot " + snapshot_id)
-        self.state.forget(snapshot)
-        self.lifecycle.collect_snapshots()
+        deleted = []
+        for snapshot_id in dict.fromkeys(image.snapshot_ids):
+            shared = any(snapshot_id in other.snapshot_ids for other in self.state.images.values())
+            if snapshot_id in self.state.snapshots and not shared:
+                # Nobody could delete a stock image's snapshot otherwise: it belongs to another account.
+                self.snapshots.delete(snapshot_id, owner=image.owner_id)
+                deleted.append(snapshot_id)
+        return deleted
 
     # Stock images
 

@@ -19,9 +19,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from instant_env.localec2 import qemu
+from instant_env.localec2.mappings import changed, device_of
 from instant_env.localec2.moto_api import INSTANCE_TYPES, EC2ClientError, new_id
 from instant_env.localec2.records import (
     Attachment,
+    ImageMapping,
     ImageRecord,
     InstanceRecord,
     MetadataOptions,
@@ -38,17 +40,6 @@ DEFAULT_INSTANCE_TYPE = "m1.small"
 RESERVED = {ipaddress.IPv4Address("172.31.0.1"), ipaddress.IPv4Address("172.31.0.2")}
 
 Params = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class VolumePlan:
-    """One volume to make with an instance."""
-
-    device: str
-    size_gib: int
-    snapshot_id: str | None
-    volume_type: str
-    delete_on_termination: bool
 
 
 @dataclass(frozen=True)
@@ -110,8 +101,8 @@ def run_instances(state: State, get: Params, tags: dict[str, dict[str, str]]) ->
             ebs_optimized=bool(get("EbsOptimized")), metadata_options=options,
         )  # fmt: skip
         state.save(instance)
-        for plan in volumes:
-            state.save(_volume(instance, plan, tags.get("volume", {})))
+        for mapping in volumes:
+            state.save(_volume(state, instance, mapping, tags.get("volume", {})))
         if interface_tags := tags.get("network-interface"):
             state.mirror.ec2.create_tags([instance.interface_id], interface_tags)
         made.append(instance)
@@ -188,53 +179,57 @@ def _placement(state: State, get: Params) -> Placement:
     return Placement(subnet, group_ids, subnet.map_public_ip_on_launch if public is None else public)
 
 
-def _volumes(state: State, image: ImageRecord, mappings: list[dict[str, Any]]) -> list[VolumePlan]:
-    root = VolumePlan(image.root_device_name, image.size_gib, image.snapshot_id, "gp3", True)
-    others = []
-    for mapping in mappings:
-        device, ebs = mapping.get("DeviceName"), mapping.get("Ebs")
-        if not device or ebs is None:
-            raise EC2ClientError("InvalidBlockDeviceMapping", "Each mapping needs DeviceName and Ebs.")
+def _volumes(state: State, image: ImageRecord, changes: list[dict[str, Any]]) -> list[ImageMapping]:
+    """The volumes of a new instance, the root first: the image's, as the request changes them."""
+    root_snapshot = state.snapshots.get(image.snapshot_id)
+    found = {
+        item.device: item
+        for item in image.all_mappings(root_encrypted=root_snapshot is not None and root_snapshot.encrypted)
+    }
+    named: set[str] = set()
+    for change in changes:
+        device, ebs = device_of(change), change.get("Ebs")
+        if device in named:
+            raise EC2ClientError("InvalidBlockDeviceMapping", f"The device '{device}' is used twice.")
+        named.add(device)
         is_root = device == image.root_device_name
-        snapshot_id = ebs.get("SnapshotId") or (image.snapshot_id if is_root else None)
-        if is_root and snapshot_id != image.snapshot_id:
+        if "NoDevice" in change:
+            if is_root:
+                raise EC2ClientError("InvalidBlockDeviceMapping", f"The root device {device} is needed.")
+            found.pop(device, None)
+            continue
+        if ebs is None:
+            raise EC2ClientError("InvalidBlockDeviceMapping", "Each mapping needs Ebs or NoDevice.")
+        if is_root and ebs.get("SnapshotId") not in (None, image.snapshot_id):
             raise EC2ClientError(
                 "InvalidBlockDeviceMapping", f"snapshotId cannot be modified on root device {device}"
             )
-        least = state.snapshot(snapshot_id).size_gib if snapshot_id else 1
-        size = int(ebs.get("VolumeSize") or least)
-        if size < least:
-            raise EC2ClientError(
-                "InvalidBlockDeviceMapping",
-                f"Volume of size {size}GB is smaller than snapshot '{snapshot_id}', expect size >= {least}GB",
-            )
-        if not snapshot_id and not ebs.get("VolumeSize"):
-            raise EC2ClientError(
-                "MissingParameter", "The request must contain the parameter size or snapshotId"
-            )
-        keep = ebs.get("DeleteOnTermination", True) is False
-        plan = VolumePlan(device, size, snapshot_id, ebs.get("VolumeType") or "gp3", not keep)
-        if is_root:
-            root = plan
-        else:
-            others.append(plan)
-    if len({root.device, *(plan.device for plan in others)}) != len(others) + 1:
-        raise EC2ClientError("InvalidBlockDeviceMapping", "A device name is used twice.")
-    if len(others) > qemu.VOLUME_SLOTS:
+        # Another snapshot at an image's device takes its place; anything else changes what is there.
+        base = None if ebs.get("SnapshotId") else found.get(device)
+        found[device] = changed(base, device, ebs, state)
+    for mapping in found.values():
+        if mapping.snapshot_id and state.snapshot(mapping.snapshot_id).state != "completed":
+            raise EC2ClientError("IncorrectState", f"Snapshot {mapping.snapshot_id} is not completed")
+    if len(found) - 1 > qemu.VOLUME_SLOTS:
         raise EC2ClientError(
             "InvalidBlockDeviceMapping",
             f"localec2 attaches at most {qemu.VOLUME_SLOTS} volumes beside the root.",
         )
-    return [root, *others]
+    return [found.pop(image.root_device_name), *found.values()]
 
 
-def _volume(instance: InstanceRecord, plan: VolumePlan, tags: dict[str, str]) -> VolumeRecord:
+def _volume(
+    state: State, instance: InstanceRecord, mapping: ImageMapping, tags: dict[str, str]
+) -> VolumeRecord:
+    snapshot = state.snapshots[mapping.snapshot_id] if mapping.snapshot_id else None
     return VolumeRecord(
-        id=new_id("vol"), tags=tags, size_gib=plan.size_gib, zone=instance.zone, volume_type=plan.volume_type,
-        snapshot_id=plan.snapshot_id, create_time=instance.launch_time,
+        id=new_id("vol"), tags=tags, size_gib=mapping.size_gib, zone=instance.zone,
+        volume_type=mapping.volume_type, snapshot_id=mapping.snapshot_id,
+        layers=snapshot.layers if snapshot else [], encrypted=mapping.encrypted,
+        create_time=instance.launch_time,
         attachment=Attachment(
-            instance_id=instance.id, device=plan.device, delete_on_termination=plan.delete_on_termination,
-            attach_time=instance.launch_time,
+            instance_id=instance.id, device=mapping.device,
+            delete_on_termination=mapping.delete_on_termination, attach_time=instance.launch_time,
         ),
     )  # fmt: skip
 

@@ -302,9 +302,12 @@ class Lifecycle:
         self.collect_snapshots()
 
     def collect_snapshots(self) -> None:
-        """Remove the files of deleted snapshots that no volume builds on any more."""
-        needed = {volume.snapshot_id for volume in self.state.volumes.values()}
-        needed |= self.arriving | set(self.state.snapshots)
+        """Remove the files of deleted snapshots that nothing builds on any more."""
+        needed = self.arriving | set(self.state.snapshots)
+        for volume in self.state.volumes.values():
+            needed |= {volume.snapshot_id or "", *volume.layers}
+        for snapshot in self.state.snapshots.values():
+            needed.update(snapshot.layers)
         for path in self.state.layout.snapshots.glob("*.qcow2"):
             if path.stem not in needed:
                 path.unlink(missing_ok=True)
@@ -322,7 +325,7 @@ class Lifecycle:
                         message="localec2 was taken down",
                     )  # fmt: skip
         enders = [
-            threading.Thread(target=machine.stop, args=(timeout_s,), name=f"close {instance_id}")
+            threading.Thread(target=machine.stop, args=(timeout_s, timeout_s), name=f"close {instance_id}")
             for instance_id, machine in machines.items()
         ]
         for ender in enders:

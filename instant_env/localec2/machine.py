@@ -12,12 +12,14 @@ import logging
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from instant_env.errors import InstantEnvError
 from instant_env.localec2 import qemu
+from instant_env.localec2.backup import Backups, Copy
+from instant_env.localec2.disks import COPY_TIMEOUT_S
 from instant_env.localec2.qmp import Qmp, QmpError
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class Machine:
         self._removed: dict[str, threading.Event] = {}
         self._occupied: dict[int, str] = {i: disk.volume_id for i, disk in enumerate(spec.disks) if i > 0}
         self._slots = threading.Lock()
+        self._backups = Backups()
 
     def start(self) -> None:
         """Start it and return when QEMU says that the virtual machine runs.
@@ -107,8 +110,10 @@ class Machine:
 
     def _event(self, name: str, data: dict[str, Any]) -> None:
         log.info("%s: %s %s", self.spec.instance_id, name, data)
+        self._backups.event(name, data)
         if name == "SHUTDOWN":
-            self.guest_shutdown = bool(data.get("guest"))
+            # There may be two: a guest's, kept paused for its copies, and then ours.
+            self.guest_shutdown |= bool(data.get("guest"))
         elif name == "STOP":
             # Unless it was `freeze`, QEMU cannot go on, and would stay there for ever.
             if not self._frozen:
@@ -129,6 +134,7 @@ class Machine:
         code = process.wait()
         if code != 0:
             log.warning("%s: QEMU ended with %d: %s", self.spec.instance_id, code, self._last_words())
+        self._backups.ended()
         self.qmp.close()
         self.spec.qmp.unlink(missing_ok=True)
         self.ended.set()
@@ -139,21 +145,31 @@ class Machine:
         with contextlib.suppress(QmpError):  # gone already: what was wanted
             self.qmp.execute("system_powerdown")
 
-    def quit(self) -> None:
-        """End it at once, as if the plug were pulled; its disks are flushed."""
+    def quit(self, copies_timeout_s: float = COPY_TIMEOUT_S) -> None:
+        """End it at once, as if the plug were pulled; its disks are flushed.
+
+        Copies of its disks that have begun are finished first, the guest standing still.
+        """
         with contextlib.suppress(QmpError):
+            if not self._backups.wait_idle(0):
+                self.qmp.execute("stop")
+                self._backups.wait_idle(copies_timeout_s)
             self.qmp.execute("quit")
         if not self.ended.wait(QUIT_TIMEOUT_S) and self._process is not None:
             log.warning("%s: QEMU does not quit, killing it", self.spec.instance_id)
             self._process.kill()
             self.ended.wait(QUIT_TIMEOUT_S)
 
-    def stop(self, timeout_s: float) -> None:
+    def stop(self, timeout_s: float, copies_timeout_s: float = COPY_TIMEOUT_S) -> None:
         """Power button, then the plug when the guest is not off after ``timeout_s``."""
         if timeout_s > 0:
             self.press_power_button()
         if not self.ended.wait(timeout_s):
-            self.quit()
+            self.quit(copies_timeout_s)
+
+    def copy_disks(self, copies: Sequence[Copy], begun: threading.Event) -> None:
+        """Copy disks as they are at one instant, while the guest runs on. Raises BackupError."""
+        self._backups.run(self.qmp, copies, begun)
 
     def reboot(self) -> None:
         """Ctrl-Alt-Del, then a reset when the guest does not obey within a minute (returns when it has)."""
@@ -195,6 +211,11 @@ class Machine:
                     "iops": operations_per_second, "iops_rd": 0, "iops_wr": 0,
                 },
             )  # fmt: skip
+
+    def holds(self, volume_id: str) -> bool:
+        """Whether the volume is one of its disks beside the root."""
+        with self._slots:
+            return volume_id in self._occupied.values()
 
     def attach(self, disk: qemu.Disk) -> None:
         """Plug a volume into a free slot. Raises MachineError when there is none or QEMU refuses."""

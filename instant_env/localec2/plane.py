@@ -16,6 +16,7 @@ from instant_env.localec2.records import (
     TagsRecord,
 )
 from instant_env.localec2.sabotage import Sabotage
+from instant_env.localec2.snapshots import Snapshots
 from instant_env.localec2.state import State
 from instant_env.localec2.volumes import Volumes
 
@@ -29,12 +30,14 @@ class Plane:
 
     state: State
     lifecycle: Lifecycle
+    snapshots: Snapshots = field(init=False)
     images: Images = field(init=False)
     volumes: Volumes = field(init=False)
     sabotage: Sabotage = field(init=False)
 
     def __post_init__(self) -> None:
-        self.images = Images(self.state, self.lifecycle)
+        self.snapshots = Snapshots(self.state, self.lifecycle)
+        self.images = Images(self.state, self.lifecycle, self.snapshots)
         self.volumes = Volumes(self.state, self.lifecycle)
         self.sabotage = Sabotage(self)
 

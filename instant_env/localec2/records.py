@@ -73,11 +73,13 @@ class ServerRecord(Record):
 
 
 class SnapshotRecord(ResourceRecord):
-    """An EBS snapshot: a self-contained qcow2 in ``snapshots/``."""
+    """An EBS snapshot: a qcow2 in ``snapshots/``, an overlay of other snapshots' files when it has layers."""
 
     kind: ClassVar[str] = "snapshot"
     volume_id: str
     size_gib: int
+    layers: list[str] = Field(default_factory=list)  # ids of the snapshots under it, the nearest first
+    encrypted: bool = False
     description: str
     owner_id: str
     start_time: datetime
@@ -85,8 +87,21 @@ class SnapshotRecord(ResourceRecord):
     state_message: str = ""
 
 
+class ImageMapping(BaseModel):
+    """A volume that comes with an image, beside the root."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    device: str
+    snapshot_id: str | None
+    size_gib: int
+    volume_type: str = "gp3"
+    delete_on_termination: bool = True
+    encrypted: bool = False
+
+
 class ImageRecord(ResourceRecord):
-    """An AMI with one root snapshot."""
+    """An AMI. Its root is in fields of its own; other volumes are in ``mappings``."""
 
     kind: ClassVar[str] = "image"
     name: str
@@ -106,6 +121,25 @@ class ImageRecord(ResourceRecord):
     source_image_id: str | None = None
     stock_digest: str | None = None  # set on stock images: what the bytes were made from
     ssm_parameter: str | None = None
+    root_delete_on_termination: bool = True
+    root_volume_type: str = "gp3"
+    mappings: list[ImageMapping] = Field(default_factory=list)
+    ena_support: bool = True
+    imds_support: Literal["v2.0"] | None = None
+
+    @property
+    def snapshot_ids(self) -> list[str]:
+        """All snapshots that the image is made of, the root's first."""
+        return [self.snapshot_id, *(item.snapshot_id for item in self.mappings if item.snapshot_id)]
+
+    def all_mappings(self, root_encrypted: bool) -> list[ImageMapping]:
+        """The mappings of all volumes, the root's first."""
+        root = ImageMapping(
+            device=self.root_device_name, snapshot_id=self.snapshot_id, size_gib=self.size_gib,
+            volume_type=self.root_volume_type, delete_on_termination=self.root_delete_on_termination,
+            encrypted=root_encrypted,
+        )  # fmt: skip
+        return [root, *self.mappings]
 
 
 class Attachment(BaseModel):
@@ -127,6 +161,8 @@ class VolumeRecord(ResourceRecord):
     zone: str
     volume_type: str
     snapshot_id: str | None
+    layers: list[str] = Field(default_factory=list)  # snapshots under snapshot_id, the nearest first
+    encrypted: bool = False
     create_time: datetime
     attachment: Attachment | None = None
     client_token: str | None = None

@@ -175,13 +175,11 @@ class LocalResponse(Descriptions, Groups):
     def create_image(self) -> ActionResult:
         tags = self._parse_tag_specification()
         self._check_taggable(tags, {"image", "snapshot"})
-        name = self._get_param("Name") or ""
-        if not 3 <= len(name) <= 128:
-            raise EC2ClientError("InvalidAMIName.Malformed", "AMI names must be between 3 and 128 characters")
         self.error_on_dryrun()
         image = self.plane.images.create(
-            self._get_param("InstanceId"), name, self._get_param("Description") or "",
-            self._get_bool_param("NoReboot", False), tags,
+            self._get_param("InstanceId"), self._get_param("Name") or "",
+            self._get_param("Description") or "",
+            self._get_bool_param("NoReboot", False), self._get_param("BlockDeviceMappings") or [], tags,
         )  # fmt: skip
         return ActionResult({"ImageId": image.id})
 
@@ -195,9 +193,19 @@ class LocalResponse(Descriptions, Groups):
         results = [{"SnapshotId": snapshot_id, "ReturnCode": "success"} for snapshot_id in deleted]
         return ActionResult({"Return": True, "DeleteSnapshotResults": results})
 
+    def create_snapshot(self) -> ActionResult:
+        tags = self._parse_tag_specification()
+        self._check_taggable(tags, {"snapshot"})
+        self.error_on_dryrun()
+        snapshot = self.plane.snapshots.create(
+            self._get_param("VolumeId"), self._get_param("Description") or "", tags.get("snapshot", {})
+        )
+        shown = [{"Key": key, "Value": value} for key, value in snapshot.tags.items()]
+        return ActionResult(self._snapshot(snapshot.id, shown))
+
     def delete_snapshot(self) -> ActionResult:
         self.error_on_dryrun()
-        self.plane.images.delete_snapshot(self._get_param("SnapshotId"))
+        self.plane.snapshots.delete(self._get_param("SnapshotId"))
         return EmptyResult()
 
     # Volumes
@@ -211,7 +219,8 @@ class LocalResponse(Descriptions, Groups):
             size_gib=None if size is None else int(size), snapshot_id=self._get_param("SnapshotId"),
             zone=self._get_param("AvailabilityZone") or "",
             volume_type=self._get_param("VolumeType") or "gp2",
-            token=self._get_param("ClientToken"), tags=tags.get("volume", {}),
+            token=self._get_param("ClientToken"), encrypted=self._get_bool_param("Encrypted", False),
+            tags=tags.get("volume", {}),
         )  # fmt: skip
         return ActionResult(self._volume(volume) | {"State": "creating"})
 

@@ -145,6 +145,7 @@ class Handler(BaseHTTPRequestHandler):
         request = Request.from_primitives(self.command, url, self.headers, body)
         with self.server.plane.state.lock:
             status, headers, content = dispatchers[scope.service].dispatch(request, url, dict(self.headers))
+        self.server.plane.state.await_answer()
         if strike.drop == "after":
             raise DroppedError
         status = int(headers.pop("status", status))

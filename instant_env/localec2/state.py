@@ -55,6 +55,17 @@ class State:
         self.volumes: dict[str, VolumeRecord] = {}
         self.snapshots: dict[str, SnapshotRecord] = {}
         self.images: dict[str, ImageRecord] = {}
+        self._awaited = threading.local()
+
+    def answer_after(self, event: threading.Event, timeout_s: float) -> None:
+        """The request that this thread serves is answered after the event: :meth:`await_answer`."""
+        self._awaited.events = [*getattr(self._awaited, "events", []), (event, timeout_s)]
+
+    def await_answer(self) -> None:
+        """Wait for what :meth:`answer_after` named, without the lock: other requests go on meanwhile."""
+        events, self._awaited.events = getattr(self._awaited, "events", []), []
+        for event, timeout_s in events:
+            event.wait(timeout_s)
 
     def load(self) -> None:
         """Show everything that is on the disk, what others refer to first."""

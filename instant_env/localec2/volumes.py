@@ -13,15 +13,15 @@ import re
 from typing import Any
 
 from instant_env.errors import InstantEnvError
-from instant_env.localec2 import disks, qemu
+from instant_env.localec2 import qemu
 from instant_env.localec2.lifecycle import Lifecycle
+from instant_env.localec2.mappings import VOLUME_TYPES
 from instant_env.localec2.moto_api import EC2ClientError, new_id
 from instant_env.localec2.records import Attachment, InstanceRecord, VolumeRecord
 from instant_env.localec2.state import State, now
 
 log = logging.getLogger(__name__)
 
-VOLUME_TYPES = ("gp3", "gp2", "standard")
 #: API_CreateVolume: 1 to 16,384 GiB for gp2 (64 TiB for gp3; nobody needs that here).
 MAX_SIZE_GIB = 16384
 #: A guest's kernel lets go of an NVMe device within seconds; mounted file systems hold it.
@@ -35,16 +35,17 @@ class Volumes:
     def __init__(self, state: State, lifecycle: Lifecycle) -> None:
         self.state = state
         self.lifecycle = lifecycle
+        self.attaching: set[str] = set()
         self.detaching: set[str] = set()
 
     def create(
         self, *, size_gib: int | None, snapshot_id: str | None, zone: str, volume_type: str,
-        token: str | None,
+        token: str | None, encrypted: bool,
         tags: dict[str, str],
     ) -> VolumeRecord:  # fmt: skip
         """CreateVolume; the same client token gives the same volume."""
         digest = hashlib.sha256(
-            json.dumps([size_gib, snapshot_id, zone, volume_type, tags]).encode()
+            json.dumps([size_gib, snapshot_id, zone, volume_type, encrypted, tags]).encode()
         ).hexdigest()
         for volume in self.state.volumes.values():
             if token and volume.client_token == token:
@@ -59,7 +60,7 @@ class Volumes:
             raise EC2ClientError(
                 "UnsupportedOperation", f"localec2 has no volumes of type {volume_type}, only {VOLUME_TYPES}."
             )
-        least = 1
+        least, snapshot = 1, None
         if snapshot_id:
             snapshot = self.state.snapshot(snapshot_id)
             if snapshot.state != "completed":
@@ -74,11 +75,11 @@ class Volumes:
             )
         volume = VolumeRecord(
             id=new_id("vol"), tags=tags, size_gib=size, zone=zone, volume_type=volume_type,
-            snapshot_id=snapshot_id, create_time=now(), client_token=token, request_digest=digest,
+            snapshot_id=snapshot_id, layers=snapshot.layers if snapshot else [],
+            encrypted=encrypted or (snapshot is not None and snapshot.encrypted),
+            create_time=now(), client_token=token, request_digest=digest,
         )  # fmt: skip
-        backing = self.state.layout.snapshot(snapshot_id) if snapshot_id else None
-        disks.create(self.state.layout.volume(volume.id), size, backing)
-        self.state.save(volume)
+        self.state.save(volume)  # its file is made when somebody wants to write to it
         return volume
 
     def attach(self, volume_id: str, instance_id: str, device: str) -> VolumeRecord:
@@ -108,23 +109,35 @@ class Volumes:
                 "AttachmentLimitExceeded",
                 f"localec2 attaches at most {qemu.VOLUME_SLOTS} volumes beside the root.",
             )
-        if instance.state == "running":
-            self._plug(volume, instance)
         volume.attachment = Attachment(
             instance_id=instance_id, device=device, delete_on_termination=False, attach_time=now()
         )
         self.state.save(volume)
         self.lifecycle.assembly.write_metadata(instance)
+        if instance.state == "running":
+            self.attaching.add(volume_id)
+            # A queue of its own: nobody waits for it but a detachment.
+            self.lifecycle.work(volume_id, lambda _: self._plug(volume, instance))
         return volume
 
     def _plug(self, volume: VolumeRecord, instance: InstanceRecord) -> None:
-        machine = self.lifecycle.machines.get(instance.id)
-        if machine is None:
-            raise EC2ClientError("IncorrectState", f"Instance '{instance.id}' is not 'running'.")
+        """Plug the volume in (lock not held); when that fails it is `available` again, as on EC2."""
+        problem = ""
         try:
-            machine.attach(self._disk(volume))
+            with self.lifecycle.disk_lock(volume.id):
+                self.lifecycle.assembly.make_disk(volume)
+                with self.state.lock:
+                    machine = self.lifecycle.machines.get(instance.id)
+                if machine is not None and not machine.holds(volume.id):  # else a new start found it
+                    machine.attach(self._disk(volume))
         except InstantEnvError as error:
-            raise EC2ClientError("InternalError", f"{volume.id} was not attached: {error}") from error
+            problem = error.message
+        with self.state.lock:
+            self.attaching.discard(volume.id)
+            gone = instance.state not in ("running", "pending")
+            if problem and volume.attachment is not None and not gone:
+                log.error("%s was not attached to %s: %s", volume.id, instance.id, problem)
+                self._detached(volume, instance)
 
     def _disk(self, volume: VolumeRecord) -> qemu.Disk:
         return qemu.Disk(volume.id, self.state.layout.volume(volume.id))
@@ -154,7 +167,8 @@ class Volumes:
             def unplug(_: str) -> None:
                 problem = None
                 try:
-                    machine.detach(self._disk(volume), DETACH_TIMEOUT_S)
+                    with self.lifecycle.disk_lock(volume_id):  # a snapshot may be under way
+                        machine.detach(self._disk(volume), DETACH_TIMEOUT_S)
                 except InstantEnvError as error:
                     problem = error
                     log.warning("%s stays attached: %s", volume_id, error)
@@ -181,6 +195,11 @@ class Volumes:
             )
         self.lifecycle.delete_volume(volume)
 
+    def _attachment_state(self, volume_id: str) -> str:
+        if volume_id in self.detaching:
+            return "detaching"
+        return "attaching" if volume_id in self.attaching else "attached"
+
     def describe(self, volume: VolumeRecord, tags: list[dict[str, str]]) -> dict[str, Any]:
         """The answer of DescribeVolumes for one: moto knows neither DeleteOnTermination nor `detaching`."""
         attachment = volume.attachment
@@ -188,7 +207,7 @@ class Volumes:
             "VolumeId": volume.id, "Size": volume.size_gib, "SnapshotId": volume.snapshot_id or "",
             "AvailabilityZone": volume.zone, "State": "in-use" if attachment else "available",
             "CreateTime": volume.create_time.replace(tzinfo=None), "VolumeType": volume.volume_type,
-            "Encrypted": False, "MultiAttachEnabled": False, "Tags": tags, "Attachments": [],
+            "Encrypted": volume.encrypted, "MultiAttachEnabled": False, "Tags": tags, "Attachments": [],
         }  # fmt: skip
         if volume.volume_type == "gp3":
             answer |= {"Iops": 3000, "Throughput": 125}
@@ -196,7 +215,7 @@ class Volumes:
             answer["Attachments"] = [
                 {
                     "VolumeId": volume.id, "InstanceId": attachment.instance_id, "Device": attachment.device,
-                    "State": "detaching" if volume.id in self.detaching else "attached",
+                    "State": self._attachment_state(volume.id),
                     "AttachTime": attachment.attach_time.replace(tzinfo=None),
                     "DeleteOnTermination": attachment.delete_on_termination,
                 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from botocore.config import Config
 from instant_env.arch import Arch
 from instant_env.localec2 import disks, restore
 from instant_env.localec2.assembly import Assembly
+from instant_env.localec2.backup import Copy
 from instant_env.localec2.images import StockRegistration
 from instant_env.localec2.layout import Layout
 from instant_env.localec2.lifecycle import Lifecycle
@@ -36,7 +37,11 @@ REGION = "us-east-1"
 class PretendMachine(Machine):
     """Runs from `start` until somebody ends it; a t3.nano never starts."""
 
+    copying: threading.Event
+
     def start(self) -> None:
+        self.copying = threading.Event()  # clear it to keep copies under way
+        self.copying.set()
         if self.spec.instance_type == "t3.nano":
             raise MachineError("QEMU did not start: no such luck")
 
@@ -50,7 +55,7 @@ class PretendMachine(Machine):
             self.ended.set()
             threading.Thread(target=self._on_exit, args=(self,)).start()
 
-    def quit(self) -> None:
+    def quit(self, copies_timeout_s: float = 0) -> None:  # noqa: ARG002 - nothing of its copies can end
         self.power_off(guest=False)
 
     frozen = False
@@ -74,12 +79,20 @@ class PretendMachine(Machine):
     def detach(self, disk: Disk, timeout_s: float) -> None:
         pass
 
+    def copy_disks(self, copies: Sequence[Copy], begun: threading.Event) -> None:
+        """The disks are real files that nobody writes to: QEMU is not needed to copy them."""
+        begun.set()
+        self.copying.wait()
+        for copy in copies:
+            volume = next(disk.path for disk in self.spec.disks if disk.node == copy.node)
+            backing = disks.backing_of(copy.target)
+            made = copy.target.with_name("made")
+            disks.copy_layer(volume, made, backing) if backing else disks.flatten(volume, made)
+            made.replace(copy.target)
+
 
 class PretendAssembly(Assembly):
-    """No disks are made and no ports are opened."""
-
-    def make_disk(self, volume: VolumeRecord) -> None:
-        self.state.layout.volume(volume.id).touch()
+    """Machines that pretend, with real disks; no ports are opened."""
 
     def machine(
         self, instance: InstanceRecord, volumes: list[VolumeRecord], on_exit: Callable[[Machine], None]

@@ -61,7 +61,7 @@ def test_only_what_is_done_is_accepted(served: Served) -> None:
         lambda: served.ec2.create_vpc(CidrBlock="10.0.0.0/16"),
         lambda: served.ec2.disable_image(ImageId="ami-00000000000000000"),
         lambda: served.ec2.create_vpn_gateway(Type="ipsec.1"),
-        lambda: served.ec2.create_snapshot(VolumeId="vol-00000000000000000"),
+        lambda: served.ec2.create_internet_gateway(),
         lambda: served.ec2.stop_instances(InstanceIds=["i-00000000000000000"], Hibernate=True),
         lambda: served.ec2.describe_image_references(ImageIds=["ami-00000000000000000"]),
     ):

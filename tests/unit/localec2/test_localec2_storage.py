@@ -48,16 +48,10 @@ def state_of(served: Served, instance_id: str) -> str:
 
 
 def stopped(served: Served) -> str:
-    """A stopped instance with a root volume that qemu-img can read."""
+    """A stopped instance."""
     instance_id = launch(served)
     served.ec2.stop_instances(InstanceIds=[instance_id])
     until(lambda: state_of(served, instance_id) == "stopped")
-    (volume,) = served.ec2.describe_volumes()["Volumes"]
-    path = served.state.layout.volume(volume["VolumeId"])
-    path.unlink()
-    from instant_env.localec2 import disks
-
-    disks.create(path, 2)
     return instance_id
 
 
@@ -116,13 +110,23 @@ def test_an_image_of_a_stopped_instance(served: Served) -> None:
 
 def test_an_image_of_a_running_instance_restarts_it(served: Served) -> None:
     instance_id = launch(served)
-    with refused("UnsupportedOperation"):
-        served.ec2.create_image(InstanceId=instance_id, Name="live", NoReboot=True)
+    launched = served.machine(instance_id)
     image_id = served.ec2.create_image(InstanceId=instance_id, Name="rebooted")["ImageId"]
     assert image(served, image_id)["State"] == "pending"
-    # The pretended disk is an empty file, which qemu-img refuses: the image fails and the instance is back.
+    until(lambda: image(served, image_id)["State"] == "available")
+    until(lambda: state_of(served, instance_id) == "running")
+    assert served.machine(instance_id) is not launched
+
+
+def test_an_image_whose_copy_fails_says_why_and_the_instance_is_back(served: Served) -> None:
+    instance_id = launch(served)
+    (volume,) = served.ec2.describe_volumes()["Volumes"]
+    served.state.layout.volume(volume["VolumeId"]).write_bytes(b"no disk")
+    image_id = served.ec2.create_image(InstanceId=instance_id, Name="broken")["ImageId"]
     until(lambda: image(served, image_id)["State"] == "failed")
     assert image(served, image_id)["StateReason"]["Message"]
+    (snapshot,) = served.ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]
+    assert snapshot["State"] == "error"
     until(lambda: state_of(served, instance_id) == "running")
 
 
@@ -161,7 +165,7 @@ def test_volumes_that_make_no_sense(served: Served) -> None:
     with refused("MissingParameter"):
         served.ec2.create_volume(AvailabilityZone="us-east-1a")
     with refused("UnsupportedOperation"):
-        served.ec2.create_volume(Size=1, AvailabilityZone="us-east-1a", Encrypted=True)
+        served.ec2.create_volume(Size=1, AvailabilityZone="us-east-1a", KmsKeyId="alias/mine")
 
 
 def test_a_volume_that_is_not_deleted_with_its_instance_lives_on(served: Served) -> None:

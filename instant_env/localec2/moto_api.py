@@ -19,6 +19,7 @@ os.environ["MOTO_AMIS_PATH"] = str(Path(__file__).with_name("no_amis.json"))
 
 import moto.ec2.models as ec2_models
 import moto.ec2.models.amis as amis
+import moto.ec2.models.core as ec2_core
 import moto.ec2.models.elastic_block_store as block_store
 import moto.ec2.models.elastic_network_interfaces as interfaces
 import moto.ec2.models.instances as instances
@@ -38,6 +39,8 @@ from moto.moto_api._internal import mock_random
 from moto.ssm.exceptions import SSMException
 from moto.ssm.responses import SimpleSystemManagerResponse
 from moto.sts.responses import TokenResponse
+
+from instant_env.localec2 import serializer
 
 __all__ = [
     "ACCOUNT_ID",
@@ -68,6 +71,21 @@ __all__ = [
 ]
 
 ACCOUNT_ID = "123456789012"
+
+serializer.install()
+
+
+def _tags_of_one(resource: Any) -> list[dict[str, str]]:
+    """A resource's tags by its id; moto looks through the tags of all resources, for each one that it shows."""
+    if not resource.id:
+        return []
+    return [
+        {"resource_id": resource.id, "key": key, "value": value}
+        for key, value in resource.ec2_backend.tags.get(resource.id, {}).items()
+    ]
+
+
+ec2_core.TaggedEC2Resource.get_tags = _tags_of_one
 
 
 def ec2_backend(region: str, seed: int) -> Any:

@@ -1,0 +1,85 @@
+"""Faults of real QEMU processes: what the monitor and the kernel say, not what we remember."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from instant_env.arch import Arch
+from instant_env.localec2 import disks, qemu, starter
+from instant_env.localec2.machine import Machine
+
+if TYPE_CHECKING:
+    from localec2_cloud import LocalCloud
+
+pytest_plugins = ("localec2_cloud",)
+pytestmark = pytest.mark.boot
+
+
+def cpu_ticks(pid: int) -> int:
+    """Processor time of a process (proc(5): utime and stime are fields 14 and 15)."""
+    with open(f"/proc/{pid}/stat", encoding="ascii") as stream:  # noqa: PTH123
+        fields = stream.read().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def ticks_within(pid: int, seconds: float) -> int:
+    before = cpu_ticks(pid)
+    time.sleep(seconds)
+    return cpu_ticks(pid) - before
+
+
+def test_a_killed_machine_is_an_instance_that_ended(local_cloud: LocalCloud) -> None:
+    starter.inject(local_cloud.endpoint, kind="kill", instance="next", after_ms=200)
+    instance_id = local_cloud.launch(local_cloud.register_blank())
+    stopped = local_cloud.wait(instance_id, "stopped")
+    assert stopped["StateReason"]["Code"] == "Server.InternalError"
+    assert local_cloud.machines(instance_id) == []
+    assert starter.faults(local_cloud.endpoint) == []
+
+
+def test_a_frozen_machine_stands_still_and_goes_on(local_cloud: LocalCloud) -> None:
+    instance_id = local_cloud.launch(local_cloud.register_blank())
+    local_cloud.wait(instance_id, "running")
+    (pid,) = local_cloud.machines(instance_id)
+    assert ticks_within(pid, 1.0) > 10, "firmware with nothing to boot is busy"
+    fault = starter.inject(local_cloud.endpoint, kind="freeze", instance=instance_id)
+    time.sleep(0.5)
+    assert ticks_within(pid, 1.0) < 10
+    assert local_cloud.describe(instance_id)["State"]["Name"] == "running", "EC2 does not notice either"
+    assert starter.status(local_cloud.settings).faults == [fault]
+    assert starter.clear_faults(local_cloud.endpoint) == [fault["id"]]
+    assert ticks_within(pid, 1.0) > 10
+    starter.inject(local_cloud.endpoint, kind="freeze", instance=instance_id)
+    local_cloud.ec2.terminate_instances(InstanceIds=[instance_id])
+    local_cloud.wait(instance_id, "terminated")
+    assert starter.faults(local_cloud.endpoint) == [], "there is nothing left to thaw"
+
+
+def test_every_volume_is_as_slow_as_it_was_told(tmp_path: Path) -> None:
+    volumes = tuple(qemu.Disk(f"vol-{number:017x}", tmp_path / f"{number}.qcow2") for number in range(2))
+    for volume in volumes:
+        disks.create(volume.path, 1)
+    platform = qemu.find_platform(Arch.X86_64)
+    spec = qemu.MachineSpec(
+        "i-0123456789abcdef0", "t3.micro", platform, "tcg", 1, 256, volumes, "02:11:22:33:44:55",
+        ("-netdev", "user,id=net0,restrict=on"), tmp_path / "variables.fd", tmp_path / "console.log",
+        tmp_path / "qmp",
+    )  # fmt: skip
+    shutil.copyfile(platform.firmware_variables, spec.variables)
+    machine = Machine(spec, tmp_path / "qemu.log", lambda _: None)
+    machine.start()
+    try:
+        for bound in ((1_000_000, 50), (0, 0)):
+            machine.throttle(*bound)
+            found = [item.get("inserted", {}) for item in machine.qmp.execute("query-block")]
+            shown = {item.get("node-name"): (item.get("bps"), item.get("iops")) for item in found}
+            assert {volume.node: shown[volume.node] for volume in volumes} == {
+                volume.node: bound for volume in volumes
+            }
+    finally:
+        machine.quit()

@@ -76,7 +76,7 @@ serializer.install()
 
 
 def _tags_of_one(resource: Any) -> list[dict[str, str]]:
-    """A resource's tags by its id; moto looks through the tags of all resources, for each one that it shows."""
+    """A resource's tags by its id; moto looks through those of all resources, for each one that it shows."""
     if not resource.id:
         return []
     return [

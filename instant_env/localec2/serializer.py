@@ -68,7 +68,7 @@ def _structure(shape: StructureShape, path: str, transformers: tuple[tuple[str, 
     """A function that writes what is inside a structure."""
     members: list[tuple[str, Shape, Transform | None, Write]] = []
     for key, member in shape.members.items():
-        member.parent = shape  # type: ignore[attr-defined]  # moto's alias providers look there
+        member.parent = shape  # moto's alias providers look there
         member_path = f"{path}.{key}"
         transform = next((function for end, function in transformers if member_path.endswith(end)), None)
         tag = member.serialization.get("name", key)

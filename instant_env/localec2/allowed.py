@@ -51,14 +51,19 @@ ACTIONS: dict[str, frozenset[str]] = {
         "InstanceMarketOptions.SpotOptions.MaxPrice",
         "NetworkInterface.DeviceIndex", "NetworkInterface.AssociatePublicIpAddress",
         "NetworkInterface.SecurityGroupId", "NetworkInterface.SubnetId",
-        "NetworkInterface.DeleteOnTermination",
+        "NetworkInterface.DeleteOnTermination", "DisableApiTermination", "DisableApiStop",
     },
     "StartInstances": frozenset({"InstanceId"}),
-    "StopInstances": frozenset({"InstanceId", "Force"}),
-    "TerminateInstances": frozenset({"InstanceId"}),
+    "StopInstances": frozenset({"InstanceId", "Force", "SkipOsShutdown"}),
+    "TerminateInstances": frozenset({"InstanceId", "Force", "SkipOsShutdown"}),
     "RebootInstances": frozenset({"InstanceId"}),
     "ModifyInstanceAttribute": frozenset(
-        {"InstanceId", "Attribute", "Value", "InstanceInitiatedShutdownBehavior.Value", "GroupId"}
+        {
+            "InstanceId", "Attribute", "Value", "InstanceInitiatedShutdownBehavior.Value", "GroupId",
+            "UserData.Value", "InstanceType.Value", "EbsOptimized.Value", "DisableApiTermination.Value",
+            "DisableApiStop.Value", "BlockDeviceMapping.DeviceName", "BlockDeviceMapping.Ebs.VolumeId",
+            "BlockDeviceMapping.Ebs.DeleteOnTermination",
+        }
     ),
     "ModifyInstanceMetadataOptions": frozenset(
         {"InstanceId", "HttpTokens", "HttpEndpoint", "HttpPutResponseHopLimit", "InstanceMetadataTags"}
@@ -66,6 +71,13 @@ ACTIONS: dict[str, frozenset[str]] = {
     "CreateImage": _TAGS | _EBS | {
         "InstanceId", "Name", "Description", "NoReboot",
     },
+    "RegisterImage": _TAGS | _EBS | {
+        "Name", "Description", "Architecture", "RootDeviceName", "BootMode", "ImdsSupport", "EnaSupport",
+        "VirtualizationType", "SriovNetSupport",
+    },
+    "ModifyImageAttribute": frozenset(
+        {"ImageId", "Attribute", "Value", "Description.Value", "ImdsSupport.Value"}
+    ),
     "DeregisterImage": frozenset({"ImageId", "DeleteAssociatedSnapshots"}),
     "CreateSnapshot": _TAGS | {"VolumeId", "Description"},
     "DeleteSnapshot": frozenset({"SnapshotId"}),
@@ -97,7 +109,10 @@ ONLY_VALUES: dict[tuple[str, str], frozenset[str]] = {
     ),
     ("RunInstances", "InstanceInitiatedShutdownBehavior"): frozenset({"stop", "terminate"}),
     ("CreateKeyPair", "KeyFormat"): frozenset({"pem"}),
-    ("ModifyInstanceAttribute", "Attribute"): frozenset({"instanceInitiatedShutdownBehavior"}),
+    ("ModifyImageAttribute", "Attribute"): frozenset({"description", "imdsSupport"}),
+    ("RegisterImage", "VirtualizationType"): frozenset({"hvm"}),
+    ("RegisterImage", "SriovNetSupport"): frozenset({"simple"}),
+    ("RegisterImage", "BootMode"): frozenset({"uefi", "uefi-preferred"}),
 }
 
 #: Reading changes nothing, so moto answers: from our records where they have something to say.

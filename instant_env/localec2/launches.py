@@ -12,7 +12,7 @@ import hashlib
 import ipaddress
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,8 @@ from instant_env.localec2.state import State, now
 
 #: API_RunInstances: "User data is limited to 16 KB, in raw form".
 MAX_USER_DATA = 16 * 1024
+#: API_RunInstances, ClientToken: "Maximum 64 ASCII characters".
+MAX_TOKEN = 64
 #: What EC2 takes when no type is given.
 DEFAULT_INSTANCE_TYPE = "m1.small"
 #: Addresses that user-mode networking keeps for itself (see network.py), beside AWS's first four of each
@@ -40,6 +42,7 @@ DEFAULT_INSTANCE_TYPE = "m1.small"
 RESERVED = {ipaddress.IPv4Address("172.31.0.1"), ipaddress.IPv4Address("172.31.0.2")}
 
 Params = Callable[..., Any]
+_NOT_MEANT = ("Action", "Version", "ClientToken", "DryRun")
 
 
 @dataclass(frozen=True)
@@ -51,13 +54,17 @@ class Placement:
     public_ip: bool
 
 
-def run_instances(state: State, get: Params, tags: dict[str, dict[str, str]]) -> list[InstanceRecord]:
+def run_instances(
+    state: State, get: Params, tags: dict[str, dict[str, str]], digest: str
+) -> list[InstanceRecord]:
     """Make the records of new instances (or find those that this client token made before), lock held.
 
-    ``get`` reads a parameter of the request. The machines are started by the caller: for each instance that
-    is `pending` and new.
+    ``get`` reads a parameter of the request, whose :func:`request_digest` is ``digest``. The machines are
+    started by the caller: for each instance that is `pending` and new.
     """
-    token, digest = get("ClientToken"), _digest(get)
+    token = get("ClientToken")
+    if token and len(token) > MAX_TOKEN:
+        raise EC2ClientError("InvalidParameterValue", f"A client token has at most {MAX_TOKEN} characters.")
     if token and (earlier := [item for item in state.instances.values() if item.client_token == token]):
         if any(item.request_digest != digest for item in earlier):
             raise EC2ClientError(
@@ -72,15 +79,18 @@ def run_instances(state: State, get: Params, tags: dict[str, dict[str, str]]) ->
             "InvalidAMIID.Unavailable", f"The image ID '{image.id}' is not available ({image.state})"
         )
     instance_type = get("InstanceType") or DEFAULT_INSTANCE_TYPE
-    _check_type(instance_type, image)
+    check_type(instance_type, image.architecture)
     least, most = int(get("MinCount")), int(get("MaxCount"))
     if not 1 <= least <= most:
-        raise EC2ClientError("InvalidParameterValue", f"Invalid value '{least}' for MinCount/MaxCount.")
+        raise EC2ClientError(
+            "InvalidParameterValue",
+            f"Invalid value '{least}' for minCount or '{most}' for maxCount: 1 <= minCount <= maxCount",
+        )
     key_name = get("KeyName")
     place = _placement(state, get)
     volumes = _volumes(state, image, get("BlockDeviceMappings") or [])
-    options = metadata_options(get("MetadataOptions") or {}, MetadataOptions())
-    user_data = _user_data(get("UserData"))
+    options = metadata_options(get("MetadataOptions") or {}, _metadata_defaults(image))
+    data = user_data(get("UserData"))
     public_key = _public_key(state, key_name)
     reservation, launched = new_id("r"), now()
     made = []
@@ -94,11 +104,13 @@ def run_instances(state: State, get: Params, tags: dict[str, dict[str, str]]) ->
             key_name=key_name, public_key=public_key, security_group_ids=place.group_ids,
             subnet_id=place.subnet.id,
             zone=place.subnet.availability_zone, private_ip=_private_ip(state, place.subnet),
-            wants_public_ip=place.public_ip, user_data_base64=user_data, client_token=token,
+            wants_public_ip=place.public_ip, user_data_base64=data, client_token=token,
             request_digest=digest, launch_index=index, launch_time=launched,
             shutdown_behavior=get("InstanceInitiatedShutdownBehavior") or "stop",
             market=get("InstanceMarketOptions.MarketType") or "on-demand",
             ebs_optimized=bool(get("EbsOptimized")), metadata_options=options,
+            disable_api_termination=bool(get("DisableApiTermination")),
+            disable_api_stop=bool(get("DisableApiStop")),
         )  # fmt: skip
         state.save(instance)
         for mapping in volumes:
@@ -109,28 +121,31 @@ def run_instances(state: State, get: Params, tags: dict[str, dict[str, str]]) ->
     return made
 
 
-def _digest(get: Params) -> str:
-    """What must be the same for a client token to mean the same request."""
-    names = (
-        "ImageId", "InstanceType", "MinCount", "MaxCount", "KeyName", "SecurityGroupIds", "SecurityGroups",
-        "SubnetId", "UserData", "InstanceInitiatedShutdownBehavior", "InstanceMarketOptions",
-        "BlockDeviceMappings", "NetworkInterfaces", "Placement", "MetadataOptions", "EbsOptimized",
-        "TagSpecifications",
-    )  # fmt: skip
-    text = json.dumps([get(name) for name in names], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+def request_digest(wire: Mapping[str, list[str]]) -> str:
+    """What must be the same for a client token to mean the same request: all of it but the token."""
+    meant = {name: values[0] for name, values in wire.items() if name not in _NOT_MEANT}
+    return hashlib.sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest()
 
 
-def _check_type(instance_type: str, image: ImageRecord) -> None:
+def _metadata_defaults(image: ImageRecord) -> MetadataOptions:
+    """What MetadataOptions are when the launch does not say: an image with ImdsSupport v2.0 gives two hops.
+
+    (User guide, "Configure the AMI": HttpTokens required, HttpPutResponseHopLimit 2.)
+    """
+    return MetadataOptions(hop_limit=2) if image.imds_support == "v2.0" else MetadataOptions()
+
+
+def check_type(instance_type: str, architecture: str) -> None:
+    """Refuse a type that does not exist, or that an image of this architecture does not run on."""
     facts = INSTANCE_TYPES.get(instance_type)
     if facts is None:
         raise EC2ClientError("InvalidParameterValue", f"Invalid value '{instance_type}' for InstanceType.")
     supported = facts["ProcessorInfo"]["SupportedArchitectures"]
-    if image.architecture not in supported:
+    if architecture not in supported:
         raise EC2ClientError(
             "InvalidParameterValue",
             f"The architecture '{','.join(supported)}' of the specified instance type does not match the "
-            f"architecture '{image.architecture}' of the specified AMI. Specify an instance type and an AMI "
+            f"architecture '{architecture}' of the specified AMI. Specify an instance type and an AMI "
             "that have matching architectures, and try again.",
         )
 
@@ -251,7 +266,8 @@ def metadata_options(given: dict[str, Any], current: MetadataOptions) -> Metadat
         raise EC2ClientError("InvalidParameterValue", f"Invalid value for MetadataOptions: {name}") from error
 
 
-def _user_data(value: Any) -> str | None:
+def user_data(value: Any) -> str | None:
+    """User data as it came over the wire, in base64, checked."""
     if value is None:
         return None
     text = value if isinstance(value, str) else value.decode("ascii", "replace")

@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 from instant_env.errors import InstantEnvError
 from instant_env.localec2.assembly import Assembly
@@ -41,6 +42,8 @@ class Lifecycle:
         self.assembly = assembly
         self.stop_timeout_s = stop_timeout_s
         self.machines: dict[str, Machine] = {}
+        self.hears_guests = False  # whether the network calls `guest_spoke`
+        self.heard: set[str] = set()  # instances whose guest has spoken
         # Told of a machine that runs and of one that ended, without the lock.
         self.on_running: Callable[[Machine], None] = lambda _: None
         self.on_ended: Callable[[Machine], None] = lambda _: None
@@ -63,9 +66,9 @@ class Lifecycle:
                 try:
                     job(instance_id)
                 except Exception:  # the thread's end: nobody above could handle it
-                    log.exception("%s: %s failed", instance_id, job.__name__)
+                    log.exception("%s: work failed", instance_id)
 
-        threading.Thread(target=run, name=f"{job.__name__} {instance_id}").start()
+        threading.Thread(target=run, name=f"work {instance_id}").start()
 
     # Requests
 
@@ -113,8 +116,11 @@ class Lifecycle:
             self.work(instance_id, self._force_stop if force else self._stop)
         return before
 
-    def terminate(self, instance_id: str) -> str:
-        """TerminateInstances for one; returns the state before."""
+    def terminate(self, instance_id: str, *, graceful: bool | None = None) -> str:
+        """TerminateInstances for one; returns the state before.
+
+        ``graceful``: press the power button first; None does so for volumes that survive, to flush them.
+        """
         instance = self.state.instance(instance_id)
         before = instance.state
         if before in ("shutting-down", "terminated"):
@@ -126,7 +132,7 @@ class Lifecycle:
         machine = self.machines.get(instance_id)
         if before == "stopping" and machine is not None:
             threading.Thread(target=machine.quit, name=f"terminate {instance_id}").start()
-        self.work(instance_id, self._terminate)
+        self.work(instance_id, partial(self._terminate, graceful))
         return before
 
     def reboot(self, instance_id: str) -> None:
@@ -136,6 +142,11 @@ class Lifecycle:
         if instance.state != "running" or machine is None:
             raise self._wrong_state(instance, "rebooted")
         threading.Thread(target=machine.reboot, name=f"reboot {instance_id}", daemon=True).start()
+
+    def guest_spoke(self, instance_id: str) -> None:
+        """The network saw this instance's guest use its address; its status checks pass from now on."""
+        if instance_id in self.machines:
+            self.heard.add(instance_id)
 
     def refresh_ports(self) -> None:
         """Security groups have changed: open and close ports of running machines."""
@@ -216,13 +227,14 @@ class Lifecycle:
             machine.stop(timeout_s)
             self._await_record(machine)
 
-    def _terminate(self, instance_id: str) -> None:
+    def _terminate(self, graceful: bool | None, instance_id: str) -> None:
         with self.state.lock:
             machine = self.machines.get(instance_id)
             attachments = [volume.attachment for volume in self.state.attached(instance_id)]
         if machine is not None:
-            survivors = any(item and not item.delete_on_termination for item in attachments)
-            machine.stop(FLUSH_TIMEOUT_S if survivors else 0)
+            if graceful is None:
+                graceful = any(item and not item.delete_on_termination for item in attachments)
+            machine.stop(FLUSH_TIMEOUT_S if graceful else 0)
         else:
             self.finish_termination(instance_id)
 
@@ -270,6 +282,7 @@ class Lifecycle:
     def _unplugged(self, instance_id: str) -> None:
         """The machine is no more."""
         self.machines.pop(instance_id, None)
+        self.heard.discard(instance_id)
         self.assembly.unplugged(self.state.instances[instance_id])
 
     def finish_termination(self, instance_id: str, code: str = "", message: str = "") -> None:

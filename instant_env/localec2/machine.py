@@ -45,6 +45,7 @@ class Machine:
         self.spec = spec
         self.ended = threading.Event()
         self.guest_shutdown = False  # the guest itself powered off
+        self.standing_still = False  # its processors are stopped
         self._log_file = log_file
         self._on_exit = on_exit
         self._process: subprocess.Popen[bytes] | None = None
@@ -115,9 +116,12 @@ class Machine:
             # There may be two: a guest's, kept paused for its copies, and then ours.
             self.guest_shutdown |= bool(data.get("guest"))
         elif name == "STOP":
+            self.standing_still = True
             # Unless it was `freeze`, QEMU cannot go on, and would stay there for ever.
             if not self._frozen:
                 threading.Thread(target=self._stopped, name=f"stopped {self.spec.instance_id}").start()
+        elif name == "RESUME":
+            self.standing_still = False
         elif name == "RESET":
             self._reset.set()
         elif name == "DEVICE_DELETED" and (event := self._removed.get(str(data.get("device")))):

@@ -130,6 +130,7 @@ class Mirror:
         )
         instance.launch_time = record.launch_time.replace(tzinfo=None)
         instance.instance_initiated_shutdown_behavior = record.shutdown_behavior
+        instance.instance_type, instance.ebs_optimized = record.instance_type, record.ebs_optimized
         instance.security_groups = self._groups(record.security_group_ids)
         options = record.metadata_options
         instance.metadata_options = moto.instances.MetadataOptions(

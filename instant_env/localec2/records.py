@@ -211,6 +211,8 @@ class InstanceRecord(ResourceRecord):
     shutdown_behavior: Literal["stop", "terminate"] = "stop"
     market: Literal["on-demand", "spot"] = "on-demand"
     ebs_optimized: bool = False
+    disable_api_termination: bool = False
+    disable_api_stop: bool = False
     metadata_options: MetadataOptions = MetadataOptions()
     state: InstanceState = "pending"
     transition_reason: str = ""

@@ -12,18 +12,20 @@ from typing import Any, ClassVar
 from botocore.model import OperationNotFoundError
 
 from instant_env.localec2 import allowed
+from instant_env.localec2.attributes import Attributes
 from instant_env.localec2.describe import Descriptions
 from instant_env.localec2.groups import Groups
-from instant_env.localec2.launches import metadata_options, run_instances
+from instant_env.localec2.launches import metadata_options, request_digest, run_instances
 from instant_env.localec2.mirror import STATE_CODES
 from instant_env.localec2.moto_api import ActionResult, EC2ClientError, EC2Response, EmptyResult
 from instant_env.localec2.plane import Plane
+from instant_env.localec2.registration import Registration
 from instant_env.localec2.state import now
 
 log = logging.getLogger(__name__)
 
 
-class LocalResponse(Descriptions, Groups):
+class LocalResponse(Attributes, Descriptions, Registration, Groups):
     """One request to EC2. The server holds the state's lock while it runs."""
 
     plane: ClassVar[Plane]
@@ -76,7 +78,7 @@ class LocalResponse(Descriptions, Groups):
         self.error_on_dryrun()
         lifecycle.purge()
         known = set(state.instances)
-        made = run_instances(state, self._get_param, tags)
+        made = run_instances(state, self._get_param, tags, request_digest(self.querystring))
         if interface_tags := tags.get("network-interface"):
             for instance in made:
                 self.plane.save_tags(instance.interface_id, interface_tags)
@@ -117,44 +119,39 @@ class LocalResponse(Descriptions, Groups):
         )
 
     def stop_instances(self) -> ActionResult:
-        ids, force = self._instance_ids(), self._get_bool_param("Force", False)
+        ids, force = self._instance_ids(), self._at_once()
+        for instance_id in ids:
+            self._check_protection(instance_id, "disable_api_stop", "stopped")
         return ActionResult(
             {"StoppingInstances": self._changed({i: self.plane.lifecycle.stop(i, force=force) for i in ids})}
         )
 
+    def _at_once(self) -> bool:
+        """Whether the guest is not to be asked."""
+        return bool(self._get_bool_param("Force", False) or self._get_bool_param("SkipOsShutdown", False))
+
+    def _check_protection(self, instance_id: str, attribute: str, verb: str) -> None:
+        if getattr(self.plane.state.instances[instance_id], attribute):
+            name = {"disable_api_stop": "disableApiStop", "disable_api_termination": "disableApiTermination"}
+            raise EC2ClientError(
+                "OperationNotPermitted",
+                f"The instance '{instance_id}' may not be {verb}. Modify its '{name[attribute]}' instance "
+                "attribute and try again.",
+            )
+
     def terminate_instances(self) -> ActionResult:
         ids = self._instance_ids()
-        return ActionResult(
-            {"TerminatingInstances": self._changed({i: self.plane.lifecycle.terminate(i) for i in ids})}
-        )
+        for instance_id in ids:
+            self._check_protection(instance_id, "disable_api_termination", "terminated")
+        # EC2 asks the guest unless told otherwise; here only when told to (README).
+        asked = self._get_bool_param("SkipOsShutdown") is False and not self._at_once()
+        grace = True if asked else False if self._at_once() else None
+        before = {i: self.plane.lifecycle.terminate(i, graceful=grace) for i in ids}
+        return ActionResult({"TerminatingInstances": self._changed(before)})
 
     def reboot_instances(self) -> ActionResult:
         for instance_id in self._instance_ids():
             self.plane.lifecycle.reboot(instance_id)
-        return EmptyResult()
-
-    def modify_instance_attribute(self) -> ActionResult:
-        state = self.plane.state
-        instance = state.instance(self._get_param("InstanceId"))
-        behavior = self._get_param("InstanceInitiatedShutdownBehavior.Value") or self._get_param("Value")
-        groups = self._get_param("Groups", [])
-        if behavior is None and not groups:
-            raise EC2ClientError("MissingParameter", "The request must contain an attribute to change")
-        if behavior is not None and behavior not in ("stop", "terminate"):
-            raise EC2ClientError("InvalidParameterValue", f"Invalid value '{behavior}' for shutdown behavior")
-        for group_id in groups:
-            if state.mirror.ec2.get_security_group_from_id(group_id) is None:
-                raise EC2ClientError(
-                    "InvalidGroup.NotFound", f"The security group '{group_id}' does not exist"
-                )
-        self.error_on_dryrun()
-        if behavior is not None:
-            instance.shutdown_behavior = behavior
-        if groups:
-            instance.security_group_ids = list(groups)
-        state.save(instance)
-        self.plane.instance_changed(instance)
-        self.plane.lifecycle.refresh_ports()
         return EmptyResult()
 
     def modify_instance_metadata_options(self) -> ActionResult:

@@ -40,6 +40,10 @@ def now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
 
+def _launch_order(instance: InstanceRecord) -> tuple[datetime, str, int]:
+    return instance.launch_time, instance.reservation_id, instance.launch_index
+
+
 class State:
     """Everything that is known. All attributes are read and changed with ``lock`` held."""
 
@@ -81,7 +85,7 @@ class State:
         for image in self.store.load_all(ImageRecord):
             self.images[image.id] = image
             self.mirror.show_image(image)
-        for instance in sorted(self.store.load_all(InstanceRecord), key=lambda record: record.launch_time):
+        for instance in sorted(self.store.load_all(InstanceRecord), key=_launch_order):
             self.instances[instance.id] = instance
             self.mirror.show_instance(instance)
         for volume in self.store.load_all(VolumeRecord):

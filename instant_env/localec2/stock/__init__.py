@@ -9,12 +9,12 @@ from pathlib import Path
 
 from instant_env.arch import Arch
 from instant_env.errors import UsageError
-from instant_env.localec2.stock import al2023, debian
+from instant_env.localec2.stock import al2023, debian, tiny
 from instant_env.localec2.stock.model import Progress, StockImage, StockImageError
 
 __all__ = ["BASES", "StockImage", "StockImageError", "build"]
 
-_BUILDERS = {debian.BASE: debian.build, al2023.BASE: al2023.build}
+_BUILDERS = {debian.BASE: debian.build, al2023.BASE: al2023.build, tiny.BASE: tiny.build}
 #: Names that `build` knows.
 BASES = tuple(_BUILDERS)
 

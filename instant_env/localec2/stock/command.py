@@ -53,12 +53,18 @@ class Runner:
         log.write_text("", encoding="utf-8")
 
     def run(
-        self, command: Sequence[str | Path], *, stdin: str = "", on_line: Callable[[str], None] | None = None
+        self,
+        command: Sequence[str | Path],
+        *,
+        stdin: str = "",
+        on_line: Callable[[str], None] | None = None,
+        directory: Path | None = None,
     ) -> None:
         """Run ``command`` to its end. Raises StockImageError with its last lines when it fails.
 
         ``stdin`` must be small (it is written before the output is read). ``on_line`` sees each line of the
-        output, stdout and stderr mixed. On any exception, Ctrl-C included, the process group is ended.
+        output, stdout and stderr mixed. ``directory`` is where it runs, by default where we do. On any
+        exception, Ctrl-C included, the process group is ended.
         """
         arguments = [str(part) for part in command]
         tail: deque[str] = deque(maxlen=_TAIL)
@@ -68,7 +74,7 @@ class Runner:
             process = subprocess.Popen(
                 arguments,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                text=True, errors="replace", env=self.environment, start_new_session=True,
+                text=True, errors="replace", env=self.environment, start_new_session=True, cwd=directory,
             )  # fmt: skip
             try:
                 assert process.stdin is not None  # noqa: S101 (PIPE was asked for)

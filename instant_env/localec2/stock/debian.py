@@ -124,6 +124,11 @@ def check_host(arch: Arch) -> None:
             f"{BASE} for {arch} cannot be built on {host} yet", hint="a later release does; use --arch x86_64"
         )
     require(_TOOLS if os.geteuid() == 0 else _TOOLS | _USER_TOOLS)
+    check_keyring()
+
+
+def check_keyring() -> None:
+    """Raise MissingToolError unless the keys that sign Debian's archive are there."""
     if not KEYRING.is_file():
         raise MissingToolError(
             f"Debian's archive keys are not there: {KEYRING}",

@@ -53,7 +53,9 @@ class Assembly:
         platform = qemu.find_platform(Arch(instance.architecture))
         variables = directory / "variables.fd"
         if not variables.exists():
-            shutil.copyfile(platform.firmware_variables, variables)
+            part = variables.with_suffix(".part")  # a full disk must not leave half of it
+            shutil.copyfile(platform.firmware_variables, part)
+            part.replace(variables)
         if instance.wants_public_ip and instance.public_ip is None:
             instance.public_ip = self.network.allot()
         instance.qmp_socket = str(layout.qmp_socket(instance.id))

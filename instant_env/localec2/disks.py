@@ -63,7 +63,11 @@ def create_part(path: Path, size_gib: int, backing: Path | None = None) -> Path:
         arguments += ["-F", "qcow2", "-b", str(backing.resolve())]
     part = path.with_suffix(".part")
     part.unlink(missing_ok=True)
-    _qemu_img(*arguments, str(part), f"{size_gib}G")
+    try:
+        _qemu_img(*arguments, str(part), f"{size_gib}G")
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
     return part
 
 

@@ -145,10 +145,14 @@ class Images:
             self.state.save(image)
 
     def settle_interrupted(self) -> None:
-        """At start: copies that the last server did not finish."""
+        """At start: copies that the last server did not finish, or finished without saying so.
+
+        A snapshot's file is at its place only when it is whole.
+        """
         for image in list(self.state.images.values()):
             if image.state == "pending":
-                self._settle(image, "localec2 ended while the copy was made")
+                whole = all(self.state.layout.snapshot(name).exists() for name in image.snapshot_ids)
+                self._settle(image, "" if whole else "localec2 ended while the copy was made")
         self.snapshots.settle_interrupted()
 
     def deregister(self, image_id: str, delete_snapshots: bool) -> list[str]:
@@ -203,7 +207,7 @@ class Images:
             boot_mode=stock.boot_mode, public=True, stock_digest=stock.digest,
             ssm_parameter=stock.ssm_parameter,
         )  # fmt: skip
-        with self.state.lock:
+        with self.state.lock, self.state.request():
             outdated = [
                 other.id for other in self.state.images.values()
                 if other.stock_digest and other.ssm_parameter == stock.ssm_parameter
@@ -214,7 +218,7 @@ class Images:
             for image_id in outdated:
                 self.deregister(image_id, delete_snapshots=True)
             parameter = _parameter(image)
-            self.state.store.save(parameter)
+            self.state.write(parameter)
             self.state.mirror.show_parameter(parameter)
         return image
 

@@ -74,6 +74,10 @@ class Layout:
         return self.state_dir / "accelerator.json"
 
     @property
+    def journal(self) -> Path:
+        return self.state_dir / "journal"
+
+    @property
     def records(self) -> Path:
         return self.state_dir / "records"
 

@@ -266,7 +266,7 @@ class Mirror:
     def capture_parameter(self, name: str) -> ParameterRecord:
         parameter = self.ssm._parameters[name][-1]
         return ParameterRecord(
-            name=name, value=parameter.decrypt(parameter.value) or "",
+            name=parameter.name, value=parameter.decrypt(parameter.value) or "",
             parameter_type=parameter.parameter_type,
             description=parameter.description, data_type=parameter.data_type, tier=parameter.tier,
             parameter_version=parameter.version, last_modified=parameter.last_modified_date,
@@ -280,8 +280,31 @@ class Mirror:
             keyid=None, last_modified_date=record.last_modified.replace(tzinfo=None),
             version=record.parameter_version, data_type=record.data_type, tier=record.tier,
         )  # fmt: skip
-        self.ssm._parameters[record.name] = [parameter]
-        self.ssm._resource_tags["Parameter"][record.name] = dict(record.tags)
+        name = self.ssm._parameters.normalize_name(record.name)
+        self.ssm._parameters[name] = [parameter]
+        self.ssm._resource_tags["Parameter"][name] = dict(record.tags)
+
+    def keep_only(
+        self, groups: list[SecurityGroupRecord], pairs: list[KeyPairRecord], parameters: list[ParameterRecord]
+    ) -> None:
+        """Show exactly these, whatever moto has made meanwhile."""
+        for group in self.ec2.describe_security_groups():
+            if group.id not in {record.id for record in groups}:
+                self.ec2.groups[group.vpc_id].pop(group.id, None)
+                self.ec2.tags.pop(group.id, None)
+        for group_record in groups:
+            self.show_group(group_record)
+        for name, pair in list(self.ec2.key_pairs.items()):
+            if pair.id not in {record.id for record in pairs}:
+                del self.ec2.key_pairs[name]
+                self.ec2.tags.pop(pair.id, None)
+        for pair_record in pairs:
+            self.show_key_pair(pair_record)
+        known = {self.ssm._parameters.normalize_name(record.name) for record in parameters}
+        for name in [name for name in self.ssm._parameters if name not in known]:
+            self.ssm._parameters.pop(name, None)
+        for parameter in parameters:
+            self.show_parameter(parameter)
 
     def show_tags(self, record: TagsRecord) -> None:
         self._tag(record.resource_id, record.tags)

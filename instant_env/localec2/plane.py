@@ -60,13 +60,13 @@ class Plane:
     # Records of what moto changes itself
 
     def capture_key_pair(self, name: str) -> None:
-        self.state.store.save(self.state.mirror.capture_key_pair(name))
+        self.state.write(self.state.mirror.capture_key_pair(name))
 
     def forget_key_pair(self, key_pair_id: str) -> None:
         self.state.store.delete(KeyPairRecord, key_pair_id)
 
     def capture_group(self, group_id: str) -> None:
-        self.state.store.save(self.state.mirror.capture_group(group_id))
+        self.state.write(self.state.mirror.capture_group(group_id))
 
     def forget_group(self, group_id: str) -> None:
         self.state.store.delete(SecurityGroupRecord, group_id)
@@ -75,7 +75,7 @@ class Plane:
         """Record an SSM parameter as it is now, or that it is gone."""
         name = self.state.mirror.ssm._parameters.normalize_name(name)  # "/x" and "x" are the same
         if self.state.mirror.ssm._parameters.get(name):
-            self.state.store.save(self.state.mirror.capture_parameter(name))
+            self.state.write(self.state.mirror.capture_parameter(name))
         else:
             self.state.store.delete(ParameterRecord, ParameterRecord.key_of(name))
 
@@ -87,7 +87,7 @@ class Plane:
             record = next((kind[resource_id] for kind in records if resource_id in kind), None)
             if record is not None:
                 record.tags = tags_of(resource_id)
-                state.store.save(record)
+                state.write(record)
                 if isinstance(record, InstanceRecord):
                     self.instance_changed(record)
             elif resource_id.startswith("sg-"):
@@ -100,4 +100,4 @@ class Plane:
 
     def save_tags(self, resource_id: str, tags: dict[str, str]) -> None:
         """Record tags of something that has no record of its own."""
-        self.state.store.save(TagsRecord(resource_id=resource_id, tags=tags))
+        self.state.write(TagsRecord(resource_id=resource_id, tags=tags))

@@ -24,8 +24,8 @@ from instant_env.settings import AcceleratorChoice
 
 log = logging.getLogger(__name__)
 
-#: How often terminated instances are looked through for old ones.
-PURGE_INTERVAL_S = 60.0
+#: How often terminated instances are looked through for old ones, and records that found no room written.
+PURGE_INTERVAL_S = 10.0
 
 
 class AlreadyRunningError(InstantEnvError):
@@ -100,6 +100,7 @@ class ServerProcess:
     def _purge(self) -> None:
         while not self._ending.wait(PURGE_INTERVAL_S):
             with self.state.lock:
+                self.state.write_again()
                 self.plane.lifecycle.purge()
 
     def close(self, down_timeout_s: float) -> None:
@@ -110,6 +111,8 @@ class ServerProcess:
         self.server.shutdown()
         self.server.server_close()
         self.plane.lifecycle.close(down_timeout_s)
+        with self.state.lock:
+            self.state.write_again()
         self.network.close()
         os.close(self._lock_file)
         log.info("down")

@@ -279,7 +279,11 @@ class ParameterRecord(Record):
 
     @staticmethod
     def key_of(name: str) -> str:
-        """Names hold slashes; a digest makes them file names and keeps distinct names apart."""
+        """Names hold slashes; a digest makes them file names and keeps distinct names apart.
+
+        "/x" and "x" are the same to SSM, "/x/y" and "x/y" are not.
+        """
+        name = name if "/" in name.removeprefix("/") else name.removeprefix("/")
         return hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
@@ -318,7 +322,23 @@ class RecordStore:
 
     def delete(self, record_class: type[Record], key: str) -> None:
         """Remove the record, if it is there."""
-        self._path(record_class.kind, key).unlink(missing_ok=True)
+        self.remove(record_class.kind, key)
+
+    def remove(self, kind: str, key: str) -> None:
+        """The same by the kind's name."""
+        self._path(kind, key).unlink(missing_ok=True)
+
+    def exists(self, record: Record) -> bool:
+        """Whether it was written before."""
+        return self._path(record.kind, record.key).exists()
+
+    def revert(self, record: R) -> R:
+        """Give a record that could not be written the values that the disk has. Raises OSError."""
+        content = self._path(record.kind, record.key).read_bytes()
+        written = type(record).model_validate_json(content)
+        for name in type(record).model_fields:
+            setattr(record, name, getattr(written, name))
+        return record
 
     def load_all(self, record_class: type[R]) -> list[R]:
         """All records of one kind. Raises RecordError for one that is damaged: guessing would lose data."""

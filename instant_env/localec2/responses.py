@@ -14,7 +14,9 @@ from botocore.model import OperationNotFoundError
 from instant_env.localec2 import allowed
 from instant_env.localec2.attributes import Attributes
 from instant_env.localec2.describe import Descriptions
+from instant_env.localec2.disks import DiskError
 from instant_env.localec2.groups import Groups
+from instant_env.localec2.journal import StorageError
 from instant_env.localec2.launches import metadata_options, request_digest, run_instances
 from instant_env.localec2.mirror import STATE_CODES
 from instant_env.localec2.moto_api import ActionResult, EC2ClientError, EC2Response, EmptyResult
@@ -56,6 +58,11 @@ class LocalResponse(Attributes, Descriptions, Registration, Groups):
         except NotImplementedError as error:
             text = str(error).split(" yet.")[0] or f"{action} is not implemented"
             return self._error(EC2ClientError("UnsupportedOperation", f"localec2: {text}"))
+        except StorageError:
+            raise  # the server's to answer: SSM has it too
+        except DiskError as error:
+            _, headers, body = self._error(EC2ClientError("InsufficientVolumeCapacity", error.message))
+            return 500, {**headers, "status": "500"}, body
         except Exception:
             log.exception("%s failed", action)
             _, headers, body = self._error(

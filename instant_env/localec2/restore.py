@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import secrets
 import shutil
+import signal
 import string
+import time
+from pathlib import Path
 
 from instant_env.localec2.images import Images
 from instant_env.localec2.layout import Layout
 from instant_env.localec2.lifecycle import Lifecycle
 from instant_env.localec2.machine import end_lost
+from instant_env.localec2.moto_api import ACCOUNT_ID
 from instant_env.localec2.network import BLOCKS
 from instant_env.localec2.records import InstanceRecord, RecordStore, ServerRecord
 from instant_env.localec2.state import State
 
 log = logging.getLogger(__name__)
 
+#: From SIGKILL to the end of a process that waits for a disk.
+KILL_TIMEOUT_S = 10.0
 _KEY_ALPHABET = string.ascii_uppercase + "234567"
 
 
@@ -48,7 +56,48 @@ def end_lost_machines(layout: Layout, store: RecordStore) -> set[str]:
         if end_lost(socket):
             log.warning("ended the lost machine %s", socket.stem)
             ended.add(socket.stem)
+    ended |= _end_lost_processes(layout)
+    for path in layout.runtime().iterdir():  # we hold the directory's lock: nobody alive has them
+        path.unlink(missing_ok=True)
     return ended
+
+
+def _end_lost_processes(layout: Layout) -> set[str]:
+    """End what the sockets did not lead to: a QEMU that has just begun, a qemu-img in the middle of a copy.
+
+    Returns the ids of the instances among them. Only where there is /proc.
+    """
+    ours, ended = str(layout.state_dir) + "/", set()
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            if directory.stat().st_uid != os.getuid():
+                continue
+            words = (directory / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue  # it has just ended
+        program = next((name for word in words[:4] if (name := Path(word).name).startswith("qemu-")), "")
+        writes = program.startswith("qemu-system") or any(
+            word.startswith(ours) and word.endswith(".part") for word in words
+        )
+        if program and writes and any(ours in word for word in words):
+            log.warning("ending the lost process %s: %s", directory.name, program)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(directory.name), signal.SIGKILL)
+            found.append(directory)
+            ended |= {words[words.index("-name") + 1]} if "-name" in words else set()
+    deadline = time.monotonic() + KILL_TIMEOUT_S
+    while any(_lives(directory) for directory in found) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return ended
+
+
+def _lives(process: Path) -> bool:
+    """Whether a process of /proc still runs; one that only waits to be collected has let go of its files."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def settle(state: State, lifecycle: Lifecycle, images: Images, lost: set[str]) -> None:
@@ -66,12 +115,24 @@ def settle(state: State, lifecycle: Lifecycle, images: Images, lost: set[str]) -
         elif instance.state == "shutting-down":
             lifecycle.finish_termination(instance.id)
     images.settle_interrupted()
+    _drop_ownerless_snapshots(state)
     lifecycle.purge()
     _sweep(state, lifecycle)
 
 
+def _drop_ownerless_snapshots(state: State) -> None:
+    """A stock image's snapshot without its image: it is another account's, so nobody could delete it."""
+    used = {snapshot_id for image in state.images.values() for snapshot_id in image.snapshot_ids}
+    for snapshot in list(state.snapshots.values()):
+        if snapshot.owner_id != ACCOUNT_ID and snapshot.id not in used:
+            state.forget(snapshot)
+
+
 def _sweep(state: State, lifecycle: Lifecycle) -> None:
     """Remove files that no record knows: a server died between making one and recording it."""
+    for path in [*state.layout.state_dir.rglob(".*"), *state.layout.state_dir.rglob("*.part")]:
+        if path.is_file():  # written beside its place, to be renamed
+            path.unlink(missing_ok=True)
     for path in state.layout.volumes.glob("*.qcow2"):
         if path.stem not in state.volumes:
             path.unlink()

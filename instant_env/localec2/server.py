@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from instant_env.errors import InstantEnvError
 from instant_env.localec2 import faults, signature
 from instant_env.localec2.images import StockRegistration
+from instant_env.localec2.journal import StorageError
 from instant_env.localec2.moto_api import Request, TokenResponse, new_id
 from instant_env.localec2.parameters import LocalParameters
 from instant_env.localec2.plane import Plane
@@ -143,8 +144,13 @@ class Handler(BaseHTTPRequestHandler):
         if strike.error is not None:
             return _refusal(scope.service, kind, strike.error[1], strike.error[2], strike.error[0])
         request = Request.from_primitives(self.command, url, self.headers, body)
-        with self.server.plane.state.lock:
-            status, headers, content = dispatchers[scope.service].dispatch(request, url, dict(self.headers))
+        state = self.server.plane.state
+        try:
+            with state.lock, state.request():
+                answer = dispatchers[scope.service].dispatch(request, url, dict(self.headers))
+        except StorageError as error:
+            return _refusal(scope.service, kind, "InternalError", error.message, 500)
+        status, headers, content = answer
         self.server.plane.state.await_answer()
         if strike.drop == "after":
             raise DroppedError

@@ -154,7 +154,8 @@ class Snapshots:
             part.unlink(missing_ok=True)
         for snapshot in list(self.state.snapshots.values()):
             if snapshot.state == "pending":
-                self.settle(snapshot, "localec2 ended while the copy was made")
+                whole = self.state.layout.snapshot(snapshot.id).exists()
+                self.settle(snapshot, "" if whole else "localec2 ended while the copy was made")
 
     def delete(self, snapshot_id: str, owner: str = ACCOUNT_ID) -> None:
         """DeleteSnapshot. The bytes stay for as long as a volume or another snapshot builds on them."""

@@ -6,12 +6,15 @@ the server.
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 from instant_env.localec2.faults import Faults
+from instant_env.localec2.journal import Request, StorageError, undo_unanswered
 from instant_env.localec2.layout import Layout
 from instant_env.localec2.mirror import Mirror
 from instant_env.localec2.moto_api import EC2ClientError
@@ -30,6 +33,8 @@ from instant_env.localec2.records import (
     TagsRecord,
     VolumeRecord,
 )
+
+log = logging.getLogger(__name__)
 
 #: moto's objects are not made for threads: whoever touches them, or the records, holds this lock.
 Lock = threading.RLock
@@ -60,6 +65,13 @@ class State:
         self.snapshots: dict[str, SnapshotRecord] = {}
         self.images: dict[str, ImageRecord] = {}
         self._awaited = threading.local()
+        self._request: Request | None = None
+        self._unwritten: dict[tuple[type[Record], str], Record] = {}
+        self._default_groups = [
+            self.mirror.capture_group(group.id)
+            for group in self.mirror.ec2.describe_security_groups()
+            if group.is_default
+        ]
 
     def answer_after(self, event: threading.Event, timeout_s: float) -> None:
         """The request that this thread serves is answered after the event: :meth:`await_answer`."""
@@ -73,6 +85,7 @@ class State:
 
     def load(self) -> None:
         """Show everything that is on the disk, what others refer to first."""
+        undo_unanswered(self.layout.journal, self.store)
         for group in self.store.load_all(SecurityGroupRecord):
             self.mirror.show_group(group)
         for pair in self.store.load_all(KeyPairRecord):
@@ -95,8 +108,18 @@ class State:
             self.mirror.show_tags(tags)
 
     def save(self, record: Record) -> None:
-        """Write a record of a disk, image or instance, then show it."""
-        self.store.save(record)
+        """Write a record of a disk, image or instance, then show it.
+
+        In a request (:meth:`request`), raises StorageError when it cannot be written; then it is as it was
+        before. Out of one, what happened has happened: it is shown, and written as soon as that is possible.
+        """
+        if self._request is not None:
+            self.write(record)
+        else:
+            self._write_or_remember(record)
+        self._show(record)
+
+    def _show(self, record: Record) -> None:
         match record:
             case InstanceRecord():
                 self.instances[record.id] = record
@@ -111,8 +134,62 @@ class State:
                 self.images[record.id] = record
                 self.mirror.show_image(record)
 
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """What is made in this context is there whole or not at all (lock held)."""
+        self._request = Request(self.layout.journal)
+        try:
+            yield
+        finally:
+            self._request.end()
+            self._request = None
+
+    def write(self, record: Record) -> None:
+        """Write a record. Raises StorageError, and then undoes what the request has made."""
+        try:
+            if self._request is not None and not self.store.exists(record):
+                self._request.note(record)
+            self.store.save(record)
+        except OSError as error:
+            log.error("%s %s is not written: %s", record.kind, record.key, error)
+            self._undo(record)
+            raise StorageError(
+                f"localec2 cannot write below {self.layout.state_dir}: {error.strerror or error}",
+                hint="make room there",
+            ) from error
+
+    def _undo(self, failed: Record) -> None:
+        made = self._request.made if self._request is not None else []
+        for record in made:
+            self.forget(record)
+            if isinstance(record, VolumeRecord):
+                self.layout.volume(record.id).unlink(missing_ok=True)
+        if not any(record is failed for record in made) and self.store.exists(failed):
+            self._show(self.store.revert(failed))
+        # What moto makes itself it had made before we could record it.
+        self.mirror.keep_only(
+            [*self._default_groups, *self.store.load_all(SecurityGroupRecord)],
+            self.store.load_all(KeyPairRecord),
+            self.store.load_all(ParameterRecord),
+        )
+
+    def _write_or_remember(self, record: Record) -> None:
+        place = (type(record), record.key)
+        try:
+            self.store.save(record)
+            self._unwritten.pop(place, None)
+        except OSError as error:
+            log.error("%s %s is to be written later: %s", record.kind, record.key, error)
+            self._unwritten[place] = record
+
+    def write_again(self) -> None:
+        """Write what could not be written when it happened."""
+        for record in list(self._unwritten.values()):
+            self._write_or_remember(record)
+
     def forget(self, record: Record) -> None:
         """The reverse of save."""
+        self._unwritten.pop((type(record), record.key), None)
         match record:
             case InstanceRecord():
                 self.instances.pop(record.id, None)

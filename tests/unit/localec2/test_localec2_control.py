@@ -177,4 +177,5 @@ def test_nothing_is_readable_for_others(served: Served) -> None:
     for record in state_dir.rglob("*.json"):
         assert record.stat().st_mode & 0o077 == 0, record
     served.restart()
-    assert served.ssm.get_parameter(Name="/secret", WithDecryption=True)["Parameter"]["Value"] == "x"
+    parameter = served.ssm.get_parameter(Name="/secret", WithDecryption=True)["Parameter"]
+    assert (parameter["Name"], parameter["Value"]) == ("/secret", "x")

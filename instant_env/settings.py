@@ -78,6 +78,9 @@ class Settings(BaseModel):
     recipes_dir: Path = ROOT / "recipes"
     results_dir: Path = ROOT / "results"
     accelerator: AcceleratorChoice = AcceleratorChoice.AUTO
+    local_egress: bool = Field(
+        default=True, description="machines of localec2 reach the internet, as the security groups say"
+    )
 
     @property
     def local_dir(self) -> Path:

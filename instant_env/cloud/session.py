@@ -107,7 +107,7 @@ def _connect_local(settings: Settings, progress: Progress) -> Cloud:
         ssh_port=settings.ssh_port or endpoint.ssh_port,
         caller_ip_url=settings.caller_ip_url or endpoint.caller_ip_url,
         accelerator=endpoint.accelerator,
-        accepts_early=True,
+        accepts_early=False,
     )
 
 

@@ -25,7 +25,10 @@ from instant_env.settings import AcceleratorChoice
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m instant_env.localec2", description=__doc__)
     parser.add_argument("--state-dir", type=Path, required=True)
-    parser.add_argument("--imds-helper", type=Path, required=True, help="the program that serves IMDS")
+    parser.add_argument("--netd", type=Path, required=True, help="the program that is the network")
+    parser.add_argument(
+        "--egress", action=argparse.BooleanOptionalAction, default=True, help="guests reach the world"
+    )
     parser.add_argument("--region", default="us-east-1")
     parser.add_argument("--accelerator", type=AcceleratorChoice, default=AcceleratorChoice.AUTO)
     parser.add_argument("--stop-timeout", type=float, default=90.0, help="seconds from power button to plug")
@@ -44,8 +47,9 @@ def main(argv: list[str]) -> int:
         from instant_env.localec2.process import ServerProcess
 
         process = ServerProcess(
-            layout, imds_helper=arguments.imds_helper.resolve(), region=arguments.region,
+            layout, netd=arguments.netd.resolve(), region=arguments.region,
             accelerator=arguments.accelerator, stop_timeout_s=arguments.stop_timeout,
+            egress=arguments.egress,
         )  # fmt: skip
         process.open(Arch.parse(os.uname().machine))
     except InstantEnvError as error:

@@ -52,11 +52,9 @@ ACTIONS: dict[str, frozenset[str]] = {
         "NetworkInterface.DeviceIndex", "NetworkInterface.AssociatePublicIpAddress",
         "NetworkInterface.SecurityGroupId", "NetworkInterface.SubnetId",
         "NetworkInterface.DeleteOnTermination", "DisableApiTermination", "DisableApiStop",
-        "HibernationOptions.Configured",
     },
-    "CancelSpotInstanceRequests": frozenset({"SpotInstanceRequestId"}),
     "StartInstances": frozenset({"InstanceId"}),
-    "StopInstances": frozenset({"InstanceId", "Force", "SkipOsShutdown", "Hibernate"}),
+    "StopInstances": frozenset({"InstanceId", "Force", "SkipOsShutdown"}),
     "TerminateInstances": frozenset({"InstanceId", "Force", "SkipOsShutdown"}),
     "RebootInstances": frozenset({"InstanceId"}),
     "ModifyInstanceAttribute": frozenset(
@@ -105,11 +103,9 @@ ACTIONS: dict[str, frozenset[str]] = {
 #: Accepted with exactly these values, because they ask for what happens anyway.
 ONLY_VALUES: dict[tuple[str, str], frozenset[str]] = {
     ("RunInstances", "InstanceMarketOptions.MarketType"): frozenset({"spot"}),
-    ("RunInstances", "InstanceMarketOptions.SpotOptions.SpotInstanceType"): frozenset(
-        {"one-time", "persistent"}
-    ),
+    ("RunInstances", "InstanceMarketOptions.SpotOptions.SpotInstanceType"): frozenset({"one-time"}),
     ("RunInstances", "InstanceMarketOptions.SpotOptions.InstanceInterruptionBehavior"): frozenset(
-        {"terminate", "stop", "hibernate"}
+        {"terminate"}
     ),
     ("RunInstances", "InstanceInitiatedShutdownBehavior"): frozenset({"stop", "terminate"}),
     ("CreateKeyPair", "KeyFormat"): frozenset({"pem"}),

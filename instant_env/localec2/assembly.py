@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from concurrent.futures import Future
 from pathlib import Path
 
 from instant_env.arch import Arch
-from instant_env.errors import InstantEnvError
 from instant_env.localec2 import disks, metadata, qemu
 from instant_env.localec2.accelerator import Accelerator
+from instant_env.localec2.addresses import NetworkError
 from instant_env.localec2.machine import Machine
 from instant_env.localec2.moto_api import INSTANCE_TYPES
-from instant_env.localec2.network import Link, UserNetwork
+from instant_env.localec2.netd_client import ANSWER_TIMEOUT_S, Answer
+from instant_env.localec2.network import Interface, Network, rules
 from instant_env.localec2.records import InstanceRecord, VolumeRecord
 from instant_env.localec2.state import State
 
@@ -27,15 +28,13 @@ class Assembly:
     def __init__(
         self,
         state: State,
-        network: UserNetwork,
-        imds_helper: Path,
+        network: Network,
         accelerators: Callable[[qemu.Platform], Accelerator],
     ) -> None:
         self.state = state
         self.network = network
-        self._imds_helper = imds_helper
         self._accelerators = accelerators
-        self._links: dict[str, Link] = {}
+        self._cables: dict[str, list[Future[Answer]]] = {}
 
     def make_disk(self, volume: VolumeRecord) -> None:
         """The volume's file, when it is not there yet (lock not held: it may take a moment)."""
@@ -56,25 +55,14 @@ class Assembly:
             part = variables.with_suffix(".part")  # a full disk must not leave half of it
             shutil.copyfile(platform.firmware_variables, part)
             part.replace(variables)
-        if instance.wants_public_ip and instance.public_ip is None:
-            instance.public_ip = self.network.allot()
         instance.qmp_socket = str(layout.qmp_socket(instance.id))
-        self.state.save(instance)
-        link = self.network.bound(
-            Link(
-                private_ip=instance.private_ip, public_ip=instance.public_ip,
-                domain=metadata.internal_domain(self.state.region), imds_helper=self._imds_helper,
-                metadata_file=self.write_metadata(instance), ports=self.state.ports(instance),
-            )
-        )  # fmt: skip
-        self._links[instance.id] = link
+        nics = self.connect(instance)
         vcpus, memory_mib = machine_size(instance.instance_type)
         spec = qemu.MachineSpec(
             instance_id=instance.id, instance_type=instance.instance_type, platform=platform,
             accelerator=self._accelerators(platform), vcpus=vcpus, memory_mib=memory_mib,
             disks=tuple(qemu.Disk(volume.id, layout.volume(volume.id)) for volume in volumes),
-            mac_address=instance.mac_address, network=tuple(self.network.arguments(link)),
-            variables=variables,
+            nics=nics, variables=variables,
             console=directory / "console.log", qmp=layout.qmp_socket(instance.id),
         )  # fmt: skip
         return Machine(spec, directory / "qemu.log", on_exit)
@@ -92,22 +80,54 @@ class Assembly:
         metadata.write(path, content | self.state.faults.imds(instance.id))
         return path
 
-    def refresh_ports(self, instance: InstanceRecord, machine: Machine) -> None:
-        """Open and close ports of a running machine as its security groups say now."""
-        link = self._links.get(instance.id)
-        if link is None:
-            return
-        try:
-            ports = self.network.change_ports(link, self.state.ports(instance), machine.qmp.monitor)
-        except InstantEnvError as error:  # the machine is just ending: its exit tells the rest
-            log.warning("%s: ports not changed: %s", instance.id, error)
-        else:
-            self._links[instance.id] = replace(link, ports=ports)
+    def connect(self, instance: InstanceRecord) -> tuple[qemu.Nic, ...]:
+        """Give an instance's interfaces their place in the network, and a public address if it wants one.
+
+        :meth:`await_network` waits until a machine can be started with what this returns.
+        """
+        if instance.wants_public_ip and instance.public_ip is None:
+            instance.public_ip = self.network.addresses.allot()
+        self.state.save(instance)
+        self.refresh_groups()
+        interfaces = self.interfaces(instance, self.write_metadata(instance))
+        self._cables[instance.id] = [self.network.plug(interface) for interface in interfaces]
+        return tuple(qemu.Nic(item.id, item.mac, Path(item.socket)) for item in interfaces)
+
+    def interfaces(self, instance: InstanceRecord, metadata_file: Path) -> list[Interface]:
+        """An instance's network interfaces, the primary one first."""
+        return [
+            Interface(
+                id=instance.interface_id, socket=str(self.state.layout.nic_socket(instance.interface_id)),
+                mac=instance.mac_address, address=instance.private_ip,
+                subnet=self.state.subnet(instance.subnet_id).cidr_block, public=instance.public_ip or "",
+                host_name=metadata.host_name(instance.private_ip), metadata=str(metadata_file),
+                groups=tuple(instance.security_group_ids),
+            )
+        ]  # fmt: skip
+
+    def await_network(self, instance_id: str) -> None:
+        """Return when QEMU can connect a new machine's interfaces (lock not held). Raises NetworkError."""
+        for cable in self._cables.pop(instance_id, []):
+            try:
+                cable.result(ANSWER_TIMEOUT_S)
+            except TimeoutError as error:
+                raise NetworkError("the network does not answer") from error
+
+    def refresh_groups(self) -> None:
+        """Make the network admit what the security groups say now."""
+        self.network.set_groups(rules(self.state.groups()))
+
+    def refresh_interfaces(self, instance: InstanceRecord) -> None:
+        """Tell the network of the present addresses and groups of a running machine."""
+        file = self.state.layout.instance(instance.id) / "metadata.json"
+        for interface in self.interfaces(instance, file):
+            self.network.plug(interface)
 
     def unplugged(self, instance: InstanceRecord) -> None:
         """The machine is no more: its address is free."""
-        self._links.pop(instance.id, None)
-        self.network.release(instance.public_ip)
+        self._cables.pop(instance.id, None)
+        self.network.unplug(instance.interface_id)
+        self.network.addresses.release(instance.public_ip)
         instance.public_ip = None
 
 

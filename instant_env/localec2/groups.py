@@ -116,7 +116,7 @@ class Groups(EC2Response):  # type: ignore[misc]  # moto is untyped
 
     def _rules_changed(self, group_id: str) -> None:
         self.plane.capture_group(group_id)
-        self.plane.lifecycle.refresh_ports()
+        self.plane.lifecycle.refresh_network()
 
     def authorize_security_group_ingress(self) -> ActionResult:
         group_id = self._group().id

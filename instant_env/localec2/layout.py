@@ -109,7 +109,14 @@ class Layout:
         return _private(Path("/tmp") / f"{name}-{os.getuid()}")  # noqa: S108 - owner and mode are checked
 
     def qmp_socket(self, instance_id: str) -> Path:
-        path = self.runtime() / f"{instance_id}.qmp"
+        return self._socket(f"{instance_id}.qmp")
+
+    def nic_socket(self, interface_id: str) -> Path:
+        """Where a machine's network card meets the network."""
+        return self._socket(f"{interface_id}.nic")
+
+    def _socket(self, name: str) -> Path:
+        path = self.runtime() / name
         if len(str(path)) > MAX_SOCKET_PATH:
             raise LayoutError(f"socket path too long: {path}")
         return path

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from instant_env.arch import Arch
 from instant_env.errors import InstantEnvError
-from instant_env.localec2 import accelerator, qemu, restore
+from instant_env.localec2 import accelerator, metadata, qemu, restore
+from instant_env.localec2.addresses import AddressBlock
 from instant_env.localec2.assembly import Assembly
 from instant_env.localec2.layout import Layout
 from instant_env.localec2.lifecycle import Lifecycle
-from instant_env.localec2.network import UserNetwork
+from instant_env.localec2.network import Network
 from instant_env.localec2.plane import Plane
 from instant_env.localec2.records import RecordStore, write_atomically
 from instant_env.localec2.server import LocalServer
@@ -36,11 +37,12 @@ class ServerProcess:
     """What runs in the background."""
 
     def __init__(
-        self, layout: Layout, *, imds_helper: Path, region: str, accelerator: AcceleratorChoice,
-        stop_timeout_s: float,
+        self, layout: Layout, *, netd: Path, region: str, accelerator: AcceleratorChoice,
+        stop_timeout_s: float, egress: bool,
     ) -> None:  # fmt: skip
         self.layout = layout
-        self.imds_helper = imds_helper
+        self.netd = netd
+        self.egress = egress
         self.region = region
         self.accelerator_choice = accelerator
         self.stop_timeout_s = stop_timeout_s
@@ -59,16 +61,22 @@ class ServerProcess:
         store = RecordStore(self.layout.records)
         record = restore.identity(store)
         lost = restore.end_lost_machines(self.layout, store)
-        self.network = UserNetwork(record.address_block)
+        self.network = Network(
+            AddressBlock(record.address_block), self.netd, vpc=metadata.VPC_CIDR,
+            domain=metadata.internal_domain(self.region), egress=self.egress,
+        )  # fmt: skip
         self.state = State(self.layout, store, record, self.region)
-        assembly = Assembly(self.state, self.network, self.imds_helper, self._accelerator)
+        assembly = Assembly(self.state, self.network, self._accelerator)
         lifecycle = Lifecycle(self.state, assembly, self.stop_timeout_s)
         self.plane = Plane(self.state, lifecycle)
+        lifecycle.hears_guests = True
+        self.network.on_loss = lifecycle.network_lost
+        self.network.on_guest_up = lifecycle.interface_spoke
         with self.state.lock:
             self.state.load()
             restore.settle(self.state, lifecycle, self.plane.images, lost)
         self.server = LocalServer(self.plane, record.port)
-        record.address_block, record.port = self.network.block, self.server.server_address[1]
+        record.address_block, record.port = self.network.addresses.number, self.server.server_address[1]
         store.save(record)
         threading.Thread(target=self.server.serve_forever, args=(0.1,), name="http", daemon=True).start()
         threading.Thread(target=self._purge, name="purge", daemon=True).start()
@@ -90,7 +98,7 @@ class ServerProcess:
         record = self.state.server
         endpoint = {
             "url": self.server.url, "region": self.region, "access_key_id": record.access_key_id,
-            "secret_access_key": record.secret_access_key, "ssh_port": self.network.ssh_port,
+            "secret_access_key": record.secret_access_key, "ssh_port": self.network.addresses.ssh_port,
             "pid": os.getpid(),
             "state_dir": str(self.layout.state_dir), "accelerator": chosen, "admin_token": record.admin_token,
             "caller_ip_url": f"{self.server.url}/_localec2/caller-ip",
@@ -101,7 +109,7 @@ class ServerProcess:
         while not self._ending.wait(PURGE_INTERVAL_S):
             with self.state.lock:
                 self.state.write_again()
-                self.plane.purge()
+                self.plane.lifecycle.purge()
 
     def close(self, down_timeout_s: float) -> None:
         """Go down: no new requests, machines off, endpoint.json gone."""

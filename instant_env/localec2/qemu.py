@@ -23,9 +23,10 @@ MAX_MEMORY_MIB = 1024
 VOLUME_SLOTS = 4
 #: Scheduling priority: the machines must not starve the program that measures them.
 NICE = 10
-#: Cache of translated code under emulation, MiB. QEMU forks itself for every new IMDS connection, which takes
-#: longer the more of it is filled (benchmarks/imds.py: 19 ms with 512); with 128 a boot of Debian empties it
-#: over and over, and took longer in the runs we saw. QEMU's own choice is 1 GiB.
+#: Empty slots for network interfaces beside the primary one.
+NIC_SLOTS = 1
+#: Cache of translated code under emulation, MiB. With 128 a boot of Debian empties it over and over, and took
+#: longer in the runs we saw. QEMU's own choice is 1 GiB, of which several machines at once make much.
 TRANSLATION_CACHE_MIB = 512
 
 _SYSTEM = {Arch.X86_64: "qemu-system-x86_64", Arch.ARM64: "qemu-system-aarch64"}
@@ -111,6 +112,32 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class Nic:
+    """A network interface as a machine sees it: a virtio card whose cable is a Unix socket of netd."""
+
+    interface_id: str
+    mac_address: str
+    socket: Path
+
+    @property
+    def netdev(self) -> dict[str, Any]:
+        """Arguments of netdev_add."""
+        address = {"type": "unix", "path": str(self.socket)}
+        return {"type": "stream", "id": f"net-{self.interface_id}", "server": False, "addr": address}
+
+    def device(self, bus: str) -> dict[str, Any]:
+        """Arguments of device_add.
+
+        romfile: without it the card's boot ROM adds seconds of network boot to a machine that boots from its
+        disk.
+        """
+        return {
+            "driver": "virtio-net-pci", "id": f"dev-{self.interface_id}", "netdev": self.netdev["id"],
+            "mac": self.mac_address, "bus": bus, "romfile": "",
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
 class MachineSpec:
     """Everything that decides a machine's command line."""
 
@@ -121,8 +148,7 @@ class MachineSpec:
     vcpus: int
     memory_mib: int
     disks: tuple[Disk, ...]  # the root first, then one per slot
-    mac_address: str
-    network: tuple[str, ...]
+    nics: tuple[Nic, ...]  # the primary one first, then one per slot
     variables: Path
     console: Path
     qmp: Path
@@ -139,15 +165,18 @@ def slot(index: int) -> str:
     return f"slot{index}"
 
 
+def nic_slot(index: int) -> str:
+    """Name of the PCIe slot for the network interface with this device index, counted from 1."""
+    return f"nicslot{index}"
+
+
 def command(spec: MachineSpec) -> list[str]:
     """The whole command line."""
     if not 1 <= len(spec.disks) <= 1 + VOLUME_SLOTS:
         raise ValueError(f"{len(spec.disks)} disks for {1 + VOLUME_SLOTS} places")
     line = ["nice", "-n", str(NICE), spec.platform.system, "-name", spec.instance_id]
     line += ["-nodefaults", "-no-user-config", "-display", "none"]
-    # No more than this: guestfwd starts the IMDS helper (spawn) in a session of its own, and setsid is among
-    # what `elevateprivileges` forbids, in its milder form `children` too; the helper then dies silently.
-    line += ["-sandbox", "on,obsolete=deny,resourcecontrol=deny"]
+    line += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
     line += ["-machine", machine_type(spec.platform.arch), "-accel", _accelerator(spec.accelerator)]
     line += ["-cpu", _cpu(spec), "-smp", str(spec.vcpus), "-m", f"{spec.memory_mib}M"]
     line += [
@@ -164,15 +193,19 @@ def command(spec: MachineSpec) -> list[str]:
     root_bus = "pcie.0"
     for index in range(1, VOLUME_SLOTS + 1):
         line += ["-device", f"pcie-root-port,id={slot(index)},bus={root_bus},chassis={index},slot={index}"]
+    for index in range(1, NIC_SLOTS + 1):
+        number = VOLUME_SLOTS + index
+        line += [
+            "-device", f"pcie-root-port,id={nic_slot(index)},bus={root_bus},chassis={number},slot={number}"
+        ]  # fmt: skip
     for index, disk in enumerate(spec.disks):
         device = disk.device(slot(index) if index else root_bus)
         if index == 0:
             device["bootindex"] = 0
         line += ["-blockdev", json.dumps(disk.block_device()), "-device", json.dumps(device)]
-    line += [*spec.network]
-    # romfile= : without it the card's boot ROM adds seconds of network boot to a machine that boots from its
-    # disk.
-    line += ["-device", f"virtio-net-pci,netdev=net0,mac={spec.mac_address},romfile="]
+    for index, nic in enumerate(spec.nics):
+        device = nic.device(nic_slot(index) if index else root_bus)
+        line += ["-netdev", json.dumps(nic.netdev), "-device", json.dumps(device)]
     line += ["-device", "virtio-rng-pci"]
     line += ["-chardev", f"file,id=console,path={_escaped(spec.console)}", "-serial", "chardev:console"]
     line += ["-chardev", f"socket,id=qmp,path={_escaped(spec.qmp)},server=on,wait=off"]

@@ -12,12 +12,12 @@ import string
 import time
 from pathlib import Path
 
+from instant_env.localec2.addresses import BLOCKS
 from instant_env.localec2.images import Images
 from instant_env.localec2.layout import Layout
 from instant_env.localec2.lifecycle import Lifecycle
 from instant_env.localec2.machine import end_lost
 from instant_env.localec2.moto_api import ACCOUNT_ID
-from instant_env.localec2.network import BLOCKS
 from instant_env.localec2.records import InstanceRecord, RecordStore, ServerRecord
 from instant_env.localec2.state import State
 
@@ -145,7 +145,7 @@ def _sweep(state: State, lifecycle: Lifecycle) -> None:
         if attachment and (instance is None or instance.state == "terminated"):
             volume.attachment = None
             if attachment.delete_on_termination:
-                lifecycle.storage.delete_volume(volume)
+                lifecycle.delete_volume(volume)
             else:
                 state.save(volume)
-    lifecycle.storage.collect()
+    lifecycle.collect_snapshots()

@@ -99,8 +99,8 @@ def up(settings: Settings, progress: Progress = lambda _: None) -> Endpoint:
         if (endpoint := _running(settings)) is not None:
             return endpoint
         progress("starting the embedded EC2")
-        helper = toolchain.go_build("instant_env/localec2/imds/cmd/imds", native)
-        _start(settings, layout, helper)
+        netd = toolchain.go_build("instant_env/localec2/netd", native)
+        _start(settings, layout, netd)
         endpoint = _running(settings)
     if endpoint is None:
         raise LocalEc2Error("localec2 started but does not answer", hint=f"see {layout.log}")
@@ -236,12 +236,12 @@ def _own_route(
         raise LocalEc2Error(f"localec2 does not answer: {error}") from error
 
 
-def _start(settings: Settings, layout: Layout, helper: Path) -> None:
+def _start(settings: Settings, layout: Layout, netd: Path) -> None:
     reader, writer = os.pipe()
     command = [
         sys.executable, "-m", "instant_env.localec2", "--state-dir", str(layout.state_dir),
-        "--imds-helper", str(helper), "--region", settings.region, "--accelerator",
-        settings.accelerator.value,
+        "--netd", str(netd), "--egress" if settings.local_egress else "--no-egress",
+        "--region", settings.region, "--accelerator", settings.accelerator.value,
         "--ready-fd", str(writer),
     ]  # fmt: skip
     # AWS_* of the caller's shell is none of the server's business.

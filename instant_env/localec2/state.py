@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -18,7 +18,6 @@ from instant_env.localec2.journal import Request, StorageError, undo_unanswered
 from instant_env.localec2.layout import Layout
 from instant_env.localec2.mirror import Mirror
 from instant_env.localec2.moto_api import EC2ClientError
-from instant_env.localec2.network import open_ports
 from instant_env.localec2.records import (
     ImageRecord,
     InstanceRecord,
@@ -30,7 +29,6 @@ from instant_env.localec2.records import (
     SecurityGroupRecord,
     ServerRecord,
     SnapshotRecord,
-    SpotRequestRecord,
     TagsRecord,
     VolumeRecord,
 )
@@ -65,9 +63,6 @@ class State:
         self.volumes: dict[str, VolumeRecord] = {}
         self.snapshots: dict[str, SnapshotRecord] = {}
         self.images: dict[str, ImageRecord] = {}
-        self.spot_requests: dict[str, SpotRequestRecord] = {}
-        #: Told of every instance that is saved: a spot request follows its instance.
-        self.on_instance: Callable[[InstanceRecord], None] = lambda _: None
         self._awaited = threading.local()
         self._request: Request | None = None
         self._unwritten: dict[tuple[type[Record], str], Record] = {}
@@ -108,9 +103,6 @@ class State:
         for volume in self.store.load_all(VolumeRecord):
             self.volumes[volume.id] = volume
             self.mirror.show_volume(volume)
-        for request in self.store.load_all(SpotRequestRecord):
-            self.spot_requests[request.id] = request
-            self.mirror.show_tags(TagsRecord(resource_id=request.id, tags=request.tags))
         for tags in self.store.load_all(TagsRecord):
             self.mirror.show_tags(tags)
 
@@ -131,10 +123,6 @@ class State:
             case InstanceRecord():
                 self.instances[record.id] = record
                 self.mirror.show_instance(record)
-                self.on_instance(record)
-            case SpotRequestRecord():
-                self.spot_requests[record.id] = record
-                self.mirror.show_tags(TagsRecord(resource_id=record.id, tags=record.tags))
             case VolumeRecord():
                 self.volumes[record.id] = record
                 self.mirror.show_volume(record)
@@ -214,9 +202,6 @@ class State:
             case ImageRecord():
                 self.images.pop(record.id, None)
                 self.mirror.hide_image(record.id)
-            case SpotRequestRecord():
-                self.spot_requests.pop(record.id, None)
-                self.mirror.ec2.tags.pop(record.id, None)
             case TagsRecord():
                 self.mirror.ec2.tags.pop(record.resource_id, None)
         self.store.delete(type(record), record.key)
@@ -261,11 +246,9 @@ class State:
         mine = [(a.device != root, a.device, v) for a, v in found if a.instance_id == instance_id]
         return [volume for _, _, volume in sorted(mine, key=lambda item: item[:2])]
 
-    def ports(self, instance: InstanceRecord) -> frozenset[int]:
-        """The ports that the instance's security groups open."""
-        ec2 = self.mirror.ec2
-        groups = (group for group in instance.security_group_ids if ec2.get_security_group_from_id(group))
-        return open_ports(rule for group in groups for rule in self.mirror.capture_group(group).rules)
+    def groups(self) -> list[SecurityGroupRecord]:
+        """All security groups, as they are now."""
+        return [self.mirror.capture_group(group.id) for group in self.mirror.ec2.describe_security_groups()]
 
     def group_names(self, group_ids: Iterable[str]) -> list[str]:
         groups = (self.mirror.ec2.get_security_group_from_id(group_id) for group_id in group_ids)

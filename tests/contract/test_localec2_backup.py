@@ -35,8 +35,7 @@ class Bench:
         spec = qemu.MachineSpec(
             instance_id="i-00000000000000000", instance_type="t3.micro", platform=platform, accelerator="tcg",
             vcpus=1, memory_mib=256, disks=tuple(qemu.Disk(name, self.path(name)) for name in (ROOT, EXTRA)),
-            mac_address="02:00:00:00:00:01", network=("-netdev", "user,id=net0,restrict=on"),
-            variables=variables, console=directory / "console.log", qmp=directory / "qmp",
+            nics=(), variables=variables, console=directory / "console.log", qmp=directory / "qmp",
         )  # fmt: skip
         self.machine = Machine(spec, directory / "qemu.log", lambda _: self.exits.set())
         self.machine.start()

@@ -66,9 +66,8 @@ def test_every_volume_is_as_slow_as_it_was_told(tmp_path: Path) -> None:
         disks.create(volume.path, 1)
     platform = qemu.find_platform(Arch.X86_64)
     spec = qemu.MachineSpec(
-        "i-0123456789abcdef0", "t3.micro", platform, "tcg", 1, 256, volumes, "02:11:22:33:44:55",
-        ("-netdev", "user,id=net0,restrict=on"), tmp_path / "variables.fd", tmp_path / "console.log",
-        tmp_path / "qmp",
+        "i-0123456789abcdef0", "t3.micro", platform, "tcg", 1, 256, volumes, (),
+        tmp_path / "variables.fd", tmp_path / "console.log", tmp_path / "qmp",
     )  # fmt: skip
     shutil.copyfile(platform.firmware_variables, spec.variables)
     machine = Machine(spec, tmp_path / "qemu.log", lambda _: None)

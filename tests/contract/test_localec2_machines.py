@@ -116,7 +116,7 @@ def test_one_server_per_state_directory(local_cloud: LocalCloud) -> None:
     assert starter.up(local_cloud.settings) == local_cloud.endpoint
     command = [
         sys.executable, "-m", "instant_env.localec2", "--state-dir", str(local_cloud.endpoint.state_dir),
-        "--imds-helper", "/bin/true",
+        "--netd", "/bin/true",
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode == 1

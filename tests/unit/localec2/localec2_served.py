@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,14 @@ from botocore.config import Config
 
 from instant_env.arch import Arch
 from instant_env.localec2 import disks, restore
+from instant_env.localec2.addresses import AddressBlock
 from instant_env.localec2.assembly import Assembly
 from instant_env.localec2.backup import Copy
 from instant_env.localec2.images import StockRegistration
 from instant_env.localec2.layout import Layout
 from instant_env.localec2.lifecycle import Lifecycle
 from instant_env.localec2.machine import Machine, MachineError
-from instant_env.localec2.network import UserNetwork
+from instant_env.localec2.network import Interface, Network
 from instant_env.localec2.plane import Plane
 from instant_env.localec2.qemu import Disk, MachineSpec, Platform
 from instant_env.localec2.records import InstanceRecord, RecordStore, VolumeRecord
@@ -38,7 +40,6 @@ class PretendMachine(Machine):
     """Runs from `start` until somebody ends it; a t3.nano never starts."""
 
     copying: threading.Event
-    sleeps = True
 
     def start(self) -> None:
         self.copying = threading.Event()  # clear it to keep copies under way
@@ -55,12 +56,6 @@ class PretendMachine(Machine):
             self.guest_shutdown = guest
             self.ended.set()
             threading.Thread(target=self._on_exit, args=(self,)).start()
-
-    def hibernate(self, timeout_s: float) -> bool:  # noqa: ARG002 - nobody waits that long here
-        """The guest obeys, unless it has been told not to."""
-        if self.sleeps:
-            self.power_off(guest=True)
-        return self.ended.wait(0.2)
 
     def quit(self, copies_timeout_s: float = 0) -> None:  # noqa: ARG002 - nothing of its copies can end
         self.power_off(guest=False)
@@ -98,25 +93,44 @@ class PretendMachine(Machine):
             made.replace(copy.target)
 
 
+class PretendNetwork(Network):
+    """Has addresses, and keeps what it was told."""
+
+    def __init__(self, addresses: AddressBlock) -> None:
+        self.addresses = addresses
+        self.groups: dict[str, list[dict[str, Any]]] = {}
+        self.interfaces: dict[str, Interface] = {}
+
+    def set_groups(self, groups: dict[str, list[dict[str, Any]]]) -> None:
+        self.groups = groups
+
+    def plug(self, interface: Interface) -> Future[dict[str, Any]]:
+        self.interfaces[interface.id] = interface
+        done: Future[dict[str, Any]] = Future()
+        done.set_result({})
+        return done
+
+    def unplug(self, interface_id: str) -> None:
+        self.interfaces.pop(interface_id, None)
+
+    def close(self) -> None:
+        self.addresses.close()
+
+
 class PretendAssembly(Assembly):
     """Machines that pretend, with real disks; no ports are opened."""
 
     def machine(
         self, instance: InstanceRecord, volumes: list[VolumeRecord], on_exit: Callable[[Machine], None]
     ) -> Machine:
-        instance.public_ip = self.network.allot()
-        self.state.save(instance)
-        self.write_metadata(instance)
+        nics = self.connect(instance)
         layout = self.state.layout
         spec = MachineSpec(
             instance.id, instance.instance_type, Platform(Arch.X86_64, "", Path(), Path()), "tcg", 2, 1024,
-            tuple(Disk(volume.id, layout.volume(volume.id)) for volume in volumes), instance.mac_address, (),
+            tuple(Disk(volume.id, layout.volume(volume.id)) for volume in volumes), nics,
             Path(), Path(), Path(),
         )  # fmt: skip
         return PretendMachine(spec, Path(), on_exit)
-
-    def refresh_ports(self, instance: InstanceRecord, machine: Machine) -> None:
-        pass
 
 
 class Served:
@@ -130,9 +144,9 @@ class Served:
         layout = Layout.create(self.directory)
         store = RecordStore(layout.records)
         record = restore.identity(store)
-        self.network = UserNetwork(record.address_block)
+        self.network = PretendNetwork(AddressBlock(record.address_block))
         self.state = State(layout, store, record, REGION)
-        assembly = PretendAssembly(self.state, self.network, Path("/nonexistent/imds"), lambda _: "tcg")
+        assembly = PretendAssembly(self.state, self.network, lambda _: "tcg")
         self.plane = Plane(self.state, Lifecycle(self.state, assembly, stop_timeout_s=5.0))
         with self.state.lock:
             self.state.load()

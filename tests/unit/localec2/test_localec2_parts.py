@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 import subprocess
 import sys
@@ -14,19 +13,32 @@ import pytest
 
 from instant_env.arch import Arch
 from instant_env.errors import InstantEnvError, MissingToolError
-from instant_env.localec2 import accelerator, allowed, disks, layout, metadata, network, qemu, records
+from instant_env.localec2 import (
+    accelerator,
+    addresses,
+    allowed,
+    disks,
+    layout,
+    metadata,
+    network,
+    qemu,
+    records,
+)
 from instant_env.localec2.qmp import Qmp, QmpError
 from instant_env.settings import AcceleratorChoice
 
 HAS_QEMU = shutil.which("qemu-system-x86_64") is not None
 
 
+NIC = qemu.Nic("eni-0123456789abcdef0", "02:11:22:33:44:55", Path("/run/eni.nic"))
+
+
 def spec(arch: Arch = Arch.X86_64, accelerator_name: str = "tcg", disk_count: int = 1) -> qemu.MachineSpec:
     platform = qemu.Platform(arch, "/usr/bin/qemu", Path("/fw/code.fd"), Path("/fw/vars.fd"))
     made = tuple(qemu.Disk(f"vol-{n:017x}", Path(f"/v/{n}.qcow2")) for n in range(disk_count))
     return qemu.MachineSpec(
-        "i-0123456789abcdef0", "m7i.large", platform, accelerator_name, 2, 1024, made, "02:11:22:33:44:55",
-        ("-netdev", "user,id=net0"), Path("/i/vars,copy.fd"), Path("/i/console.log"), Path("/run/x.qmp"),
+        "i-0123456789abcdef0", "m7i.large", platform, accelerator_name, 2, 1024, made,
+        (NIC,), Path("/i/vars,copy.fd"), Path("/i/console.log"), Path("/run/x.qmp"),
     )  # fmt: skip
 
 
@@ -48,7 +60,6 @@ def test_a_machine_looks_like_ec2() -> None:
     (nvme,) = [json.loads(text) for text in options(line, "-device") if '"nvme"' in text]
     assert nvme["serial"] == "vol00000000000000000"
     assert nvme["bootindex"] == 0
-    assert "virtio-net-pci,netdev=net0,mac=02:11:22:33:44:55,romfile=" in options(line, "-device")
 
 
 def test_nothing_is_there_that_was_not_asked_for() -> None:
@@ -107,31 +118,28 @@ def rule(**fields: object) -> records.RuleRecord:
 
 
 @pytest.mark.parametrize(
-    ("fields", "ports"),
+    ("fields", "said"),
     [
-        ({}, {22}),
-        ({"ip_range": {"CidrIp": "0.0.0.0/0"}}, {22}),
-        ({"ip_range": {"CidrIp": "10.0.0.0/8"}}, set()),
-        ({"ip_range": {"CidrIpv6": "::/0"}}, set()),
-        ({"ip_range": {}, "source_group": {"GroupId": "sg-1"}}, set()),
-        ({"egress": True}, set()),
-        ({"ip_protocol": "udp"}, set()),
-        ({"from_port": 8000, "to_port": 8002}, {8000, 8001, 8002}),
+        ({}, {}),
+        ({"ip_range": {"CidrIpv6": "::/0"}}, {"cidr": ""}),
+        ({"ip_range": {}, "source_group": {"GroupId": "sg-1"}}, {"cidr": "", "group": "sg-1"}),
+        ({"egress": True}, {"egress": True}),
+        (
+            {"ip_protocol": "-1", "from_port": None, "to_port": None},
+            {"protocol": "-1", "from": 0, "to": 65535},
+        ),
+        ({"ip_protocol": "icmp", "from_port": 8, "to_port": -1}, {"protocol": "icmp", "from": 8, "to": -1}),
     ],
 )
-def test_rules_open_ports_to_the_caller_only(fields: dict[str, object], ports: set[int]) -> None:
-    assert network.open_ports([rule(**fields)]) == ports
-
-
-def test_wide_rules_open_a_few_ports() -> None:
-    everything = network.open_ports([rule(ip_protocol="-1", from_port=None, to_port=None)])
-    assert {22, 443, 8080} <= everything
-    assert len(everything) < 64
+def test_rules_in_the_words_of_the_network(fields: dict[str, object], said: dict[str, object]) -> None:
+    group = records.SecurityGroupRecord(id="sg-0", name="g", description="d", rules=[rule(**fields)])
+    usual = {"egress": False, "protocol": "tcp", "from": 22, "to": 22, "cidr": "127.0.0.1/32", "group": ""}
+    assert network.rules([group]) == {"sg-0": [usual | said]}
 
 
 def test_two_servers_get_different_addresses() -> None:
-    first = network.UserNetwork(7)
-    second = network.UserNetwork(7)
+    first = addresses.AddressBlock(7)
+    second = addresses.AddressBlock(7)
     try:
         assert first.allot().rsplit(".", 1)[0] != second.allot().rsplit(".", 1)[0]
     finally:
@@ -140,7 +148,7 @@ def test_two_servers_get_different_addresses() -> None:
 
 
 def test_an_address_is_not_given_again_at_once() -> None:
-    net = network.UserNetwork(99)
+    net = addresses.AddressBlock(99)
     try:
         first = net.allot()
         net.release(first)
@@ -149,19 +157,14 @@ def test_an_address_is_not_given_again_at_once() -> None:
         net.close()
 
 
-def test_a_link_shuts_the_guest_in() -> None:
-    net = network.UserNetwork(123)
-    try:
-        address = net.allot()
-        helper, file = Path("/opt/a b/imds"), Path("/s/metadata.json")
-        link = network.Link("172.31.5.10", address, "ec2.internal", helper, file, frozenset({22}))
-        _, options_text = net.arguments(link)
-    finally:
-        net.close()
-    assert "restrict=on" in options_text
-    assert f"hostfwd=tcp:{address}:{net.ssh_port}-172.31.5.10:22" in options_text
-    command = options_text.split("-cmd:")[1].split(",hostfwd")[0]
-    assert shlex.split(command) == ["/opt/a b/imds", "--metadata", "/s/metadata.json"]
+def test_a_network_card_ends_in_a_socket() -> None:
+    line = qemu.command(spec())
+    (card,) = [json.loads(text) for text in options(line, "-device") if "virtio-net" in text]
+    (cable,) = [json.loads(text) for text in options(line, "-netdev")]
+    assert card["mac"] == "02:11:22:33:44:55"
+    assert card["netdev"] == cable["id"]
+    assert cable["addr"] == {"type": "unix", "path": "/run/eni.nic"}
+    assert "spawn=deny" in options(line, "-sandbox")[0]
 
 
 # Records and places
@@ -218,8 +221,8 @@ def test_sockets_of_deep_directories_are_short(tmp_path: Path) -> None:
         ("RunInstances", {"IamInstanceProfile.Name": "x"}, "IamInstanceProfile.Name"),
         ("RunInstances", {"NetworkInterface.1.Ipv6AddressCount": "1"}, "NetworkInterface.1.Ipv6AddressCount"),
         ("RunInstances", {"SomethingNew.1": "x"}, "SomethingNew.1"),
-        ("RunInstances", {"InstanceMarketOptions.MarketType": "capacity-block"}, "capacity-block"),
-        ("StartInstances", {"AdditionalInfo": "x"}, "AdditionalInfo"),
+        ("RunInstances", {"InstanceMarketOptions.SpotOptions.SpotInstanceType": "persistent"}, "persistent"),
+        ("StopInstances", {"Hibernate": "true"}, "Hibernate"),
         ("DescribeEverything; DropTable", {}, "Describe"),
     ],
 )
@@ -307,9 +310,9 @@ def test_the_server_refuses_a_helper_it_cannot_have(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "instant_env.localec2", "--state-dir", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode == 2
-    assert "--imds-helper" in result.stderr
+    assert "--netd" in result.stderr
 
 
 def test_errors_are_one_family() -> None:
-    for error in (disks.DiskError, QmpError, records.RecordError, network.NetworkError, layout.LayoutError):
+    for error in (disks.DiskError, QmpError, records.RecordError, addresses.NetworkError, layout.LayoutError):
         assert issubclass(error, InstantEnvError)

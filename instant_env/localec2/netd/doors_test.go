@@ -1,0 +1,229 @@
+package main
+
+import (
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// publicAddress is on the host's loopback; nothing else in these tests uses it.
+const publicAddress = "127.126.125.10"
+
+// offset makes port 22 bindable without privileges.
+const offset = 30000
+
+func doorNetwork(t *testing.T, rules ...rule) (*network, *testGuest) {
+	t.Helper()
+	n := testNetwork(t, config{portOffset: offset})
+	setGroups(t, n, map[string][]rule{"sg-1": rules})
+	g := newGuest(t, n, 10, publicAddress, "sg-1")
+	return n, g
+}
+
+func accepts(port string) bool {
+	conn, err := net.DialTimeout("tcp", publicAddress+":"+port, time.Second)
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
+}
+
+func TestAPortIsOpenWhileTheGuestListens(t *testing.T) {
+	_, g := doorNetwork(t, allow("tcp", 22, 22, "127.0.0.1/32"))
+	g.speak()
+	time.Sleep(5 * probeInterval)
+	if accepts("30022") {
+		t.Fatal("it is open though nothing listens")
+	}
+	begin := time.Now()
+	listener := g.listen(22)
+	eventually(t, "open", func() bool { return accepts("30022") })
+	if waited := time.Since(begin); waited > 20*probeInterval {
+		t.Errorf("it took %v", waited)
+	}
+	listener.Close()
+	eventually(t, "shut", func() bool { return !accepts("30022") })
+}
+
+func TestProbesDoNotReachTheListener(t *testing.T) {
+	_, g := doorNetwork(t, allow("tcp", 22, 22, "127.0.0.1/32"))
+	listener := g.listen(22)
+	g.speak()
+	accepted := make(chan net.Conn)
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- conn
+		}
+	}()
+	select {
+	case conn := <-accepted:
+		t.Fatalf("a connection from %v", conn.RemoteAddr())
+	case <-time.After(3 * openInterval):
+	}
+	client, err := net.Dial("tcp", publicAddress+":30022")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if conn := <-accepted; !strings.HasPrefix(conn.RemoteAddr().String(), "203.0.113.1:") {
+		t.Errorf("the guest sees %v", conn.RemoteAddr())
+	}
+}
+
+func TestOnlyAdmittedPortsOpen(t *testing.T) {
+	n, g := doorNetwork(t, allow("tcp", 22, 22, "10.0.0.0/8"), allow("udp", 80, 80, "0.0.0.0/0"))
+	g.listen(22)
+	g.listen(80)
+	g.speak()
+	time.Sleep(10 * probeInterval)
+	if accepts("30022") || accepts("30080") {
+		t.Fatal("open without a rule")
+	}
+	setGroups(t, n, map[string][]rule{"sg-1": {allow("tcp", 22, 22, "127.0.0.0/8")}})
+	eventually(t, "open by a new rule", func() bool { return accepts("30022") })
+	setGroups(t, n, map[string][]rule{"sg-1": {}})
+	eventually(t, "shut without it", func() bool { return !accepts("30022") })
+}
+
+func TestTheRuleIsAboutTheClientsOwnAddress(t *testing.T) {
+	_, g := doorNetwork(t, allow("tcp", 22, 22, "127.9.0.0/16"))
+	listener := g.listen(22)
+	go listener.Accept()
+	g.speak()
+	from := func(address string) error {
+		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}, Timeout: time.Second}
+		conn, err := dialer.Dial("tcp", publicAddress+":30022")
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		conn.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+		_, err = conn.Read(make([]byte, 1))
+		return err
+	}
+	eventually(t, "open", func() bool { return !errors.Is(from("127.9.0.1"), syscall.ECONNREFUSED) })
+	if err := from("127.8.0.1"); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("a client outside the range: %v", err)
+	}
+	var timeout net.Error
+	if err := from("127.9.0.1"); !errors.As(err, &timeout) || !timeout.Timeout() {
+		t.Errorf("a client inside the range: %v", err)
+	}
+}
+
+func TestAWideRuleOpensItsFirstAndTheUsualPorts(t *testing.T) {
+	n := testNetwork(t, config{})
+	setGroups(t, n, map[string][]rule{"sg-1": {{Protocol: "-1", To: 65535, CIDR: "0.0.0.0/0"}}})
+	ports := n.wantedPorts([]string{"sg-1"})
+	if len(ports) != 37 || ports[0] != 1 || ports[36] != 8443 {
+		t.Error(ports)
+	}
+}
+
+func TestAGuestThatIsGoneTakesItsDoorsAndConnections(t *testing.T) {
+	_, g := doorNetwork(t, allow("tcp", 22, 22, "127.0.0.1/32"))
+	listener := g.listen(22)
+	go listener.Accept()
+	g.speak()
+	eventually(t, "open", func() bool { return accepts("30022") })
+	client, err := net.Dial("tcp", publicAddress+":30022")
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond)
+	g.conn.Close()
+	client.SetReadDeadline(time.Now().Add(2 * time.Second))
+	if _, err := client.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("its connection: %v", err)
+	}
+	if accepts("30022") {
+		t.Error("its door is still open")
+	}
+}
+
+// echoed opens a connection and gives the guest's end of it.
+func connected(t *testing.T) (*net.TCPConn, *testGuest, net.Conn) {
+	t.Helper()
+	_, g := doorNetwork(t, allow("tcp", 2222, 2222, "127.0.0.1/32"))
+	listener := g.listen(2222)
+	g.speak()
+	accepted := make(chan net.Conn, 10)
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- conn
+		}
+	}()
+	var client net.Conn
+	eventually(t, "open", func() bool {
+		var err error
+		client, err = net.Dial("tcp", publicAddress+":2222")
+		return err == nil
+	})
+	t.Cleanup(func() { client.Close() })
+	return client.(*net.TCPConn), g, <-accepted
+}
+
+func TestHalfClose(t *testing.T) {
+	client, _, guest := connected(t)
+	client.Write([]byte("question"))
+	client.CloseWrite()
+	if got, err := io.ReadAll(guest); err != nil || string(got) != "question" {
+		t.Fatalf("%q, %v", got, err)
+	}
+	guest.Write([]byte("answer"))
+	guest.Close()
+	if got, err := io.ReadAll(client); err != nil || string(got) != "answer" {
+		t.Fatalf("%q, %v", got, err)
+	}
+}
+
+func TestResetsPass(t *testing.T) {
+	client, _, guest := connected(t)
+	client.SetLinger(0)
+	client.Close()
+	guest.SetReadDeadline(time.Now().Add(2 * time.Second))
+	if _, err := guest.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) || !strings.Contains(err.Error(), "reset") {
+		t.Errorf("the guest saw %v", err)
+	}
+}
+
+func TestMuchDataPassesUnchanged(t *testing.T) {
+	client, _, guest := connected(t)
+	data := make([]byte, 64<<20)
+	rand.Read(data)
+	go func() {
+		client.Write(data)
+		client.CloseWrite()
+	}()
+	go func() {
+		io.Copy(guest, onlyReader{guest}) // back again
+		guest.Close()
+	}()
+	if got, err := io.ReadAll(client); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("%d of %d bytes, %v", len(got), len(data), err)
+	}
+}
+
+func TestClientsKeepTheirAddress(t *testing.T) {
+	c := newClients()
+	one, other := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.9")
+	if c.of(one) != c.of(one) || c.of(one) == c.of(other) || !clientRange.Contains(c.of(other)) {
+		t.Error(c.of(one), c.of(other))
+	}
+}

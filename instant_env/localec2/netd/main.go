@@ -1,0 +1,170 @@
+// Command netd is the network of one localec2: the VPC that its guests are in.
+//
+// QEMU connects each network interface to a Unix socket of netd (-netdev stream) and netd decides about every
+// frame. It answers ARP and DHCP, serves IMDS at 169.254.169.254 to the instance that asks, the resolver at
+// the VPC's base address + 2 and at 169.254.169.253, and the time at 169.254.169.123; passes packets between
+// guests as the security groups of both say, statefully; carries connections to the world where that is
+// switched on; and opens a guest's port on its loopback address while the guest itself listens there, found
+// out by half-open SYNs. It needs no privileges.
+//
+// It is a child of the server and lives no longer: commands are JSON objects, one a line, on standard input,
+// answers on standard output in the same order, and the end of standard input is its own end.
+//
+//	{"id": 1, "do": "groups", "groups": {"sg-1": [{"protocol": "tcp", "from": 22, "to": 22, "cidr": "127.0.0.1/32"}]}}
+//	{"id": 2, "do": "port", "port": {"id": "eni-1", "socket": "/run/x/eni-1", "mac": "02:...", ...}}
+//	{"id": 3, "do": "faults", "name": "eni-1", "faults": {"drop_dhcp": 3}}
+//	{"id": 4, "do": "remove", "name": "eni-1"}
+//	{"id": 5, "do": "status"}
+//
+// An answer is {"id": 1}, with "error" when it failed. Between answers, {"event": "up", "port": "eni-1"} says
+// that a guest has used its address for the first time since it booted. A "port" that is known already is changed: its public
+// address and its groups, while the guest runs.
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+)
+
+func main() {
+	log.SetFlags(log.LstdFlags | log.Lmsgprefix)
+	log.SetPrefix("netd: ")
+	if err := run(os.Args[1:], os.Stdin, os.Stdout); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func run(arguments []string, in io.Reader, out io.Writer) error {
+	var c config
+	flags := flag.NewFlagSet("netd", flag.ContinueOnError)
+	flags.TextVar(&c.vpc, "vpc", netip.MustParsePrefix("172.31.0.0/16"), "the VPC's `CIDR` block")
+	flags.StringVar(&c.domain, "domain", "ec2.internal", "`domain` of private host names")
+	flags.BoolVar(&c.egress, "egress", false, "let guests reach the world")
+	flags.IntVar(&c.portOffset, "port-offset", 0, "guests' ports below 1024 are this `much` higher on the host")
+	if err := flags.Parse(arguments); err != nil {
+		return err
+	}
+	n, err := newNetwork(c)
+	if err != nil {
+		return err
+	}
+	defer n.close()
+	done := make(chan struct{})
+	defer close(done)
+	go n.probe(done)
+	decoder, encoder := json.NewDecoder(in), &lockedEncoder{encoder: json.NewEncoder(out)}
+	n.onUp = func(p *port) {
+		_ = encoder.Encode(event{Event: "up", Port: p.id}) // who does not listen any more closes our input, too
+	}
+	for {
+		var command command
+		if err := decoder.Decode(&command); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("standard input: %w", err)
+		}
+		if err := encoder.Encode(n.obey(command)); err != nil {
+			return fmt.Errorf("standard output: %w", err)
+		}
+	}
+}
+
+// lockedEncoder is an encoder for several goroutines.
+type lockedEncoder struct {
+	mu      sync.Mutex
+	encoder *json.Encoder
+}
+
+func (e *lockedEncoder) Encode(v any) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.encoder.Encode(v)
+}
+
+type event struct {
+	Event string `json:"event"`
+	Port  string `json:"port"`
+}
+
+type command struct {
+	ID     int               `json:"id"`
+	Do     string            `json:"do"`
+	Name   string            `json:"name"` // of a port
+	Port   portConfig        `json:"port"`
+	Groups map[string][]rule `json:"groups"`
+	Faults faults            `json:"faults"`
+}
+
+type answer struct {
+	ID    int                   `json:"id"`
+	Error string                `json:"error,omitempty"`
+	Ports map[string]portStatus `json:"ports,omitempty"`
+}
+
+// portStatus is what can be seen of a port from outside.
+type portStatus struct {
+	Up   bool     `json:"up"`   // the guest has spoken
+	Open []string `json:"open"` // where clients are listened for
+}
+
+func (n *network) obey(c command) answer {
+	var err error
+	a := answer{ID: c.ID}
+	switch c.Do {
+	case "groups":
+		err = n.setGroups(c.Groups)
+	case "port":
+		err = n.setPort(c.Port)
+	case "remove":
+		n.removePort(c.Name)
+	case "faults":
+		n.mu.RLock()
+		p := n.ports[c.Name]
+		n.mu.RUnlock()
+		if p == nil {
+			err = fmt.Errorf("there is no port %q", c.Name)
+		} else {
+			err = p.setFaults(c.Faults)
+		}
+	case "status":
+		a.Ports = n.status()
+	default:
+		err = fmt.Errorf("unknown command %q", c.Do)
+	}
+	if err != nil {
+		a.Error = err.Error()
+	}
+	return a
+}
+
+func (n *network) status() map[string]portStatus {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	found := map[string]portStatus{}
+	for id, p := range n.ports {
+		found[id] = portStatus{Up: p.up.Load(), Open: p.doors.openAt()}
+	}
+	return found
+}
+
+func (d *doors) openAt() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var open []string
+	for _, item := range d.byPort {
+		if item.listener != nil {
+			open = append(open, item.listener.Addr().String())
+		}
+	}
+	slices.SortFunc(open, strings.Compare)
+	return open
+}

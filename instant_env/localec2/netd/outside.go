@@ -1,0 +1,180 @@
+package main
+
+import (
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+)
+
+const (
+	outsideTimeout = 30 * time.Second // for a TCP connect to the world
+	udpIdle        = 60 * time.Second
+	maxUDPFlows    = 512
+)
+
+// unroutable are the destinations that no internet gateway carries: private, shared, test and special ranges.
+// They keep guests off the host's loopback, its link-local services and its local networks.
+var unroutable = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("10.0.0.0/8"),
+	netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("127.0.0.0/8"),
+	netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("172.16.0.0/12"),
+	netip.MustParsePrefix("192.0.0.0/24"), netip.MustParsePrefix("192.0.2.0/24"),
+	netip.MustParsePrefix("192.168.0.0/16"), netip.MustParsePrefix("198.18.0.0/15"),
+	netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("203.0.113.0/24"),
+	netip.MustParsePrefix("224.0.0.0/3"),
+}
+
+// outside carries guests' UDP to the world; TCP is spliced in acceptTCP.
+type outside struct {
+	addresses func() ([]net.Addr, error)
+	dial      func(network, address string, timeout time.Duration) (net.Conn, error)
+
+	mu    sync.Mutex
+	flows map[udpFlow]net.Conn
+}
+
+type udpFlow struct{ from, to netip.AddrPort }
+
+func newOutside() *outside {
+	return &outside{addresses: net.InterfaceAddrs, dial: net.DialTimeout, flows: map[udpFlow]net.Conn{}}
+}
+
+// reaches says whether an address is in the world: public, and not one of the host's own.
+func (o *outside) reaches(to netip.Addr) bool {
+	for _, prefix := range unroutable {
+		if prefix.Contains(to) {
+			return false
+		}
+	}
+	own, err := o.addresses()
+	if err != nil {
+		return false
+	}
+	for _, address := range own {
+		if prefix, err := netip.ParsePrefix(address.String()); err == nil && prefix.Addr() == to {
+			return false
+		}
+	}
+	return true
+}
+
+// leave carries a packet towards the world, or says at once that there is no way. Without a way, EC2 is
+// silent; a guest that waits for nothing would only make every measurement of it slower.
+func (n *network) leave(p *port, packet packet) {
+	if !n.egress || !p.publicAddress().IsValid() || !n.outside.reaches(packet.dst) {
+		n.noWay(p, packet)
+		return
+	}
+	admitted := n.tracker.pass(packet, func() bool {
+		groups := p.memberships()
+		n.mu.RLock()
+		defer n.mu.RUnlock()
+		return n.admits(groups, true, packet, packet.dst, nil)
+	})
+	switch {
+	case !admitted:
+	case packet.fragment || packet.moreFragments:
+	case packet.proto == protoTCP:
+		n.stack.inject(packet.ip)
+	case packet.proto == protoUDP:
+		n.leaveUDP(p, packet)
+	default: // raw sockets need privileges
+		n.noWay(p, packet)
+	}
+}
+
+// noWay answers anything but an ICMP error (RFC 1122, 3.2.2).
+func (n *network) noWay(p *port, packet packet) {
+	if !packet.fragment && (packet.proto != protoICMP || packet.payload[0] == icmpEchoRequest) {
+		p.packetToGuest(buildUnreachable(p.gateway, packet, codeNet))
+	}
+}
+
+func (n *network) leaveUDP(p *port, packet packet) {
+	flow := udpFlow{netip.AddrPortFrom(packet.src, packet.srcPort), netip.AddrPortFrom(packet.dst, packet.dstPort)}
+	o := n.outside
+	o.mu.Lock()
+	conn := o.flows[flow]
+	if conn == nil && len(o.flows) < maxUDPFlows {
+		if dialled, err := o.dial("udp", flow.to.String(), time.Second); err == nil { // sends nothing: it does not wait
+			conn = dialled
+			o.flows[flow] = conn
+			go n.receiveUDP(p, flow, conn)
+		}
+	}
+	o.mu.Unlock()
+	if conn == nil {
+		n.noWay(p, packet)
+		return
+	}
+	conn.SetReadDeadline(time.Now().Add(udpIdle))
+	if _, err := conn.Write(packet.payload[udpHeader:]); err != nil {
+		p.packetToGuest(buildUnreachable(packet.dst, packet, codePort))
+	}
+}
+
+func (n *network) receiveUDP(p *port, flow udpFlow, conn net.Conn) {
+	release := p.hold(conn)
+	defer func() {
+		release()
+		n.outside.mu.Lock()
+		delete(n.outside.flows, flow)
+		n.outside.mu.Unlock()
+		conn.Close()
+	}()
+	buffer := make([]byte, guestMTU-ipHeader-udpHeader)
+	for {
+		length, err := conn.Read(buffer)
+		if err != nil {
+			return
+		}
+		p.packetToGuest(buildUDP(flow.to, flow.from, buffer[:length]))
+	}
+}
+
+// acceptTCP takes a guest's connection to anything that is not a guest: a service, or the world.
+func (n *network) acceptTCP(request *tcp.ForwarderRequest) {
+	id := request.ID()
+	to := netip.AddrPortFrom(address(id.LocalAddress), id.LocalPort)
+	p := n.portOf(address(id.RemoteAddress))
+	switch {
+	case p == nil:
+		request.Complete(false)
+	case to == netip.AddrPortFrom(imdsAddress, 80):
+		if conn, err := complete(request); err == nil {
+			release := p.hold(conn)
+			p.metadata.ServeConn(conn)
+			release()
+		}
+	case to.Port() == dnsPort && (to.Addr() == n.resolver || to.Addr() == resolverAddress):
+		if conn, err := complete(request); err == nil {
+			release := p.hold(conn)
+			n.serveDNS(conn)
+			release()
+		}
+	case !n.egress || isService(to.Addr()) || n.vpc.Contains(to.Addr()) || !n.outside.reaches(to.Addr()):
+		request.Complete(true)
+	default:
+		n.leaveTCP(p, request, to)
+	}
+}
+
+func (n *network) leaveTCP(p *port, request *tcp.ForwarderRequest, to netip.AddrPort) {
+	conn, err := n.outside.dial("tcp", to.String(), outsideTimeout)
+	if err != nil {
+		request.Complete(true)
+		return
+	}
+	guest, err := complete(request)
+	if err != nil {
+		conn.Close()
+		return
+	}
+	host := conn.(*net.TCPConn)
+	release := p.hold(ender{host, guest})
+	defer release()
+	splice(host, guest)
+}

@@ -52,9 +52,11 @@ ACTIONS: dict[str, frozenset[str]] = {
         "NetworkInterface.DeviceIndex", "NetworkInterface.AssociatePublicIpAddress",
         "NetworkInterface.SecurityGroupId", "NetworkInterface.SubnetId",
         "NetworkInterface.DeleteOnTermination", "DisableApiTermination", "DisableApiStop",
+        "HibernationOptions.Configured",
     },
+    "CancelSpotInstanceRequests": frozenset({"SpotInstanceRequestId"}),
     "StartInstances": frozenset({"InstanceId"}),
-    "StopInstances": frozenset({"InstanceId", "Force", "SkipOsShutdown"}),
+    "StopInstances": frozenset({"InstanceId", "Force", "SkipOsShutdown", "Hibernate"}),
     "TerminateInstances": frozenset({"InstanceId", "Force", "SkipOsShutdown"}),
     "RebootInstances": frozenset({"InstanceId"}),
     "ModifyInstanceAttribute": frozenset(
@@ -103,9 +105,11 @@ ACTIONS: dict[str, frozenset[str]] = {
 #: Accepted with exactly these values, because they ask for what happens anyway.
 ONLY_VALUES: dict[tuple[str, str], frozenset[str]] = {
     ("RunInstances", "InstanceMarketOptions.MarketType"): frozenset({"spot"}),
-    ("RunInstances", "InstanceMarketOptions.SpotOptions.SpotInstanceType"): frozenset({"one-time"}),
+    ("RunInstances", "InstanceMarketOptions.SpotOptions.SpotInstanceType"): frozenset(
+        {"one-time", "persistent"}
+    ),
     ("RunInstances", "InstanceMarketOptions.SpotOptions.InstanceInterruptionBehavior"): frozenset(
-        {"terminate"}
+        {"terminate", "stop", "hibernate"}
     ),
     ("RunInstances", "InstanceInitiatedShutdownBehavior"): frozenset({"stop", "terminate"}),
     ("CreateKeyPair", "KeyFormat"): frozenset({"pem"}),

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from instant_env.localec2.launches import check_type, user_data
+from instant_env.localec2.lifecycle import HIBERNATION
 from instant_env.localec2.mirror import STATE_CODES
 from instant_env.localec2.moto_api import ActionResult, EC2ClientError, EmptyResult
 from instant_env.localec2.records import InstanceRecord
@@ -95,6 +96,10 @@ class Attributes:
         if name == "UserData":
             return user_data(text)
         if name == "InstanceType":
+            if instance.state_reason_code == HIBERNATION.code:
+                raise EC2ClientError(
+                    "UnsupportedOperation", f"The type of the hibernated instance '{instance.id}' stays."
+                )
             check_type(text, instance.architecture)
             return text
         if name == "InstanceInitiatedShutdownBehavior":

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from instant_env.localec2.moto_api import INSTANCE_FILTERS, ActionResult, EC2ClientError, generic_filter
-from instant_env.localec2.records import ImageMapping, ImageRecord, VolumeRecord
+from instant_env.localec2.records import ImageMapping, ImageRecord, SpotRequestRecord, VolumeRecord
+from instant_env.localec2.spot import FILTERS as SPOT_FILTERS
 
 if TYPE_CHECKING:
     from instant_env.localec2.plane import Plane
@@ -148,6 +149,30 @@ class Descriptions:
             "StartTime": record.start_time.replace(tzinfo=None), "Tags": tags,
             "Progress": "100%" if record.state == "completed" else "0%",
         }  # fmt: skip
+
+    def describe_spot_instance_requests(self) -> ActionResult:
+        self.error_on_dryrun()
+        requests = self.plane.state.spot_requests
+        ids = self._get_param("SpotInstanceRequestIds", [])
+        found = [self.plane.spot.request(i) for i in dict.fromkeys(ids)] or list(requests.values())
+        answers = [(request, self._spot_request(request)) for request in found]
+        for name, values in self._filters_from_querystring().items():
+            if name.startswith("tag:"):
+                answers = [(r, a) for r, a in answers if r.tags.get(name[4:]) in values]
+            elif name == "tag-key":
+                answers = [(r, a) for r, a in answers if set(values) & set(r.tags)]
+            elif name in SPOT_FILTERS:
+                answers = [(r, a) for r, a in answers if SPOT_FILTERS[name](a) in values]
+            else:
+                raise EC2ClientError(
+                    "UnsupportedOperation",
+                    f"localec2 does not support the filter {name} of DescribeSpotInstanceRequests.",
+                )
+        return ActionResult({"SpotInstanceRequests": [answer for _, answer in answers]})
+
+    def _spot_request(self, request: SpotRequestRecord) -> dict[str, Any]:
+        tags = [{"Key": key, "Value": value} for key, value in request.tags.items()]
+        return self.plane.spot.describe(request, tags)
 
     def describe_volumes(self) -> ActionResult:
         self.error_on_dryrun()

@@ -16,6 +16,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from instant_env.arch import Arch
 from instant_env.localec2 import disks
+from instant_env.localec2.hibernation import check_copy
 from instant_env.localec2.lifecycle import Lifecycle
 from instant_env.localec2.mappings import mappings_of
 from instant_env.localec2.moto_api import ACCOUNT_ID, EC2ClientError, new_id
@@ -74,6 +75,7 @@ class Images:
                 f"The instance '{instance_id}' is not in a state from which it can be imaged "
                 f"({instance.state}).",
             )
+        check_copy(instance)
         image_id = new_id("ami")
         text = f"Created by CreateImage({instance_id}) for {image_id}"
         by_device = {v.attachment.device: v for v in self.state.attached(instance_id) if v.attachment}
@@ -106,7 +108,7 @@ class Images:
             return image
         restart = instance.state == "running"
         if restart:
-            self.lifecycle.stop(instance_id, for_image=True)
+            self.lifecycle.stop(instance_id)
 
         def copy(_: str) -> None:
             self._copy(image, pairs, begun)
@@ -197,7 +199,7 @@ class Images:
             owner_id=stock.owner_id, start_time=stock.created, state="completed",
         )  # fmt: skip
         with self.state.lock:
-            self.lifecycle.arriving.add(snapshot.id)
+            self.lifecycle.storage.arriving.add(snapshot.id)
         disks.copy(stock.disk, self.state.layout.snapshot(snapshot.id))
         image = ImageRecord(
             id=new_id("ami"), name=stock.name, description=stock.description, owner_id=stock.owner_id,
@@ -213,7 +215,7 @@ class Images:
                 if other.stock_digest and other.ssm_parameter == stock.ssm_parameter
             ]  # fmt: skip
             self.state.save(snapshot)
-            self.lifecycle.arriving.discard(snapshot.id)
+            self.lifecycle.storage.arriving.discard(snapshot.id)
             self.state.save(image)
             for image_id in outdated:
                 self.deregister(image_id, delete_snapshots=True)

@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from instant_env.localec2 import qemu
+from instant_env.localec2.hibernation import check_configuration
 from instant_env.localec2.mappings import changed, device_of
 from instant_env.localec2.moto_api import INSTANCE_TYPES, EC2ClientError, new_id
 from instant_env.localec2.records import (
@@ -29,6 +30,7 @@ from instant_env.localec2.records import (
     MetadataOptions,
     VolumeRecord,
 )
+from instant_env.localec2.spot_terms import new_request, spot_terms
 from instant_env.localec2.state import State, now
 
 #: API_RunInstances: "User data is limited to 16 KB, in raw form".
@@ -88,6 +90,10 @@ def run_instances(
     volumes = _volumes(state, image, get("BlockDeviceMappings") or [])
     options = metadata_options(get("MetadataOptions") or {}, _metadata_defaults(image))
     data = user_data(get("UserData"))
+    hibernation = bool(get("HibernationOptions.Configured"))
+    if hibernation:
+        check_configuration(image, instance_type, volumes[0])
+    spot = spot_terms(get("InstanceMarketOptions") or {}, hibernation)
     public_key = _public_key(state, key_name)
     reservation, launched = new_id("r"), now()
     made = []
@@ -95,23 +101,30 @@ def run_instances(
         instance = InstanceRecord(
             id=new_id("i"), tags=tags.get("instance", {}), reservation_id=reservation,
             interface_id=new_id("eni"),
-            interface_attachment_id=new_id("eni-attach"), mac_address=_mac_address(), image_id=image.id,
+            interface_attachment_id=new_id("eni-attach"), mac_address=mac_address(), image_id=image.id,
             architecture=image.architecture, root_device_name=image.root_device_name,
             instance_type=instance_type,
             key_name=key_name, public_key=public_key, security_group_ids=place.group_ids,
             subnet_id=place.subnet.id,
-            zone=place.subnet.availability_zone, private_ip=_private_ip(state, place.subnet),
+            zone=place.subnet.availability_zone, private_ip=private_ip(state, place.subnet),
             wants_public_ip=place.public_ip, user_data_base64=data, client_token=token,
             request_digest=digest, launch_index=index, launch_time=launched,
             shutdown_behavior=get("InstanceInitiatedShutdownBehavior") or "stop",
-            market=get("InstanceMarketOptions.MarketType") or "on-demand",
+            market="spot" if spot else "on-demand", one_time=spot is not None and not spot.persistent,
+            hibernation=hibernation,
             ebs_optimized=bool(get("EbsOptimized")), metadata_options=options,
             disable_api_termination=bool(get("DisableApiTermination")),
             disable_api_stop=bool(get("DisableApiStop")),
         )  # fmt: skip
         state.save(instance)
         for mapping in volumes:
-            state.save(_volume(state, instance, mapping, tags.get("volume", {})))
+            state.save(volume_of(state, instance, mapping, tags.get("volume", {})))
+        if spot:
+            volume_tags, request_tags = tags.get("volume", {}), tags.get("spot-instances-request", {})
+            request = new_request(instance, spot, volumes, volume_tags, request_tags)
+            state.save(request)
+            instance.spot_request_id = request.id
+            state.save(instance)
         if interface_tags := tags.get("network-interface"):
             state.mirror.ec2.create_tags([instance.interface_id], interface_tags)
         made.append(instance)
@@ -230,9 +243,10 @@ def _volumes(state: State, image: ImageRecord, changes: list[dict[str, Any]]) ->
     return [found.pop(image.root_device_name), *found.values()]
 
 
-def _volume(
+def volume_of(
     state: State, instance: InstanceRecord, mapping: ImageMapping, tags: dict[str, str]
 ) -> VolumeRecord:
+    """The record of a new volume that a launching instance gets."""
     snapshot = state.snapshots[mapping.snapshot_id] if mapping.snapshot_id else None
     return VolumeRecord(
         id=new_id("vol"), tags=tags, size_gib=mapping.size_gib, zone=instance.zone,
@@ -286,7 +300,7 @@ def _public_key(state: State, key_name: str | None) -> str | None:
     return str(pair.public_key)
 
 
-def _private_ip(state: State, subnet: Any) -> str:
+def private_ip(state: State, subnet: Any) -> str:
     """A random free address of the subnet, as EC2 gives them."""
     taken = {item.private_ip for item in state.instances.values() if item.state != "terminated"}
     network = ipaddress.IPv4Network(subnet.cidr_block)
@@ -297,6 +311,6 @@ def _private_ip(state: State, subnet: Any) -> str:
             return str(address)
 
 
-def _mac_address() -> str:
+def mac_address() -> str:
     """Locally administered, as EC2's are (02:...)."""
     return ":".join(["02", *(f"{random.randrange(256):02x}" for _ in range(5))])  # noqa: S311

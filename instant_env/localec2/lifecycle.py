@@ -12,17 +12,20 @@ import logging
 import shutil
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
 from instant_env.errors import InstantEnvError
 from instant_env.localec2.assembly import Assembly
+from instant_env.localec2.hibernation import SLEEP_TIMEOUT_S
 from instant_env.localec2.machine import Machine
 from instant_env.localec2.moto_api import EC2ClientError
-from instant_env.localec2.records import InstanceRecord, TagsRecord, VolumeRecord
+from instant_env.localec2.records import InstanceRecord, InstanceState, TagsRecord
 from instant_env.localec2.state import State, now
+from instant_env.localec2.storage import Storage
+from instant_env.localec2.work import Job, Work
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,20 @@ TERMINATED_VISIBLE = timedelta(hours=1)
 FLUSH_TIMEOUT_S = 20.0
 #: From the end of a machine's process to its record on a slow disk.
 RECORD_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why an instance ends: StateReason, and the text before the time in StateTransitionReason."""
+
+    code: str
+    message: str
+    reason: str
+
+
+HIBERNATION = Cause("Client.UserInitiatedHibernate", "User initiated hibernate", "User initiated")
+GUEST = Cause("Client.InstanceInitiatedShutdown", "Instance initiated shutdown", "User initiated")
+USER = Cause("Client.UserInitiatedShutdown", "User initiated shutdown", "User initiated")
 
 
 class Lifecycle:
@@ -47,28 +64,13 @@ class Lifecycle:
         # Told of a machine that runs and of one that ended, without the lock.
         self.on_running: Callable[[Machine], None] = lambda _: None
         self.on_ended: Callable[[Machine], None] = lambda _: None
-        self.arriving: set[str] = set()  # snapshots whose file is there before their record
-        self._turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._disk_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._closing = False
+        self.storage = Storage(state)
+        self._work = Work()
+        self.closing = False
 
-    def disk_lock(self, volume_id: str) -> threading.Lock:
-        """Held while a volume's file is copied: neither a machine nor a deletion may come in between."""
-        with self.state.lock:
-            return self._disk_locks[volume_id]
-
-    def work(self, instance_id: str, job: Callable[[str], None]) -> None:
-        """Run a job of this instance in a thread, after those that were asked for before."""
-        turn = self._turns[instance_id]
-
-        def run() -> None:
-            with turn:
-                try:
-                    job(instance_id)
-                except Exception:  # the thread's end: nobody above could handle it
-                    log.exception("%s: work failed", instance_id)
-
-        threading.Thread(target=run, name=f"work {instance_id}").start()
+    def work(self, name: str, job: Job) -> None:
+        """Run a job of this instance (or volume) in a thread, after those that were asked for before."""
+        self._work.add(name, job)
 
     # Requests
 
@@ -84,13 +86,15 @@ class Lifecycle:
             return before
         if before != "stopped":
             raise self._wrong_state(instance, "started")
-        instance.launch_time = now()
+        instance.launch_time, instance.interruption = now(), None
         self.state.set_instance_state(instance, "pending")
         self.boot(instance)
         return before
 
-    def stop(self, instance_id: str, *, force: bool = False, for_image: bool = False) -> str:
-        """StopInstances for one; returns the state before. ``for_image``: CreateImage will start it again."""
+    def stop(
+        self, instance_id: str, *, force: bool = False, hibernate: bool = False, cause: Cause = USER
+    ) -> str:
+        """StopInstances for one; returns the state before."""
         instance = self.state.instance(instance_id)
         before = instance.state
         if before in ("stopped", "stopping") and not force:
@@ -99,24 +103,16 @@ class Lifecycle:
             if before == "stopped":
                 return before
             raise self._wrong_state(instance, "stopped")
-        if instance.market == "spot" and not for_image:
-            raise EC2ClientError(
-                "UnsupportedOperation",
-                f"You can't stop the Spot Instance '{instance_id}' because it is associated with a one-time "
-                "Spot Instance request.",
-            )
-        self.state.set_instance_state(
-            instance, "stopping", reason=_user_initiated(), code="Client.UserInitiatedShutdown",
-            message="User initiated shutdown",
-        )  # fmt: skip
+        self._ending(instance, "stopping", cause)
         if force and (machine := self.machines.get(instance_id)) is not None:
             # Not in turn: a stop that waits for the guest is what this is to cut short.
             threading.Thread(target=machine.quit, name=f"force {instance_id}").start()
         else:
-            self.work(instance_id, self._force_stop if force else self._stop)
+            job = self._force_stop if force else self._hibernate if hibernate else self._stop
+            self.work(instance_id, job)
         return before
 
-    def terminate(self, instance_id: str, *, graceful: bool | None = None) -> str:
+    def terminate(self, instance_id: str, *, graceful: bool | None = None, cause: Cause = USER) -> str:
         """TerminateInstances for one; returns the state before.
 
         ``graceful``: press the power button first; None does so for volumes that survive, to flush them.
@@ -125,15 +121,16 @@ class Lifecycle:
         before = instance.state
         if before in ("shutting-down", "terminated"):
             return before
-        self.state.set_instance_state(
-            instance, "shutting-down", reason=_user_initiated(), code="Client.UserInitiatedShutdown",
-            message="User initiated shutdown",
-        )  # fmt: skip
+        self._ending(instance, "shutting-down", cause)
         machine = self.machines.get(instance_id)
         if before == "stopping" and machine is not None:
             threading.Thread(target=machine.quit, name=f"terminate {instance_id}").start()
         self.work(instance_id, partial(self._terminate, graceful))
         return before
+
+    def _ending(self, instance: InstanceRecord, state: InstanceState, cause: Cause) -> None:
+        reason = f"{cause.reason} ({now():%Y-%m-%d %H:%M:%S} GMT)"
+        self.state.set_instance_state(instance, state, reason=reason, code=cause.code, message=cause.message)
 
     def reboot(self, instance_id: str) -> None:
         """RebootInstances for one."""
@@ -184,16 +181,16 @@ class Lifecycle:
         try:
             with self.state.lock:
                 instance = self.state.instances[instance_id]
-                if instance.state != "pending" or self._closing:
+                if instance.state != "pending" or self.closing:
                     return
                 volumes = self.state.attached(instance_id)
             for volume in volumes:
-                with self.disk_lock(volume.id):  # a copy for an image may still be under way
+                with self.storage.lock(volume.id):  # a copy for an image may still be under way
                     self.assembly.make_disk(volume)
             self.state.faults.bind(instance_id)
             with self.state.lock:
                 machine = self.assembly.machine(instance, volumes, self._exited)
-                if instance.state != "pending" or self._closing:
+                if instance.state != "pending" or self.closing:
                     return
                 self.machines[instance_id] = machine
             self.assembly.await_network(instance_id)
@@ -210,7 +207,7 @@ class Lifecycle:
             if instance.state == "pending" and not machine.ended.is_set():
                 self.state.set_instance_state(instance, "running")
                 self.refresh_network()  # its groups may have changed since the command line was made
-            closing = self._closing
+            closing = self.closing
         self.on_running(machine)
         if closing:
             machine.quit()
@@ -230,6 +227,23 @@ class Lifecycle:
 
     def _force_stop(self, instance_id: str) -> None:
         self._stop_machine(instance_id, 0)
+
+    def _hibernate(self, instance_id: str) -> None:
+        """The sleep key; a guest that does not hibernate is stopped, and the reason says so."""
+        with self.state.lock:
+            machine = self.machines.get(instance_id)
+        if machine is None or machine.hibernate(SLEEP_TIMEOUT_S):
+            self._stop_machine(instance_id, 0)
+            return
+        with self.state.lock:
+            instance = self.state.instances[instance_id]
+            if instance.state == "stopping":
+                log.warning("%s did not hibernate within %g s", instance_id, SLEEP_TIMEOUT_S)
+                self.state.set_instance_state(
+                    instance, "stopping", reason=instance.transition_reason, code=USER.code,
+                    message=f"The guest did not hibernate within {SLEEP_TIMEOUT_S:g} s and was shut down",
+                )  # fmt: skip
+        self._stop_machine(instance_id, self.stop_timeout_s)
 
     def _stop_machine(self, instance_id: str, timeout_s: float) -> None:
         with self.state.lock:
@@ -271,17 +285,11 @@ class Lifecycle:
                         message="The machine ended unexpectedly",
                         reason="Server.InternalError",
                     )  # fmt: skip
-                elif instance.shutdown_behavior == "stop":
-                    self.state.set_instance_state(
-                        instance, "stopped", code="Client.InstanceInitiatedShutdown",
-                        message="Instance initiated shutdown", reason=_user_initiated(),
-                    )  # fmt: skip
+                elif instance.shutdown_behavior == "stop" and instance.stoppable:
+                    self._ending(instance, "stopped", GUEST)
                 else:
                     state = "shutting-down"
-                    self.state.set_instance_state(
-                        instance, state, code="Client.InstanceInitiatedShutdown",
-                        message="Instance initiated shutdown", reason=_user_initiated(),
-                    )  # fmt: skip
+                    self._ending(instance, state, GUEST)
             if state == "shutting-down":
                 self.work(instance_id, self.finish_termination)
 
@@ -305,12 +313,12 @@ class Lifecycle:
             volumes = self.state.attached(instance_id)
         for volume in volumes:
             keep = volume.attachment is None or not volume.attachment.delete_on_termination
-            with self.disk_lock(volume.id) if not keep else contextlib.nullcontext(), self.state.lock:
+            with self.storage.lock(volume.id) if not keep else contextlib.nullcontext(), self.state.lock:
                 volume.attachment = None
                 if keep:
                     self.state.save(volume)
                 else:
-                    self.delete_volume(volume)
+                    self.storage.delete_volume(volume)
         with self.state.lock:
             instance = self.state.instances[instance_id]
             if code:
@@ -323,27 +331,10 @@ class Lifecycle:
             for name in ("variables.fd", "metadata.json"):
                 (directory / name).unlink(missing_ok=True)
 
-    def delete_volume(self, volume: VolumeRecord) -> None:
-        """Remove a volume's record, then its bytes, then snapshots that were only kept for it."""
-        self.state.forget(volume)
-        self.state.layout.volume(volume.id).unlink(missing_ok=True)
-        self.collect_snapshots()
-
-    def collect_snapshots(self) -> None:
-        """Remove the files of deleted snapshots that nothing builds on any more."""
-        needed = self.arriving | set(self.state.snapshots)
-        for volume in self.state.volumes.values():
-            needed |= {volume.snapshot_id or "", *volume.layers}
-        for snapshot in self.state.snapshots.values():
-            needed.update(snapshot.layers)
-        for path in self.state.layout.snapshots.glob("*.qcow2"):
-            if path.stem not in needed:
-                path.unlink(missing_ok=True)
-
     def close(self, timeout_s: float) -> None:
         """The server ends (lock not held): power buttons, then plugs; instances end `stopped` and say why."""
         with self.state.lock:
-            self._closing = True
+            self.closing = True
             machines = dict(self.machines)
             for instance_id in machines:
                 instance = self.state.instances[instance_id]
@@ -369,7 +360,3 @@ class Lifecycle:
             "IncorrectInstanceState",
             f"The instance '{instance.id}' is not in a state from which it can be {verb} ({instance.state}).",
         )
-
-
-def _user_initiated() -> str:
-    return f"User initiated ({now():%Y-%m-%d %H:%M:%S} GMT)"

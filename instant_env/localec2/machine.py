@@ -175,6 +175,13 @@ class Machine:
         """Copy disks as they are at one instant, while the guest runs on. Raises BackupError."""
         self._backups.run(self.qmp, copies, begun)
 
+    def hibernate(self, timeout_s: float) -> bool:
+        """Press the sleep key; whether the guest was off within ``timeout_s``."""
+        with contextlib.suppress(QmpError):  # no keyboard: it will not be off
+            self.qmp.execute("send-key", {"keys": [{"type": "qcode", "data": "sleep"}]})
+            return self.ended.wait(timeout_s)
+        return self.ended.is_set()
+
     def reboot(self) -> None:
         """Ctrl-Alt-Del, then a reset when the guest does not obey within a minute (returns when it has)."""
         self._reset.clear()

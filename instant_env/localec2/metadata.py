@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from instant_env.arch import Arch
-from instant_env.localec2.records import InstanceRecord, VolumeRecord, write_atomically
+from instant_env.localec2.records import InstanceRecord, Interruption, VolumeRecord, write_atomically
 
 #: The account that everything belongs to; moto's default.
 ACCOUNT_ID = "123456789012"
@@ -66,6 +66,8 @@ def metadata(
         "security-groups": "\n".join(group_names),
         "services": {"domain": "amazonaws.com", "partition": "aws"},
     }  # fmt: skip
+    if instance.interruption:
+        tree |= _interruption(instance.interruption)
     if instance.public_ip:
         tree["public-ipv4"] = instance.public_ip
         interface["public-ipv4s"] = instance.public_ip
@@ -87,6 +89,16 @@ def metadata(
         "key_names": [instance.key_name] if "public-keys" in tree else [],
         "document": _document(instance, region),
     }
+
+
+def _interruption(notice: Interruption) -> dict[str, Any]:
+    """The notice of a spot instance; EC2 recommends a rebalance with it at the latest."""
+    time = notice.time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    spot = {"instance-action": json.dumps({"action": notice.action, "time": time})}
+    if notice.action == "terminate":
+        spot["termination-time"] = time
+    noted = json.dumps({"noticeTime": notice.noticed.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")})
+    return {"spot": spot, "events": {"recommendations": {"rebalance": noted}}}
 
 
 def _block_devices(instance: InstanceRecord, volumes: list[VolumeRecord]) -> dict[str, str]:

@@ -129,6 +129,8 @@ class Mirror:
             else None
         )
         instance.launch_time = record.launch_time.replace(tzinfo=None)
+        instance.spot_instance_request_id = record.spot_request_id
+        instance.hibernation_options = {"Configured": record.hibernation}
         instance.instance_initiated_shutdown_behavior = record.shutdown_behavior
         instance.instance_type, instance.ebs_optimized = record.instance_type, record.ebs_optimized
         instance.security_groups = self._groups(record.security_group_ids)

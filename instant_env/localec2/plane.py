@@ -17,6 +17,7 @@ from instant_env.localec2.records import (
 )
 from instant_env.localec2.sabotage import Sabotage
 from instant_env.localec2.snapshots import Snapshots
+from instant_env.localec2.spot import Spot
 from instant_env.localec2.state import State
 from instant_env.localec2.volumes import Volumes
 
@@ -33,13 +34,20 @@ class Plane:
     snapshots: Snapshots = field(init=False)
     images: Images = field(init=False)
     volumes: Volumes = field(init=False)
+    spot: Spot = field(init=False)
     sabotage: Sabotage = field(init=False)
 
     def __post_init__(self) -> None:
         self.snapshots = Snapshots(self.state, self.lifecycle)
         self.images = Images(self.state, self.lifecycle, self.snapshots)
         self.volumes = Volumes(self.state, self.lifecycle)
+        self.spot = Spot(self.state, self.lifecycle)
         self.sabotage = Sabotage(self)
+
+    def purge(self) -> None:
+        """Forget what ended an hour ago."""
+        self.lifecycle.purge()
+        self.spot.purge()
 
     def instance_changed(self, instance: InstanceRecord) -> None:
         """Let the machine's IMDS tell what changed."""
@@ -83,7 +91,9 @@ class Plane:
         """Record the tags of these resources as moto has them now."""
         state, tags_of = self.state, self.state.mirror.tags_of
         for resource_id in resource_ids:
-            records = (state.instances, state.volumes, state.snapshots, state.images)
+            records = (
+                state.instances, state.volumes, state.snapshots, state.images, state.spot_requests
+            )  # fmt: skip
             record = next((kind[resource_id] for kind in records if resource_id in kind), None)
             if record is not None:
                 record.tags = tags_of(resource_id)

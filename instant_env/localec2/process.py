@@ -109,7 +109,7 @@ class ServerProcess:
         while not self._ending.wait(PURGE_INTERVAL_S):
             with self.state.lock:
                 self.state.write_again()
-                self.plane.lifecycle.purge()
+                self.plane.purge()
 
     def close(self, down_timeout_s: float) -> None:
         """Go down: no new requests, machines off, endpoint.json gone."""

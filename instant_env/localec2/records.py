@@ -180,6 +180,16 @@ class MetadataOptions(BaseModel):
     instance_tags: bool = False
 
 
+class Interruption(BaseModel):
+    """The notice that a spot instance got: what happens to it, and when."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    action: Literal["terminate", "stop", "hibernate"]
+    noticed: datetime
+    time: datetime
+
+
 InstanceState = Literal["pending", "running", "shutting-down", "terminated", "stopping", "stopped"]
 
 
@@ -213,6 +223,10 @@ class InstanceRecord(ResourceRecord):
     ebs_optimized: bool = False
     disable_api_termination: bool = False
     disable_api_stop: bool = False
+    spot_request_id: str | None = None
+    one_time: bool = False  # its spot request is; such an instance cannot be stopped
+    interruption: Interruption | None = None
+    hibernation: bool = False  # HibernationOptions.Configured
     metadata_options: MetadataOptions = MetadataOptions()
     state: InstanceState = "pending"
     transition_reason: str = ""
@@ -220,6 +234,28 @@ class InstanceRecord(ResourceRecord):
     state_reason_message: str = ""
     terminated_at: datetime | None = None
     qmp_socket: str = ""  # of the machine started last; a lost machine is found by it
+
+    @property
+    def stoppable(self) -> bool:
+        """Whether it can be stopped and started again: all but those of one-time spot requests."""
+        return self.market != "spot" or (self.spot_request_id is not None and not self.one_time)
+
+
+class SpotRequestRecord(ResourceRecord):
+    """A spot instance request, one per instance; what a persistent one launches again is in it."""
+
+    kind: ClassVar[str] = "spot-request"
+    persistent: bool
+    behavior: Literal["terminate", "stop", "hibernate"]
+    max_price: str | None = None
+    create_time: datetime
+    state: Literal["open", "active", "disabled", "closed", "cancelled"]
+    status_code: str
+    status_time: datetime
+    instance_id: str | None
+    template: InstanceRecord
+    volumes: list[ImageMapping]
+    volume_tags: Tags = Field(default_factory=dict)
 
 
 class KeyPairRecord(ResourceRecord):

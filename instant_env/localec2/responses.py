@@ -16,8 +16,10 @@ from instant_env.localec2.attributes import Attributes
 from instant_env.localec2.describe import Descriptions
 from instant_env.localec2.disks import DiskError
 from instant_env.localec2.groups import Groups
+from instant_env.localec2.hibernation import check_stop
 from instant_env.localec2.journal import StorageError
 from instant_env.localec2.launches import metadata_options, request_digest, run_instances
+from instant_env.localec2.lifecycle import HIBERNATION, USER
 from instant_env.localec2.mirror import STATE_CODES
 from instant_env.localec2.moto_api import ActionResult, EC2ClientError, EC2Response, EmptyResult
 from instant_env.localec2.plane import Plane
@@ -81,9 +83,9 @@ class LocalResponse(Attributes, Descriptions, Registration, Groups):
     def run_instances(self) -> ActionResult:
         state, lifecycle = self.plane.state, self.plane.lifecycle
         tags = self._parse_tag_specification()
-        self._check_taggable(tags, {"instance", "volume", "network-interface"})
+        self._check_taggable(tags, {"instance", "volume", "network-interface", "spot-instances-request"})
         self.error_on_dryrun()
-        lifecycle.purge()
+        self.plane.purge()
         known = set(state.instances)
         made = run_instances(state, self._get_param, tags, request_digest(self.querystring))
         if interface_tags := tags.get("network-interface"):
@@ -127,11 +129,16 @@ class LocalResponse(Attributes, Descriptions, Registration, Groups):
 
     def stop_instances(self) -> ActionResult:
         ids, force = self._instance_ids(), self._at_once()
+        hibernate = bool(self._get_bool_param("Hibernate", False))
         for instance_id in ids:
+            instance = self.plane.state.instances[instance_id]
             self._check_protection(instance_id, "disable_api_stop", "stopped")
-        return ActionResult(
-            {"StoppingInstances": self._changed({i: self.plane.lifecycle.stop(i, force=force) for i in ids})}
-        )
+            self.plane.spot.check_stop(instance)
+            if hibernate:
+                check_stop(instance)
+        lifecycle, cause = self.plane.lifecycle, HIBERNATION if hibernate else USER
+        before = {i: lifecycle.stop(i, force=force, hibernate=hibernate, cause=cause) for i in ids}
+        return ActionResult({"StoppingInstances": self._changed(before)})
 
     def _at_once(self) -> bool:
         """Whether the guest is not to be asked."""
@@ -173,6 +180,20 @@ class LocalResponse(Attributes, Descriptions, Registration, Groups):
         self.plane.instance_changed(instance)
         shown = state.mirror.find_instance(instance.id).metadata_options
         return ActionResult({"InstanceId": instance.id, "InstanceMetadataOptions": shown})
+
+    def cancel_spot_instance_requests(self) -> ActionResult:
+        ids = list(dict.fromkeys(self._get_param("SpotInstanceRequestIds", [])))
+        for request_id in ids:
+            self.plane.spot.request(request_id)
+        self.error_on_dryrun()
+        requests = [self.plane.spot.cancel(request_id) for request_id in ids]
+        return ActionResult(
+            {
+                "CancelledSpotInstanceRequests": [
+                    {"SpotInstanceRequestId": request.id, "State": request.state} for request in requests
+                ]
+            }
+        )
 
     # Images and snapshots
 

@@ -145,7 +145,7 @@ def _sweep(state: State, lifecycle: Lifecycle) -> None:
         if attachment and (instance is None or instance.state == "terminated"):
             volume.attachment = None
             if attachment.delete_on_termination:
-                lifecycle.delete_volume(volume)
+                lifecycle.storage.delete_volume(volume)
             else:
                 state.save(volume)
-    lifecycle.collect_snapshots()
+    lifecycle.storage.collect()

@@ -27,6 +27,7 @@ from instant_env.localec2.moto_api import Request, TokenResponse, new_id
 from instant_env.localec2.parameters import LocalParameters
 from instant_env.localec2.plane import Plane
 from instant_env.localec2.responses import LocalResponse
+from instant_env.localec2.spot import CapacityOrder, InterruptionOrder
 from instant_env.settings import explain
 
 log = logging.getLogger(__name__)
@@ -187,6 +188,8 @@ class Handler(BaseHTTPRequestHandler):
             except InstantEnvError as error:
                 return _json(409, {"error": error.message})
             return _json(200, {"image_id": image.id})
+        if self.command == "POST" and route in ("interrupt", "spot-capacity"):
+            return self._spot(route, body)
         if route == "faults" or route.startswith("faults/"):
             return self._faults(route.removeprefix("faults").removeprefix("/"), body)
         return _json(404, {"error": "no such route"})
@@ -210,6 +213,21 @@ class Handler(BaseHTTPRequestHandler):
         except InstantEnvError as error:
             return _json(409, {"error": error.message})
         return _json(405, {"error": f"not for {self.command}"})
+
+    def _spot(self, route: str, body: bytes) -> Answer:
+        """What happens to spot instances without their owner's doing."""
+        spot = self.server.plane.spot
+        try:
+            if route == "interrupt":
+                notice = spot.interrupt(InterruptionOrder.model_validate_json(body))
+                return _json(200, notice.model_dump(mode="json"))
+            order = CapacityOrder.model_validate_json(body)
+            request = spot.capacity(order.spot_instance_request_id)
+            return _json(200, {"state": request.state})
+        except ValidationError as error:
+            return _json(400, {"error": explain(error, route)})
+        except InstantEnvError as error:
+            return _json(409, {"error": error.message})
 
     def _send(self, answer: Answer) -> None:
         status, headers, content = answer

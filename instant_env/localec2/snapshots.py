@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from instant_env.errors import InstantEnvError
 from instant_env.localec2 import disks
 from instant_env.localec2.backup import Copy
+from instant_env.localec2.hibernation import check_copy
 from instant_env.localec2.lifecycle import Lifecycle
 from instant_env.localec2.machine import START_TIMEOUT_S, Machine
 from instant_env.localec2.moto_api import ACCOUNT_ID, EC2ClientError, new_id
@@ -46,6 +47,8 @@ class Snapshots:
     def create(self, volume_id: str, description: str, tags: dict[str, str]) -> SnapshotRecord:
         """CreateSnapshot: returns the pending snapshot; the request is answered once its copy has begun."""
         volume = self.state.volume(volume_id)
+        if volume.attachment:
+            check_copy(self.state.instances.get(volume.attachment.instance_id))
         snapshot = self.record(volume, description, tags)
         self.state.save(snapshot)
         begun = threading.Event()
@@ -91,7 +94,7 @@ class Snapshots:
         """Copy the volumes; False when their instance is between two states: its work wants their locks."""
         with ExitStack() as held:
             for volume, _ in sorted(pairs, key=lambda pair: pair[0].id):
-                held.enter_context(self.lifecycle.disk_lock(volume.id))
+                held.enter_context(self.lifecycle.storage.lock(volume.id))
             at_rest, machine = self._machine(pairs[0][0])
             if not at_rest:
                 return False
@@ -146,7 +149,7 @@ class Snapshots:
         if snapshot.id in self.state.snapshots:
             snapshot.state, snapshot.state_message = ("error", problem) if problem else ("completed", "")
             self.state.save(snapshot)
-        self.lifecycle.collect_snapshots()
+        self.lifecycle.storage.collect()
 
     def settle_interrupted(self) -> None:
         """At start: copies that the last server did not finish."""
@@ -169,4 +172,4 @@ class Snapshots:
         if snapshot.owner_id != owner:
             raise EC2ClientError("AuthFailure", "Not authorized for snapshot " + snapshot_id)
         self.state.forget(snapshot)
-        self.lifecycle.collect_snapshots()
+        self.lifecycle.storage.collect()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -29,6 +29,7 @@ from instant_env.localec2.records import (
     SecurityGroupRecord,
     ServerRecord,
     SnapshotRecord,
+    SpotRequestRecord,
     TagsRecord,
     VolumeRecord,
 )
@@ -63,6 +64,9 @@ class State:
         self.volumes: dict[str, VolumeRecord] = {}
         self.snapshots: dict[str, SnapshotRecord] = {}
         self.images: dict[str, ImageRecord] = {}
+        self.spot_requests: dict[str, SpotRequestRecord] = {}
+        #: Told of every instance that is saved: a spot request follows its instance.
+        self.on_instance: Callable[[InstanceRecord], None] = lambda _: None
         self._awaited = threading.local()
         self._request: Request | None = None
         self._unwritten: dict[tuple[type[Record], str], Record] = {}
@@ -103,6 +107,9 @@ class State:
         for volume in self.store.load_all(VolumeRecord):
             self.volumes[volume.id] = volume
             self.mirror.show_volume(volume)
+        for request in self.store.load_all(SpotRequestRecord):
+            self.spot_requests[request.id] = request
+            self.mirror.show_tags(TagsRecord(resource_id=request.id, tags=request.tags))
         for tags in self.store.load_all(TagsRecord):
             self.mirror.show_tags(tags)
 
@@ -123,6 +130,10 @@ class State:
             case InstanceRecord():
                 self.instances[record.id] = record
                 self.mirror.show_instance(record)
+                self.on_instance(record)
+            case SpotRequestRecord():
+                self.spot_requests[record.id] = record
+                self.mirror.show_tags(TagsRecord(resource_id=record.id, tags=record.tags))
             case VolumeRecord():
                 self.volumes[record.id] = record
                 self.mirror.show_volume(record)
@@ -202,6 +213,9 @@ class State:
             case ImageRecord():
                 self.images.pop(record.id, None)
                 self.mirror.hide_image(record.id)
+            case SpotRequestRecord():
+                self.spot_requests.pop(record.id, None)
+                self.mirror.ec2.tags.pop(record.id, None)
             case TagsRecord():
                 self.mirror.ec2.tags.pop(record.resource_id, None)
         self.store.delete(type(record), record.key)

@@ -124,7 +124,7 @@ class Volumes:
         """Plug the volume in (lock not held); when that fails it is `available` again, as on EC2."""
         problem = ""
         try:
-            with self.lifecycle.disk_lock(volume.id):
+            with self.lifecycle.storage.lock(volume.id):
                 self.lifecycle.assembly.make_disk(volume)
                 with self.state.lock:
                     machine = self.lifecycle.machines.get(instance.id)
@@ -167,7 +167,7 @@ class Volumes:
             def unplug(_: str) -> None:
                 problem = None
                 try:
-                    with self.lifecycle.disk_lock(volume_id):  # a snapshot may be under way
+                    with self.lifecycle.storage.lock(volume_id):  # a snapshot may be under way
                         machine.detach(self._disk(volume), DETACH_TIMEOUT_S)
                 except InstantEnvError as error:
                     problem = error
@@ -193,7 +193,7 @@ class Volumes:
             raise EC2ClientError(
                 "VolumeInUse", f"Volume {volume_id} is currently attached to {volume.attachment.instance_id}"
             )
-        self.lifecycle.delete_volume(volume)
+        self.lifecycle.storage.delete_volume(volume)
 
     def _attachment_state(self, volume_id: str) -> str:
         if volume_id in self.detaching:

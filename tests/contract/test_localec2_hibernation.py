@@ -16,8 +16,8 @@ pytestmark = pytest.mark.boot
 #: A struct input_event with type EV_KEY, code KEY_SLEEP (142), value 1.
 _AGENT = """
 for device in /dev/input/event*; do
-  (until dd if=$device bs=2400 count=1 2>/dev/null | xxd -p | tr -d '\\n' | grep -q 01008e0001000000; do :; done
-   exec hibernate) </dev/null >/dev/null 2>&1 &
+  (until dd if=$device bs=2400 count=1 2>/dev/null | xxd -p | tr -d '\\n' | grep -q 01008e0001000000
+   do :; done; exec hibernate) </dev/null >/dev/null 2>&1 &
 done
 """
 

@@ -40,6 +40,7 @@ class PretendMachine(Machine):
     """Runs from `start` until somebody ends it; a t3.nano never starts."""
 
     copying: threading.Event
+    sleeps = True
 
     def start(self) -> None:
         self.copying = threading.Event()  # clear it to keep copies under way
@@ -56,6 +57,12 @@ class PretendMachine(Machine):
             self.guest_shutdown = guest
             self.ended.set()
             threading.Thread(target=self._on_exit, args=(self,)).start()
+
+    def hibernate(self, timeout_s: float) -> bool:  # noqa: ARG002 - nobody waits that long here
+        """The guest obeys, unless it has been told not to."""
+        if self.sleeps:
+            self.power_off(guest=True)
+        return self.ended.wait(0.2)
 
     def quit(self, copies_timeout_s: float = 0) -> None:  # noqa: ARG002 - nothing of its copies can end
         self.power_off(guest=False)

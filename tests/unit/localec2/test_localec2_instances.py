@@ -127,7 +127,7 @@ def test_several_at_once_share_a_reservation(served: Served) -> None:
         ({"BlockDeviceMappings": [{"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": 1}}]},
          "InvalidBlockDeviceMapping"),
         ({"IamInstanceProfile": {"Name": "x"}}, "UnsupportedOperation"),
-        ({"HibernationOptions": {"Configured": True}}, "UnsupportedOperation"),
+        ({"HibernationOptions": {"Configured": True}}, "UnsupportedHibernationConfiguration"),
         ({"CpuOptions": {"CoreCount": 1}}, "UnsupportedOperation"),
         ({"DryRun": True}, "DryRunOperation"),
     ],

@@ -221,8 +221,8 @@ def test_sockets_of_deep_directories_are_short(tmp_path: Path) -> None:
         ("RunInstances", {"IamInstanceProfile.Name": "x"}, "IamInstanceProfile.Name"),
         ("RunInstances", {"NetworkInterface.1.Ipv6AddressCount": "1"}, "NetworkInterface.1.Ipv6AddressCount"),
         ("RunInstances", {"SomethingNew.1": "x"}, "SomethingNew.1"),
-        ("RunInstances", {"InstanceMarketOptions.SpotOptions.SpotInstanceType": "persistent"}, "persistent"),
-        ("StopInstances", {"Hibernate": "true"}, "Hibernate"),
+        ("RunInstances", {"InstanceMarketOptions.MarketType": "capacity-block"}, "capacity-block"),
+        ("StartInstances", {"AdditionalInfo": "x"}, "AdditionalInfo"),
         ("DescribeEverything; DropTable", {}, "Describe"),
     ],
 )

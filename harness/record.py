@@ -45,7 +45,7 @@ def row_of(
         technique=planned.technique,
         arch=experiment.arch.value,
         cloud=cloud.name.value,
-        accelerator=cloud.accelerator,
+        accelerator=cloud.accelerator_for(experiment.arch),
         region=cloud.region,
         zone=attempt.zone or None,
         instance_type=experiment.instance_type,

@@ -312,7 +312,7 @@ class Run:
             "git": metadata.git_state(),
             "cloud": self.cloud.name.value,
             "region": self.cloud.region,
-            "accelerator": self.cloud.accelerator,
+            "accelerator": self.cloud.accelerator_for(experiment.arch),
             "arch": experiment.arch.value,
             "instance_type": experiment.instance_type,
             "market": self.market.value,

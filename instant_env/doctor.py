@@ -24,7 +24,9 @@ import botocore.exceptions
 from pydantic import BaseModel, computed_field
 
 from instant_env import requirements, toolchain
+from instant_env.arch import Arch
 from instant_env.errors import MissingToolError
+from instant_env.localec2.stock import foreign
 from instant_env.requirements import Manager, Requirement, Scope
 from instant_env.settings import AcceleratorChoice, CloudName, Settings
 
@@ -92,6 +94,7 @@ def check(settings: Settings, table: Sequence[Requirement] = requirements.TABLE)
         items += [
             kvm_item(settings.accelerator),
             ssh_port_item(),
+            foreign_item(),
             disk_item(settings.cache_dir),
         ]
         if os.geteuid() != 0:
@@ -166,6 +169,20 @@ def kvm_item(accelerator: AcceleratorChoice, device: Path = Path("/dev/kvm")) ->
         # Opening it proves little: under nested virtualisation guests may still hang.
         status, detail = Status.OK, f"{device} opens; `auto` uses it only after a probe guest has booted"
     return Item(name="KVM", status=status, detail=detail, needed_for=use, hint=hint)
+
+
+def foreign_item(arch: Arch = Arch.ARM64, registry: Path = foreign.REGISTRY) -> Item:
+    """Does the kernel hand programs of ``arch`` to an emulator? x86_64 works without: a warning at most."""
+    use = f"building the debian-12 base for {arch}"
+    if foreign.runs(arch, registry):
+        return Item(name=f"Programs for {arch}", status=Status.OK, detail="run here", needed_for=use)
+    # As root the build registers the handler itself.
+    hint = "" if os.geteuid() == 0 else foreign.advice(arch)
+    return Item(
+        name=f"Programs for {arch}", status=Status.WARNING,
+        detail=f"no handler in {registry}; needed for {use}", needed_for=use,
+        hint=hint or "root's first build registers the handler of qemu-user-static",
+    )  # fmt: skip
 
 
 def ssh_port_item(port: int = SSH_PORT, address: str | None = None) -> Item:

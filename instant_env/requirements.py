@@ -8,6 +8,7 @@ programs are found or one of its files exists, whatever they came from: a QEMU b
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -33,6 +34,7 @@ class Scope(StrEnum):
 
     CORE = "core"
     LOCAL = "local"
+    ARM64 = "arm64"
     TESTS = "tests"
 
 
@@ -43,7 +45,7 @@ class Requirement:
     Met when all of ``programs`` are found, all files of one group in ``files`` exist, and all of ``modules``
     can be imported (each only when given). ``apt``, ``dnf`` and ``brew`` name the packages that bring it,
     separated by spaces; empty means that the manager has none. ``rootless_only`` requirements do not concern
-    root.
+    root, and those with a ``host`` concern only machines that call themselves so (`uname -m`).
     """
 
     name: str
@@ -56,6 +58,7 @@ class Requirement:
     files: tuple[tuple[str, ...], ...] = ()
     modules: tuple[str, ...] = ()
     rootless_only: bool = False
+    host: str = ""
 
     def packages(self, manager: Manager) -> list[str]:
         return str(getattr(self, manager.value)).split()
@@ -104,6 +107,28 @@ TABLE = (
         ),
         apt="ovmf", dnf="edk2-ovmf", brew="qemu",
     ),
+    # arm64 machines, which are emulated on an x86_64 host: set-up installs them, since the tests bake one.
+    Requirement(
+        name="QEMU for arm64", needed_for="arm64 machines of the embedded EC2", scope=Scope.ARM64,
+        programs=("qemu-system-aarch64",), apt="qemu-system-arm", dnf="qemu-system-aarch64-core", brew="qemu",
+    ),
+    Requirement(
+        name="UEFI firmware for arm64", needed_for="booting arm64 machines as EC2 does", scope=Scope.ARM64,
+        files=(
+            ("/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd"),
+            (
+                "/usr/share/edk2/aarch64/QEMU_EFI-pflash.raw",
+                "/usr/share/edk2/aarch64/vars-template-pflash.raw",
+            ),
+            ("/opt/homebrew/share/qemu/edk2-aarch64-code.fd", "/opt/homebrew/share/qemu/edk2-arm-vars.fd"),
+        ),
+        apt="qemu-efi-aarch64", dnf="edk2-aarch64", brew="qemu",
+    ),
+    Requirement(
+        name="QEMU's user emulation", needed_for="building the debian-12 base for arm64", scope=Scope.ARM64,
+        programs=("qemu-aarch64-static",), apt="qemu-user-static", dnf="qemu-user-static-aarch64",
+        host="x86_64",
+    ),
     Requirement(
         name="mmdebstrap", needed_for="building the debian-12 base", scope=Scope.LOCAL,
         programs=("mmdebstrap",), apt="mmdebstrap", dnf="mmdebstrap",
@@ -151,10 +176,13 @@ def find_program(name: str) -> str | None:
     return shutil.which(name, path=path)
 
 
-def applicable(table: Iterable[Requirement] = TABLE, *, root: bool | None = None) -> list[Requirement]:
-    """The rows that concern this user (``root``: as root or not; by default, as who runs now)."""
+def applicable(
+    table: Iterable[Requirement] = TABLE, *, root: bool | None = None, host: str | None = None
+) -> list[Requirement]:
+    """The rows that concern this user on this machine (``root`` and ``host``: by default, what runs now)."""
     as_root = os.geteuid() == 0 if root is None else root
-    return [requirement for requirement in table if not (requirement.rootless_only and as_root)]
+    machine = host or platform.machine()
+    return [row for row in table if not (row.rootless_only and as_root) and row.host in ("", machine)]
 
 
 def detect_manager() -> Manager | None:

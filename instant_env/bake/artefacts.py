@@ -1,11 +1,11 @@
-"""Files that recipes upload: our own static binaries, and systemd's EFI stub from the host."""
+"""Files that recipes upload: our own static binaries, and systemd's EFI stub."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from instant_env.arch import Arch
-from instant_env.errors import MissingToolError
+from instant_env.bake import stub
 from instant_env.toolchain import go_build
 
 #: Where distributions put systemd's EFI stubs (Debian and Fedora: systemd-boot-efi, systemd-boot-unsigned).
@@ -13,22 +13,19 @@ _STUB_DIRS = (Path("/usr/lib/systemd/boot/efi"),)
 _STUB_NAMES = {Arch.X86_64: "linuxx64.efi.stub", Arch.ARM64: "linuxaa64.efi.stub"}
 
 
-def efi_stub(arch: Arch) -> Path:
-    """Path of the stub for ``arch``; raises MissingToolError with the package to install."""
+def efi_stub(arch: Arch, cache_dir: Path) -> Path:
+    """Path of the stub for ``arch``: this machine's own, or one fetched from Debian (see stub.fetch)."""
     for directory in _STUB_DIRS:
         if (path := directory / _STUB_NAMES[arch]).is_file():
             return path
-    raise MissingToolError(
-        f"no EFI stub {_STUB_NAMES[arch]} on this machine",
-        hint=f"apt-get install systemd-boot-efi:{arch.debian} (dnf: systemd-boot-unsigned)",
-    )
+    return stub.fetch(_STUB_NAMES[arch], arch, cache_dir)
 
 
-def build(names: set[str], arch: Arch) -> dict[str, Path]:
-    """Make what a recipe uploads. ``names`` are those of StepSpec.upload."""
+def build(names: set[str], arch: Arch, cache_dir: Path) -> dict[str, Path]:
+    """Make what a recipe uploads. ``names`` are those of StepSpec.upload, ``cache_dir`` keeps the stub."""
     makers = {
         "instant-init": lambda: go_build("init", arch),
         "imagetool": lambda: go_build("instant_env/bake/imagetool", arch),
-        "efi-stub": lambda: efi_stub(arch),
+        "efi-stub": lambda: efi_stub(arch, cache_dir),
     }
     return {name: makers[name]() for name in sorted(names)}

@@ -102,7 +102,7 @@ def check(settings: Settings, recipe_name: str, arch: Arch, base_name: str | Non
         )
     recipe = resolve(settings.recipes_dir, recipe_name, base.family)
     wanted = {step.spec.upload for step in recipe.steps if step.spec.upload is not None}
-    made = artefacts.build({str(name) for name in wanted}, arch)
+    made = artefacts.build({str(name) for name in wanted}, arch, settings.cache_dir)
     return base, make_plan(recipe, base, "ami-00000000", arch, made)
 
 
@@ -240,7 +240,8 @@ def bake(
         try:
             started = time.monotonic()
             verdict = verify(
-                cloud, image, instance_type=kind, imagetool=artefacts.build({"imagetool"}, arch)["imagetool"],
+                cloud, image, instance_type=kind,
+                imagetool=artefacts.build({"imagetool"}, arch, settings.cache_dir)["imagetool"],
                 forbidden=[builder.key.body], run_id=run_id, expires_at=expires_at, log=log,
                 progress=progress, ttl_s=MACHINE_TTL_S,
             )  # fmt: skip

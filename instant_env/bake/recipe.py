@@ -99,6 +99,7 @@ class Recipe(_Strict):
     remove: dict[Family, dict[str, str]] = Field(default_factory=dict, description="package: reason")
     keep: dict[Family, list[str]] = Field(default_factory=dict, description="must be there afterwards")
     kernel_arguments: list[str] = Field(default_factory=list)
+    arch_kernel_arguments: dict[Arch, list[str]] = Field(default_factory=dict, description="after the others")
     steps: list[StepSpec] = Field(default_factory=list)
 
 
@@ -120,6 +121,7 @@ class ResolvedRecipe(_Strict):
     remove: dict[str, str]
     keep: list[str]
     kernel_arguments: list[str]
+    arch_kernel_arguments: dict[Arch, list[str]]
     steps: list[ResolvedStep]
 
 
@@ -173,8 +175,8 @@ def load_recipe(recipes_dir: Path, name: str) -> Recipe:
 def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     """Fold a recipe's parents in.
 
-    ``remove`` adds up; ``keep`` and ``kernel_arguments`` of the child replace the parent's when given; a
-    step of the same name replaces the parent's in its place; ``initramfs`` is the child's own.
+    ``remove`` adds up; ``keep`` and the kernel arguments of the child replace the parent's if given;
+    a step of the same name replaces the parent's in its place; ``initramfs`` is the child's own.
     """
     chain: list[tuple[Recipe, Path]] = []
     next_name: str | None = name
@@ -192,11 +194,13 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     remove: dict[str, str] = {}
     keep: list[str] = []
     arguments: list[str] = []
+    arch_arguments: dict[Arch, list[str]] = {}
     steps: dict[str, ResolvedStep] = {}
     for recipe, directory in reversed(chain):
         remove |= recipe.remove.get(family, {})
         keep = recipe.keep.get(family, keep)
         arguments = recipe.kernel_arguments or arguments
+        arch_arguments |= recipe.arch_kernel_arguments
         steps |= {spec.name: ResolvedStep(spec=spec, directory=directory) for spec in recipe.steps}
     order = list(Phase)
     if clash := sorted(set(remove) & set(keep)):
@@ -210,6 +214,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
         remove=remove,
         keep=keep,
         kernel_arguments=arguments,
+        arch_kernel_arguments=arch_arguments,
         steps=sorted(steps.values(), key=lambda step: order.index(step.spec.phase)),
     )
 
@@ -245,7 +250,7 @@ def render_script(step: ResolvedStep, recipe: ResolvedRecipe, base: Base, arch: 
                 recipe=recipe,
                 remove=recipe.remove,
                 keep=recipe.keep,
-                kernel_arguments=recipe.kernel_arguments,
+                kernel_arguments=[*recipe.kernel_arguments, *recipe.arch_kernel_arguments.get(arch, ())],
             )
         )
     except jinja2.TemplateSyntaxError as error:

@@ -6,6 +6,7 @@ tells the caller's address. All of that is decided here, and nowhere above.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -53,6 +54,12 @@ class Cloud:
     """How machines run: ``tcg`` or ``kvm`` in localec2, ``ec2`` on AWS."""
     accepts_early: bool
     """A TCP accept on a machine's port says nothing about the guest (user-mode networking)."""
+
+    def accelerator_for(self, arch: Arch) -> str:
+        """How machines of ``arch`` run: those of another architecture than this computer's are emulated."""
+        if self.name is CloudName.LOCAL and arch.machine != platform.machine():
+            return "tcg"
+        return self.accelerator
 
     def ensure_base(self, base: str, arch: Arch, progress: Progress) -> None:
         """Make the stock image of ``base`` known to the cloud.

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from instant_env.arch import Arch
 from instant_env.errors import InstantEnvError
 from instant_env.localec2 import qemu
 from instant_env.localec2.backup import Backups, Copy
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 START_TIMEOUT_S = 30.0
 #: After `quit` QEMU flushes its disks and exits.
 QUIT_TIMEOUT_S = 10.0
-#: A guest that knows Ctrl-Alt-Del resets within this; then it is reset.
+#: A guest that knows Ctrl-Alt-Del (arm64: the power button) obeys within this; then it is reset.
 REBOOT_TIMEOUT_S = 60.0
 #: States of QEMU (RunState in qapi/run-state.json) that a machine does not come back from.
 BROKEN = ("internal-error", "io-error", "guest-panicked")
@@ -52,6 +53,8 @@ class Machine:
         self._qmp: Qmp | None = None
         self._frozen = False  # by us: `freeze`
         self._reset = threading.Event()
+        self._rebooting = threading.Event()  # by way of the power button: off is not the end
+        self._off = threading.Event()
         self._removed: dict[str, threading.Event] = {}
         self._occupied: dict[int, str] = {i: disk.volume_id for i, disk in enumerate(spec.disks) if i > 0}
         self._slots = threading.Lock()
@@ -113,12 +116,15 @@ class Machine:
         log.info("%s: %s %s", self.spec.instance_id, name, data)
         self._backups.event(name, data)
         if name == "SHUTDOWN":
-            # There may be two: a guest's, kept paused for its copies, and then ours.
-            self.guest_shutdown |= bool(data.get("guest"))
+            if self._rebooting.is_set():
+                self._off.set()
+            else:
+                # There may be two: a guest's, kept paused for its copies, and then ours.
+                self.guest_shutdown |= bool(data.get("guest"))
         elif name == "STOP":
             self.standing_still = True
             # Unless it was `freeze`, QEMU cannot go on, and would stay there for ever.
-            if not self._frozen:
+            if not self._frozen and not self._rebooting.is_set():
                 threading.Thread(target=self._stopped, name=f"stopped {self.spec.instance_id}").start()
         elif name == "RESUME":
             self.standing_still = False
@@ -183,15 +189,38 @@ class Machine:
         return self.ended.is_set()
 
     def reboot(self) -> None:
-        """Ctrl-Alt-Del, then a reset when the guest does not obey within a minute (returns when it has)."""
+        """Ctrl-Alt-Del, then a reset when the guest does not obey within a minute (returns when it has).
+
+        arm64 has no keyboard controller: there the power button is pressed, and a guest that has powered off
+        is started again from where a reset begins.
+        """
+        if self.spec.platform.arch is Arch.ARM64:
+            self._power_cycle()
+            return
         self._reset.clear()
         keys = [{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")]
-        with contextlib.suppress(QmpError):  # no keyboard (arm64): straight to the reset
+        with contextlib.suppress(QmpError):
             self.qmp.execute("send-key", {"keys": keys})
             if self._reset.wait(REBOOT_TIMEOUT_S) or self.ended.is_set():
                 return
         with contextlib.suppress(QmpError):
             self.qmp.execute("system_reset")
+
+    def _power_cycle(self) -> None:
+        self._off.clear()
+        self._rebooting.set()
+        try:
+            # From now on QEMU pauses where a guest's power-off would end it.
+            self.qmp.execute("set-action", {"shutdown": "pause"})
+            self.qmp.execute("system_powerdown")
+            self._off.wait(REBOOT_TIMEOUT_S)
+            self.qmp.execute("system_reset")
+            self.qmp.execute("set-action", {"shutdown": "poweroff"})
+            self.qmp.execute("cont")
+        except QmpError as error:  # it ended meanwhile, for another reason
+            log.info("%s: not restarted: %s", self.spec.instance_id, error)
+        finally:
+            self._rebooting.clear()
 
     # Faults (sabotage.py)
 

@@ -97,6 +97,8 @@ def test_the_table_looks_for_what_is_used() -> None:
     """A path that only the table knows would let the doctor call a machine ready on which nothing boots."""
     rows = {row.name: row for row in requirements.TABLE}
     assert rows["UEFI firmware"].files == qemu._FIRMWARE[Arch.X86_64]
+    assert rows["UEFI firmware for arm64"].files == qemu._FIRMWARE[Arch.ARM64]
+    assert rows["QEMU for arm64"].programs == (qemu._SYSTEM[Arch.ARM64],)
     programs = {name for row in requirements.TABLE for name in row.programs}
     assert set(disk.TOOLS) <= programs
 
@@ -104,6 +106,22 @@ def test_the_table_looks_for_what_is_used() -> None:
 def test_root_does_not_need_what_only_others_need() -> None:
     names = {row.name for row in requirements.applicable(root=True)}
     assert {row.name for row in requirements.applicable(root=False)} - names == {"uidmap"}
+
+
+def test_only_other_machines_emulate_programs_for_arm64() -> None:
+    names = {host: {row.name for row in requirements.applicable(host=host)} for host in ("x86_64", "aarch64")}
+    assert names["x86_64"] - names["aarch64"] == {"QEMU's user emulation"}
+
+
+def test_a_machine_that_cannot_run_arm64_programs_is_told_how(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    other = Arch.ARM64 if os.uname().machine == "x86_64" else Arch.X86_64
+    item = doctor.foreign_item(other, tmp_path)
+    assert item.status is doctor.Status.WARNING  # x86_64 works without
+    assert "mount -t binfmt_misc" in item.hint
+    assert doctor.foreign_item(Arch.parse(os.uname().machine), tmp_path).status is doctor.Status.OK
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,18 @@ log_success_msg "Disabled IPv6 DAD"
 #: Where the files of the build lie in the chroot; removed at its end.
 SCRATCH = "/tmp/stock"  # noqa: S108 (inside the chroot)
 
+#: The kernel's package and later a trigger both make an initramfs; where programs are emulated each takes
+#: minutes (docs/arm64.md). A stand-in waits for both, and _MAKE_INITRAMFS makes the one that stays.
+POSTPONE_INITRAMFS = (
+    "dpkg-divert --quiet --local --rename --divert /usr/sbin/update-initramfs.real --add"
+    " /usr/sbin/update-initramfs && printf '#!/bin/sh\\nexit 0\\n' >/usr/sbin/update-initramfs"
+    " && chmod 0755 /usr/sbin/update-initramfs"
+)
+_MAKE_INITRAMFS = """rm /usr/sbin/update-initramfs
+dpkg-divert --quiet --local --rename --remove /usr/sbin/update-initramfs
+update-initramfs -c -k all
+"""
+
 _NETPLAN = """network:
     version: 2
     ethernets:
@@ -194,7 +206,7 @@ done
 _FINISH = """#!/bin/sh
 set -eu
 
-# The rest of what grub-install does, except the EFI system partition: that is filled outside.
+{make_initramfs}# The rest of what grub-install does, except the EFI system partition: that is filled outside.
 mkdir -p /boot/efi /boot/grub/{grub_target} /boot/grub/fonts
 cp /usr/lib/grub/{grub_target}/*.mod /usr/lib/grub/{grub_target}/*.lst /boot/grub/{grub_target}/
 cp /usr/share/grub/unicode.pf2 /boot/grub/fonts/
@@ -222,8 +234,10 @@ ln -sf /run/systemd/resolve/resolv.conf /etc/resolv.conf
 
 def late_files(arch: Arch, ids: Identifiers) -> tuple[File, ...]:
     """Configuration of the finished system, and under SCRATCH what finishes it."""
+    postponed = arch is Arch.ARM64
     values = {
         "scratch": SCRATCH,
+        "make_initramfs": _MAKE_INITRAMFS if postponed else "",
         "grub_target": LOADERS[arch].grub_target,
         "root_partition": str(ids.root_partition),
         "root_filesystem": str(ids.root_filesystem),

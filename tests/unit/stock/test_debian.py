@@ -17,7 +17,7 @@ import pytest
 from instant_env.arch import Arch
 from instant_env.errors import MissingToolError, UsageError
 from instant_env.localec2 import stock
-from instant_env.localec2.stock import debian, debian_contents, disk, model
+from instant_env.localec2.stock import debian, debian_contents, disk, foreign, model
 from instant_env.settings import ROOT
 
 pytest_plugins = ["stock_site"]
@@ -119,9 +119,14 @@ def test_the_overlay_belongs_to_root(tmp_path: Path) -> None:
     assert (member.name, member.uid, member.gid, member.mode) == ("etc/x", 0, 0, 0o600)
 
 
-def test_another_architecture_is_refused_before_anything_is_made(tmp_path: Path, progress: Progress) -> None:
+def test_another_architecture_needs_an_emulator_before_anything_is_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, progress: Progress
+) -> None:
     other = Arch.ARM64 if os.uname().machine == "x86_64" else Arch.X86_64
-    with pytest.raises(stock.StockImageError, match=f"debian-12 for {other} cannot be built on"):
+    monkeypatch.setattr(foreign, "runs", lambda *_: False)
+    monkeypatch.setattr(foreign, "registration", lambda *_: ["false"])
+    monkeypatch.setattr(debian, "_build", None)  # is not reached
+    with pytest.raises(MissingToolError, match=f"programs for {other} cannot run here"):
         stock.build("debian-12", other, tmp_path, progress)
     assert not list(model.stock_dir(tmp_path).iterdir())
 

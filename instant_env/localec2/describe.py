@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from instant_env.localec2.moto_api import INSTANCE_FILTERS, ActionResult, EC2ClientError, generic_filter
+from instant_env.localec2.moto_api import (
+    INSTANCE_FILTERS,
+    ActionResult,
+    EC2ClientError,
+    attribute_of,
+    generic_filter,
+)
+from instant_env.localec2.pages import is_pattern, matches, page
 from instant_env.localec2.records import ImageMapping, ImageRecord, SpotRequestRecord, VolumeRecord
 from instant_env.localec2.spot import FILTERS as SPOT_FILTERS
 
@@ -37,6 +44,11 @@ class Descriptions:
                     "UnsupportedOperation",
                     f"localec2 does not support the filter {name} of DescribeInstances.",
                 )
+        patterns = {
+            name: filters.pop(name)
+            for name in list(filters)
+            if name in INSTANCE_FILTERS and any(map(is_pattern, filters[name]))
+        }
         self.error_on_dryrun()
         ids, most = self._get_param("InstanceIds", []), self._get_param("MaxResults")
         if ids and most:
@@ -53,7 +65,7 @@ class Descriptions:
             else backend.describe_instances(filters=filters)
         )
         records = self.plane.state.instances
-        for reservation in found if ours or lifecycle else []:
+        for reservation in found if ours or lifecycle or patterns else []:
             reservation.instances = [
                 item
                 for item in reservation.instances
@@ -61,18 +73,18 @@ class Descriptions:
                     getattr(records[item.id], _MORE_INSTANCE_FILTERS[name]) in v for name, v in ours.items()
                 )
                 and (lifecycle is None or records[item.id].market in lifecycle)
+                and all(
+                    matches(values, attribute_of(item, INSTANCE_FILTERS[name]))
+                    for name, values in patterns.items()
+                )
             ]
         found = [reservation for reservation in found if reservation.instances]
         if hidden := self.plane.state.faults.hidden():
             for reservation in found:
                 reservation.instances = [item for item in reservation.instances if item.id not in hidden]
             found = [reservation for reservation in found if reservation.instances]
-        start = 0
-        if token := self._get_param("NextToken"):
-            start = next((i + 1 for i, item in enumerate(found) if item.id == token), len(found))
-        page = found[start : start + int(most or 1000)]
-        more = len(found) > start + len(page)
-        return ActionResult({"Reservations": page, "NextToken": page[-1].id if more else None})
+        items, token = page(found, self._get_param("NextToken"), most, lambda reservation: reservation.id)
+        return ActionResult({"Reservations": items, "NextToken": token})
 
     def describe_images(self) -> ActionResult:
         self.error_on_dryrun()

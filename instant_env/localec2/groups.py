@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from instant_env.localec2.moto_api import ActionResult, EC2ClientError, EC2Response, EmptyResult
+from instant_env.localec2.moto_api import (
+    ActionResult,
+    EC2ClientError,
+    EC2Response,
+    EmptyResult,
+    InvalidKeyPairFormatError,
+)
+from instant_env.localec2.pages import page
 
 if TYPE_CHECKING:
     from instant_env.localec2.plane import Plane
@@ -21,17 +30,25 @@ class Groups(EC2Response):  # type: ignore[misc]  # moto is untyped
 
     def create_key_pair(self) -> ActionResult:
         result = super().create_key_pair()
-        self.plane.capture_key_pair(self._get_param("KeyName"))
+        self._key_pair_made()
         return result
+
+    def _key_pair_made(self) -> None:
+        """Record it, an ed25519 one with the fingerprint that EC2 shows: as OpenSSH's, but padded."""
+        pair = self.ec2_backend.key_pairs[self._get_param("KeyName")]
+        if pair.key_type == "ed25519":
+            body = base64.b64decode(pair.public_key.split()[1])
+            pair.key_fingerprint = base64.b64encode(hashlib.sha256(body).digest()).decode()
+        self.plane.capture_key_pair(pair.key_name)
 
     def import_key_pair(self) -> ActionResult:
         try:
             result = super().import_key_pair()
-        except (ValueError, UnsupportedAlgorithm) as error:
+        except (ValueError, UnsupportedAlgorithm, InvalidKeyPairFormatError) as error:
             raise EC2ClientError(
                 "InvalidKey.Format", "Key is not in valid OpenSSH public key format"
             ) from error
-        self.plane.capture_key_pair(self._get_param("KeyName"))
+        self._key_pair_made()
         return result
 
     def delete_key_pair(self) -> ActionResult:
@@ -76,6 +93,15 @@ class Groups(EC2Response):  # type: ignore[misc]  # moto is untyped
                 "InvalidGroup.NotFound", f"The security group '{group_id or name}' does not exist"
             )
         return group
+
+    def describe_security_groups(self) -> ActionResult:
+        """moto selects, and gives all at once."""
+        result = super().describe_security_groups()
+        groups = sorted(result.result["SecurityGroups"], key=lambda group: str(group.id))
+        items, token = page(
+            groups, self._get_param("NextToken"), self._get_param("MaxResults"), lambda group: str(group.id)
+        )
+        return ActionResult({"SecurityGroups": items, "NextToken": token})
 
     def create_security_group(self) -> ActionResult:
         vpc_id = self._get_param("VpcId")

@@ -30,11 +30,12 @@ from moto.core.request import Request
 from moto.core.responses import ActionResult, EmptyResult
 from moto.core.types import Base64EncodedString
 from moto.core.utils import get_service_model
-from moto.ec2.exceptions import EC2ClientError
+from moto.ec2.exceptions import EC2ClientError, InvalidKeyPairFormatError
 from moto.ec2.models.instance_types import INSTANCE_TYPES
 from moto.ec2.responses import EC2Response
 from moto.ec2.utils import filter_dict_attribute_mapping as INSTANCE_FILTERS
 from moto.ec2.utils import generic_filter
+from moto.ec2.utils import get_object_value as attribute_of
 from moto.moto_api._internal import mock_random
 from moto.ssm.exceptions import SSMException
 from moto.ssm.responses import SimpleSystemManagerResponse
@@ -51,11 +52,13 @@ __all__ = [
     "EC2ClientError",
     "EC2Response",
     "EmptyResult",
+    "InvalidKeyPairFormatError",
     "Request",
     "SSMException",
     "SimpleSystemManagerResponse",
     "TokenResponse",
     "amis",
+    "attribute_of",
     "block_store",
     "drawn",
     "ec2_backend",

@@ -7,6 +7,7 @@ moto parses requests, filters, and writes XML. What an action does is in :mod:`l
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from botocore.model import OperationNotFoundError
@@ -271,6 +272,7 @@ class LocalResponse(Attributes, Descriptions, Registration, Groups):
     # Tags
 
     def create_tags(self) -> ActionResult:
+        _check_keys(tag["Key"] for tag in self._get_param("Tags", []))
         result = super().create_tags()
         self.plane.capture_tags(self._get_param("Resources", []))
         return result
@@ -295,6 +297,7 @@ class LocalResponse(Attributes, Descriptions, Registration, Groups):
                     "InvalidParameterValue",
                     f"'{resource_type}' is not a valid taggable resource type for this operation.",
                 )
+            _check_keys(tags[resource_type])
 
     def get_console_output(self) -> ActionResult:
         instance = self.plane.state.instance(self._get_param("InstanceId"))
@@ -305,3 +308,14 @@ class LocalResponse(Attributes, Descriptions, Registration, Groups):
                 "Output": self.plane.console_output(instance.id),
             }
         )
+
+
+def _check_keys(keys: Iterable[str]) -> None:
+    """Tags of `aws:` are Amazon's own."""
+    for key in keys:
+        if key.lower().startswith("aws:"):
+            raise EC2ClientError(
+                "InvalidParameterValue",
+                f"Value ( {key} ) for parameter key is invalid. "
+                "Tag keys starting with 'aws:' are reserved for internal use",
+            )

@@ -7,6 +7,7 @@ the server.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,9 @@ from instant_env.localec2.records import (
 )
 
 log = logging.getLogger(__name__)
+
+#: Old ids have 8 digits, those since 2016 have 17.
+_INSTANCE_ID = re.compile(r"i-([0-9a-f]{8}|[0-9a-f]{17})")
 
 #: moto's objects are not made for threads: whoever touches them, or the records, holds this lock.
 Lock = threading.RLock
@@ -223,6 +227,8 @@ class State:
     # Look-ups that answer as EC2 does
 
     def instance(self, instance_id: str) -> InstanceRecord:
+        if not _INSTANCE_ID.fullmatch(instance_id):
+            raise EC2ClientError("InvalidInstanceID.Malformed", f'Invalid id: "{instance_id}"')
         if instance_id not in self.instances:
             raise EC2ClientError(
                 "InvalidInstanceID.NotFound", f"The instance ID '{instance_id}' does not exist"

@@ -33,6 +33,7 @@ def image_row(image: BakedImage) -> dict[str, Any]:
         "ami": image.id,
         "name": image.name,
         "state": image.state,
+        "verified": image.verified,
         "recipe": image.recipe,
         "arch": image.arch.value,
         "base": image.base,

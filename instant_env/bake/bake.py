@@ -22,7 +22,7 @@ from instant_env.bake.recipe import Base, load_base, resolve
 from instant_env.bake.seal import SEALED
 from instant_env.bake.verify import VerifyError, verify
 from instant_env.cloud import instances
-from instant_env.cloud.images import BakedImage, deregister, list_baked, parameter_name
+from instant_env.cloud.images import BakedImage, deregister, list_baked, mark_verified, parameter_name
 from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, default_base
 from instant_env.cloud.tags import Role, new_run_id, tag_specifications
 from instant_env.errors import UsageError
@@ -117,7 +117,8 @@ def prepare_plan(
 
 def _already_baked(cloud: Cloud, plan: BakePlan) -> BakedImage | None:
     for image in list_baked(cloud, recipe=plan.recipe.name, arch=plan.arch):
-        if image.plan_hash == plan.hash and image.state == "available":
+        # One that is not verified is another run's, which is at it or was killed at it.
+        if image.plan_hash == plan.hash and image.state == "available" and image.verified:
             return image
     return None
 
@@ -142,15 +143,15 @@ def _seal(cloud: Cloud, builder: Machine, plan: BakePlan, log: Any, progress: Pr
 
 
 def _create_image(
-    cloud: Cloud, builder: Machine, plan: BakePlan, run_id: str, progress: Progress
+    cloud: Cloud, builder: Machine, plan: BakePlan, run_id: str, expires_at: datetime, progress: Progress
 ) -> BakedImage:
-    """CreateImage of the stopped builder, tagged; wait until it is available."""
+    """CreateImage of the stopped builder, tagged; wait until it is available. It expires until verified."""
     init_sha256 = next(
         (s.sha256 for s in plan.steps if s.name == "instant-init" and hasattr(s, "sha256")), ""
     )
     name = f"instant-env-{plan.recipe.name}-{plan.arch}-{run_id}"
     tags = tag_specifications(
-        "image", "snapshot", run_id=run_id, role=Role.IMAGE, name=name,
+        "image", "snapshot", run_id=run_id, role=Role.IMAGE, name=name, expires_at=expires_at,
         extra={
             "recipe": plan.recipe.name, "base": plan.base.base, "base-ami": plan.base_ami,
             "arch": plan.arch.value, "plan-hash": plan.hash, "login-user": plan.base.login_user,
@@ -235,7 +236,7 @@ def bake(
             _seal(cloud, builder, plan, log, progress)
             times.append(StepTime("seal", round(time.monotonic() - started, 3)))
             started = time.monotonic()
-            image = _create_image(cloud, builder, plan, run_id, progress)
+            image = _create_image(cloud, builder, plan, run_id, expires_at, progress)
             times.append(StepTime("create-image", round(time.monotonic() - started, 3)))
         try:
             started = time.monotonic()
@@ -246,6 +247,7 @@ def bake(
                 progress=progress, ttl_s=MACHINE_TTL_S,
             )  # fmt: skip
             times.append(StepTime("verify", round(time.monotonic() - started, 3)))
+            mark_verified(cloud, image)
         except BaseException:
             progress(f"{image.id} is not verified: deregistering it")
             deregister(cloud, image.id)

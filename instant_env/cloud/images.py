@@ -10,7 +10,7 @@ from botocore.exceptions import ClientError
 
 from instant_env.arch import Arch
 from instant_env.cloud.session import Cloud, cloud_error, error_code
-from instant_env.cloud.tags import PREFIX, project_filter, read_tags
+from instant_env.cloud.tags import PREFIX, expiry, project_filter, read_tags
 from instant_env.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BakedImage:
-    """One AMI of ours. ``size_gib`` is the sum of its volumes; ``created`` is aware (UTC)."""
+    """One AMI of ours. ``size_gib`` is the sum of its volumes; ``created`` is aware (UTC).
+
+    An AMI has an expiry until it is verified: a bake that is killed leaves one that anyone may remove then.
+    """
 
     id: str
     name: str
@@ -33,6 +36,12 @@ class BakedImage:
     created: datetime
     size_gib: int
     snapshot_ids: tuple[str, ...]
+    run_id: str = ""
+    expires_at: datetime | None = None
+
+    @property
+    def verified(self) -> bool:
+        return self.expires_at is None
 
 
 def _from_description(image: ImageTypeDef) -> BakedImage:
@@ -51,7 +60,19 @@ def _from_description(image: ImageTypeDef) -> BakedImage:
         created=datetime.fromisoformat(image["CreationDate"].replace("Z", "+00:00")),
         size_gib=sum(volume.get("VolumeSize", 0) for volume in volumes),
         snapshot_ids=tuple(volume["SnapshotId"] for volume in volumes if "SnapshotId" in volume),
+        run_id=tags.get(f"{PREFIX}run", ""),
+        expires_at=expiry(tags),
     )
+
+
+def mark_verified(cloud: Cloud, image: BakedImage) -> None:
+    """Take the expiry from an AMI and its snapshots: it is to stay."""
+    try:
+        cloud.ec2.delete_tags(
+            Resources=[image.id, *image.snapshot_ids], Tags=[{"Key": f"{PREFIX}expires-at"}]
+        )
+    except ClientError as error:
+        raise cloud_error(error, f"marking {image.id} as verified") from error
 
 
 def list_baked(cloud: Cloud, *, recipe: str = "", arch: Arch | None = None) -> list[BakedImage]:

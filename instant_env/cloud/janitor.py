@@ -22,6 +22,8 @@ from instant_env.errors import UsageError
 
 #: Machines these roles launch live minutes; images have no expiry.
 _MACHINE_ROLES = (Role.BUILDER, Role.VERIFY, Role.BENCH)
+#: States of an AMI that nothing can be launched from any more (API_Image).
+_BROKEN = ("failed", "invalid", "error")
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,19 @@ def _latest_ids(cloud: Cloud) -> set[str]:
     return {parameter["Value"] for page in pages for parameter in page["Parameters"]}
 
 
-def _old_images(cloud: Cloud, keep: int) -> list[Removal]:
+def _old_images(cloud: Cloud, keep: int, now: datetime, dead_runs: set[str]) -> list[Removal]:
     groups = defaultdict(list)
+    broken = []
     for image in list_baked(cloud):
-        if image.state != "available":
+        if image.state in _BROKEN:
+            broken.append(Removal("image", image.id, image.name, f"{image.state}: its copy was cut short"))
+        elif image.expires_at is not None and (image.expires_at <= now or image.run_id in dead_runs):
+            broken.append(Removal("image", image.id, image.name, "never verified, and its run is over"))
+        if image.state != "available" or not image.verified:
             continue
         groups[image.recipe, image.arch].append(image)
     latest = _latest_ids(cloud)
-    return [
+    return broken + [
         Removal("image", image.id, image.name, f"older than the newest {keep} of {recipe} {arch}")
         for (recipe, arch), images in sorted(groups.items())
         for image in images[keep:]
@@ -58,7 +65,8 @@ def _old_images(cloud: Cloud, keep: int) -> list[Removal]:
     ]
 
 
-def _expired_machines(cloud: Cloud, now: datetime) -> list[Removal]:
+def _expired_machines(cloud: Cloud, now: datetime, dead_runs: set[str]) -> list[Removal]:
+    """Machines past their time, and those that the cloud itself lost; adds the runs of these to the set."""
     pages = cloud.ec2.get_paginator("describe_instances").paginate(Filters=PROJECT_FILTER)
     removals = []
     for page in pages:
@@ -66,30 +74,43 @@ def _expired_machines(cloud: Cloud, now: datetime) -> list[Removal]:
             tags = read_tags(instance.get("Tags"))
             if instance["State"]["Name"] in ("terminated", "shutting-down"):
                 continue
-            if tags.get(f"{PREFIX}role") in _MACHINE_ROLES and expired(tags, now):
-                reason = f"{tags[f'{PREFIX}role']} expired at {tags[f'{PREFIX}expires-at']}"
+            if (role := tags.get(f"{PREFIX}role")) not in _MACHINE_ROLES:
+                continue
+            # Nobody of ours starts a stopped machine again, so its run is over, whatever its expiry says.
+            lost = instance.get("StateReason", {}).get("Code") == "Server.InternalError"
+            if lost and instance["State"]["Name"] == "stopped":
+                dead_runs |= {tags[f"{PREFIX}run"]} if f"{PREFIX}run" in tags else set()
+                reason = f"{role} lost by the cloud (Server.InternalError)"
+                removals.append(Removal("instance", instance["InstanceId"], tags.get("Name", ""), reason))
+            elif expired(tags, now):
+                reason = f"{role} expired at {tags[f'{PREFIX}expires-at']}"
                 removals.append(Removal("instance", instance["InstanceId"], tags.get("Name", ""), reason))
     return removals
 
 
-def _expired_leftovers(cloud: Cloud, now: datetime) -> list[Removal]:
+def _expired_leftovers(cloud: Cloud, now: datetime, dead_runs: set[str]) -> list[Removal]:
     """Volumes, security groups and key pairs of runs that never came to remove them."""
+
+    def reason_of(tags: dict[str, str]) -> str:
+        if expired(tags, now):
+            return "expired"
+        return "its run has lost its machine" if tags.get(f"{PREFIX}run") in dead_runs else ""
+
     removals = []
     for page in cloud.ec2.get_paginator("describe_volumes").paginate(Filters=PROJECT_FILTER):
         for volume in page["Volumes"]:
             tags = read_tags(volume.get("Tags"))
-            if volume["State"] == "available" and expired(tags, now):
-                removals.append(
-                    Removal("volume", volume["VolumeId"], tags.get("Name", ""), "expired, unattached")
-                )
+            if volume["State"] == "available" and (reason := reason_of(tags)):
+                name = tags.get("Name", "")
+                removals.append(Removal("volume", volume["VolumeId"], name, f"{reason}, unattached"))
     for groups in cloud.ec2.get_paginator("describe_security_groups").paginate(Filters=PROJECT_FILTER):
         for group in groups["SecurityGroups"]:
             tags = read_tags(group.get("Tags"))
-            if expired(tags, now):
-                removals.append(Removal("security-group", group["GroupId"], group["GroupName"], "expired"))
+            if reason := reason_of(tags):
+                removals.append(Removal("security-group", group["GroupId"], group["GroupName"], reason))
     for key in cloud.ec2.describe_key_pairs(Filters=PROJECT_FILTER)["KeyPairs"]:
-        if expired(read_tags(key.get("Tags")), now):
-            removals.append(Removal("key-pair", key["KeyPairId"], key["KeyName"], "expired"))
+        if reason := reason_of(read_tags(key.get("Tags"))):
+            removals.append(Removal("key-pair", key["KeyPairId"], key["KeyName"], reason))
     return removals
 
 
@@ -103,11 +124,12 @@ def find_removals(cloud: Cloud, *, keep: int, now: datetime | None = None) -> li
             f"--keep {keep} makes no sense", hint="0 removes every AMI that `latest` does not name"
         )
     now = now or datetime.now(UTC)
+    dead_runs: set[str] = set()
     try:
         return [
-            *_expired_machines(cloud, now),
-            *_old_images(cloud, keep),
-            *_expired_leftovers(cloud, now),
+            *_expired_machines(cloud, now, dead_runs),
+            *_old_images(cloud, keep, now, dead_runs),
+            *_expired_leftovers(cloud, now, dead_runs),
         ]
     except ClientError as error:
         raise cloud_error(error, "listing what is ours") from error

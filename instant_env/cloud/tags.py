@@ -82,8 +82,14 @@ def read_tags(tags: Iterable[Any] | None) -> dict[str, str]:
 
 def expired(tags: Mapping[str, str], now: datetime) -> bool:
     """Whether the expiry tag has passed. No tag, or one we cannot read, means not expired."""
+    at = expiry(tags)
+    return at is not None and at <= now
+
+
+def expiry(tags: Mapping[str, str]) -> datetime | None:
+    """When anyone may end it (aware, UTC); None without a tag, or with one that we cannot read."""
     text = tags.get(f"{PREFIX}expires-at", "")
     try:
-        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC) <= now
+        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
     except ValueError:
-        return False
+        return None

@@ -190,7 +190,11 @@ def ensure_stock(settings: Settings, base: str, arch: Arch, progress: Progress =
     The same bytes are registered once: localec2 knows them by their digest.
     """
     endpoint = up(settings, progress)
-    image = stock.build(base, arch, settings.cache_dir, progress)
+    return register(endpoint, stock.build(base, arch, settings.cache_dir, progress))
+
+
+def register(endpoint: Endpoint, image: stock.StockImage) -> str:
+    """AMI id of a stock image whose disk is here. Raises LocalEc2Error when its disk is no good."""
     answer = _own_route(endpoint, "stock-images", image.model_dump_json().encode(), REGISTER_TIMEOUT_S)
     return str(answer["image_id"])
 

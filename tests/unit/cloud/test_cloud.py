@@ -10,10 +10,12 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 from moto import mock_aws
+from moto.ec2.models import ec2_backends
+from moto.ec2.models.instances import StateReason
 
 from instant_env.arch import Arch
 from instant_env.cloud import instances, janitor
-from instant_env.cloud.images import deregister, find_baked, list_baked, parameter_name
+from instant_env.cloud.images import deregister, find_baked, list_baked, mark_verified, parameter_name
 from instant_env.cloud.instances import LaunchRequest, Market
 from instant_env.cloud.keys import KeyPair, imported_key_pair
 from instant_env.cloud.network import temporary_security_group
@@ -231,3 +233,45 @@ def test_clean_removes_expired_keys_and_groups(cloud: Cloud) -> None:
     }
     assert janitor.remove(cloud, removals, lambda _: None) == []
     assert [key["KeyName"] for key in cloud.ec2.describe_key_pairs()["KeyPairs"]] == ["alive"]
+
+
+def test_clean_takes_what_a_lost_machine_belonged_to(cloud: Cloud) -> None:
+    """A machine that the cloud lost ends its run, however long that run had still to go."""
+    lost, well = (
+        launch(cloud, expires_at=LATER, run_id="lost"),
+        launch(cloud, expires_at=LATER, run_id="well"),
+    )
+    cloud.ec2.stop_instances(InstanceIds=[lost, well])
+    backend = ec2_backends["123456789012"]["us-east-1"]
+    backend.get_instance(lost).state_reason = StateReason(
+        "Server.InternalError: gone", "Server.InternalError"
+    )
+    for run_id in ("lost", "well"):
+        tags = tag_specifications("key-pair", run_id=run_id, role=Role.BENCH, name=run_id, expires_at=LATER)
+        cloud.ec2.create_key_pair(KeyName=run_id, TagSpecifications=tags)
+    removals = janitor.find_removals(cloud, keep=3, now=NOW)
+    assert {(removal.kind, removal.name) for removal in removals} == {("instance", "n"), ("key-pair", "lost")}
+    assert ("instance", lost) in kinds(removals)
+
+
+@pytest.mark.parametrize(
+    ("change", "gone"),
+    [
+        ({}, False),
+        ({"state": "failed"}, True),
+        ({"expires_at": LATER}, False),
+        ({"expires_at": NOW - timedelta(minutes=1)}, True),
+    ],
+)
+def test_clean_takes_images_that_nobody_will_finish(cloud: Cloud, change: dict[str, Any], gone: bool) -> None:
+    image_id = make_image(cloud, "minimal")
+    if "state" in change:
+        ec2_backends["123456789012"]["us-east-1"].amis[image_id].state = change["state"]
+    if "expires_at" in change:
+        value = change["expires_at"].strftime("%Y-%m-%dT%H:%M:%SZ")
+        cloud.ec2.create_tags(Resources=[image_id], Tags=[{"Key": "instant-env:expires-at", "Value": value}])
+    assert (("image", image_id) in kinds(janitor.find_removals(cloud, keep=3, now=NOW))) is gone
+    (image,) = list_baked(cloud, recipe="minimal")
+    assert image.verified is ("expires_at" not in change)
+    mark_verified(cloud, image)
+    assert list_baked(cloud, recipe="minimal")[0].verified

@@ -133,7 +133,8 @@ class Mirror:
         instance.hibernation_options = {"Configured": record.hibernation}
         instance.instance_initiated_shutdown_behavior = record.shutdown_behavior
         instance.instance_type, instance.ebs_optimized = record.instance_type, record.ebs_optimized
-        instance.security_groups = self._groups(record.security_group_ids)
+        alive = record.state != "terminated"  # EC2 shows no groups of an instance that has ended
+        instance.security_groups = self._groups(record.security_group_ids) if alive else []
         options = record.metadata_options
         instance.metadata_options = moto.instances.MetadataOptions(
             {
@@ -178,6 +179,7 @@ class Mirror:
             nic.subnet.del_subnet_ip(nic.private_ip_address)
             nic.private_ip_address = record.private_ip
             nic.private_ip_addresses[0]["PrivateIpAddress"] = record.private_ip
+            nic.private_dns_name = moto.interfaces.generate_dns_from_ip(record.private_ip)
         nic = instance.nics[0]
         nic.delete_on_termination = True
         nic.attach_time = record.launch_time.replace(tzinfo=None)

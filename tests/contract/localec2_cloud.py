@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -54,10 +55,13 @@ class LocalCloud:
             result: dict[str, Any] = json.load(answer)
             return result
 
-    def register_blank(self) -> str:
-        """An AMI whose disk holds nothing: its machine runs, and its firmware finds nothing to boot."""
+    def register_blank(self, fill_mib: int = 0) -> str:
+        """An AMI whose disk holds nothing to boot: its machine runs, and its firmware waits for ever."""
         disk = self.settings.state_dir / "blank.qcow2"
         disks.create(disk, 1)
+        if fill_mib:
+            fill = ["qemu-io", "-f", "qcow2", "-c", f"write -P 7 16M {fill_mib}M", str(disk)]
+            subprocess.run(fill, check=True, capture_output=True)
         body = {
             "base": "debian-12", "arch": "x86_64", "name": "blank", "owner_id": "136693071363",
             "ssm_parameter": "/aws/service/debian/release/12/latest/amd64", "root_device_name": "/dev/xvda",

@@ -75,6 +75,9 @@ __all__ = [
 
 ACCOUNT_ID = "123456789012"
 
+# Whoever imported moto before us (a test that mocks AWS) made it read its own list, each AMI with a snapshot.
+amis.AMIS = []
+
 serializer.install()
 
 

@@ -127,6 +127,26 @@ def imds(
     _inject(json, kind="imds", instance=instance, delay_ms=ms, status=status, seconds=seconds)
 
 
+@task(
+    help={
+        "dhcp": "the guest's next this many DHCP messages are lost",
+        "loss-percent": "of all packets, either way",
+        "ms": "milliseconds by which every packet is late, either way",
+        **_MANY_HELP,
+    }
+)
+@verb
+def network(
+    _: Context, instance: str = "*", dhcp: int = 0, loss_percent: float = 0.0, ms: int = 0,
+    seconds: float = 0.0, json: bool = False,
+) -> None:  # fmt: skip
+    """Lose or delay a machine's packets."""
+    _inject(
+        json, kind="network", instance=instance, drop_dhcp=dhcp, loss_percent=loss_percent, delay_ms=ms,
+        seconds=seconds,
+    )  # fmt: skip
+
+
 @task(name="list", default=True, help=_JSON_HELP)
 @verb
 def list_(_: Context, json: bool = False) -> None:
@@ -156,4 +176,4 @@ def clear(_: Context, id: str = "", json: bool = False) -> None:
         say(f"cleared {', '.join(cleared)}" if cleared else "no faults")
 
 
-fault = Collection("fault", error, delay, drop, unknown, kill, freeze, disk, imds, list_, clear)
+fault = Collection("fault", error, delay, drop, unknown, kill, freeze, disk, imds, network, list_, clear)

@@ -146,8 +146,32 @@ class ImdsFault(_Fault):
         return self
 
 
+class NetworkFault(_Fault):
+    """Packets of the machine's interfaces are lost or late, either way."""
+
+    kind: Literal["network"] = "network"
+    instance: str = _IdOrAll
+    drop_dhcp: int = Field(default=0, ge=0, description="the guest's next this many DHCP messages are lost")
+    loss_percent: float = Field(default=0.0, ge=0.0, le=100.0)
+    delay_ms: int = Field(default=0, ge=0, le=60_000)
+
+    @model_validator(mode="after")
+    def _bad(self) -> NetworkFault:
+        if not self.drop_dhcp and not self.loss_percent and not self.delay_ms:
+            raise ValueError("give drop_dhcp, loss_percent or delay_ms")
+        return self
+
+
 Fault = Annotated[
-    ErrorFault | DelayFault | DropFault | UnknownFault | KillFault | FreezeFault | DiskFault | ImdsFault,
+    ErrorFault
+    | DelayFault
+    | DropFault
+    | UnknownFault
+    | KillFault
+    | FreezeFault
+    | DiskFault
+    | ImdsFault
+    | NetworkFault,
     Field(discriminator="kind"),
 ]
 _ADAPTER: TypeAdapter[Fault] = TypeAdapter(Fault)
@@ -288,6 +312,11 @@ class Faults:
     def of_machine(self, instance_id: str) -> list[Active]:
         """The faults of an instance's machine."""
         return [item for item in self._current() if item.instance in (ALL, instance_id)]
+
+    def network(self, instance_id: str) -> NetworkFault | None:
+        """What is wrong with the packets of an instance: the newest fault wins."""
+        found = [item.fault for item in self.of_machine(instance_id) if isinstance(item.fault, NetworkFault)]
+        return found[-1] if found else None
 
     def imds(self, instance_id: str) -> dict[str, int]:
         """What the metadata file says of its faults; the newest fault wins."""

@@ -62,6 +62,7 @@ class Lifecycle:
         self.hears_guests = False  # whether the network calls `guest_spoke`
         self.heard: set[str] = set()  # instances whose guest has spoken
         # Told of a machine that runs and of one that ended, without the lock.
+        self.on_starting: Callable[[str], None] = lambda _: None
         self.on_running: Callable[[Machine], None] = lambda _: None
         self.on_ended: Callable[[Machine], None] = lambda _: None
         self.storage = Storage(state)
@@ -194,6 +195,7 @@ class Lifecycle:
                     return
                 self.machines[instance_id] = machine
             self.assembly.await_network(instance_id)
+            self.on_starting(instance_id)
             machine.start()
         except InstantEnvError as error:
             log.error("%s did not start: %s", instance_id, error)

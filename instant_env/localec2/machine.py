@@ -103,6 +103,11 @@ class Machine:
         return self._qmp
 
     @property
+    def started(self) -> bool:
+        """Whether its monitor has answered; from then on it can be spoken to."""
+        return self._qmp is not None
+
+    @property
     def pid(self) -> int:
         return self._process.pid if self._process else 0
 

@@ -7,10 +7,21 @@ from __future__ import annotations
 
 import logging
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instant_env.errors import InstantEnvError
-from instant_env.localec2.faults import ALL, NEXT, Active, DiskFault, Fault, FreezeFault, ImdsFault, KillFault
+from instant_env.localec2.faults import (
+    ALL,
+    NEXT,
+    Active,
+    DiskFault,
+    Fault,
+    FreezeFault,
+    ImdsFault,
+    KillFault,
+    NetworkFault,
+)
 from instant_env.localec2.machine import Machine
 from instant_env.localec2.qmp import QmpError
 
@@ -30,6 +41,7 @@ class Sabotage:
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
         self._faults = plane.state.faults
+        plane.lifecycle.on_starting = self._starting
         plane.lifecycle.on_running = self._started
         plane.lifecycle.on_ended = self._ended
 
@@ -57,7 +69,7 @@ class Sabotage:
             for machine in self._running(active):
                 try:
                     self._undo(active, machine)
-                except QmpError as error:  # the machine is gone, and its troubles with it
+                except InstantEnvError as error:  # the machine is gone, and its troubles with it
                     log.info("%s: %s", machine.spec.instance_id, error.message)
             self._rewrite_metadata(active)
         return [active.id for active in removed]
@@ -71,10 +83,10 @@ class Sabotage:
                 raise FaultError(f"{instance_id} has no machine that runs ({instance.state})")
 
     def _running(self, active: Active) -> list[Machine]:
-        """The machines that a fault concerns."""
+        """The machines that a fault concerns; one that is just starting gets it when it runs."""
         with self._plane.state.lock:
-            machines = self._plane.lifecycle.machines
-            return [machine for name, machine in machines.items() if active.instance in (ALL, name)]
+            machines = self._plane.lifecycle.machines.items()
+            return [item for name, item in machines if active.instance in (ALL, name) and item.started]
 
     def _apply(self, active: Active, machines: list[Machine]) -> None:
         fault = active.fault
@@ -104,13 +116,39 @@ class Sabotage:
             machine.freeze()
         elif isinstance(fault, DiskFault):
             machine.throttle(fault.bytes_per_second, fault.operations_per_second)
+        elif isinstance(fault, NetworkFault):
+            self._disturb(machine.spec.instance_id)
 
-    @staticmethod
-    def _undo(active: Active, machine: Machine) -> None:
+    def _undo(self, active: Active, machine: Machine) -> None:
         if isinstance(active.fault, FreezeFault):
             machine.thaw()
         elif isinstance(active.fault, DiskFault):
             machine.throttle(0, 0)
+        elif isinstance(active.fault, NetworkFault):
+            self._disturb(machine.spec.instance_id)
+
+    def _disturb(self, instance_id: str) -> None:
+        """Make an instance's interfaces as bad as the table says now. Raises NetworkError."""
+        assembly = self._plane.lifecycle.assembly
+        with self._plane.state.lock:
+            instance = self._plane.state.instances[instance_id]
+            names = [interface.id for interface in assembly.interfaces(instance, Path())]
+        fault = self._faults.network(instance_id)
+        for name in names:
+            if fault is None:
+                assembly.network.fault(name)
+            else:
+                assembly.network.fault(
+                    name, drop_dhcp=fault.drop_dhcp, drop_probability=fault.loss_percent / 100,
+                    delay_ms=fault.delay_ms,
+                )  # fmt: skip
+
+    def _starting(self, instance_id: str) -> None:
+        """An instance's interfaces are there, its machine is not yet: the first packet counts."""
+        if self._faults.network(instance_id) is not None:
+            self._disturb(instance_id)
+            for active in self._faults.of_machine(instance_id):
+                active.struck += isinstance(active.fault, NetworkFault)
 
     def _rewrite_metadata(self, active: Active) -> None:
         """IMDS reads the file again with every request."""
@@ -124,6 +162,8 @@ class Sabotage:
     def _started(self, machine: Machine) -> None:
         """A machine runs: what was made for it before."""
         for active in self._faults.of_machine(machine.spec.instance_id):
+            if isinstance(active.fault, NetworkFault):
+                continue  # done before it started
             try:
                 self._apply(active, [machine])
             except QmpError as error:

@@ -17,7 +17,7 @@ VERBS = (
     "amis", "bake", "bench", "clean", "doctor", "init.build",
     "local.down", "local.env", "local.status", "local.up",
     *(f"local.fault.{name}" for name in (
-        "clear", "delay", "disk", "drop", "error", "freeze", "imds", "kill", "list", "unknown",
+        "clear", "delay", "disk", "drop", "error", "freeze", "imds", "kill", "list", "network", "unknown",
     )),
 )  # fmt: skip
 

@@ -67,6 +67,7 @@ class PretendMachine(Machine):
     def quit(self, copies_timeout_s: float = 0) -> None:  # noqa: ARG002 - nothing of its copies can end
         self.power_off(guest=False)
 
+    started = True
     frozen = False
     limits = (0, 0)
 
@@ -107,6 +108,12 @@ class PretendNetwork(Network):
         self.addresses = addresses
         self.groups: dict[str, list[dict[str, Any]]] = {}
         self.interfaces: dict[str, Interface] = {}
+        self.faults: dict[str, dict[str, float]] = {}
+
+    def fault(
+        self, interface_id: str, *, drop_dhcp: int = 0, drop_probability: float = 0.0, delay_ms: int = 0
+    ) -> None:
+        self.faults[interface_id] = {"dhcp": drop_dhcp, "loss": drop_probability, "delay": delay_ms}
 
     def set_groups(self, groups: dict[str, list[dict[str, Any]]]) -> None:
         self.groups = groups

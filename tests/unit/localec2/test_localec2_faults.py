@@ -207,6 +207,18 @@ def test_imds_is_told_before_the_machine_starts_and_while_it_runs(served: Served
     assert "fault_delay_ms" not in metadata_of(served, first)
 
 
+def test_packets_are_lost_from_the_first_one_until_the_fault_is_cleared(served: Served) -> None:
+    inject(served, kind="network", instance="next", drop_dhcp=2, delay_ms=10)
+    instance_id = launch(served)
+    until(lambda: state_of(served, instance_id) == "running")
+    interface_id = served.state.instances[instance_id].interface_id
+    assert served.network.faults == {interface_id: {"dhcp": 2, "loss": 0.0, "delay": 10}}
+    inject(served, kind="network", instance=instance_id, loss_percent=25)
+    assert served.network.faults[interface_id] == {"dhcp": 0, "loss": 0.25, "delay": 0}
+    ask(served, "DELETE")
+    assert served.network.faults[interface_id] == {"dhcp": 0, "loss": 0.0, "delay": 0}
+
+
 @pytest.mark.parametrize(
     ("fault", "status", "word"),
     [

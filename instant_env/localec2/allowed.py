@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 #: In every request of the query protocol.
 _PROTOCOL = frozenset({"Action", "Version", "DryRun"})
@@ -53,6 +54,7 @@ ACTIONS: dict[str, frozenset[str]] = {
         "NetworkInterface.SecurityGroupId", "NetworkInterface.SubnetId",
         "NetworkInterface.DeleteOnTermination", "DisableApiTermination", "DisableApiStop",
         "HibernationOptions.Configured",
+        "IamInstanceProfile.Name", "IamInstanceProfile.Arn",
     },
     "CancelSpotInstanceRequests": frozenset({"SpotInstanceRequestId"}),
     "StartInstances": frozenset({"InstanceId"}),
@@ -70,6 +72,13 @@ ACTIONS: dict[str, frozenset[str]] = {
     "ModifyInstanceMetadataOptions": frozenset(
         {"InstanceId", "HttpTokens", "HttpEndpoint", "HttpPutResponseHopLimit", "InstanceMetadataTags"}
     ),
+    "AssociateIamInstanceProfile": frozenset(
+        {"InstanceId", "IamInstanceProfile.Name", "IamInstanceProfile.Arn"}
+    ),
+    "ReplaceIamInstanceProfileAssociation": frozenset(
+        {"AssociationId", "IamInstanceProfile.Name", "IamInstanceProfile.Arn"}
+    ),
+    "DisassociateIamInstanceProfile": frozenset({"AssociationId"}),
     "CreateImage": _TAGS | _EBS | {
         "InstanceId", "Name", "Description", "NoReboot",
     },
@@ -130,6 +139,68 @@ SSM_ACTIONS = {
 }  # fmt: skip
 
 
+class IamAction(NamedTuple):
+    """An action of IAM that is served."""
+
+    mutating: bool
+    parameters: frozenset[str]
+
+
+def _reads(*parameters: str) -> IamAction:
+    return IamAction(False, frozenset(parameters) | {"Marker", "MaxItems"})
+
+
+def _changes(*parameters: str) -> IamAction:
+    return IamAction(True, frozenset(parameters))
+
+
+#: IAM: what instance profiles need.
+IAM_ACTIONS: dict[str, IamAction] = {
+    "CreateRole": _changes(
+        "RoleName", "Path", "AssumeRolePolicyDocument", "Description", "MaxSessionDuration",
+        "Tags.member.Key", "Tags.member.Value",
+    ),
+    "UpdateAssumeRolePolicy": _changes("RoleName", "PolicyDocument"),
+    "DeleteRole": _changes("RoleName"),
+    "GetRole": _reads("RoleName"), "ListRoles": _reads("PathPrefix"),
+    "PutRolePolicy": _changes("RoleName", "PolicyName", "PolicyDocument"),
+    "DeleteRolePolicy": _changes("RoleName", "PolicyName"),
+    "GetRolePolicy": _reads("RoleName", "PolicyName"), "ListRolePolicies": _reads("RoleName"),
+    "AttachRolePolicy": _changes("RoleName", "PolicyArn"),
+    "DetachRolePolicy": _changes("RoleName", "PolicyArn"),
+    "ListAttachedRolePolicies": _reads("RoleName", "PathPrefix"),
+    "CreateInstanceProfile": _changes(
+        "InstanceProfileName", "Path", "Tags.member.Key", "Tags.member.Value"
+    ),
+    "DeleteInstanceProfile": _changes("InstanceProfileName"),
+    "GetInstanceProfile": _reads("InstanceProfileName"), "ListInstanceProfiles": _reads("PathPrefix"),
+    "ListInstanceProfilesForRole": _reads("RoleName"),
+    "AddRoleToInstanceProfile": _changes("InstanceProfileName", "RoleName"),
+    "RemoveRoleFromInstanceProfile": _changes("InstanceProfileName", "RoleName"),
+}  # fmt: skip
+
+#: STS: who am I. Other credentials than those of instances are not given out.
+STS_ACTIONS = frozenset({"GetCallerIdentity"})
+
+
+def query_refusal(service: str, action: str, parameters: Iterable[tuple[str, str]]) -> str | None:
+    """Why a request to IAM or STS is not served, as a sentence; None when it is, or for another service."""
+    known = {"iam": IAM_ACTIONS.keys(), "sts": STS_ACTIONS}.get(service)
+    if known is None:
+        return None
+    if action not in known:
+        return f"localec2 does not support {service.upper()}'s {action}."
+    if service == "iam":
+        for name, _ in parameters:
+            if _without_numbers(name) not in IAM_ACTIONS[action].parameters | _PROTOCOL:
+                return f"localec2 does not support the parameter {name} of IAM's {action}."
+    return None
+
+
+def _without_numbers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if not part.isdigit())
+
+
 def is_mutating(action: str) -> bool:
     """Whether an action that got past :func:`refusal` changes something."""
     return action in ACTIONS
@@ -142,7 +213,7 @@ def refusal(action: str, parameters: Iterable[tuple[str, str]]) -> str | None:
     if action not in ACTIONS:
         return f"localec2 does not support {action}."
     for name, value in parameters:
-        plain = ".".join(part for part in name.split(".") if not part.isdigit())
+        plain = _without_numbers(name)
         if plain not in ACTIONS[action] and plain not in _PROTOCOL:
             return f"localec2 does not support the parameter {name} of {action}."
         allowed = ONLY_VALUES.get((action, plain))

@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
+from datetime import UTC, datetime
 from pathlib import Path
 
 from instant_env.arch import Arch
@@ -16,6 +17,7 @@ from instant_env.localec2.machine import Machine
 from instant_env.localec2.moto_api import INSTANCE_TYPES
 from instant_env.localec2.netd_client import ANSWER_TIMEOUT_S, Answer
 from instant_env.localec2.network import Interface, Network, rules
+from instant_env.localec2.profiles import iam_tree
 from instant_env.localec2.records import InstanceRecord, VolumeRecord
 from instant_env.localec2.state import State
 
@@ -69,16 +71,28 @@ class Assembly:
 
     def write_metadata(self, instance: InstanceRecord) -> Path:
         """Write what IMDS serves to this instance."""
-        subnet = self.state.subnet(instance.subnet_id)
         path = self.state.layout.instance(instance.id) / "metadata.json"
+        state = self.state
+        iam = iam_tree(instance, state.identities, state.issuer, datetime.now(UTC))
         content = metadata.metadata(
-            instance, self.state.attached(instance.id), region=self.state.region,
-            zone_id=subnet.availability_zone_id, vpc_id=subnet.vpc_id, subnet_cidr=subnet.cidr_block,
-            group_names=self.state.group_names(instance.security_group_ids),
-            secret=self.state.server.secret_access_key,
+            instance, state.attached(instance.id), self.told_interfaces(instance), region=state.region,
+            zone_id=state.subnet(instance.subnet_id).availability_zone_id,
+            secret=state.server.secret_access_key,
+            extras=state.connect.extras(instance.id, iam),
         )  # fmt: skip
         metadata.write(path, content | self.state.faults.imds(instance.id))
         return path
+
+    def told_interfaces(self, instance: InstanceRecord) -> list[metadata.Interface]:
+        """An instance's network interfaces, as IMDS tells of them."""
+        subnet = self.state.subnet(instance.subnet_id)
+        return [
+            metadata.Interface(
+                0, instance.interface_id, instance.mac_address, (instance.private_ip,), instance.subnet_id,
+                subnet.cidr_block, subnet.vpc_id, self.state.group_names(instance.security_group_ids),
+                {instance.public_ip: instance.private_ip} if instance.public_ip else {},
+            )
+        ]  # fmt: skip
 
     def connect(self, instance: InstanceRecord) -> tuple[qemu.Nic, ...]:
         """Give an instance's interfaces their place in the network, and a public address if it wants one.
@@ -125,6 +139,7 @@ class Assembly:
 
     def unplugged(self, instance: InstanceRecord) -> None:
         """The machine is no more: its address is free."""
+        self.state.connect.forget(instance.id)
         self._cables.pop(instance.id, None)
         self.network.unplug(instance.interface_id)
         self.network.addresses.release(instance.public_ip)

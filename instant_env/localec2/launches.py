@@ -22,6 +22,7 @@ from instant_env.localec2 import qemu
 from instant_env.localec2.hibernation import check_configuration
 from instant_env.localec2.mappings import changed, device_of
 from instant_env.localec2.moto_api import INSTANCE_TYPES, EC2ClientError, new_id
+from instant_env.localec2.profiles import associate
 from instant_env.localec2.records import (
     Attachment,
     ImageMapping,
@@ -95,6 +96,7 @@ def run_instances(
         check_configuration(image, instance_type, volumes[0])
     spot = spot_terms(get("InstanceMarketOptions") or {}, hibernation)
     public_key = _public_key(state, key_name)
+    associate(state.identities, get("IamInstanceProfile"))  # refuse before anything is made
     reservation, launched = new_id("r"), now()
     made = []
     for index in range(most):
@@ -115,6 +117,7 @@ def run_instances(
             ebs_optimized=bool(get("EbsOptimized")), metadata_options=options,
             disable_api_termination=bool(get("DisableApiTermination")),
             disable_api_stop=bool(get("DisableApiStop")),
+            profile=associate(state.identities, get("IamInstanceProfile")),
         )  # fmt: skip
         state.save(instance)
         for mapping in volumes:

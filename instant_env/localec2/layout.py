@@ -78,6 +78,10 @@ class Layout:
         return self.state_dir / "journal"
 
     @property
+    def signer(self) -> Path:
+        return self.state_dir / "instance-connect.pem"
+
+    @property
     def records(self) -> Path:
         return self.state_dir / "records"
 

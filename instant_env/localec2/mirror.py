@@ -144,6 +144,10 @@ class Mirror:
                 "InstanceMetadataTags": "enabled" if options.instance_tags else "disabled",
             }
         )
+        profile = record.profile
+        instance.iam_instance_profile = (
+            {"Arn": profile.profile_arn, "Id": profile.profile_id} if profile else None
+        )
         nic = instance.nics[0]
         nic.public_ip = record.public_ip
         nic._group_set = list(instance.security_groups)

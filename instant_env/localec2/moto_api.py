@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ import moto.ec2.models.elastic_network_interfaces as interfaces
 import moto.ec2.models.instances as instances
 import moto.ec2.models.key_pairs as key_pairs
 import moto.ec2.models.security_groups as security_groups
+import moto.iam.models as iam_models
 import moto.ssm.models as ssm_models
 from moto.core.request import Request
 from moto.core.responses import ActionResult, EmptyResult
@@ -36,6 +38,8 @@ from moto.ec2.responses import EC2Response
 from moto.ec2.utils import filter_dict_attribute_mapping as INSTANCE_FILTERS
 from moto.ec2.utils import generic_filter
 from moto.ec2.utils import get_object_value as attribute_of
+from moto.iam.aws_managed_policies import aws_managed_policies_data
+from moto.iam.responses import IamResponse
 from moto.moto_api._internal import mock_random
 from moto.ssm.exceptions import SSMException
 from moto.ssm.responses import SimpleSystemManagerResponse
@@ -52,6 +56,7 @@ __all__ = [
     "EC2ClientError",
     "EC2Response",
     "EmptyResult",
+    "IamResponse",
     "InvalidKeyPairFormatError",
     "Request",
     "SSMException",
@@ -59,10 +64,13 @@ __all__ = [
     "TokenResponse",
     "amis",
     "attribute_of",
+    "aws_managed_policy",
     "block_store",
     "drawn",
     "ec2_backend",
     "generic_filter",
+    "iam_backend",
+    "iam_models",
     "instances",
     "interfaces",
     "key_pairs",
@@ -115,6 +123,27 @@ def ssm_backend(region: str) -> Any:
     return backend
 
 
+def iam_backend() -> Any:
+    """moto's IAM, which has no region."""
+    return iam_models.iam_backends[ACCOUNT_ID]["aws"]
+
+
+@functools.cache
+def _aws_policies() -> dict[str, Any]:
+    policies: dict[str, Any] = json.loads(aws_managed_policies_data)
+    return policies
+
+
+def aws_managed_policy(arn: str) -> Any:
+    """One of AWS's own policies, or None."""
+    name = arn.rpartition("/")[2]
+    data = _aws_policies().get(name)
+    if data is None:
+        return None
+    policy = iam_models.AWSManagedPolicy.from_data(name, ACCOUNT_ID, "aws", data)
+    return policy if policy.arn == arn else None
+
+
 def ssm_parameter(**fields: Any) -> Any:
     """One version of an SSM parameter."""
     return ssm_models.Parameter(**fields)
@@ -123,7 +152,7 @@ def ssm_parameter(**fields: Any) -> Any:
 @functools.cache
 def known_actions() -> frozenset[str]:
     """The names of all actions of the services that are served (botocore's models, which moto has loaded)."""
-    services = ("ec2", "ssm", "sts", "ec2-instance-connect")
+    services = ("ec2", "ssm", "sts", "iam", "ec2-instance-connect")
     return frozenset(name for service in services for name in get_service_model(service).operation_names)
 
 

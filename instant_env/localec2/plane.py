@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import os
 from dataclasses import dataclass, field
+from datetime import datetime
 
+from instant_env.localec2.credentials import issue_time
 from instant_env.localec2.images import Images
+from instant_env.localec2.journal import StorageError
 from instant_env.localec2.lifecycle import Lifecycle
 from instant_env.localec2.records import (
     InstanceRecord,
@@ -18,7 +21,7 @@ from instant_env.localec2.records import (
 from instant_env.localec2.sabotage import Sabotage
 from instant_env.localec2.snapshots import Snapshots
 from instant_env.localec2.spot import Spot
-from instant_env.localec2.state import State
+from instant_env.localec2.state import State, now
 from instant_env.localec2.volumes import Volumes
 
 #: API_GetConsoleOutput: "the most recent 64 KB".
@@ -36,6 +39,7 @@ class Plane:
     volumes: Volumes = field(init=False)
     spot: Spot = field(init=False)
     sabotage: Sabotage = field(init=False)
+    refreshed_at: datetime = field(default_factory=now)
 
     def __post_init__(self) -> None:
         self.snapshots = Snapshots(self.state, self.lifecycle)
@@ -53,6 +57,27 @@ class Plane:
         """Let the machine's IMDS tell what changed."""
         if instance.id in self.lifecycle.machines:
             self.lifecycle.assembly.write_metadata(instance)
+
+    def identities_changed(self) -> None:
+        """Record IAM's roles and profiles, and let the machines that have one know. Raises StorageError."""
+        try:
+            self.state.identities.capture(self.state.write)
+        except StorageError:
+            self.state.identities.load()  # as before the call, which moto has done already
+            raise
+        for instance_id in list(self.lifecycle.machines):
+            if (instance := self.state.instances[instance_id]).profile is not None:
+                self.instance_changed(instance)
+
+    def refresh_credentials(self, at: datetime) -> None:
+        """Give new credentials to the machines that got theirs an hour ago."""
+        for instance_id in list(self.lifecycle.machines):
+            instance = self.state.instances[instance_id]
+            if instance.profile is not None:
+                since = instance.profile.since
+                if issue_time(since, at) > issue_time(since, self.refreshed_at):
+                    self.instance_changed(instance)
+        self.refreshed_at = at
 
     def console_output(self, instance_id: str) -> str:
         """The end of the serial console, base64; empty when the machine never ran."""

@@ -20,12 +20,13 @@ from instant_env.localec2.network import Network
 from instant_env.localec2.plane import Plane
 from instant_env.localec2.records import RecordStore, write_atomically
 from instant_env.localec2.server import LocalServer
-from instant_env.localec2.state import State
+from instant_env.localec2.state import State, now
 from instant_env.settings import AcceleratorChoice
 
 log = logging.getLogger(__name__)
 
-#: How often terminated instances are looked through for old ones, and records that found no room written.
+#: How often terminated instances are looked through for old ones, records that found no room written, and
+#: instances given new credentials.
 PURGE_INTERVAL_S = 10.0
 
 
@@ -110,6 +111,7 @@ class ServerProcess:
             with self.state.lock:
                 self.state.write_again()
                 self.plane.purge()
+                self.plane.refresh_credentials(now())
 
     def close(self, down_timeout_s: float) -> None:
         """Go down: no new requests, machines off, endpoint.json gone."""

@@ -180,6 +180,18 @@ class MetadataOptions(BaseModel):
     instance_tags: bool = False
 
 
+class ProfileAssociation(BaseModel):
+    """An instance profile that is associated with an instance. The profile may be deleted meanwhile."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    profile_name: str
+    profile_arn: str
+    profile_id: str
+    since: datetime
+
+
 class Interruption(BaseModel):
     """The notice that a spot instance got: what happens to it, and when."""
 
@@ -228,6 +240,7 @@ class InstanceRecord(ResourceRecord):
     interruption: Interruption | None = None
     hibernation: bool = False  # HibernationOptions.Configured
     metadata_options: MetadataOptions = MetadataOptions()
+    profile: ProfileAssociation | None = None
     state: InstanceState = "pending"
     transition_reason: str = ""
     state_reason_code: str = ""

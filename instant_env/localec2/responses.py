@@ -24,13 +24,14 @@ from instant_env.localec2.lifecycle import HIBERNATION, USER
 from instant_env.localec2.mirror import STATE_CODES
 from instant_env.localec2.moto_api import ActionResult, EC2ClientError, EC2Response, EmptyResult
 from instant_env.localec2.plane import Plane
+from instant_env.localec2.profiles import Profiles
 from instant_env.localec2.registration import Registration
 from instant_env.localec2.state import now
 
 log = logging.getLogger(__name__)
 
 
-class LocalResponse(Attributes, Descriptions, Registration, Groups):
+class LocalResponse(Attributes, Descriptions, Profiles, Registration, Groups):
     """One request to EC2. The server holds the state's lock while it runs."""
 
     plane: ClassVar[Plane]

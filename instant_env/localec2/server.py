@@ -20,14 +20,16 @@ from xml.sax.saxutils import escape
 from pydantic import ValidationError
 
 from instant_env.errors import InstantEnvError
-from instant_env.localec2 import faults, signature
+from instant_env.localec2 import allowed, callers, connect, faults, signature
+from instant_env.localec2.iam import LocalIam
 from instant_env.localec2.images import StockRegistration
 from instant_env.localec2.journal import StorageError
-from instant_env.localec2.moto_api import Request, TokenResponse, new_id
+from instant_env.localec2.moto_api import Request, new_id
 from instant_env.localec2.parameters import LocalParameters
 from instant_env.localec2.plane import Plane
 from instant_env.localec2.responses import LocalResponse
 from instant_env.localec2.spot import CapacityOrder, InterruptionOrder
+from instant_env.localec2.sts import LocalTokens
 from instant_env.settings import explain
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,12 @@ HOST = "127.0.0.1"
 MAX_BODY = 1 << 20
 #: A connection that is silent this long is closed.
 IDLE_TIMEOUT_S = 120.0
+
+#: Service -> moto's class of its requests. Instance Connect, which moto does not have, is apart.
+SERVICES: dict[str, Any] = {"ec2": LocalResponse, "ssm": LocalParameters, "sts": LocalTokens, "iam": LocalIam}
+INSTANCE_CONNECT = "ec2-instance-connect"
+#: What a service calls a call that the caller's policies do not allow.
+DENIALS = {"ec2": "UnauthorizedOperation", "ssm": "AccessDeniedException", INSTANCE_CONNECT: "AuthException"}
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -54,8 +62,8 @@ class LocalServer(ThreadingHTTPServer):
     def __init__(self, plane: Plane, port: int) -> None:
         """Listen on ``port`` when it is free, otherwise on one that is."""
         self.plane = plane
-        LocalResponse.plane = plane
-        LocalParameters.plane = plane
+        for response in SERVICES.values():
+            response.plane = plane
         try:
             super().__init__((HOST, port), Handler)
         except OSError:
@@ -117,58 +125,62 @@ class Handler(BaseHTTPRequestHandler):
         if path != "/":
             return _text(404, "no such path")
         headers = {name.lower(): value for name, value in self.headers.items()}
-        record = self.server.plane.state.server
         url = f"http://{headers['host']}{self.path}"
         try:
-            scope = signature.check(
-                self.command, url, headers, body, record.access_key_id, record.secret_access_key
-            )
+            scope, caller = callers.identify(self.server.plane.state, self.command, url, headers, body)
         except signature.SignatureError as error:
             return _refusal("", headers.get("content-type", ""), error.code, str(error))
-        return self._aws(scope, url, body)
+        return self._aws(scope, caller, url, body)
 
-    def _aws(self, scope: signature.Scope, url: str, body: bytes) -> Answer:
+    def _aws(self, scope: signature.Scope, caller: callers.Caller, url: str, body: bytes) -> Answer:
         kind = self.headers.get("Content-Type", "")
-        region = self.server.plane.state.region
-        if scope.region != region:
-            message = f"localec2 serves the region {region} only, not {scope.region}."
+        state = self.server.plane.state
+        everywhere = scope.service in callers.GLOBAL_SERVICES and scope.region == callers.GLOBAL_REGION
+        if scope.region != state.region and not everywhere:
+            message = f"localec2 serves the region {state.region} only, not {scope.region}."
             return _refusal(scope.service, kind, "UnsupportedOperation", message)
-        dispatchers = {"ec2": LocalResponse, "ssm": LocalParameters, "sts": TokenResponse}
-        if scope.service not in dispatchers:
-            message = f"localec2 serves ec2, ssm and sts, not {scope.service}."
+        if scope.service not in SERVICES and scope.service != INSTANCE_CONNECT:
+            known = ", ".join([*SERVICES, INSTANCE_CONNECT])
+            message = f"localec2 serves {known}, not {scope.service}."
             return _refusal(scope.service, kind, "UnsupportedOperation", message)
-        strike = self._strike(body)
+        action, fields = self._parsed(body)
+        if sentence := allowed.query_refusal(scope.service, action, fields):
+            return _refusal(scope.service, kind, "UnsupportedOperation", sentence)
+        if sentence := callers.refusal(state, caller, scope.service, action):
+            code = DENIALS.get(scope.service, "AccessDenied")
+            return _refusal(scope.service, kind, code, sentence, 400 if "json" in kind else 403)
+        named = [value for name, value in fields if name == "InstanceId" or name.startswith("InstanceId.")]
+        strike = state.faults.strike(action, named)
         if strike.delay_s:
             time.sleep(strike.delay_s)
         if strike.drop == "before":
             raise DroppedError
         if strike.error is not None:
             return _refusal(scope.service, kind, strike.error[1], strike.error[2], strike.error[0])
+        if scope.service == INSTANCE_CONNECT:
+            answer = connect.serve(self.server.plane, action, body, caller.arn)
+            if strike.drop == "after":
+                raise DroppedError
+            return answer
         request = Request.from_primitives(self.command, url, self.headers, body)
-        state = self.server.plane.state
         try:
             with state.lock, state.request():
-                answer = dispatchers[scope.service].dispatch(request, url, dict(self.headers))
+                answer = SERVICES[scope.service].dispatch(request, url, dict(self.headers))
         except StorageError as error:
             return _refusal(scope.service, kind, "InternalError", error.message, 500)
         status, headers, content = answer
-        self.server.plane.state.await_answer()
+        state.await_answer()
         if strike.drop == "after":
             raise DroppedError
         status = int(headers.pop("status", status))
         return status, headers, content if isinstance(content, bytes) else content.encode()
 
-    def _strike(self, body: bytes) -> faults.Strike:
-        """What the faults that were asked for do to this call."""
-        table = self.server.plane.state.faults
-        if not table.listed():
-            return faults.Strike()
+    def _parsed(self, body: bytes) -> tuple[str, list[tuple[str, str]]]:
+        """The action of a call, and its parameters if its protocol has them as fields."""
         if target := self.headers.get("X-Amz-Target"):
-            return table.strike(target.rpartition(".")[2], [])
+            return target.rpartition(".")[2], []
         fields = [*parse_qsl(urlsplit(self.path).query), *parse_qsl(body.decode("utf-8", "replace"))]
-        action = next((value for name, value in fields if name == "Action"), "")
-        named = [value for name, value in fields if name == "InstanceId" or name.startswith("InstanceId.")]
-        return table.strike(action, named)
+        return next((value for name, value in fields if name == "Action"), ""), fields
 
     def _own(self, route: str, body: bytes) -> Answer:
         """Routes that EC2 does not have."""

@@ -18,6 +18,7 @@ from instant_env.errors import InstantEnvError
 from instant_env.localec2.launches import mac_address, private_ip, volume_of
 from instant_env.localec2.lifecycle import TERMINATED_VISIBLE, Cause, Lifecycle
 from instant_env.localec2.moto_api import EC2ClientError, new_id
+from instant_env.localec2.profiles import renewed
 from instant_env.localec2.records import InstanceRecord, Interruption, SpotRequestRecord
 from instant_env.localec2.spot_terms import MESSAGES
 from instant_env.localec2.state import State, now
@@ -137,7 +138,7 @@ class Spot:
                     "interface_attachment_id": new_id("eni-attach"), "mac_address": mac_address(),
                     "private_ip": private_ip(self.state, self.state.subnet(template.subnet_id)),
                     "launch_time": now(), "state": "pending", "client_token": None,
-                    "spot_request_id": request_id, "launch_index": 0,
+                    "spot_request_id": request_id, "launch_index": 0, "profile": renewed(template.profile),
                 },
                 deep=True,
             )  # fmt: skip

@@ -14,7 +14,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from instant_env.localec2.connect import InstanceConnect
+from instant_env.localec2.credentials import Issuer
 from instant_env.localec2.faults import Faults
+from instant_env.localec2.identities import Identities
 from instant_env.localec2.journal import Request, StorageError, undo_unanswered
 from instant_env.localec2.layout import Layout
 from instant_env.localec2.mirror import Mirror
@@ -64,6 +67,9 @@ class State:
         self.region = region
         self.faults = Faults()
         self.mirror = Mirror(region, server.network_seed)
+        self.identities = Identities(store)
+        self.issuer = Issuer(server.secret_access_key)
+        self.connect = InstanceConnect(layout.signer, region)
         self.instances: dict[str, InstanceRecord] = {}
         self.volumes: dict[str, VolumeRecord] = {}
         self.snapshots: dict[str, SnapshotRecord] = {}
@@ -93,6 +99,7 @@ class State:
     def load(self) -> None:
         """Show everything that is on the disk, what others refer to first."""
         undo_unanswered(self.layout.journal, self.store)
+        self.identities.load()
         for group in self.store.load_all(SecurityGroupRecord):
             self.mirror.show_group(group)
         for pair in self.store.load_all(KeyPairRecord):
@@ -270,9 +277,10 @@ class State:
         """All security groups, as they are now."""
         return [self.mirror.capture_group(group.id) for group in self.mirror.ec2.describe_security_groups()]
 
-    def group_names(self, group_ids: Iterable[str]) -> list[str]:
+    def group_names(self, group_ids: Iterable[str]) -> dict[str, str]:
+        """The names of security groups by their ids; one that is deleted has none."""
         groups = (self.mirror.ec2.get_security_group_from_id(group_id) for group_id in group_ids)
-        return [group.name for group in groups if group is not None]
+        return {group.id: group.name for group in groups if group is not None}
 
     def set_instance_state(
         self,

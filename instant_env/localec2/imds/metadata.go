@@ -1,10 +1,12 @@
 package imds
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,11 +28,20 @@ type metadata struct {
 	KeyNames      []string          `json:"key_names"`
 	Document      json.RawMessage   `json:"document"`
 	HopLimit      uint8             `json:"hop_limit"`
+	ActiveKeys    []activeKey       `json:"active_keys"`
 	FaultDelayMS  int               `json:"fault_delay_ms"`
 	FaultStatus   int               `json:"fault_status"`
 	tokenKey      []byte
 	userDataBytes []byte
+	document      string // as EC2 lays it out
 	modified      time.Time
+}
+
+// activeKey is a key that EC2 Instance Connect gave to a user; it is served until it expires, in Unix seconds.
+type activeKey struct {
+	User    string `json:"user"`
+	Text    string `json:"text"`
+	Expires int64  `json:"expires"`
 }
 
 // node is a directory when children is not nil, else a leaf.
@@ -87,6 +98,9 @@ func parseMetadata(data []byte) (*metadata, error) {
 	if m.Tree.children == nil {
 		return nil, errors.New("tree is missing")
 	}
+	if m.document, err = documentText(m.Document); err != nil {
+		return nil, err
+	}
 	if m.InstanceTags && len(m.Tags) > 0 {
 		instance := map[string]node{}
 		for key, value := range m.Tags {
@@ -97,13 +111,30 @@ func parseMetadata(data []byte) (*metadata, error) {
 	return m, nil
 }
 
-// metaData resolves the path below meta-data/ to the text EC2 would send. A trailing slash makes no
-// difference, on directories or leaves, as on current EC2 (which no longer redirects).
-func (m *metadata) metaData(path []string) (string, bool) {
-	n := m.Tree
-	for _, name := range path {
+// documentText lays a flat JSON object out as EC2 does: a line per field, two spaces before it and one on each
+// side of its colon.
+func documentText(document json.RawMessage) (string, error) {
+	if len(document) == 0 {
+		return "", nil
+	}
+	var out bytes.Buffer
+	if err := json.Indent(&out, document, "", "  "); err != nil {
+		return "", err
+	}
+	lines := strings.Split(out.String(), "\n")
+	for i, line := range lines {
+		lines[i] = strings.Replace(line, `": `, `" : `, 1)
+	}
+	return strings.Join(lines, "\n"), nil
+}
+
+// metaData resolves the path below meta-data/ to the text EC2 would send for this version. A trailing slash makes
+// no difference, on directories or leaves, as on current EC2 (which no longer redirects).
+func (m *metadata) metaData(version string, path []string, now time.Time) (string, bool) {
+	n := m.withActiveKeys(now)
+	for i, name := range path {
 		child, ok := n.children[name]
-		if !ok {
+		if !ok || !exists(path[:i+1], version) {
 			return "", false
 		}
 		n = child
@@ -114,14 +145,41 @@ func (m *metadata) metaData(path []string) (string, bool) {
 	if len(path) == 1 && path[0] == "public-keys" {
 		return m.publicKeys(n), true
 	}
-	return listing(n), true
+	text := listing(n, path, version)
+	return text, text != "" // EC2 has no empty directories: 404
 }
 
-// listing is a directory's content, one name per line, directories with a trailing slash, and like
+const managedKeys, activeKeys = "managed-ssh-keys", "active-keys"
+
+// withActiveKeys is the tree with the keys that have not expired. The file's own tree is shared by all
+// connections and stays as it is.
+func (m *metadata) withActiveKeys(now time.Time) node {
+	users := map[string]node{}
+	for _, key := range m.ActiveKeys {
+		if now.Unix() < key.Expires {
+			users[key.User] = node{leaf: users[key.User].leaf + key.Text}
+		}
+	}
+	if len(users) == 0 {
+		return m.Tree
+	}
+	tree, managed := maps.Clone(m.Tree.children), maps.Clone(m.Tree.children[managedKeys].children)
+	if managed == nil {
+		managed = map[string]node{}
+	}
+	managed[activeKeys] = node{children: users}
+	tree[managedKeys] = node{children: managed}
+	return node{children: tree}
+}
+
+// listing is a directory's content in a version, one name per line, directories with a trailing slash, and like
 // every answer of EC2 without a newline at the end.
-func listing(n node) string {
+func listing(n node, path []string, version string) string {
 	names := make([]string, 0, len(n.children))
 	for name, child := range n.children {
+		if !exists(append(path[:len(path):len(path)], name), version) {
+			continue
+		}
 		if child.children != nil {
 			name += "/"
 		}

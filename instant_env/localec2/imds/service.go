@@ -1,22 +1,11 @@
 package imds
 
 import (
-	"bytes"
-	"encoding/json"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 )
-
-// versions are the names at /, as EC2 lists them. All of them serve the same tree: EC2 leaves out of
-// an older version what was added later.
-var versions = []string{
-	"1.0", "2007-01-19", "2007-03-01", "2007-08-29", "2007-10-10", "2007-12-15", "2008-02-01",
-	"2008-09-01", "2009-04-04", "2011-01-01", "2011-05-01", "2012-01-12", "2014-02-25", "2014-11-05",
-	"2015-10-20", "2016-04-19", "2016-06-30", "2016-09-02", "2018-03-28", "2018-08-17", "2018-09-24",
-	"2019-10-01", "2020-10-27", "2021-01-03", "2021-03-23", "2021-07-15", "latest",
-}
 
 const (
 	tokenPath   = "/latest/api/token"
@@ -112,15 +101,12 @@ func (s *Server) lookUp(m *metadata, req *request) response {
 	case !slices.Contains(versions, path[0]):
 		ok = false
 	case len(path) == 1:
-		text = "dynamic\nmeta-data"
-		if m.UserData != nil {
-			text += "\nuser-data"
-		}
+		text = m.top(path[0])
 	case path[1] == "meta-data":
-		text, ok = m.metaData(path[2:])
+		text, ok = m.metaData(path[0], path[2:], s.now())
 	case path[1] == "user-data" && len(path) == 2 && m.UserData != nil:
 		found.contentType, text = "application/octet-stream", string(m.userDataBytes)
-	case path[1] == "dynamic":
+	case path[1] == "dynamic" && path[0] >= dynamicSince:
 		text, ok = m.dynamic(path[2:])
 	default:
 		ok = false
@@ -132,11 +118,23 @@ func (s *Server) lookUp(m *metadata, req *request) response {
 	return found
 }
 
+// top lists what a version has.
+func (m *metadata) top(version string) string {
+	names := []string{"meta-data"}
+	if version >= dynamicSince {
+		names = []string{"dynamic", "meta-data"}
+	}
+	if m.UserData != nil {
+		names = append(names, "user-data")
+	}
+	return strings.Join(names, "\n")
+}
+
 // dynamic has the identity document. EC2's signatures of it (pkcs7, rsa2048, signature) are neither
 // listed nor served: only AWS can make them.
 func (m *metadata) dynamic(path []string) (string, bool) {
-	if len(m.Document) == 0 {
-		return "", len(path) == 0
+	if m.document == "" {
+		return "", false
 	}
 	switch strings.Join(path, "/") {
 	case "":
@@ -144,9 +142,7 @@ func (m *metadata) dynamic(path []string) (string, bool) {
 	case "instance-identity":
 		return "document", true
 	case "instance-identity/document":
-		var out bytes.Buffer
-		err := json.Indent(&out, m.Document, "", "  ")
-		return out.String(), err == nil
+		return m.document, true
 	}
 	return "", false
 }

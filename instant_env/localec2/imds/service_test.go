@@ -95,7 +95,7 @@ func TestPaths(t *testing.T) {
 		"/latest/user-data":                                                           "\x00\x01\xff\n",
 		"/latest/dynamic":                                                             "instance-identity/",
 		"/latest/dynamic/instance-identity":                                           "document",
-		"/latest/dynamic/instance-identity/document":                                  "{\n  \"instanceId\": \"i-1\",\n  \"billingProducts\": null\n}",
+		"/latest/dynamic/instance-identity/document":                                  "{\n  \"instanceId\" : \"i-1\",\n  \"billingProducts\" : null\n}",
 	} {
 		head, body := get(t, s, path, key)
 		if !strings.HasPrefix(head, "HTTP/1.1 200 OK\r\n") || body != want {

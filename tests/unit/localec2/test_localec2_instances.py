@@ -126,7 +126,7 @@ def test_several_at_once_share_a_reservation(served: Served) -> None:
         ({"UserData": "x" * 16385}, "InvalidParameterValue"),
         ({"BlockDeviceMappings": [{"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": 1}}]},
          "InvalidBlockDeviceMapping"),
-        ({"IamInstanceProfile": {"Name": "x"}}, "UnsupportedOperation"),
+        ({"IamInstanceProfile": {"Name": "x"}}, "InvalidParameterValue"),
         ({"HibernationOptions": {"Configured": True}}, "UnsupportedHibernationConfiguration"),
         ({"CpuOptions": {"CoreCount": 1}}, "UnsupportedOperation"),
         ({"DryRun": True}, "DryRunOperation"),

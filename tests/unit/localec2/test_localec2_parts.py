@@ -218,7 +218,7 @@ def test_sockets_of_deep_directories_are_short(tmp_path: Path) -> None:
     ("action", "parameters", "word"),
     [
         ("CreateVpc", {}, "CreateVpc"),
-        ("RunInstances", {"IamInstanceProfile.Name": "x"}, "IamInstanceProfile.Name"),
+        ("RunInstances", {"IamInstanceProfile.Id": "x"}, "IamInstanceProfile.Id"),
         ("RunInstances", {"NetworkInterface.1.Ipv6AddressCount": "1"}, "NetworkInterface.1.Ipv6AddressCount"),
         ("RunInstances", {"SomethingNew.1": "x"}, "SomethingNew.1"),
         ("RunInstances", {"InstanceMarketOptions.MarketType": "capacity-block"}, "capacity-block"),
@@ -248,10 +248,11 @@ def test_the_openssh_line_carries_the_pairs_name() -> None:
         security_group_ids=["sg-1"],
         subnet_id="subnet-1", zone="us-east-1a", private_ip="172.31.5.10", launch_time=datetime.now(UTC),
     )  # fmt: skip
-    content = metadata.metadata(
-        instance, [], region="us-east-1", zone_id="use1-az1", vpc_id="vpc-1", subnet_cidr="172.31.0.0/20",
-        group_names=["default"], secret="s",
+    interface = metadata.Interface(
+        0, "eni-1", "02:00:00:00:00:01", ("172.31.5.10",), "subnet-1", "172.31.0.0/20", "vpc-1",
+        {"sg-1": "default"},
     )  # fmt: skip
+    content = metadata.metadata(instance, [], [interface], region="us-east-1", zone_id="use1-az1", secret="s")
     assert content["tree"]["public-keys"]["0"]["openssh-key"] == "ssh-ed25519 AAAA mine\n"
     assert content["tree"]["local-hostname"] == "ip-172-31-5-10.ec2.internal"
     assert "public-ipv4" not in content["tree"]

@@ -89,6 +89,9 @@ ACTIONS: dict[str, frozenset[str]] = {
     "ModifyImageAttribute": frozenset(
         {"ImageId", "Attribute", "Value", "Description.Value", "ImdsSupport.Value"}
     ),
+    "CopyImage": _TAGS | {
+        "Name", "Description", "SourceImageId", "SourceRegion", "ClientToken", "CopyImageTags",
+    },
     "DeregisterImage": frozenset({"ImageId", "DeleteAssociatedSnapshots"}),
     "CreateSnapshot": _TAGS | {"VolumeId", "Description"},
     "DeleteSnapshot": frozenset({"SnapshotId"}),

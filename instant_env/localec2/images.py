@@ -119,6 +119,61 @@ class Images:
         self.lifecycle.work(instance_id, copy)  # in turn: after the stop, before what is asked for later
         return image
 
+    def copy(
+        self, source_id: str, name: str, description: str, tags: dict[str, dict[str, str]],
+        token: str | None, digest: str,
+    ) -> ImageRecord:  # fmt: skip
+        """CopyImage: an image of this account's own with snapshots of its own, layers over the source's."""
+        for image in self.state.images.values():
+            if token and image.client_token == token:
+                if image.request_digest != digest:
+                    raise EC2ClientError(
+                        "IdempotentParameterMismatch", "The client token was used with other parameters."
+                    )
+                return image
+        source = self.state.image(source_id)
+        self.check_name(name)
+        if source.state != "available":
+            raise EC2ClientError(
+                "InvalidAMIID.Unavailable", f"The image ID '{source_id}' is not available ({source.state})"
+            )
+        image_id = new_id("ami")
+        copies: dict[str, SnapshotRecord] = {}
+        for snapshot_id in dict.fromkeys(source.snapshot_ids):
+            copies[snapshot_id] = self.snapshots.copy_record(
+                self.state.snapshot(snapshot_id),
+                f"Copied for DestinationAmi {image_id} from SourceAmi {source_id} for SourceSnapshot "
+                f"{snapshot_id}.",
+                tags.get("snapshot", {}),
+            )
+        image = source.model_copy(
+            update={
+                "id": image_id, "tags": tags.get("image", {}), "name": name, "description": description,
+                "owner_id": ACCOUNT_ID, "owner_alias": None, "public": False, "state": "pending",
+                "creation_date": now(), "snapshot_id": copies[source.snapshot_id].id,
+                "mappings": [
+                    item.model_copy(update={"snapshot_id": copies[item.snapshot_id].id})
+                    if item.snapshot_id else item
+                    for item in source.mappings
+                ],
+                "source_instance_id": None, "source_image_id": source_id, "stock_digest": None,
+                "ssm_parameter": None, "client_token": token, "request_digest": digest,
+            },
+        )  # fmt: skip
+        for snapshot in copies.values():
+            self.state.save(snapshot)
+        self.state.save(image)
+
+        def copy() -> None:
+            problem = self.snapshots.layered(list(copies.values()))
+            with self.state.lock:
+                for snapshot in copies.values():
+                    self.snapshots.settle(snapshot, problem)
+                self._settle(image, problem)
+
+        threading.Thread(target=copy, name=f"copy {image_id}").start()
+        return image
+
     def check_name(self, name: str) -> None:
         """Refuse the name of an image that this account has already, and names that EC2 does not take."""
         if not _NAME.fullmatch(name):

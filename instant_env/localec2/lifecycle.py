@@ -240,10 +240,10 @@ class Lifecycle:
         with self.state.lock:
             instance = self.state.instances[instance_id]
             if instance.state == "stopping":
-                log.warning("%s did not hibernate within %g s", instance_id, SLEEP_TIMEOUT_S)
+                log.warning("%s did not hibernate", instance_id)
                 self.state.set_instance_state(
                     instance, "stopping", reason=instance.transition_reason, code=USER.code,
-                    message=f"The guest did not hibernate within {SLEEP_TIMEOUT_S:g} s and was shut down",
+                    message=f"The guest did not hibernate (within {SLEEP_TIMEOUT_S:g} s) and was shut down",
                 )  # fmt: skip
         self._stop_machine(instance_id, self.stop_timeout_s)
 

@@ -53,6 +53,7 @@ class Machine:
         self._qmp: Qmp | None = None
         self._frozen = False  # by us: `freeze`
         self._reset = threading.Event()
+        self._suspended = threading.Event()
         self._rebooting = threading.Event()  # by way of the power button: off is not the end
         self._off = threading.Event()
         self._removed: dict[str, threading.Event] = {}
@@ -133,6 +134,8 @@ class Machine:
                 threading.Thread(target=self._stopped, name=f"stopped {self.spec.instance_id}").start()
         elif name == "RESUME":
             self.standing_still = False
+        elif name == "SUSPEND":
+            self._suspended.set()
         elif name == "RESET":
             self._reset.set()
         elif name == "DEVICE_DELETED" and (event := self._removed.get(str(data.get("device")))):
@@ -187,10 +190,18 @@ class Machine:
         self._backups.run(self.qmp, copies, begun)
 
     def hibernate(self, timeout_s: float) -> bool:
-        """Press the sleep key; whether the guest was off within ``timeout_s``."""
+        """Press the sleep key; whether the guest was off within ``timeout_s``.
+
+        False at once when it suspends to memory instead, as a stock systemd does; it is woken up then.
+        """
+        self._suspended.clear()
+        deadline = time.monotonic() + timeout_s
         with contextlib.suppress(QmpError):  # no keyboard: it will not be off
             self.qmp.execute("send-key", {"keys": [{"type": "qcode", "data": "sleep"}]})
-            return self.ended.wait(timeout_s)
+            while time.monotonic() < deadline and not self.ended.wait(0.05):
+                if self._suspended.is_set():
+                    self.qmp.execute("system_wakeup")
+                    return False
         return self.ended.is_set()
 
     def reboot(self) -> None:

@@ -126,6 +126,8 @@ class ImageRecord(ResourceRecord):
     mappings: list[ImageMapping] = Field(default_factory=list)
     ena_support: bool = True
     imds_support: Literal["v2.0"] | None = None
+    client_token: str | None = None  # of CopyImage
+    request_digest: str = ""
 
     @property
     def snapshot_ids(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from instant_env.localec2.launches import request_digest
 from instant_env.localec2.mappings import changed, device_of
 from instant_env.localec2.moto_api import ACCOUNT_ID, ActionResult, EC2ClientError, EmptyResult, new_id
 from instant_env.localec2.records import ImageMapping, ImageRecord
@@ -20,6 +21,7 @@ class Registration:
 
     if TYPE_CHECKING:  # what the response class brings
         plane: ClassVar[Plane]
+        querystring: dict[str, list[str]]
 
         def _get_param(self, name: str, if_none: Any = None) -> Any: ...
         def _get_bool_param(self, name: str, if_none: Any = None) -> Any: ...
@@ -85,6 +87,23 @@ class Registration:
             ena_support=bool(self._get_bool_param("EnaSupport", False)), imds_support=support,
         )  # fmt: skip
         state.save(image)
+        return ActionResult({"ImageId": image.id})
+
+    def copy_image(self) -> ActionResult:
+        tags = self._parse_tag_specification()
+        self._check_taggable(tags, {"image", "snapshot"})
+        region = self.plane.state.region
+        if self._get_param("SourceRegion") != region:
+            raise EC2ClientError("UnsupportedOperation", f"localec2 has one region, {region}.")
+        source_id = self._get_param("SourceImageId") or ""
+        if self._get_bool_param("CopyImageTags", False):
+            copied = self.plane.state.image(source_id).tags
+            tags = tags | {"image": copied | tags.get("image", {})}
+        self.error_on_dryrun()
+        image = self.plane.images.copy(
+            source_id, self._get_param("Name") or "", self._get_param("Description") or "", tags,
+            self._get_param("ClientToken"), request_digest(self.querystring),
+        )  # fmt: skip
         return ActionResult({"ImageId": image.id})
 
     def modify_image_attribute(self) -> ActionResult:

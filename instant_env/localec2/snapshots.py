@@ -71,6 +71,27 @@ class Snapshots:
             description=description, owner_id=ACCOUNT_ID, start_time=now(), state="pending",
         )  # fmt: skip
 
+    def copy_record(self, source: SnapshotRecord, description: str, tags: dict[str, str]) -> SnapshotRecord:
+        """A new pending copy of a snapshot, not saved yet; nobody writes to the source, so it is a layer."""
+        return SnapshotRecord(
+            id=new_id("snap"), tags=tags, volume_id="vol-ffffffff", size_gib=source.size_gib,
+            layers=[source.id, *source.layers], encrypted=source.encrypted, description=description,
+            owner_id=ACCOUNT_ID, start_time=now(), state="pending",
+        )  # fmt: skip
+
+    def layered(self, snapshots: Sequence[SnapshotRecord]) -> str:
+        """Make the files of copies (lock not held); returns the problem, or ""."""
+        layout = self.state.layout
+        try:
+            for snapshot in snapshots:
+                disks.create(
+                    layout.snapshot(snapshot.id), snapshot.size_gib, layout.snapshot(snapshot.layers[0])
+                )
+        except (InstantEnvError, OSError) as error:
+            log.error("%s: %s", ", ".join(snapshot.id for snapshot in snapshots), error)
+            return str(error)
+        return ""
+
     def copied(self, pairs: Pairs, begun: threading.Event) -> str:
         """Copy volumes of one instance, or one free volume (lock not held); returns the problem, or "".
 
@@ -113,10 +134,12 @@ class Snapshots:
                 raise SnapshotError(f"{volume.id} was deleted before its copy began")
             attachment = volume.attachment
             instance = self.state.instances.get(attachment.instance_id) if attachment else None
-            if instance is None or instance.state in ("stopped", "terminated"):
+            if instance is None:
                 return True, None
-            machine = self.lifecycle.machines.get(instance.id) if instance.state == "running" else None
-            return machine is not None, machine
+            machine = self.lifecycle.machines.get(instance.id)
+            if machine is None:
+                return instance.state != "pending", None  # no other instance is about to get one
+            return instance.state == "running", machine
 
     def _copy_file(self, volume: VolumeRecord, snapshot: SnapshotRecord) -> None:
         self.lifecycle.assembly.make_disk(volume)

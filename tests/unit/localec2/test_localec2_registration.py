@@ -140,3 +140,43 @@ def test_imds_support_is_added_to_an_image_and_inherited(served: Served) -> None
     assert volume_of(served, instance_id)
     made = served.ec2.create_image(InstanceId=instance_id, Name="child", NoReboot=True)["ImageId"]
     assert image(served, made)["ImdsSupport"] == "v2.0"
+
+
+def test_a_copy_is_an_image_of_its_own(served: Served) -> None:
+    tags: Any = [{"ResourceType": "image", "Tags": [{"Key": "Project", "Value": "p"}]}]
+    source = served.ec2.register_image(**registration(snapshot(served, "r"), TagSpecifications=tags))[
+        "ImageId"
+    ]
+    arguments: Any = {
+        "Name": "copy",
+        "SourceImageId": source,
+        "SourceRegion": "us-east-1",
+        "ClientToken": "t",
+    }
+    copied = served.ec2.copy_image(**arguments, CopyImageTags=True)["ImageId"]
+    assert served.ec2.copy_image(**arguments, CopyImageTags=True)["ImageId"] == copied
+    with refused("IdempotentParameterMismatch"):
+        served.ec2.copy_image(**arguments)
+    with refused("InvalidAMIName.Duplicate"):
+        served.ec2.copy_image(**arguments | {"ClientToken": "other"})
+    with refused("UnsupportedOperation"):
+        served.ec2.copy_image(**arguments | {"SourceRegion": "eu-west-1", "ClientToken": "other"})
+    until(lambda: image(served, copied)["State"] == "available")
+    assert (image(served, copied)["Tags"], image(served, copied)["SourceImageId"]) == (
+        tags[0]["Tags"],
+        source,
+    )
+    served.ec2.deregister_image(ImageId=source, DeleteAssociatedSnapshots=True)
+    served.restart()
+    launched = served.ec2.run_instances(ImageId=copied, InstanceType="t3.micro", MinCount=1, MaxCount=1)
+    instance_id = launched["Instances"][0]["InstanceId"]
+    until(lambda: state_of(served, instance_id) == "running")
+    assert holds(served.state.layout.volume(volume_of(served, instance_id)), "r")
+
+
+def test_a_stock_image_is_copied_too(served: Served) -> None:
+    copied = served.ec2.copy_image(Name="mine", SourceImageId=served.register(), SourceRegion="us-east-1")
+    until(lambda: image(served, copied["ImageId"])["State"] == "available")
+    (mine,) = served.ec2.describe_images(Owners=["self"])["Images"]
+    assert (mine["ImageId"], mine["Public"]) == (copied["ImageId"], False)
+    assert served.ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]

@@ -118,6 +118,14 @@ def test_an_image_of_a_running_instance_restarts_it(served: Served) -> None:
     assert served.machine(instance_id) is not launched
 
 
+def test_an_instance_can_be_terminated_while_its_image_is_made(served: Served) -> None:
+    instance_id = launch(served)
+    image_id = served.ec2.create_image(InstanceId=instance_id, Name="last")["ImageId"]
+    served.ec2.terminate_instances(InstanceIds=[instance_id])
+    until(lambda: state_of(served, instance_id) == "terminated")
+    assert image(served, image_id)["State"] == "available"
+
+
 def test_an_image_whose_copy_fails_says_why_and_the_instance_is_back(served: Served) -> None:
     instance_id = launch(served)
     (volume,) = served.ec2.describe_volumes()["Volumes"]

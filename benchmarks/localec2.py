@@ -41,8 +41,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from instant_env.arch import Arch
 from instant_env.localec2 import starter
 from instant_env.localec2.layout import Layout
-from instant_env.localec2.records import InstanceRecord, RecordStore, VolumeRecord
+from instant_env.localec2.records import InstanceRecord, VolumeRecord
 from instant_env.localec2.stock.model import StockImage
+from instant_env.localec2.store import RecordStore
 from instant_env.settings import Settings, load
 
 if TYPE_CHECKING:

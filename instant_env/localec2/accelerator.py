@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 
 from instant_env.errors import InstantEnvError
 from instant_env.localec2.qemu import Platform, machine_type
-from instant_env.localec2.records import write_atomically
+from instant_env.localec2.store import write_atomically
 from instant_env.settings import AcceleratorChoice
 
 Accelerator = Literal["kvm", "tcg"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from instant_env.localec2.causes import HIBERNATION
 from instant_env.localec2.launches import check_type, user_data
-from instant_env.localec2.lifecycle import HIBERNATION
 from instant_env.localec2.mirror import STATE_CODES
 from instant_env.localec2.moto_api import ActionResult, EC2ClientError, EmptyResult
 from instant_env.localec2.records import InstanceRecord

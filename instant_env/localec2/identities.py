@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from instant_env.localec2 import moto_api as moto
-from instant_env.localec2.records import Record, RecordStore, Tags
+from instant_env.localec2.records import Record, Tags
+from instant_env.localec2.store import RecordStore
 
 #: Who assumes a role that an instance profile gives to an instance.
 EC2_PRINCIPAL = "ec2.amazonaws.com"

@@ -12,7 +12,8 @@ import os
 from pathlib import Path
 
 from instant_env.errors import InstantEnvError
-from instant_env.localec2.records import Record, RecordStore
+from instant_env.localec2.records import Record
+from instant_env.localec2.store import RecordStore
 
 log = logging.getLogger(__name__)
 

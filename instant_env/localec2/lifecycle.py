@@ -13,12 +13,12 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
 from instant_env.errors import InstantEnvError
 from instant_env.localec2.assembly import Assembly
+from instant_env.localec2.causes import GUEST, USER, Cause
 from instant_env.localec2.hibernation import SLEEP_TIMEOUT_S
 from instant_env.localec2.machine import Machine
 from instant_env.localec2.moto_api import EC2ClientError
@@ -35,20 +35,6 @@ TERMINATED_VISIBLE = timedelta(hours=1)
 FLUSH_TIMEOUT_S = 20.0
 #: From the end of a machine's process to its record on a slow disk.
 RECORD_TIMEOUT_S = 10.0
-
-
-@dataclass(frozen=True)
-class Cause:
-    """Why an instance ends: StateReason, and the text before the time in StateTransitionReason."""
-
-    code: str
-    message: str
-    reason: str
-
-
-HIBERNATION = Cause("Client.UserInitiatedHibernate", "User initiated hibernate", "User initiated")
-GUEST = Cause("Client.InstanceInitiatedShutdown", "Instance initiated shutdown", "User initiated")
-USER = Cause("Client.UserInitiatedShutdown", "User initiated shutdown", "User initiated")
 
 
 class Lifecycle:

@@ -18,9 +18,9 @@ from instant_env.localec2.layout import Layout
 from instant_env.localec2.lifecycle import Lifecycle
 from instant_env.localec2.network import Network
 from instant_env.localec2.plane import Plane
-from instant_env.localec2.records import RecordStore, write_atomically
 from instant_env.localec2.server import LocalServer
 from instant_env.localec2.state import State, now
+from instant_env.localec2.store import RecordStore, write_atomically
 from instant_env.settings import AcceleratorChoice
 
 log = logging.getLogger(__name__)

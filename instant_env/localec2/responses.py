@@ -14,13 +14,13 @@ from botocore.model import OperationNotFoundError
 
 from instant_env.localec2 import allowed
 from instant_env.localec2.attributes import Attributes
+from instant_env.localec2.causes import HIBERNATION, USER
 from instant_env.localec2.describe import Descriptions
 from instant_env.localec2.disks import DiskError
 from instant_env.localec2.groups import Groups
 from instant_env.localec2.hibernation import check_stop
 from instant_env.localec2.journal import StorageError
 from instant_env.localec2.launches import metadata_options, request_digest, run_instances
-from instant_env.localec2.lifecycle import HIBERNATION, USER
 from instant_env.localec2.mirror import STATE_CODES
 from instant_env.localec2.moto_api import ActionResult, EC2ClientError, EC2Response, EmptyResult
 from instant_env.localec2.plane import Plane

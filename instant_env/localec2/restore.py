@@ -18,8 +18,9 @@ from instant_env.localec2.layout import Layout
 from instant_env.localec2.lifecycle import Lifecycle
 from instant_env.localec2.machine import end_lost
 from instant_env.localec2.moto_api import ACCOUNT_ID
-from instant_env.localec2.records import InstanceRecord, RecordStore, ServerRecord
+from instant_env.localec2.records import InstanceRecord, ServerRecord
 from instant_env.localec2.state import State
+from instant_env.localec2.store import RecordStore
 
 log = logging.getLogger(__name__)
 

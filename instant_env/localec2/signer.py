@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from instant_env.errors import InstantEnvError
 from instant_env.localec2.metadata import Node
-from instant_env.localec2.records import write_atomically
+from instant_env.localec2.store import write_atomically
 
 CA_NAME = "localec2 Instance Connect CA"
 #: Certificates begin this long before now, for guests whose clocks are behind, and outlast any server.

@@ -15,8 +15,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from instant_env.errors import InstantEnvError
+from instant_env.localec2.causes import SHUTDOWN, TERMINATION
 from instant_env.localec2.launches import mac_address, private_ip, volume_of
-from instant_env.localec2.lifecycle import TERMINATED_VISIBLE, Cause, Lifecycle
+from instant_env.localec2.lifecycle import TERMINATED_VISIBLE, Lifecycle
 from instant_env.localec2.moto_api import EC2ClientError, new_id
 from instant_env.localec2.profiles import renewed
 from instant_env.localec2.records import InstanceRecord, Interruption, SpotRequestRecord
@@ -25,11 +26,6 @@ from instant_env.localec2.state import State, now
 
 log = logging.getLogger(__name__)
 
-#: API_StateReason names these codes.
-TERMINATION = Cause(
-    "Server.SpotInstanceTermination", "Spot Instance termination", "Server.SpotInstanceTermination"
-)
-SHUTDOWN = Cause("Server.SpotInstanceShutdown", "Spot Instance shutdown", "Server.SpotInstanceShutdown")
 _INTERRUPTED = (TERMINATION.code, SHUTDOWN.code)
 
 

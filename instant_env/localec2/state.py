@@ -29,7 +29,6 @@ from instant_env.localec2.records import (
     KeyPairRecord,
     ParameterRecord,
     Record,
-    RecordStore,
     SecurityGroupRecord,
     ServerRecord,
     SnapshotRecord,
@@ -37,6 +36,7 @@ from instant_env.localec2.records import (
     TagsRecord,
     VolumeRecord,
 )
+from instant_env.localec2.store import RecordStore
 
 log = logging.getLogger(__name__)
 

@@ -25,9 +25,10 @@ from instant_env.localec2.machine import Machine, MachineError
 from instant_env.localec2.network import Interface, Network
 from instant_env.localec2.plane import Plane
 from instant_env.localec2.qemu import Disk, MachineSpec, Platform
-from instant_env.localec2.records import InstanceRecord, RecordStore, VolumeRecord
+from instant_env.localec2.records import InstanceRecord, VolumeRecord
 from instant_env.localec2.server import LocalServer
 from instant_env.localec2.state import State
+from instant_env.localec2.store import RecordStore
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.exceptions import ClientError
 
-from instant_env.localec2 import disks, records
+from instant_env.localec2 import disks, store
 from instant_env.localec2.records import VolumeRecord
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def run_killed(directory: Path, image_id: str, at: int, where: str) -> bool:
 
     pid = os.fork()
     if pid == 0:
-        write, count, lock = records.write_atomically, [0], threading.Lock()
+        write, count, lock = store.write_atomically, [0], threading.Lock()
 
         def killing(path: Path, content: bytes) -> None:
             with lock:
@@ -89,7 +89,7 @@ def run_killed(directory: Path, image_id: str, at: int, where: str) -> bool:
         try:
             PretendAssembly.make_disk = make_real_disk  # type: ignore[method-assign]
             served = Served(directory)
-            records.write_atomically = killing
+            store.write_atomically = killing
             job(served, image_id)
         finally:
             os._exit(3 if count[0] < at else 4)
@@ -170,7 +170,7 @@ def test_killed_anywhere_the_next_server_finds_what_is_whole(tmp_path: Path, fir
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """After calling it with n, n more records can be written; with -1, all."""
-    room, write = [-1], records.write_atomically
+    room, write = [-1], store.write_atomically
 
     def limited(path: Path, content: bytes) -> None:
         if path.parent.parent.name == "records":
@@ -179,7 +179,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
             room[0] -= 1
         write(path, content)
 
-    monkeypatch.setattr(records, "write_atomically", limited)
+    monkeypatch.setattr(store, "write_atomically", limited)
 
     def fill(left: int) -> None:
         room[0] = left

@@ -25,6 +25,7 @@ from instant_env.localec2 import (
     records,
 )
 from instant_env.localec2.qmp import Qmp, QmpError
+from instant_env.localec2.store import RecordError, RecordStore
 from instant_env.settings import AcceleratorChoice
 
 HAS_QEMU = shutil.which("qemu-system-x86_64") is not None
@@ -171,7 +172,7 @@ def test_a_network_card_ends_in_a_socket() -> None:
 
 
 def test_a_record_is_read_back(tmp_path: Path) -> None:
-    store = records.RecordStore(tmp_path)
+    store = RecordStore(tmp_path)
     parameter = records.ParameterRecord(
         name="/a/b", value="v", parameter_type="String", description=None, data_type="text", tier=None,
         parameter_version=1, last_modified=datetime.now(UTC),
@@ -188,12 +189,12 @@ def test_a_record_is_read_back(tmp_path: Path) -> None:
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "tags").mkdir()
     (tmp_path / "tags" / "vpc-1.json").write_text('{"version": 1, "resource_id"')
-    with pytest.raises(records.RecordError, match=r"vpc-1\.json"):
-        records.RecordStore(tmp_path).load_all(records.TagsRecord)
+    with pytest.raises(RecordError, match=r"vpc-1\.json"):
+        RecordStore(tmp_path).load_all(records.TagsRecord)
 
 
 def test_a_record_that_a_power_failure_left_empty_was_never_made(tmp_path: Path) -> None:
-    store = records.RecordStore(tmp_path)
+    store = RecordStore(tmp_path)
     store.save(records.TagsRecord(resource_id="vpc-1", tags={"a": "b"}))
     (tmp_path / "tags" / "vpc-2.json").touch()
     assert [record.resource_id for record in store.load_all(records.TagsRecord)] == ["vpc-1"]
@@ -201,8 +202,8 @@ def test_a_record_that_a_power_failure_left_empty_was_never_made(tmp_path: Path)
 
 
 def test_a_record_cannot_leave_its_directory(tmp_path: Path) -> None:
-    with pytest.raises(records.RecordError):
-        records.RecordStore(tmp_path).save(records.TagsRecord(resource_id="../../etc/x", tags={}))
+    with pytest.raises(RecordError):
+        RecordStore(tmp_path).save(records.TagsRecord(resource_id="../../etc/x", tags={}))
 
 
 def test_sockets_of_deep_directories_are_short(tmp_path: Path) -> None:
@@ -315,5 +316,5 @@ def test_the_server_refuses_a_helper_it_cannot_have(tmp_path: Path) -> None:
 
 
 def test_errors_are_one_family() -> None:
-    for error in (disks.DiskError, QmpError, records.RecordError, addresses.NetworkError, layout.LayoutError):
+    for error in (disks.DiskError, QmpError, RecordError, addresses.NetworkError, layout.LayoutError):
         assert issubclass(error, InstantEnvError)

@@ -13,9 +13,12 @@ from instant_env.localec2.state import State
 
 #: The owner of the server's own credentials, in STS's words.
 OWNER_ARN = f"arn:aws:iam::{ACCOUNT_ID}:user/localec2"
-#: Signatures of IAM and STS name this region, whatever region a client works in.
-GLOBAL_REGION = "us-east-1"
-GLOBAL_SERVICES = ("iam", "sts")
+#: What a token that is expired, or not valid, is to a service; JSON's clients look for other names.
+_TOKEN_CODES = {
+    "ec2": ("RequestExpired", "AuthFailure"),
+    "json": ("ExpiredTokenException", "UnrecognizedClientException"),
+}
+_OTHER_TOKEN_CODES = ("ExpiredToken", "InvalidClientTokenId")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,15 @@ class Caller:
     @property
     def arn(self) -> str:
         return self.session.arn if self.session else OWNER_ARN
+
+
+def serves_region(state: State, scope: signature.Scope) -> bool:
+    """Whether a signature is for this server. IAM has no region; STS is in us-east-1 for all the world."""
+    return (
+        scope.region == state.region
+        or scope.service == "iam"
+        or (scope.service, scope.region) == ("sts", "us-east-1")
+    )
 
 
 def identify(
@@ -41,24 +53,23 @@ def identify(
     try:
         credentials = state.issuer.open(token, datetime.now(UTC))
     except CredentialsError as error:
-        if error.expired:
-            raise signature.SignatureError(
-                "ExpiredToken", "The security token included in the request is expired"
-            ) from error
-        raise _not_valid() from error
+        raise _bad_token(headers, expired=error.expired) from error
     with state.lock:
         role = state.identities.roles.get(credentials.session.role_name)
     if role is None or role.id != credentials.session.role_id:
-        raise _not_valid()
+        raise _bad_token(headers, expired=False)
     scope = signature.check(
         method, url, headers, body, credentials.access_key_id, credentials.secret_access_key
     )
     return scope, Caller(credentials.session)
 
 
-def _not_valid() -> signature.SignatureError:
+def _bad_token(headers: Mapping[str, str], *, expired: bool) -> signature.SignatureError:
+    kind = "json" if "json" in headers.get("content-type", "") else signature.service_of(headers)
+    codes = _TOKEN_CODES.get(kind, _OTHER_TOKEN_CODES)
+    state = "expired" if expired else "invalid"
     return signature.SignatureError(
-        "InvalidClientTokenId", "The security token included in the request is invalid"
+        codes[0] if expired else codes[1], f"The security token included in the request is {state}"
     )
 
 

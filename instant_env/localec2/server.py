@@ -135,8 +135,7 @@ class Handler(BaseHTTPRequestHandler):
     def _aws(self, scope: signature.Scope, caller: callers.Caller, url: str, body: bytes) -> Answer:
         kind = self.headers.get("Content-Type", "")
         state = self.server.plane.state
-        everywhere = scope.service in callers.GLOBAL_SERVICES and scope.region == callers.GLOBAL_REGION
-        if scope.region != state.region and not everywhere:
+        if not callers.serves_region(state, scope):
             message = f"localec2 serves the region {state.region} only, not {scope.region}."
             return _refusal(scope.service, kind, "UnsupportedOperation", message)
         if scope.service not in SERVICES and scope.service != INSTANCE_CONNECT:

@@ -33,6 +33,12 @@ class Scope:
     region: str
 
 
+def service_of(headers: Mapping[str, str]) -> str:
+    """The service that a request claims to be signed for; empty when it is not signed."""
+    match = _AUTHORIZATION.fullmatch(headers.get("authorization", "").strip())
+    return match["service"] if match else ""
+
+
 def check(
     method: str, url: str, headers: Mapping[str, str], body: bytes, access_key_id: str, secret: str
 ) -> Scope:

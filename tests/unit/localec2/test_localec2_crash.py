@@ -4,6 +4,7 @@ server, finds is whole."""
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import threading
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 pytest_plugins = ("localec2_served",)
 
 PUBLIC_KEY = b"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA5saFnYGnUwNL9UPyc929LGOTXJo5uhKHDcTOqznQmn somebody"
+
+TRUST, POLICY = (
+    json.dumps({"Version": "2012-10-17", "Statement": [{"Effect": "Allow"} | more]})
+    for more in (
+        {"Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"},
+        {"Action": "ec2:Describe*", "Resource": "*"},
+    )
+)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -210,6 +219,8 @@ def test_a_launch_that_finds_no_room_makes_nothing(served: Served, full: Callabl
 def test_what_moto_makes_itself_is_undone_too(served: Served, full: Callable[[int], None]) -> None:
     group_id = served.ec2.create_security_group(GroupName="g", Description="d")["GroupId"]
     served.ssm.put_parameter(Name="/x", Value="old", Type="String")
+    iam = served.client("iam")
+    iam.create_role(RoleName="r", AssumeRolePolicyDocument=TRUST)
     rule: Any = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "CidrIp": "10.0.0.0/8"}
     calls: list[Callable[[], Any]] = [
         lambda: served.ec2.import_key_pair(KeyName="k", PublicKeyMaterial=PUBLIC_KEY),
@@ -219,6 +230,8 @@ def test_what_moto_makes_itself_is_undone_too(served: Served, full: Callable[[in
         lambda: served.ssm.put_parameter(Name="/x", Value="new", Overwrite=True),
         lambda: served.ssm.put_parameter(Name="/y", Value="new", Type="String"),
         lambda: served.ec2.create_volume(AvailabilityZone="us-east-1a", Size=1),
+        lambda: iam.put_role_policy(RoleName="r", PolicyName="p", PolicyDocument=POLICY),
+        lambda: iam.create_instance_profile(InstanceProfileName="p"),
     ]
 
     def picture() -> list[Any]:
@@ -227,6 +240,8 @@ def test_what_moto_makes_itself_is_undone_too(served: Served, full: Callable[[in
             served.ec2.describe_security_groups()["SecurityGroups"],
             served.ssm.get_parameters(Names=["/x", "/y"])["Parameters"],
             served.ec2.describe_volumes()["Volumes"],
+            iam.list_role_policies(RoleName="r")["PolicyNames"],
+            iam.list_instance_profiles()["InstanceProfiles"],
             sorted(served.state.layout.volumes.iterdir()),
         ]
 

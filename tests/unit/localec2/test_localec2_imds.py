@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import platform
+import socket
 import subprocess
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncssh
 import pytest
 from botocore.exceptions import ClientError
-from localec2_served import Served, served
+from botocore.utils import InstanceMetadataFetcher
 from test_localec2_instances import code_of, run, wait
 
+from instant_env.arch import Arch
 from instant_env.localec2 import credentials, metadata
 from instant_env.localec2.records import InstanceRecord, Interruption
+from instant_env.toolchain import go_build
 
-__all__ = ["served"]
+if TYPE_CHECKING:
+    from localec2_served import Served
+
+pytest_plugins = ("localec2_served",)
 
 TRUST = json.dumps(
     {
@@ -116,6 +125,42 @@ def test_credentials_are_checked_whole(served: Served) -> None:
         with pytest.raises(ClientError) as error:
             signed_with(served, "sts", found, **changed).get_caller_identity()
         assert code_of(error) == code, changed
+
+
+def test_each_service_has_its_own_name_for_a_token(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_profile(served)
+    found = security_credentials(served, running(served, IamInstanceProfile={"Name": "web"}))
+    calls: dict[str, Callable[[Any], Any]] = {
+        "sts": lambda sts: sts.get_caller_identity(),
+        "ec2": lambda ec2: ec2.describe_instances(),
+        "iam": lambda iam: iam.list_roles(),
+        "ssm": lambda ssm: ssm.get_parameter(Name="x"),
+    }
+
+    def codes(**changed: str) -> dict[str, str]:
+        seen = {}
+        for service, call in calls.items():
+            with pytest.raises(ClientError) as error:
+                call(signed_with(served, service, found, **changed))
+            seen[service] = code_of(error)
+        return seen
+
+    invalid, other = "InvalidClientTokenId", "UnrecognizedClientException"
+    expected = {"sts": invalid, "ec2": "AuthFailure", "iam": invalid, "ssm": other}
+    assert codes(aws_session_token="AAAA") == expected
+    monkeypatch.setattr(credentials, "LIFETIME", timedelta(0))
+    expired = {"sts": "ExpiredToken", "iam": "ExpiredToken", "ssm": "ExpiredTokenException"}
+    assert codes() == expired | {"ec2": "RequestExpired"}
+
+
+def test_iam_is_the_same_in_every_region(served: Served) -> None:
+    make_profile(served)
+    for region in ("eu-west-1", "us-east-1"):
+        iam = served.client("iam", region_name=region)
+        assert [role["RoleName"] for role in iam.list_roles()["Roles"]] == ["web"]
+    with pytest.raises(ClientError) as error:
+        served.client("sts", region_name="eu-west-1").get_caller_identity()
+    assert code_of(error) == "UnsupportedOperation"
 
 
 def test_credentials_outlive_the_server_but_not_their_role(served: Served) -> None:
@@ -278,6 +323,36 @@ def test_imds_says_what_is_wrong_with_a_role(served: Served) -> None:
     assert json.loads(imds(served, instance_id)["tree"]["iam"]["info"])["Code"] == "InstanceProfileNotFound"
 
 
+def test_botocore_finds_them_by_itself(served: Served) -> None:
+    """The credentials' whole road: API, file, the metadata service in Go, the client's own provider, API."""
+    make_profile(served)
+    instance_id = running(served, IamInstanceProfile={"Name": "web"})
+    program = go_build("instant_env/localec2/imds/cmd/imds", Arch.parse(platform.machine()))
+    file = served.state.layout.instances / instance_id / "metadata.json"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):  # the listener is closed
+                while True:
+                    connection, _ = listener.accept()
+                    with connection:
+                        command = [str(program), "--metadata", str(file)]
+                        both_ways = connection.fileno()
+                        subprocess.run(command, stdin=both_ways, stdout=both_ways, check=True)
+
+        threading.Thread(target=serve, daemon=True).start()
+        fetcher = InstanceMetadataFetcher(
+            timeout=10, base_url=f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        )
+        found = fetcher.retrieve_iam_role_credentials()
+    keys = {
+        "AccessKeyId": found["access_key"],
+        "SecretAccessKey": found["secret_key"],
+        "Token": found["token"],
+    }
+    assert signed_with(served, "sts", keys).get_caller_identity()["Arn"].endswith(f"/web/{instance_id}")
+
+
 # IAM
 
 
@@ -323,33 +398,24 @@ def test_roles_and_profiles_outlive_the_server(served: Served) -> None:
     assert not iam.list_instance_profiles()["InstanceProfiles"]
 
 
-@pytest.mark.parametrize(
-    ("call", "code"),
-    [
-        (lambda iam: iam.create_user(UserName="me"), "UnsupportedOperation"),
-        (lambda iam: iam.list_users(), "UnsupportedOperation"),
-        (
-            lambda iam: iam.create_role(
-                RoleName="x", AssumeRolePolicyDocument=TRUST, PermissionsBoundary="arn:aws:iam::aws:policy/x"
-            ),
-            "UnsupportedOperation",
-        ),
-        (lambda iam: iam.get_role(RoleName="no"), "NoSuchEntity"),
-        (lambda iam: iam.get_instance_profile(InstanceProfileName="no"), "NoSuchEntity"),
-        (
-            lambda iam: iam.attach_role_policy(RoleName="no", PolicyArn="arn:aws:iam::aws:policy/no"),
-            "NoSuchEntity",
-        ),
-        (
-            lambda iam: iam.put_role_policy(RoleName="no", PolicyName="p", PolicyDocument=READ),
-            "NoSuchEntity",
-        ),
-    ],
-)  # fmt: skip
-def test_iam_refuses(served: Served, call: Callable[[Any], Any], code: str) -> None:
-    with pytest.raises(ClientError) as error:
-        call(served.client("iam"))
-    assert code_of(error) == code
+def test_iam_refuses(served: Served) -> None:
+    iam, refused = served.client("iam"), "UnsupportedOperation"
+    role: dict[str, str] = {"RoleName": "x", "AssumeRolePolicyDocument": TRUST}
+    policy = "arn:aws:iam::aws:policy/no"
+    calls: list[tuple[Callable[[], Any], str]] = [
+        (lambda: iam.create_user(UserName="me"), refused),
+        (lambda: iam.list_users(), refused),
+        (lambda: iam.create_role(**role, PermissionsBoundary=policy), refused),
+        (lambda: iam.get_role(RoleName="no"), "NoSuchEntity"),
+        (lambda: iam.get_instance_profile(InstanceProfileName="no"), "NoSuchEntity"),
+        (lambda: iam.attach_role_policy(RoleName="no", PolicyArn=policy), "NoSuchEntity"),
+        (lambda: iam.put_role_policy(RoleName="no", PolicyName="p", PolicyDocument=READ), "NoSuchEntity"),
+    ]
+    for call, code in calls:
+        with pytest.raises(ClientError) as error:
+            call()
+        assert code_of(error) == code
+    assert not iam.list_roles()["Roles"]
 
 
 def test_sts_gives_out_no_credentials(served: Served) -> None:
@@ -449,27 +515,26 @@ def test_openssl_verifies_a_pushed_key_as_the_guests_package_does(served: Served
     assert imds(served, instance_id)["tree"]["managed-ssh-keys"]["signer-cert"] == managed["signer-cert"]
 
 
-@pytest.mark.parametrize(
-    ("change", "code"),
-    [
+def test_what_is_no_key_for_a_machine_is_refused(served: Served) -> None:
+    instance_id, good, invalid = running(served), public_key(), "InvalidArgsException"
+    changes: list[tuple[dict[str, str], str]] = [
         ({"InstanceId": "i-0123456789abcdef0"}, "EC2InstanceNotFoundException"),
         ({"AvailabilityZone": "us-east-1b"}, "EC2InstanceNotFoundException"),
-        ({"InstanceId": "i-nothexnothex"}, "InvalidArgsException"),
-        ({"InstanceOSUser": "../root"}, "InvalidArgsException"),
-        ({"InstanceOSUser": "12"}, "InvalidArgsException"),
-        ({"SSHPublicKey": "ssh-ed25519 " + "A" * 80}, "InvalidArgsException"),
-        ({"SSHPublicKey": public_key("ecdsa-sha2-nistp256")}, "InvalidArgsException"),
-        ({"SSHPublicKey": public_key("ssh-rsa", key_size=1024)}, "InvalidArgsException"),
-        ({"SSHPublicKey": public_key() + "\n" + public_key()}, "InvalidArgsException"),
-        ({"SSHPublicKey": 'command="id" ' + public_key()}, "InvalidArgsException"),
-    ],
-)  # fmt: skip
-def test_what_is_no_key_for_a_machine_is_refused(served: Served, change: dict[str, str], code: str) -> None:
-    instance_id = running(served)
-    arguments = {"InstanceId": instance_id, "SSHPublicKey": public_key()} | change
-    with pytest.raises(ClientError) as error:
-        send(served, arguments.pop("InstanceId"), arguments.pop("SSHPublicKey"), **arguments)
-    assert code_of(error) == code
+        ({"InstanceId": "i-nothexnothex"}, invalid),
+        ({"InstanceOSUser": "../root"}, invalid),
+        ({"InstanceOSUser": "12"}, invalid),
+        ({"SSHPublicKey": "ssh-ed25519 " + "A" * 80}, invalid),
+        ({"SSHPublicKey": public_key("ecdsa-sha2-nistp256")}, invalid),
+        ({"SSHPublicKey": public_key("ssh-rsa", key_size=1024)}, invalid),
+        ({"SSHPublicKey": f"{good}\n{public_key()}"}, invalid),
+        ({"SSHPublicKey": f'command="id" {good}'}, invalid),
+    ]
+    connect = served.client("ec2-instance-connect")
+    fine = {"InstanceId": instance_id, "InstanceOSUser": "admin", "SSHPublicKey": good}
+    for change, code in changes:
+        with pytest.raises(ClientError) as error:
+            connect.send_ssh_public_key(**(fine | change))
+        assert code_of(error) == code, change
     assert imds(served, instance_id)["active_keys"] == []
 
 

@@ -80,6 +80,9 @@ def run_instances(
         )
     instance_type = get("InstanceType") or DEFAULT_INSTANCE_TYPE
     check_type(instance_type, image.architecture)
+    for name in ("MinCount", "MaxCount"):
+        if get(name) is None:
+            raise EC2ClientError("MissingParameter", f"The request must contain the parameter {name}")
     least, most = int(get("MinCount")), int(get("MaxCount"))
     if not 1 <= least <= most:
         raise EC2ClientError(

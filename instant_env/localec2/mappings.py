@@ -34,7 +34,12 @@ def mappings_of(
                 raise EC2ClientError("InvalidBlockDeviceMapping", f"{device} cannot be left out")
             del found[device]
             continue
-        found[device] = changed(found.get(device), device, change.get("Ebs") or {}, state)
+        ebs = change.get("Ebs") or {}
+        if device in volumes and ebs.get("SnapshotId"):
+            raise EC2ClientError(
+                "InvalidBlockDeviceMapping", f"There is a volume at {device}: its snapshot is made now"
+            )
+        found[device] = changed(found.get(device), device, ebs, state)
     if root_device not in found:
         raise EC2ClientError("InvalidBlockDeviceMapping", f"There is no volume at {root_device}")
     return [found.pop(root_device), *(found[device] for device in sorted(found))]

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from botocore.config import Config
 from test_localec2_snapshots import volume_of
 from test_localec2_storage import launch, refused, state_of, until
 
@@ -167,3 +168,9 @@ def test_a_token_stands_for_the_whole_request(served: Served) -> None:
     assert len(served.ec2.describe_instances()["Reservations"]) == 1
     with refused("InvalidParameterValue"):
         run(ImageId=image_id, InstanceType="t3.micro", MinCount=1, MaxCount=1, ClientToken="x" * 65)
+
+
+def test_a_launch_says_how_many(served: Served) -> None:
+    careless = served.client("ec2", config=Config(parameter_validation=False, retries={"max_attempts": 0}))
+    with refused("MissingParameter"):
+        careless.run_instances(ImageId=served.register(), InstanceType="t3.micro", MinCount=1)

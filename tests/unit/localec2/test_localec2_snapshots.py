@@ -170,6 +170,20 @@ def test_an_image_of_a_running_instance_has_all_its_volumes(served: Served) -> N
     assert {item["SnapshotId"] for item in gone["DeleteSnapshotResults"]} == snapshots
 
 
+def test_mappings_of_an_image_that_make_no_sense(served: Served) -> None:
+    instance_id = launch(served)
+    changes: list[Any] = [
+        {"DeviceName": "/dev/xvda", "NoDevice": ""},
+        {"DeviceName": "/dev/sdz", "NoDevice": ""},
+        {"DeviceName": "/dev/xvda", "Ebs": {"SnapshotId": "snap-00000000000000000"}},
+        {"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": 1}},
+    ]
+    for change in changes:
+        with refused("InvalidBlockDeviceMapping"):
+            served.ec2.create_image(InstanceId=instance_id, Name="odd", BlockDeviceMappings=[change])
+    assert served.ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"] == []
+
+
 def test_names_that_ec2_does_not_take(served: Served) -> None:
     instance_id = launch(served)
     for name in ("x" * 129, "semi;colon"):

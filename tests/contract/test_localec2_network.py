@@ -1,0 +1,130 @@
+"""The network between machines, to this host and away from it, with guests that really speak."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tiny_cloud import TinyCloud
+
+pytest_plugins = ("tiny_cloud",)
+pytestmark = pytest.mark.boot
+
+
+def knock(address: str, port: int) -> str:
+    """What a client meets: ``accepted``, ``refused`` or ``reset``."""
+    try:
+        with socket.create_connection((address, port), timeout=10) as connection:
+            connection.settimeout(10)
+            connection.recv(1)
+    except ConnectionRefusedError:
+        return "refused"
+    except ConnectionResetError:
+        return "reset"
+    return "accepted"
+
+
+def eventually(address: str, port: int, expected: str, timeout_s: float = 10) -> None:
+    deadline = time.monotonic() + timeout_s
+    while (met := knock(address, port)) != expected:
+        assert time.monotonic() < deadline, f"{met}, not {expected}"
+        time.sleep(0.02)
+
+
+def test_two_machines_and_this_host(tiny_cloud: TinyCloud, tmp_path: Path) -> None:
+    ec2, port = tiny_cloud.ec2, tiny_cloud.endpoint.ssh_port
+    inner = ec2.create_security_group(GroupName="inner", Description="only its members")["GroupId"]
+    one, two = (tiny_cloud.launch_tiny(SecurityGroupIds=[tiny_cloud.group_id, inner]) for _ in range(2))
+    described = tiny_cloud.wait(one, "running")
+    address = described["PublicIpAddress"]
+
+    # Until its sshd listens, nobody accepts for it.
+    assert knock(address, port) == "refused"
+    first, second = tiny_cloud.login(one), tiny_cloud.login(two)
+    its_own, others = described["PrivateIpAddress"], tiny_cloud.describe(two)["PrivateIpAddress"]
+
+    # The subnet's own netmask, gateway and resolver, EC2's MTU.
+    assert f"{its_own}/20" in first.run("ip -4 address show")
+    assert "mtu 9001" in first.run("ip link show")
+    assert first.run("cat /etc/resolv.conf").split()[-1] == "172.31.0.2"
+
+    # Members of a group that admits its members reach each other; others do not.
+    ping = f"ping -c 1 -W 3 {others}"
+    assert first.status(ping) != 0, "no rule admits it yet"
+    among_themselves = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": inner}]}
+    ec2.authorize_security_group_ingress(GroupId=inner, IpPermissions=[among_themselves])  # type: ignore[list-item]
+    assert first.status(ping) == 0
+    assert second.status(f"ping -c 1 -W 3 {its_own}") == 0
+    assert first.status(f"ping -c 1 -W 3 -s 8000 {others}") == 0, "a jumbo frame"
+    second.run("echo hello | nc -l -p 7777 >/dev/null 2>&1 &")
+    assert first.run(f"nc -w 5 {others} 7777 </dev/null") == "hello"
+    name = f"ip-{others.replace('.', '-')}.ec2.internal"
+    assert first.run(f"nslookup {name} 172.31.0.2 | tail -n 3").split()[-1] == others
+
+    # Neither this host's loopback nor its own services, by whatever address.
+    own_port = tiny_cloud.endpoint.url.rsplit(":", 1)[1]
+    for host in ("127.0.0.1", "172.31.0.1", "169.254.169.254", "203.0.113.1", address):
+        assert first.status(f"nc -w 3 {host} {own_port} </dev/null") != 0, host
+
+    # Megabytes through the forwarded connection, both ways.
+    data = os.urandom(20 << 20)
+    source, back = tmp_path / "data", tmp_path / "back"
+    source.write_bytes(data)
+    first.connection.put(str(source), "/run/data")
+    assert first.run("sha256sum /run/data").split()[0] == hashlib.sha256(data).hexdigest()
+    first.connection.get("/run/data", str(back))
+    assert back.read_bytes() == data
+
+    # A port is open while the guest listens, and while a rule says so.
+    assert knock(address, port) == "accepted"
+    first.run("kill -STOP 1; killall sshd || true; sleep 1")
+    eventually(address, port, "refused")
+    other_address = tiny_cloud.describe(two)["PublicIpAddress"]
+    assert knock(other_address, port) == "accepted"
+    ec2.revoke_security_group_ingress(
+        GroupId=tiny_cloud.group_id, IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp="127.0.0.1/32"
+    )
+    eventually(other_address, port, "refused")
+
+
+def test_a_group_without_the_rule_lets_nothing_through(tiny_cloud: TinyCloud) -> None:
+    ec2, port = tiny_cloud.ec2, tiny_cloud.endpoint.ssh_port
+    shut = ec2.create_security_group(GroupName="shut", Description="no rule")["GroupId"]
+    instance_id = tiny_cloud.launch_tiny(SecurityGroupIds=[shut])
+    address = tiny_cloud.wait(instance_id, "running")["PublicIpAddress"]
+    deadline = time.monotonic() + 120
+    while (
+        ec2.describe_instance_status(InstanceIds=[instance_id])["InstanceStatuses"][0]["InstanceStatus"][
+            "Status"
+        ]
+        != "ok"
+    ):
+        assert time.monotonic() < deadline, "the guest never spoke"
+        time.sleep(0.2)
+    time.sleep(3)  # sshd is up within one
+    assert knock(address, port) == "refused"
+    ec2.modify_instance_attribute(InstanceId=instance_id, Groups=[tiny_cloud.group_id])
+    eventually(address, port, "accepted")
+
+
+def test_machines_end_with_their_network(tiny_cloud: TinyCloud) -> None:
+    """They could not be reached any more; that must show, and the next ones must have a network again."""
+    instance_id = tiny_cloud.launch_tiny()
+    tiny_cloud.wait(instance_id, "running")
+    (netd,) = (
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/status")
+        if f"\nPPid:\t{tiny_cloud.endpoint.pid}\n" in path.read_text() and "Name:\tnetd\n" in path.read_text()
+    )
+    os.kill(netd, signal.SIGKILL)
+    tiny_cloud.wait(instance_id, "stopped")
+    tiny_cloud.ec2.start_instances(InstanceIds=[instance_id])
+    assert tiny_cloud.login(instance_id).run("id -un") == "root"

@@ -77,6 +77,14 @@ class AddressBlock:
                 return address
         raise NetworkError("all addresses are in use", hint="terminate instances")
 
+    def reclaim(self, address: str) -> str:
+        """Take an address again that was kept from an earlier server; on another block it changes."""
+        kept = f"{self._prefix(self.number)}.{address.rpartition('.')[2]}"
+        if kept in self._taken:
+            return self.allot()
+        self._taken.add(kept)
+        return kept
+
     def release(self, address: str | None) -> None:
         """Give an address back."""
         self._taken.discard(address or "")

@@ -52,7 +52,8 @@ ACTIONS: dict[str, frozenset[str]] = {
         "InstanceMarketOptions.SpotOptions.MaxPrice",
         "NetworkInterface.DeviceIndex", "NetworkInterface.AssociatePublicIpAddress",
         "NetworkInterface.SecurityGroupId", "NetworkInterface.SubnetId",
-        "NetworkInterface.DeleteOnTermination", "DisableApiTermination", "DisableApiStop",
+        "NetworkInterface.DeleteOnTermination", "NetworkInterface.NetworkInterfaceId",
+        "DisableApiTermination", "DisableApiStop",
         "HibernationOptions.Configured",
         "IamInstanceProfile.Name", "IamInstanceProfile.Arn",
     },
@@ -110,6 +111,16 @@ ACTIONS: dict[str, frozenset[str]] = {
     "RevokeSecurityGroupIngress": _RULES | {"SecurityGroupRuleId"},
     "AuthorizeSecurityGroupEgress": _RULES | _TAGS,
     "RevokeSecurityGroupEgress": _RULES | {"SecurityGroupRuleId"},
+    "CreateNetworkInterface": _TAGS | {
+        "SubnetId", "PrivateIpAddress", "SecurityGroupId", "Description", "ClientToken"
+    },
+    "DeleteNetworkInterface": frozenset({"NetworkInterfaceId"}),
+    "AttachNetworkInterface": frozenset({"NetworkInterfaceId", "InstanceId", "DeviceIndex"}),
+    "DetachNetworkInterface": frozenset({"AttachmentId"}),
+    "AllocateAddress": _TAGS | {"Domain"},
+    "ReleaseAddress": frozenset({"AllocationId"}),
+    "AssociateAddress": frozenset({"AllocationId", "InstanceId", "NetworkInterfaceId", "AllowReassociation"}),
+    "DisassociateAddress": frozenset({"AssociationId"}),
     "CreateTags": frozenset({"ResourceId", "Tag.Key", "Tag.Value"}),
     "DeleteTags": frozenset({"ResourceId", "Tag.Key", "Tag.Value"}),
 }  # fmt: skip
@@ -124,6 +135,7 @@ ONLY_VALUES: dict[tuple[str, str], frozenset[str]] = {
         {"terminate", "stop", "hibernate"}
     ),
     ("RunInstances", "InstanceInitiatedShutdownBehavior"): frozenset({"stop", "terminate"}),
+    ("AllocateAddress", "Domain"): frozenset({"vpc"}),
     ("CreateKeyPair", "KeyFormat"): frozenset({"pem"}),
     ("ModifyImageAttribute", "Attribute"): frozenset({"description", "imdsSupport"}),
     ("RegisterImage", "VirtualizationType"): frozenset({"hvm"}),

@@ -18,7 +18,7 @@ from instant_env.localec2.moto_api import INSTANCE_TYPES
 from instant_env.localec2.netd_client import ANSWER_TIMEOUT_S, Answer
 from instant_env.localec2.network import Interface, Network, rules
 from instant_env.localec2.profiles import iam_tree
-from instant_env.localec2.records import InstanceRecord, VolumeRecord
+from instant_env.localec2.records import InstanceRecord, InterfaceRecord, VolumeRecord
 from instant_env.localec2.state import State
 
 log = logging.getLogger(__name__)
@@ -91,21 +91,50 @@ class Assembly:
                 0, instance.interface_id, instance.mac_address, (instance.private_ip,), instance.subnet_id,
                 subnet.cidr_block, subnet.vpc_id, self.state.group_names(instance.security_group_ids),
                 {instance.public_ip: instance.private_ip} if instance.public_ip else {},
-            )
+            ),
+            *map(self._told_secondary, self._secondaries(instance)),
         ]  # fmt: skip
+
+    def _told_secondary(self, record: InterfaceRecord) -> metadata.Interface:
+        subnet, public_ip = self.state.subnet(record.subnet_id), self.state.elastic_ip(record.id)
+        return metadata.Interface(
+            record.attachment.device_index if record.attachment else 0, record.id, record.mac_address,
+            (record.private_ip,), record.subnet_id, subnet.cidr_block, subnet.vpc_id,
+            self.state.group_names(record.security_group_ids),
+            {public_ip: record.private_ip} if public_ip else {},
+        )  # fmt: skip
 
     def connect(self, instance: InstanceRecord) -> tuple[qemu.Nic, ...]:
         """Give an instance's interfaces their place in the network, and a public address if it wants one.
 
         :meth:`await_network` waits until a machine can be started with what this returns.
         """
+        if instance.public_ip is None:
+            instance.public_ip = self.state.elastic_ip(instance.interface_id)
         if instance.wants_public_ip and instance.public_ip is None:
             instance.public_ip = self.network.addresses.allot()
         self.state.save(instance)
         self.refresh_groups()
         interfaces = self.interfaces(instance, self.write_metadata(instance))
         self._cables[instance.id] = [self.network.plug(interface) for interface in interfaces]
-        return tuple(qemu.Nic(item.id, item.mac, Path(item.socket)) for item in interfaces)
+        return tuple(self.nic(interface) for interface in interfaces)
+
+    @staticmethod
+    def nic(interface: Interface) -> qemu.Nic:
+        return qemu.Nic(interface.id, interface.mac, Path(interface.socket))
+
+    def secondary(self, record: InterfaceRecord, metadata_file: Path) -> Interface:
+        """The interface of a record."""
+        return Interface(
+            id=record.id, socket=str(self.state.layout.nic_socket(record.id)), mac=record.mac_address,
+            address=record.private_ip, subnet=self.state.subnet(record.subnet_id).cidr_block,
+            public=self.state.elastic_ip(record.id) or "", host_name=metadata.host_name(record.private_ip),
+            metadata=str(metadata_file), groups=tuple(record.security_group_ids),
+        )  # fmt: skip
+
+    def _secondaries(self, instance: InstanceRecord) -> list[InterfaceRecord]:
+        attached = self.state.attached_interfaces(instance.id)
+        return [record for record in attached if record.id != instance.interface_id]
 
     def interfaces(self, instance: InstanceRecord, metadata_file: Path) -> list[Interface]:
         """An instance's network interfaces, the primary one first."""
@@ -116,7 +145,8 @@ class Assembly:
                 subnet=self.state.subnet(instance.subnet_id).cidr_block, public=instance.public_ip or "",
                 host_name=metadata.host_name(instance.private_ip), metadata=str(metadata_file),
                 groups=tuple(instance.security_group_ids),
-            )
+            ),
+            *(self.secondary(record, metadata_file) for record in self._secondaries(instance)),
         ]  # fmt: skip
 
     def await_network(self, instance_id: str) -> None:
@@ -141,9 +171,13 @@ class Assembly:
         """The machine is no more: its address is free."""
         self.state.connect.forget(instance.id)
         self._cables.pop(instance.id, None)
+        for record in self._secondaries(instance):
+            self.network.unplug(record.id)
         self.network.unplug(instance.interface_id)
-        self.network.addresses.release(instance.public_ip)
-        instance.public_ip = None
+        elastic_ip = self.state.elastic_ip(instance.interface_id)
+        if instance.public_ip != elastic_ip:
+            self.network.addresses.release(instance.public_ip)
+        instance.public_ip = elastic_ip
 
 
 def machine_size(instance_type: str) -> tuple[int, int]:

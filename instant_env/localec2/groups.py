@@ -123,6 +123,11 @@ class Groups(EC2Response):  # type: ignore[misc]  # moto is untyped
             for instance in self.plane.state.instances.values()
             if instance.state != "terminated" and group.id in instance.security_group_ids
         ]
+        users += [
+            record.id
+            for record in self.plane.state.interfaces.values()
+            if group.id in record.security_group_ids
+        ]
         referring = [
             other.id
             for other in self.ec2_backend.describe_security_groups()

@@ -28,6 +28,8 @@ from instant_env.localec2.records import (
     ImageMapping,
     ImageRecord,
     InstanceRecord,
+    InterfaceAttachment,
+    InterfaceRecord,
     MetadataOptions,
     VolumeRecord,
 )
@@ -52,6 +54,12 @@ class Placement:
     subnet: Any
     group_ids: list[str]
     public_ip: bool
+    existing: list[tuple[InterfaceRecord, int, bool]]  # interfaces, device indexes, whether they end with it
+
+    @property
+    def primary(self) -> InterfaceRecord | None:
+        """The interface that becomes the instance's first one, when it exists already."""
+        return next((record for record, index, _ in self.existing if index == 0), None)
 
 
 def run_instances(
@@ -105,13 +113,15 @@ def run_instances(
     for index in range(most):
         instance = InstanceRecord(
             id=new_id("i"), tags=tags.get("instance", {}), reservation_id=reservation,
-            interface_id=new_id("eni"),
-            interface_attachment_id=new_id("eni-attach"), mac_address=mac_address(), image_id=image.id,
+            interface_id=place.primary.id if place.primary else new_id("eni"),
+            interface_attachment_id=new_id("eni-attach"),
+            mac_address=place.primary.mac_address if place.primary else mac_address(), image_id=image.id,
             architecture=image.architecture, root_device_name=image.root_device_name,
             instance_type=instance_type,
             key_name=key_name, public_key=public_key, security_group_ids=place.group_ids,
             subnet_id=place.subnet.id,
-            zone=place.subnet.availability_zone, private_ip=private_ip(state, place.subnet),
+            zone=place.subnet.availability_zone,
+            private_ip=place.primary.private_ip if place.primary else private_ip(state, place.subnet),
             wants_public_ip=place.public_ip, user_data_base64=data, client_token=token,
             request_digest=digest, launch_index=index, launch_time=launched,
             shutdown_behavior=get("InstanceInitiatedShutdownBehavior") or "stop",
@@ -123,6 +133,13 @@ def run_instances(
             profile=associate(state.identities, get("IamInstanceProfile")),
         )  # fmt: skip
         state.save(instance)
+        for record, device_index, delete in place.existing:
+            record.attachment = InterfaceAttachment(
+                id=new_id("eni-attach") if device_index else instance.interface_attachment_id,
+                instance_id=instance.id, device_index=device_index, delete_on_termination=delete,
+                attach_time=launched,
+            )  # fmt: skip
+            state.save(record)
         for mapping in volumes:
             state.save(volume_of(state, instance, mapping, tags.get("volume", {})))
         if spot:
@@ -170,21 +187,44 @@ def _placement(state: State, get: Params) -> Placement:
     interfaces = get("NetworkInterfaces") or []
     subnet_id, group_ids = get("SubnetId"), list(get("SecurityGroupIds") or [])
     public: bool | None = None
+    existing: list[tuple[InterfaceRecord, int, bool]] = []
     if interfaces:
-        if len(interfaces) > 1 or int(interfaces[0].get("DeviceIndex", 0)) != 0:
-            raise EC2ClientError("UnsupportedOperation", "localec2 gives instances one network interface.")
+        indexes = [int(item.get("DeviceIndex", 0)) for item in interfaces]
+        if 0 not in indexes or len(set(indexes)) != len(indexes):
+            raise EC2ClientError(
+                "InvalidParameterValue",
+                "When specifying network interfaces, you must include a device at index 0, and each once.",
+            )
+        if max(indexes) > qemu.NIC_SLOTS:
+            raise EC2ClientError(
+                "AttachmentLimitExceeded",
+                f"localec2 attaches interfaces at device indexes up to {qemu.NIC_SLOTS}.",
+            )
+        existing = _existing(state, interfaces, int(get("MaxCount")))
+        interfaces = [item for item in interfaces if not item.get("NetworkInterfaceId")]
+        if any(int(item.get("DeviceIndex", 0)) for item in interfaces):
+            raise EC2ClientError(
+                "UnsupportedOperation", "localec2 makes only the first interface with an instance."
+            )
         if subnet_id or group_ids or get("SecurityGroups"):
             raise EC2ClientError(
                 "InvalidParameterCombination",
                 "Network interfaces and an instance-level subnet ID or security groups may not be specified "
                 "on the same request",
             )
-        if interfaces[0].get("DeleteOnTermination") is False:
+        if interfaces and interfaces[0].get("DeleteOnTermination") is False:
             raise EC2ClientError(
                 "UnsupportedOperation", "localec2's network interfaces are deleted with their instance."
             )
-        subnet_id, group_ids = interfaces[0].get("SubnetId"), list(interfaces[0].get("Groups") or [])
-        public = interfaces[0].get("AssociatePublicIpAddress")
+        if interfaces:
+            subnet_id, group_ids = interfaces[0].get("SubnetId"), list(interfaces[0].get("Groups") or [])
+            public = interfaces[0].get("AssociatePublicIpAddress")
+        if existing:
+            public = False  # EC2 gives none to an existing interface, nor to the first of several
+            subnet_id = subnet_id or existing[0][0].subnet_id
+        for record, index, _ in existing:
+            if index == 0:
+                subnet_id, group_ids = record.subnet_id, list(record.security_group_ids)
     ec2 = state.mirror.ec2
     zone = get("Placement.AvailabilityZone")
     if subnet_id:
@@ -207,7 +247,32 @@ def _placement(state: State, get: Params) -> Placement:
             raise EC2ClientError("InvalidGroup.NotFound", f"The security group '{group_id}' does not exist")
     if not group_ids:
         group_ids = [ec2.get_default_security_group(subnet.vpc_id).id]
-    return Placement(subnet, group_ids, subnet.map_public_ip_on_launch if public is None else public)
+    return Placement(
+        subnet, group_ids, subnet.map_public_ip_on_launch if public is None else public, existing
+    )
+
+
+def _existing(
+    state: State, given: list[dict[str, Any]], count: int
+) -> list[tuple[InterfaceRecord, int, bool]]:
+    """Of a launch's NetworkInterfaces those that exist already."""
+    found = []
+    for item in given:
+        if interface_id := item.get("NetworkInterfaceId"):
+            record = state.interface(interface_id)
+            if record.attachment is not None or count > 1:
+                raise EC2ClientError("InvalidNetworkInterface.InUse", f"Interface: [{interface_id}] in use.")
+            if item.get("SubnetId") or item.get("Groups") or item.get("AssociatePublicIpAddress") is not None:
+                raise EC2ClientError(
+                    "InvalidParameterCombination",
+                    "A network interface may not specify both a network interface ID and a subnet, groups or "
+                    "a public address",
+                )
+            found.append((record, int(item.get("DeviceIndex", 0)), bool(item.get("DeleteOnTermination"))))
+    zones, ids = {record.zone for record, _, _ in found}, {record.id for record, _, _ in found}
+    if len(zones) > 1 or len(ids) < len(found):
+        raise EC2ClientError("InvalidParameterCombination", "The network interfaces do not fit together.")
+    return sorted(found, key=lambda entry: entry[1])
 
 
 def _volumes(state: State, image: ImageRecord, changes: list[dict[str, Any]]) -> list[ImageMapping]:
@@ -306,10 +371,19 @@ def _public_key(state: State, key_name: str | None) -> str | None:
     return str(pair.public_key)
 
 
-def private_ip(state: State, subnet: Any) -> str:
-    """A random free address of the subnet, as EC2 gives them."""
+def private_ip(state: State, subnet: Any, wanted: str | None = None) -> str:
+    """A free address of the subnet: the wanted one, or a random one as EC2 gives them."""
     taken = {item.private_ip for item in state.instances.values() if item.state != "terminated"}
+    taken |= {item.private_ip for item in state.interfaces.values()}
     network = ipaddress.IPv4Network(subnet.cidr_block)
+    if wanted is not None:
+        if ipaddress.IPv4Address(wanted) not in list(network.hosts())[3:]:
+            raise EC2ClientError(
+                "InvalidParameterValue", f"Address {wanted} does not fall within the subnet's"
+            )
+        if wanted in taken:
+            raise EC2ClientError("InvalidIPAddress.InUse", f"Address {wanted} is in use.")
+        return wanted
     while True:
         offset = random.randrange(4, network.num_addresses - 1)  # noqa: S311 - an address, no secret
         address = network.network_address + offset

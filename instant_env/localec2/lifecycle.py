@@ -49,6 +49,7 @@ class Lifecycle:
         self.heard: set[str] = set()  # instances whose guest has spoken
         # Told of a machine that runs and of one that ended, without the lock.
         self.on_starting: Callable[[str], None] = lambda _: None
+        self.on_terminated: Callable[[InstanceRecord], None] = lambda _: None  # with the lock
         self.on_running: Callable[[Machine], None] = lambda _: None
         self.on_ended: Callable[[Machine], None] = lambda _: None
         self.storage = Storage(state)
@@ -315,6 +316,7 @@ class Lifecycle:
                 instance.state, instance.terminated_at = "terminated", now()
                 self.state.save(instance)
             self.state.forget(TagsRecord(resource_id=instance.interface_id, tags={}))
+            self.on_terminated(instance)
             directory = self.state.layout.instance(instance_id)
             for name in ("variables.fd", "metadata.json"):
                 (directory / name).unlink(missing_ok=True)

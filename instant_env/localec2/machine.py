@@ -292,6 +292,33 @@ class Machine:
                 self._occupied.pop(free[0], None)
             raise MachineError(error.message) from error
 
+    def attach_nic(self, nic: qemu.Nic, index: int) -> None:
+        """Plug a network card into the slot of its device index. Raises MachineError when QEMU refuses."""
+        try:
+            self.qmp.execute("netdev_add", nic.netdev)
+            try:
+                self.qmp.execute("device_add", nic.device(qemu.nic_slot(index)))
+            except QmpError:
+                self.qmp.execute("netdev_del", {"id": nic.netdev["id"]})
+                raise
+        except QmpError as error:
+            raise MachineError(error.message) from error
+
+    def detach_nic(self, interface_id: str, timeout_s: float) -> None:
+        """Unplug a network card; the guest has to let go of it. Raises MachineError when it does not."""
+        nic = qemu.Nic(interface_id, "", Path())
+        device = nic.device("")["id"]
+        event = self._removed.setdefault(device, threading.Event())
+        event.clear()
+        try:
+            self.qmp.execute("device_del", {"id": device})
+            if not event.wait(timeout_s):
+                raise MachineError(f"{self.spec.instance_id} does not let go of {interface_id}")
+            self.qmp.execute("netdev_del", {"id": nic.netdev["id"]})
+        except QmpError as error:
+            if not self.ended.is_set():
+                raise MachineError(error.message) from error
+
     def detach(self, disk: qemu.Disk, timeout_s: float) -> None:
         """Unplug a volume; the guest has to let go of it. Raises MachineError when it does not."""
         device = f"dev-{disk.node}"

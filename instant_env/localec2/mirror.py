@@ -10,8 +10,10 @@ from typing import Any
 
 from instant_env.localec2 import moto_api as moto
 from instant_env.localec2.records import (
+    AddressRecord,
     ImageRecord,
     InstanceRecord,
+    InterfaceRecord,
     KeyPairRecord,
     ParameterRecord,
     RuleRecord,
@@ -30,6 +32,14 @@ STATE_CODES = {
     "stopping": 64,
     "stopped": 80,
 }
+
+
+class _OwnInterface(moto.interfaces.NetworkInterface):  # type: ignore[misc]  # moto is untyped
+    """In its own groups alone; moto adds those of its instance."""
+
+    @property
+    def group_set(self) -> Any:
+        return self._group_set
 
 
 class Mirror:
@@ -153,7 +163,8 @@ class Mirror:
         nic._group_set = list(instance.security_groups)
         self._tag(record.id, record.tags)
         if record.state == "terminated":
-            self.ec2.enis.pop(nic.id, None)
+            if self.ec2.enis.get(nic.id) is nic:  # an interface that outlives its instance is shown by itself
+                del self.ec2.enis[nic.id]
             nic.subnet.del_subnet_ip(record.private_ip)
 
     def _make_instance(self, record: InstanceRecord) -> Any:
@@ -197,6 +208,58 @@ class Mirror:
             self.ec2.reservations[record.reservation_id] = reservation
         reservation.instances.append(instance)
         return instance
+
+    # Interfaces and addresses
+
+    def show_interface(self, record: InterfaceRecord) -> None:
+        """Show an interface; one that is its instance's first is shown by the instance."""
+        place = record.attachment
+        owner = self.find_instance(place.instance_id) if place is not None else None
+        # Without one, it was terminated long ago, and the record follows.
+        if place is not None and owner is not None and place.device_index == 0:
+            nic = owner.nics[0]
+            nic.description, nic.delete_on_termination = record.description, place.delete_on_termination
+            self._tag(record.id, record.tags)
+            return
+        nic = self.ec2.enis.get(record.id)
+        if not isinstance(nic, _OwnInterface):
+            with moto.drawn(moto.interfaces, random_eni_id=record.id, random_mac_address=record.mac_address):
+                nic = _OwnInterface(self.ec2, record.subnet_id, record.private_ip)
+            self.ec2.enis[record.id] = nic
+        nic.description, nic._group_set = record.description, self._groups(record.security_group_ids)
+        if nic.instance is not None:
+            nic.instance.detach_eni(nic)
+        if place is not None and owner is not None:
+            owner.attach_eni(nic, place.device_index)
+            nic.attachment_id, nic.delete_on_termination = place.id, place.delete_on_termination
+            nic.attach_time = place.attach_time.replace(tzinfo=None)
+        self._tag(record.id, record.tags)
+
+    def hide_interface(self, interface_id: str) -> None:
+        nic = self.ec2.enis.pop(interface_id, None)
+        if nic is not None and nic.instance is not None and nic.device_index:
+            nic.instance.detach_eni(nic)
+        self.ec2.tags.pop(interface_id, None)
+
+    def show_address(self, record: AddressRecord) -> None:
+        self.hide_address(record.id)
+        shown = moto.addresses.ElasticAddress(self.ec2, "vpc", record.public_ip)
+        shown.id = shown.allocation_id = record.id
+        shown.association_id = record.association_id
+        if record.interface_id is not None:
+            shown.eni = self.ec2.enis.get(record.interface_id)
+            shown.instance = shown.eni.instance if shown.eni else None
+            if shown.eni:
+                shown.eni.public_ip = record.public_ip
+        self.ec2.addresses.append(shown)
+        self._tag(record.id, record.tags)
+
+    def hide_address(self, allocation_id: str) -> None:
+        for item in [item for item in self.ec2.addresses if item.id == allocation_id]:
+            self.ec2.addresses.remove(item)
+            if item.eni is not None and item.eni.public_ip == item.public_ip:
+                item.eni.public_ip = None
+        self.ec2.tags.pop(allocation_id, None)
 
     def _groups(self, group_ids: list[str]) -> list[Any]:
         # A terminated instance may name groups that are deleted.

@@ -22,6 +22,7 @@ import moto.ec2.models as ec2_models
 import moto.ec2.models.amis as amis
 import moto.ec2.models.core as ec2_core
 import moto.ec2.models.elastic_block_store as block_store
+import moto.ec2.models.elastic_ip_addresses as addresses
 import moto.ec2.models.elastic_network_interfaces as interfaces
 import moto.ec2.models.instances as instances
 import moto.ec2.models.key_pairs as key_pairs
@@ -62,6 +63,7 @@ __all__ = [
     "SSMException",
     "SimpleSystemManagerResponse",
     "TokenResponse",
+    "addresses",
     "amis",
     "attribute_of",
     "aws_managed_policy",

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from instant_env.localec2.credentials import issue_time
 from instant_env.localec2.images import Images
+from instant_env.localec2.interfaces import Interfaces
 from instant_env.localec2.journal import StorageError
 from instant_env.localec2.lifecycle import Lifecycle
 from instant_env.localec2.records import (
@@ -38,6 +39,7 @@ class Plane:
     images: Images = field(init=False)
     volumes: Volumes = field(init=False)
     spot: Spot = field(init=False)
+    interfaces: Interfaces = field(init=False)
     sabotage: Sabotage = field(init=False)
     refreshed_at: datetime = field(default_factory=now)
 
@@ -45,6 +47,7 @@ class Plane:
         self.snapshots = Snapshots(self.state, self.lifecycle)
         self.images = Images(self.state, self.lifecycle, self.snapshots)
         self.volumes = Volumes(self.state, self.lifecycle)
+        self.interfaces = Interfaces(self.state, self.lifecycle)
         self.spot = Spot(self.state, self.lifecycle)
         self.sabotage = Sabotage(self)
 
@@ -117,7 +120,8 @@ class Plane:
         state, tags_of = self.state, self.state.mirror.tags_of
         for resource_id in resource_ids:
             records = (
-                state.instances, state.volumes, state.snapshots, state.images, state.spot_requests
+                state.instances, state.volumes, state.snapshots, state.images, state.spot_requests,
+                state.interfaces, state.addresses,
             )  # fmt: skip
             record = next((kind[resource_id] for kind in records if resource_id in kind), None)
             if record is not None:

@@ -76,6 +76,7 @@ class ServerProcess:
         with self.state.lock:
             self.state.load()
             restore.settle(self.state, lifecycle, self.plane.images, lost)
+            self.plane.interfaces.settle()
         self.server = LocalServer(self.plane, record.port)
         record.address_block, record.port = self.network.addresses.number, self.server.server_address[1]
         store.save(record)

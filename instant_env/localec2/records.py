@@ -189,8 +189,46 @@ class Interruption(BaseModel):
 InstanceState = Literal["pending", "running", "shutting-down", "terminated", "stopping", "stopped"]
 
 
+class InterfaceAttachment(BaseModel):
+    """Where a network interface is attached."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    instance_id: str
+    device_index: int
+    delete_on_termination: bool
+    attach_time: datetime
+
+
+class InterfaceRecord(ResourceRecord):
+    """A network interface that was made by itself; what a launch makes is part of its instance's record.
+
+    Attached as an instance's first one, the instance's record says the same of it.
+    """
+
+    kind: ClassVar[str] = "interface"
+    description: str
+    subnet_id: str
+    zone: str
+    private_ip: str
+    mac_address: str
+    security_group_ids: list[str]
+    client_token: str | None = None
+    attachment: InterfaceAttachment | None = None
+
+
+class AddressRecord(ResourceRecord):
+    """An Elastic IP: one of the server's loopback addresses, kept."""
+
+    kind: ClassVar[str] = "address"
+    public_ip: str
+    interface_id: str | None = None
+    association_id: str | None = None
+
+
 class InstanceRecord(ResourceRecord):
-    """An instance. Its network interface lives and dies with it, so it is part of this record."""
+    """An instance. The network interface that a launch makes lives with it, so it is part of this."""
 
     kind: ClassVar[str] = "instance"
     reservation_id: str

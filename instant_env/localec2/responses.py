@@ -19,6 +19,7 @@ from instant_env.localec2.describe import Descriptions
 from instant_env.localec2.disks import DiskError
 from instant_env.localec2.groups import Groups
 from instant_env.localec2.hibernation import check_stop
+from instant_env.localec2.interface_actions import InterfaceActions
 from instant_env.localec2.journal import StorageError
 from instant_env.localec2.launches import metadata_options, request_digest, run_instances
 from instant_env.localec2.mirror import STATE_CODES
@@ -31,7 +32,7 @@ from instant_env.localec2.state import now
 log = logging.getLogger(__name__)
 
 
-class LocalResponse(Attributes, Descriptions, Profiles, Registration, Groups):
+class LocalResponse(Attributes, Descriptions, Profiles, Registration, InterfaceActions, Groups):
     """One request to EC2. The server holds the state's lock while it runs."""
 
     plane: ClassVar[Plane]

@@ -23,9 +23,11 @@ from instant_env.localec2.layout import Layout
 from instant_env.localec2.mirror import Mirror
 from instant_env.localec2.moto_api import EC2ClientError
 from instant_env.localec2.records import (
+    AddressRecord,
     ImageRecord,
     InstanceRecord,
     InstanceState,
+    InterfaceRecord,
     KeyPairRecord,
     ParameterRecord,
     Record,
@@ -75,6 +77,8 @@ class State:
         self.snapshots: dict[str, SnapshotRecord] = {}
         self.images: dict[str, ImageRecord] = {}
         self.spot_requests: dict[str, SpotRequestRecord] = {}
+        self.interfaces: dict[str, InterfaceRecord] = {}
+        self.addresses: dict[str, AddressRecord] = {}
         #: Told of every instance that is saved: a spot request follows its instance.
         self.on_instance: Callable[[InstanceRecord], None] = lambda _: None
         self._awaited = threading.local()
@@ -118,6 +122,12 @@ class State:
         for volume in self.store.load_all(VolumeRecord):
             self.volumes[volume.id] = volume
             self.mirror.show_volume(volume)
+        for interface in self.store.load_all(InterfaceRecord):
+            self.interfaces[interface.id] = interface
+            self.mirror.show_interface(interface)
+        for address in self.store.load_all(AddressRecord):
+            self.addresses[address.id] = address
+            self.mirror.show_address(address)
         for request in self.store.load_all(SpotRequestRecord):
             self.spot_requests[request.id] = request
             self.mirror.show_tags(TagsRecord(resource_id=request.id, tags=request.tags))
@@ -142,6 +152,12 @@ class State:
                 self.instances[record.id] = record
                 self.mirror.show_instance(record)
                 self.on_instance(record)
+            case InterfaceRecord():
+                self.interfaces[record.id] = record
+                self.mirror.show_interface(record)
+            case AddressRecord():
+                self.addresses[record.id] = record
+                self.mirror.show_address(record)
             case SpotRequestRecord():
                 self.spot_requests[record.id] = record
                 self.mirror.show_tags(TagsRecord(resource_id=record.id, tags=record.tags))
@@ -227,11 +243,43 @@ class State:
             case SpotRequestRecord():
                 self.spot_requests.pop(record.id, None)
                 self.mirror.ec2.tags.pop(record.id, None)
+            case InterfaceRecord():
+                self.interfaces.pop(record.id, None)
+                self.mirror.hide_interface(record.id)
+            case AddressRecord():
+                self.addresses.pop(record.id, None)
+                self.mirror.hide_address(record.id)
             case TagsRecord():
                 self.mirror.ec2.tags.pop(record.resource_id, None)
         self.store.delete(type(record), record.key)
 
+    def elastic_ip(self, interface_id: str) -> str | None:
+        """The Elastic IP of an interface."""
+        found = (item.public_ip for item in self.addresses.values() if item.interface_id == interface_id)
+        return next(found, None)
+
+    def attached_interfaces(self, instance_id: str) -> list[InterfaceRecord]:
+        """Interfaces that were made by themselves and are attached to this instance, by device index."""
+        found = [(item.attachment, item) for item in self.interfaces.values() if item.attachment is not None]
+        mine = [(place.device_index, item) for place, item in found if place.instance_id == instance_id]
+        return [item for _, item in sorted(mine, key=lambda pair: pair[0])]
+
     # Look-ups that answer as EC2 does
+
+    def interface(self, interface_id: str) -> InterfaceRecord:
+        if interface_id not in self.interfaces:
+            raise EC2ClientError(
+                "InvalidNetworkInterfaceID.NotFound",
+                f"The networkInterface ID '{interface_id}' does not exist",
+            )
+        return self.interfaces[interface_id]
+
+    def address(self, allocation_id: str) -> AddressRecord:
+        if allocation_id not in self.addresses:
+            raise EC2ClientError(
+                "InvalidAllocationID.NotFound", f"The allocation ID '{allocation_id}' does not exist"
+            )
+        return self.addresses[allocation_id]
 
     def instance(self, instance_id: str) -> InstanceRecord:
         if not _INSTANCE_ID.fullmatch(instance_id):

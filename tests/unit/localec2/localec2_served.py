@@ -24,7 +24,7 @@ from instant_env.localec2.lifecycle import Lifecycle
 from instant_env.localec2.machine import Machine, MachineError
 from instant_env.localec2.network import Interface, Network
 from instant_env.localec2.plane import Plane
-from instant_env.localec2.qemu import Disk, MachineSpec, Platform
+from instant_env.localec2.qemu import Disk, MachineSpec, Nic, Platform
 from instant_env.localec2.records import InstanceRecord, VolumeRecord
 from instant_env.localec2.server import LocalServer
 from instant_env.localec2.state import State
@@ -83,6 +83,12 @@ class PretendMachine(Machine):
 
     def throttle(self, bytes_per_second: int, operations_per_second: int) -> None:
         self.limits = (bytes_per_second, operations_per_second)
+
+    def attach_nic(self, nic: Nic, index: int) -> None:
+        pass
+
+    def detach_nic(self, interface_id: str, timeout_s: float) -> None:
+        pass
 
     def attach(self, disk: Disk) -> None:
         pass
@@ -166,6 +172,7 @@ class Served:
         with self.state.lock:
             self.state.load()
             restore.settle(self.state, self.plane.lifecycle, self.plane.images, lost or set())
+            self.plane.interfaces.settle()
         self.server = LocalServer(self.plane, 0)
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         self.ec2: EC2Client = self.client("ec2")

@@ -48,9 +48,7 @@ class Row:
     t0_utc: str = _column("UTC", "the one wall-clock anchor: when the request was received", optional=False)
     t1_ms: float | None = _column("ms from t0", "RunInstances returned an instance id")
     t2_ms: float | None = _column("ms from t0", "DescribeInstances first said `running`")
-    t3_tcp_ms: float | None = _column(
-        "ms from t0", "TCP port accepted; empty where the network accepts early"
-    )
+    t3_tcp_ms: float | None = _column("ms from t0", "TCP port accepted")
     t3_ms: float | None = _column("ms from t0", "the first `SSH-2.0-` line was read")
     t4_ms: float | None = _column("ms from t0", "SSH public-key authentication succeeded")
     t2_t4_ms: float | None = _column("ms", "t4 - t2: the machine's own part")

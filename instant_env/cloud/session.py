@@ -52,8 +52,6 @@ class Cloud:
     caller_ip_url: str
     accelerator: str
     """How machines run: ``tcg`` or ``kvm`` in localec2, ``ec2`` on AWS."""
-    accepts_early: bool
-    """A TCP accept on a machine's port says nothing about the guest (user-mode networking)."""
 
     def accelerator_for(self, arch: Arch) -> str:
         """How machines of ``arch`` run: those of another architecture than this computer's are emulated."""
@@ -114,7 +112,6 @@ def _connect_local(settings: Settings, progress: Progress) -> Cloud:
         ssh_port=settings.ssh_port or endpoint.ssh_port,
         caller_ip_url=settings.caller_ip_url or endpoint.caller_ip_url,
         accelerator=endpoint.accelerator,
-        accepts_early=False,
     )
 
 
@@ -143,7 +140,6 @@ def _connect_aws(settings: Settings) -> Cloud:
         ssh_port=settings.ssh_port or 22,
         caller_ip_url=settings.caller_ip_url or AWS_CALLER_IP_URL,
         accelerator="ec2",
-        accepts_early=False,
     )
 
 

@@ -16,7 +16,7 @@ from instant_env.cloud.session import Cloud, error_code
 from instant_env.launch.guest import GuestReadError, GuestReport, read_guest
 from instant_env.launch.lag import LagMeter
 from instant_env.launch.login import HandshakeFailed, KeyRefused, Login, authenticate, client_options
-from instant_env.launch.probe import DIRECT, FORWARDED, Found, ProbePolicy, ProbeStats, probe
+from instant_env.launch.probe import DIRECT, Found, ProbeStats, probe
 from instant_env.launch.techniques.base import Launched
 from instant_env.launch.timeline import MarkName, Outcome, Timeline
 from instant_env.launch.watch import MachineEnded, Running, Watched, Watcher
@@ -29,11 +29,6 @@ _HANDSHAKE_RETRY_S = 0.1
 
 #: Reading the machine's own account may take this long; it is off the clock and never fails an attempt.
 _GUEST_READ_S = 60.0
-
-
-def policy_for(cloud: Cloud) -> ProbePolicy:
-    """How connects to this cloud's machines are to be paced."""
-    return FORWARDED if cloud.accepts_early else DIRECT
 
 
 class Attempt:
@@ -57,7 +52,6 @@ class Attempt:
         self._watcher = watcher
         self._start = start
         self._options = client_options(username, key)
-        self._policy = policy_for(cloud)
         self._timeout_s = timeout_s
         self._trouble = ""
         self._lag = LagMeter()
@@ -174,7 +168,7 @@ class Attempt:
         previous: Found | None = None
         while True:
             found = await probe(
-                address, self._cloud.ssh_port, self._policy, self.stats, not_before_ns=not_before_ns
+                address, self._cloud.ssh_port, DIRECT, self.stats, not_before_ns=not_before_ns
             )
             self._mark_answer(found)
             try:
@@ -197,8 +191,7 @@ class Attempt:
             not_before_ns = time.monotonic_ns()
 
     def _mark_answer(self, found: Found) -> None:
-        if not self._policy.accepts_early:
-            self.timeline.mark(MarkName.T3_TCP, found.accepted_ns, found.resolution_ns)
+        self.timeline.mark(MarkName.T3_TCP, found.accepted_ns, found.resolution_ns)
         self.timeline.mark(MarkName.T3, found.banner_ns, found.resolution_ns)
         self.banner = self.banner or found.line
 

@@ -4,16 +4,9 @@ One connect that waits would measure the kernel's SYN retransmission (1 s, 2 s, 
 connects are opened at a pace, each one fresh, and the first to bring an ``SSH-2.0-`` line wins; all others
 are closed at once. The line is only peeked at, so the winning socket goes to an SSH client as it is.
 
-Two networks, two policies:
-
-* ``DIRECT`` (EC2): a connect succeeds only when the guest accepts it. One every 10 ms, closed after 1 s,
-  until the first success; then no more, so sshd sees one connection.
-* ``FORWARDED`` (QEMU's user-mode network): every connect succeeds at once, whatever the guest does. It stays
-  *silent* while the guest's network is down (the forwarder retransmits the SYN seconds later), and is
-  *refused*, that is closed without a byte, once the guest answers but nothing listens. So a silent connection
-  is given fresh company at a gentle pace. After the first refusal a connection cannot get lost any more:
-  refused ones are replaced quickly, and a silent one (sshd is forking) is left alone for longer. Overlapping
-  connections stay few: each that reaches sshd costs a fork in the guest and counts against its MaxStartups.
+A connect succeeds only when the guest accepts it: on EC2, and in localec2, whose network opens a port while
+the guest itself listens (it asks every 10 ms, so it may be that much late). So there is one every 10 ms,
+closed after 1 s, until the first success; then no more, so sshd sees one connection.
 """
 
 from __future__ import annotations
@@ -37,37 +30,15 @@ _HALF_LINE_S = 0.002
 
 @dataclass(frozen=True)
 class ProbePolicy:
-    """How to pace connects. ``accepts_early``: the network accepts before the guest does."""
+    """How to pace connects."""
 
-    accepts_early: bool
     pace_s: float  # a fresh connect this often while nothing has answered
-    refused_pace_s: float  # the same, once the guest has refused one: its network is up
-    company_s: float  # the same, while a connection opened since then waits for its line: sshd has it
-    keep_s: (
-        float  # a connect, or a connection of which nobody knows whether it arrived, is given up after this
-    )
-    banner_s: float  # a connection that the guest surely accepted may take this long to send its line
+    keep_s: float  # a connect is given up after this
+    banner_s: float  # a connection that the guest accepted may take this long to send its line
     max_open: int  # the oldest is given up when there would be more
 
 
-DIRECT = ProbePolicy(
-    accepts_early=False,
-    pace_s=0.01,
-    refused_pace_s=0.01,
-    company_s=0.01,
-    keep_s=1.0,
-    banner_s=10.0,
-    max_open=128,
-)
-FORWARDED = ProbePolicy(
-    accepts_early=True,
-    pace_s=0.3,
-    refused_pace_s=0.05,
-    company_s=1.5,
-    keep_s=3.0,
-    banner_s=10.0,
-    max_open=8,
-)
+DIRECT = ProbePolicy(pace_s=0.01, keep_s=1.0, banner_s=10.0, max_open=128)
 
 
 @dataclass
@@ -78,7 +49,7 @@ class ProbeStats:
     refused: int = 0
     """Refused by the guest: RST, or closed without a byte."""
     silent: int = 0
-    """Given up without an answer, or there was no way to the machine yet."""
+    """Given up without an answer."""
     garbage: int = 0
     """Answered, but not with an SSH line."""
     first_refused_ns: int | None = None
@@ -102,11 +73,10 @@ class Found:
 class _Connection:
     """One connect. ``accepted_ns`` is set once it succeeded."""
 
-    def __init__(self, sock: socket.socket, opened_ns: int, previous_ns: int, guest_was_up: bool) -> None:
+    def __init__(self, sock: socket.socket, opened_ns: int, previous_ns: int) -> None:
         self.sock = sock
         self.opened_ns = opened_ns
         self.previous_ns = previous_ns
-        self.guest_was_up = guest_was_up
         self.accepted_ns: int | None = None
         self.spoke = False
 
@@ -126,7 +96,6 @@ class Prober:
         self._open: list[_Connection] = []  # oldest first
         self._last_open_ns = not_before_ns
         self._opened_any = False
-        self._forwarder_missing = False  # the host itself refused the newest connect
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> Found:
@@ -145,8 +114,9 @@ class Prober:
 
     def _tick(self) -> None:
         now = time.monotonic_ns()
-        for connection in [c for c in self._may_expire() if now >= self._expiry_ns(c)]:
-            self._give_up(connection)
+        # With one lifetime for all, only the oldest can be due.
+        while self._open and now >= self._expiry_ns(self._open[0]):
+            self._give_up(self._open[0])
         if self._wants_more() and now >= self._next_open_ns():
             self._connect(now)
         self._schedule()
@@ -157,38 +127,23 @@ class Prober:
         if self._found.done():
             return
         now = time.monotonic_ns()
-        due = [self._expiry_ns(connection) for connection in self._may_expire()]
+        due = [self._expiry_ns(self._open[0])] if self._open else []
         if self._wants_more():
             due.append(self._next_open_ns())
         delay_s = max(0.0, (min(due) - now) / _NS)
         self._timer = self._loop.call_later(delay_s, self._tick)
 
     def _wants_more(self) -> bool:
-        """Where an accept means the guest, the first one ends the connecting (and is alone from then on)."""
-        return self._policy.accepts_early or not (self._open and self._open[0].accepted_ns)
-
-    def _may_expire(self) -> list[_Connection]:
-        """With one lifetime for all, as in DIRECT with its 100 open ones, only the oldest can be due."""
-        return self._open if self._policy.accepts_early else self._open[:1]
+        """The first one that is accepted ends the connecting (and is alone from then on)."""
+        return not (self._open and self._open[0].accepted_ns)
 
     def _expiry_ns(self, connection: _Connection) -> int:
-        guest_has_it = connection.guest_was_up or not self._policy.accepts_early
-        if connection.accepted_ns is not None and guest_has_it:
+        if connection.accepted_ns is not None:
             return connection.accepted_ns + int(self._policy.banner_s * _NS)
         return connection.opened_ns + int(self._policy.keep_s * _NS)
 
     def _next_open_ns(self) -> int:
-        if not self._opened_any:
-            return 0
-        if self._forwarder_missing:
-            pace_s = self._policy.refused_pace_s
-        elif self._stats.first_refused_ns is None:
-            pace_s = self._policy.pace_s
-        elif any(connection.guest_was_up for connection in self._open):
-            pace_s = self._policy.company_s
-        else:
-            pace_s = self._policy.refused_pace_s
-        return self._last_open_ns + int(pace_s * _NS)
+        return self._last_open_ns + int(self._policy.pace_s * _NS) if self._opened_any else 0
 
     # One connection's life.
 
@@ -197,15 +152,12 @@ class Prober:
             self._give_up(self._open[0])
         sock = socket.socket(self._family, socket.SOCK_STREAM)
         sock.setblocking(False)
-        connection = _Connection(
-            sock, now, previous_ns=self._last_open_ns, guest_was_up=self._stats.first_refused_ns is not None
-        )
+        connection = _Connection(sock, now, previous_ns=self._last_open_ns)
         self._last_open_ns = now
         self._opened_any = True
         self._stats.opened += 1
         self._open.append(connection)
         code = sock.connect_ex(self._target)
-        self._forwarder_missing = False
         if code == 0:
             self._on_accept(connection)
         elif code == errno.EINPROGRESS:
@@ -223,12 +175,7 @@ class Prober:
         self._schedule()
 
     def _on_connect_error(self, connection: _Connection, code: int) -> None:
-        if self._policy.accepts_early:
-            # Refused by the host: the forwarder is not there yet, and that says nothing about the guest.
-            self._forwarder_missing = True
-            self._stats.silent += 1
-            self._drop(connection)
-        elif code == errno.ECONNREFUSED:
+        if code == errno.ECONNREFUSED:
             self._refused(connection)
         else:
             self._stats.silent += 1
@@ -236,9 +183,8 @@ class Prober:
 
     def _on_accept(self, connection: _Connection) -> None:
         connection.accepted_ns = time.monotonic_ns()
-        if not self._policy.accepts_early:
-            for other in [c for c in self._open if c is not connection]:
-                self._drop(other)
+        for other in [c for c in self._open if c is not connection]:
+            self._drop(other)
         self._loop.add_reader(connection.sock, self._on_readable, connection)
 
     def _on_readable(self, connection: _Connection) -> None:
@@ -288,22 +234,10 @@ class Prober:
         self._loop.remove_reader(connection.sock)
         self._open.remove(connection)
         accepted_ns = connection.accepted_ns or now
-        self._found.set_result(
-            Found(connection.sock, line, accepted_ns, now, self._resolution_ns(connection))
-        )
+        # The answer began between the winner's connect and the one before it.
+        resolution_ns = connection.opened_ns - connection.previous_ns
+        self._found.set_result(Found(connection.sock, line, accepted_ns, now, resolution_ns))
         self._stop()
-
-    def _resolution_ns(self, winner: _Connection) -> int:
-        """The gap between the winner's connect and the one before it: the answer began in between.
-
-        Where a connect may get lost and be retransmitted by the network, and no refusal has shown that the
-        guest was up, the loss itself may have cost up to the time to the next fresh connect.
-        """
-        gap = winner.opened_ns - winner.previous_ns
-        if self._policy.accepts_early and not winner.guest_was_up:
-            later = [c.opened_ns - c.previous_ns for c in self._open if c.opened_ns > winner.opened_ns]
-            gap = max(gap, int(self._policy.pace_s * _NS), *later)
-        return gap
 
     def _drop(self, connection: _Connection) -> None:
         self._loop.remove_writer(connection.sock)

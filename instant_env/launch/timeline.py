@@ -32,7 +32,7 @@ class MarkName(StrEnum):
 
     T1 = "t1"  # RunInstances returned an instance id
     T2 = "t2"  # DescribeInstances first said `running`
-    T3_TCP = "t3_tcp"  # a TCP connect succeeded (not marked where the network accepts before the guest)
+    T3_TCP = "t3_tcp"  # a TCP connect succeeded
     T3 = "t3"  # sshd's `SSH-2.0-` line was read
     T4 = "t4"  # public-key authentication succeeded
 

@@ -128,3 +128,48 @@ def test_machines_end_with_their_network(tiny_cloud: TinyCloud) -> None:
     tiny_cloud.wait(instance_id, "stopped")
     tiny_cloud.ec2.start_instances(InstanceIds=[instance_id])
     assert tiny_cloud.login(instance_id).run("id -un") == "root"
+
+
+def test_interfaces_made_ahead_and_plugged_in_later(tiny_cloud: TinyCloud) -> None:
+    ec2 = tiny_cloud.ec2
+    subnet = ec2.describe_subnets(Filters=[{"Name": "availability-zone", "Values": ["us-east-1a"]}])[
+        "Subnets"
+    ][0]
+    ahead, later = (
+        ec2.create_network_interface(SubnetId=subnet["SubnetId"], Groups=[tiny_cloud.group_id])[
+            "NetworkInterface"
+        ]
+        for _ in range(2)
+    )
+    address = ec2.allocate_address()
+    ec2.associate_address(
+        AllocationId=address["AllocationId"], NetworkInterfaceId=ahead["NetworkInterfaceId"]
+    )
+    instance_id = tiny_cloud.launch(
+        tiny_cloud.image_id, KeyName="tests",
+        NetworkInterfaces=[{"DeviceIndex": 0, "NetworkInterfaceId": ahead["NetworkInterfaceId"]}],
+    )  # fmt: skip
+    assert tiny_cloud.wait(instance_id, "running")["PublicIpAddress"] == address["PublicIp"]
+    guest = tiny_cloud.login(instance_id)
+    assert ahead["MacAddress"] in guest.run("ip link show")
+    assert ahead["PrivateIpAddress"] in guest.run("ip -4 address show")
+
+    mac = later["MacAddress"]
+    ec2.attach_network_interface(
+        NetworkInterfaceId=later["NetworkInterfaceId"], InstanceId=instance_id, DeviceIndex=1
+    )
+    guest.run(f"for n in $(seq 99); do ip link | grep -q {mac} && exit; usleep 100000; done; exit 1")
+    macs = guest.run("imds meta-data/network/interfaces/macs/").split()
+    assert sorted(macs) == sorted(f"{item['MacAddress']}/" for item in (ahead, later))
+    path = f"meta-data/network/interfaces/macs/{later['MacAddress']}"
+    assert guest.run(f"imds {path}/device-number; echo; imds {path}/local-ipv4s").split() == [
+        "1", later["PrivateIpAddress"],
+    ]  # fmt: skip
+    name = guest.run(f"ip -o link | grep {later['MacAddress']} | cut -d: -f2").strip()
+    guest.run(f"ip link set {name} up")
+    lease = guest.run(f"busybox udhcpc -i {name} -n -q -f -s /bin/true -v 2>&1 || true")
+    assert f"lease of {later['PrivateIpAddress']} obtained" in lease
+
+    place = ec2.describe_network_interfaces(NetworkInterfaceIds=[later["NetworkInterfaceId"]])
+    ec2.detach_network_interface(AttachmentId=place["NetworkInterfaces"][0]["Attachment"]["AttachmentId"])
+    guest.run(f"for n in $(seq 99); do ip link | grep -q {mac} || exit; usleep 100000; done; exit 1")

@@ -42,7 +42,6 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
             ssh_port=22,
             caller_ip_url="http://127.0.0.1:9/",
             accelerator="ec2",
-            accepts_early=False,
         )
 
 

@@ -200,7 +200,6 @@ def cloud_in_process(
     faults: Ec2Faults,
     *,
     name: CloudName = CloudName.LOCAL,
-    accepts_early: bool = False,
 ) -> Iterator[Cloud]:
     """A Cloud whose machines are on loopback."""
     server = HTTPServer(("127.0.0.1", 0), _CallerIp)
@@ -220,7 +219,6 @@ def cloud_in_process(
             ssh_port=ssh_port,
             caller_ip_url=f"http://127.0.0.1:{server.server_port}/",
             accelerator="tcg",
-            accepts_early=accepts_early,
         )
         faults.register(cloud)
         try:

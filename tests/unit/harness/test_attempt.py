@@ -103,16 +103,6 @@ def test_guest_clock_is_joined_within_its_stated_error(tmp_path: Path) -> None:
     assert done.guest.marks_ms == {}
 
 
-def test_t3_tcp_is_not_marked_where_the_network_accepts_early(tmp_path: Path) -> None:
-    with (
-        SshHost().serving() as ssh,
-        cloud_in_process(tmp_path, ssh.port, Ec2Faults(), accepts_early=True) as cloud,
-    ):
-        done = attempt(cloud)
-    assert done.outcome is Outcome.OK
-    assert MarkName.T3_TCP not in done.timeline.marks
-
-
 def test_key_that_comes_late_is_retried_and_t4_says_how_exact_it_is(tmp_path: Path) -> None:
     late = SshHost(knows_key_after_s=0.7)
     with late.serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:

@@ -88,29 +88,3 @@ async def speak(sock: socket.socket, data: bytes = BANNER) -> None:
     """Send, and keep the connection open until the peer closes."""
     await asyncio.get_running_loop().sock_sendall(sock, data)
     await until_closed(sock)
-
-
-@dataclass
-class Forwarder:
-    """QEMU's user-mode network before a guest: accepts at once, then does as the guest would.
-
-    Until ``network_up_ns`` connections stay silent, and the SYN is retransmitted only ``retransmit_s``
-    later; until ``listening_ns`` they are closed without a byte; then the line comes after ``fork_s``.
-    """
-
-    network_up_ns: int
-    listening_ns: int
-    fork_s: float = 0.02
-    retransmit_s: float = 1.0
-
-    async def handle(self, sock: socket.socket, number: int) -> None:
-        del number
-        while (now := time.monotonic_ns()) < self.network_up_ns:
-            closed = asyncio.create_task(until_closed(sock))
-            done, _ = await asyncio.wait({closed}, timeout=self.retransmit_s)
-            if done:
-                return
-            closed.cancel()
-        if now >= self.listening_ns:
-            await asyncio.sleep(self.fork_s)
-            await speak(sock)

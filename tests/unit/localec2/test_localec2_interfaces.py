@@ -167,7 +167,7 @@ def test_an_address_is_not_taken_where_that_was_not_asked_for(served: Served) ->
         "NetworkInterfaceId": two,
         "AllowReassociation": False,
     }
-    assert code_of(ec2.associate_address, **stay, NetworkInterfaceId=two) == "Resource.AlreadyAssociated"
+    assert code_of(ec2.associate_address, **stay) == "Resource.AlreadyAssociated"
     ec2.associate_address(AllocationId=allocation, NetworkInterfaceId=two)
     assert ec2.describe_addresses()["Addresses"][0]["NetworkInterfaceId"] == two
     assert "Association" not in shown(served, one)

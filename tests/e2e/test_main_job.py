@@ -185,31 +185,62 @@ def test_amis_survive_a_restart_and_still_launch(front: Front) -> None:
     assert [row["outcome"] for row in rows_of(result["csv"])] == ["ok"]
 
 
+class Baking:
+    """A bake in its second step. The base is our own minimal AMI, which boots in half the time."""
+
+    def __init__(self, front: Front, directory: Path) -> None:
+        recipes = shutil.copytree(ROOT / "recipes", directory / "recipes")
+        base = yaml.safe_load((recipes / "bases" / "debian-12.yml").read_text())
+        account = front.aws("sts", "get-caller-identity")["Account"]
+        parameter = "/instant-env/minimal/{{ arch }}/latest"
+        base |= {"base": "ours", "ssm_parameter": parameter, "owners": [account]}
+        (recipes / "bases" / "ours.yml").write_text(yaml.safe_dump(base))
+        self.process = subprocess.Popen(
+            [str(INVOKE), "bake", "--recipe", "minimal", "--base", "ours"],
+            cwd=ROOT, env={**front.environ, "INSTANT_ENV_RECIPES_DIR": str(recipes)},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self.process.stderr is not None
+        self.seen = ""
+        for line in self.process.stderr:
+            self.seen += line
+            if "step 2/" in line:
+                break
+        time.sleep(1)  # into the next step
+        assert front.leftovers()["instances"] != [], self.seen
+
+    def end(self, timeout_s: float) -> int:
+        """Its exit code; what it said is in ``seen``."""
+        assert self.process.stderr is not None
+        self.seen += self.process.stderr.read()
+        return self.process.wait(timeout=timeout_s)
+
+
 def test_ctrl_c_in_the_middle_of_a_bake_leaves_nothing(front: Front, tmp_path: Path) -> None:
-    """The base is our own minimal AMI, which boots in half the time and is a base like any other."""
     images = front.json("amis")["images"]
-    recipes = shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    base = yaml.safe_load((recipes / "bases" / "debian-12.yml").read_text())
-    account = front.aws("sts", "get-caller-identity")["Account"]
-    base |= {"base": "ours", "ssm_parameter": "/instant-env/minimal/{{ arch }}/latest", "owners": [account]}
-    (recipes / "bases" / "ours.yml").write_text(yaml.safe_dump(base))
-    bake = subprocess.Popen(
-        [str(INVOKE), "bake", "--recipe", "minimal", "--base", "ours"],
-        cwd=ROOT, env={**front.environ, "INSTANT_ENV_RECIPES_DIR": str(recipes)},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert bake.stderr is not None
-    seen = ""
-    for line in bake.stderr:
-        seen += line
-        if "step 2/" in line:
-            break
-    time.sleep(1)  # into the next step
-    assert front.leftovers()["instances"] != [], seen
-    bake.send_signal(signal.SIGINT)
-    rest = bake.stderr.read()
-    assert bake.wait(timeout=120) == 130, seen + rest
-    assert "Traceback" not in rest
+    bake = Baking(front, tmp_path)
+    bake.process.send_signal(signal.SIGINT)
+    assert bake.end(timeout_s=120) == 130, bake.seen
+    assert "Traceback" not in bake.seen
+    assert front.leftovers() == NOTHING
+    assert front.json("amis")["images"] == images
+
+
+def test_a_server_killed_in_the_middle_of_a_bake_comes_back_and_is_cleaned(
+    front: Front, tmp_path: Path
+) -> None:
+    """The bake fails in one line; AMIs are there; what it left, if anything, is what `clean` takes."""
+    images = front.json("amis")["images"]
+    bake = Baking(front, tmp_path)
+    os.kill(front.json("local.status")["endpoint"]["pid"], signal.SIGKILL)
+    assert front.json("local.status")["endpoint"] is None
+    front.run("local.up")
+    status = front.json("local.status")
+    assert front.machines() == []
+    assert {item["state"] for item in status["instances"]} <= {"stopped", "terminated", "shutting-down"}
+    assert bake.end(timeout_s=300) not in (0, 130), bake.seen
+    assert "Traceback" not in bake.seen
+    assert front.json("clean", "--yes")["failures"] == []
     assert front.leftovers() == NOTHING
     assert front.json("amis")["images"] == images
 

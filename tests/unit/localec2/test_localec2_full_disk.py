@@ -1,0 +1,118 @@
+"""A state directory on a file system that is really full: a small tmpfs, where mounting is allowed."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from botocore.exceptions import ClientError
+
+if TYPE_CHECKING:
+    from localec2_served import Served
+
+pytest_plugins = ("localec2_served",)
+
+SIZE_MIB = 24
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    directory = tmp_path / "small"
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MIB}m,mode=0700", "tmpfs", str(directory)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    yield directory
+    subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+@pytest.fixture
+def cramped(small: Path) -> Iterator[Served]:
+    from localec2_served import Served
+
+    served = Served(small / "state")
+    yield served
+    served.stop()
+
+
+def fill(directory: Path, leave_kib: int = 0) -> Path:
+    """A file that takes all the room but this."""
+    filler = directory / "filler"
+    with filler.open("wb", buffering=0) as stream:
+        try:
+            while True:
+                stream.write(bytes(64 << 10))
+        except OSError:
+            stream.truncate(max(0, stream.tell() - (leave_kib << 10)))
+    return filler
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_requests_fail_as_a_whole_and_work_again_with_room(cramped: Served, small: Path) -> None:
+    image_id = cramped.register()
+    made = cramped.ec2.run_instances(ImageId=image_id, InstanceType="t3.micro", MinCount=1, MaxCount=1)
+    instance_id = made["Instances"][0]["InstanceId"]
+
+    def state() -> str:
+        found = cramped.ec2.describe_instances(InstanceIds=[instance_id])
+        return found["Reservations"][0]["Instances"][0]["State"]["Name"]
+
+    until(lambda: state() == "running")
+    filler = fill(small)
+    with pytest.raises(ClientError, match=r"\(InternalError\).*No space left"):
+        cramped.ec2.run_instances(ImageId=image_id, InstanceType="t3.micro", MinCount=2, MaxCount=2)
+    with pytest.raises(ClientError, match=r"\(InsufficientVolumeCapacity|\(InternalError"):
+        cramped.ec2.create_volume(AvailabilityZone="us-east-1a", Size=1)
+    with pytest.raises(ClientError, match=r"\(InternalError\)"):
+        cramped.ec2.stop_instances(InstanceIds=[instance_id])
+    assert state() == "running"
+    assert len(cramped.ec2.describe_volumes()["Volumes"]) == 1
+    filler.unlink()
+    cramped.ec2.stop_instances(InstanceIds=[instance_id])
+    until(lambda: state() == "stopped")
+    cramped.restart()
+    assert state() == "stopped"
+    assert len(cramped.ec2.describe_volumes()["Volumes"]) == 1
+
+
+def test_an_image_that_does_not_fit_has_failed_and_takes_no_room(cramped: Served, small: Path) -> None:
+    made = cramped.ec2.run_instances(
+        ImageId=cramped.register(), InstanceType="t3.micro", MinCount=1, MaxCount=1
+    )
+    instance_id = made["Instances"][0]["InstanceId"]
+
+    def state() -> str:
+        found = cramped.ec2.describe_instances(InstanceIds=[instance_id])
+        return found["Reservations"][0]["Instances"][0]["State"]["Name"]
+
+    until(lambda: state() == "running")
+    cramped.ec2.stop_instances(InstanceIds=[instance_id])
+    until(lambda: state() == "stopped")
+    (volume,) = cramped.state.layout.volumes.iterdir()
+    write = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 8M", str(volume)]
+    subprocess.run(write, check=True, capture_output=True)
+    filler = fill(small, leave_kib=2048)
+    before = set(cramped.state.layout.snapshots.iterdir())
+    image_id = cramped.ec2.create_image(InstanceId=instance_id, Name="does not fit")["ImageId"]
+
+    def image() -> str:
+        return str(cramped.ec2.describe_images(ImageIds=[image_id])["Images"][0]["State"])
+
+    until(lambda: image() != "pending")
+    assert image() == "failed"
+    assert set(cramped.state.layout.snapshots.iterdir()) == before, "no half of it is left"
+    filler.unlink()
+    cramped.ec2.deregister_image(ImageId=image_id, DeleteAssociatedSnapshots=True)
+    image_id = cramped.ec2.create_image(InstanceId=instance_id, Name="fits")["ImageId"]
+    until(lambda: image() != "pending")
+    assert image() == "available"

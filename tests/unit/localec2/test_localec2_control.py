@@ -82,6 +82,16 @@ def test_reading_is_passed_through(served: Served) -> None:
     assert served.client("sts").get_caller_identity()["Account"] == "123456789012"
 
 
+def test_every_answer_has_an_id_of_its_own(served: Served) -> None:
+    answers = [served.ec2.describe_instances()["ResponseMetadata"] for _ in range(2)]
+    with refused("InvalidInstanceID.NotFound") as error:
+        served.ec2.describe_instances(InstanceIds=["i-0123456789abcdef0"])
+    answers.append(error.value.response["ResponseMetadata"])
+    assert len({answer["RequestId"] for answer in answers}) == 3
+    for answer in answers:
+        assert answer["HTTPHeaders"]["x-amzn-requestid"] == answer["RequestId"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "code"),
     [

@@ -80,7 +80,13 @@ class Assembly:
             secret=state.server.secret_access_key,
             extras=state.connect.extras(instance.id, iam),
         )  # fmt: skip
-        metadata.write(path, content | self.state.faults.imds(instance.id))
+        try:
+            metadata.write(path, content | self.state.faults.imds(instance.id))
+        except OSError as error:
+            if not path.exists():
+                raise
+            # The disk is full. What was asked for is done, and its guest hears of it with the next change.
+            log.error("%s: its metadata stays as it was: %s", instance.id, error)
         return path
 
     def told_interfaces(self, instance: InstanceRecord) -> list[metadata.Interface]:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -123,19 +124,37 @@ def test_one_server_per_state_directory(local_cloud: LocalCloud) -> None:
     assert "already uses" in result.stdout
 
 
+def descendants(pid: int) -> set[int]:
+    """A process and all that it started, and so on (proc(5): the parent is field 4 of stat)."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # it has just ended
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
 def test_only_loopback_listens(local_cloud: LocalCloud) -> None:
+    """The server, its network and its machines; TCP that listens and UDP that is bound."""
     instance_id = local_cloud.launch(local_cloud.register_blank())
     local_cloud.wait(instance_id, "running")
-    pids = {local_cloud.endpoint.pid, *local_cloud.machines(instance_id)}
+    pids = descendants(local_cloud.endpoint.pid)
+    assert set(local_cloud.machines(instance_id)) < pids
+    assert len(pids) >= 3, "the network is a process too"
     inodes = set()
     for pid in pids:
         for link in os.scandir(f"/proc/{pid}/fd"):
             target = os.readlink(link.path) if os.path.islink(link.path) else ""  # noqa: PTH114, PTH115
             if target.startswith("socket:["):
                 inodes.add(target[8:-1])
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with open(table, encoding="ascii") as stream:  # noqa: PTH123
-            rows = [line.split() for line in stream][1:]
-        listening = [row[1] for row in rows if row[3] == "0A" and row[9] in inodes]
-        # Addresses are hexadecimal, lowest byte first: 127.x.y.z ends in 7F.
-        assert all(entry.split(":")[0].endswith("7F") for entry in listening), listening
+    seen = []
+    for table, state in (("tcp", "0A"), ("tcp6", "0A"), ("udp", "07"), ("udp6", "07")):
+        rows = [line.split() for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
+        seen += [row[1] for row in rows if row[3] == state and row[9] in inodes]
+    assert seen
+    # Addresses are hexadecimal, lowest byte first: 127.x.y.z ends in 7F.
+    assert all(entry.split(":")[0].endswith("7F") for entry in seen), seen

@@ -24,8 +24,9 @@ from instant_env.cloud.tags import Role
 
 #: From request to `running`. EC2 publishes no bound; minutes mean that something is wrong.
 RUNNING_TIMEOUT_S = 300.0
-#: From `running` to a login. A stock image under software emulation takes a minute or two.
-LOGIN_TIMEOUT_S = 600.0
+#: From `running` to a login. A stock image under software emulation takes a minute or two, as arm64 on x86_64
+#: twice that, and beside other guests on the same two cores several times as long.
+LOGIN_TIMEOUT_S = 1200.0
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def machines(word: str) -> list[int]:
             arguments = path.read_bytes().split(b"\0")
         except OSError:
             continue  # it has just ended
-        if arguments[0].endswith(b"qemu-system-x86_64") and any(word.encode() in part for part in arguments):
+        if b"qemu-system" in arguments[0] and any(word.encode() in part for part in arguments):
             found.append(int(path.parent.name))
     return found
 

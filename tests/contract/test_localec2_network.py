@@ -67,7 +67,7 @@ def test_two_machines_and_this_host(tiny_cloud: TinyCloud, tmp_path: Path) -> No
     second.run("echo hello | nc -l -p 7777 >/dev/null 2>&1 &")
     assert first.run(f"nc -w 5 {others} 7777 </dev/null") == "hello"
     name = f"ip-{others.replace('.', '-')}.ec2.internal"
-    assert first.run(f"nslookup {name} 172.31.0.2 | tail -n 3").split()[-1] == others
+    assert others in first.run(f"nslookup {name}").split()
 
     # Neither this host's loopback nor its own services, by whatever address.
     own_port = tiny_cloud.endpoint.url.rsplit(":", 1)[1]

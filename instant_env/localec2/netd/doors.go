@@ -15,9 +15,12 @@ import (
 const (
 	probeInterval = 10 * time.Millisecond // of a closed port: the resolution of "the guest listens now"
 	openInterval  = 250 * time.Millisecond
-	// A guest answers a SYN at once or, under emulation, within some tens of milliseconds; one that has said
+	// A guest that has not spoken yet is asked this often: one that wakes from hibernation has its address and
+	// nothing to say.
+	wakeInterval = time.Second
+	// A guest answers a SYN at once or, under emulation on a busy host, within a second; one that has said
 	// nothing for this long is rebooting or frozen.
-	silenceLimit = 2 * time.Second
+	silenceLimit = 5 * time.Second
 	// Probes per interval: a rule for a thousand ports must not keep the guest busy answering. Port 22 is
 	// always among them, others take turns.
 	probesPerInterval = 2
@@ -71,6 +74,7 @@ type doors struct {
 	order      []uint16 // of byPort, by turns
 	generation int      // of the network's configuration that byPort was made from
 	upSince    time.Time
+	woken      time.Time // when a guest that has not spoken was asked last
 	skipped    int
 }
 
@@ -158,7 +162,12 @@ func (d *doors) tick(now time.Time, generation int) {
 	var due []uint16
 	if !d.p.up.Load() {
 		d.upSince = time.Time{}
+		if len(d.order) > 0 && now.Sub(d.woken) >= wakeInterval {
+			d.woken = now
+			due = append(due, d.order[0])
+		}
 		d.mu.Unlock()
+		d.ask(due)
 		return
 	}
 	if d.upSince.IsZero() {
@@ -190,7 +199,12 @@ func (d *doors) tick(now time.Time, generation int) {
 		d.byPort[number].probed = now
 	}
 	d.mu.Unlock()
-	for _, number := range due {
+	d.ask(due)
+}
+
+// ask sends a SYN to each of these ports.
+func (d *doors) ask(ports []uint16) {
+	for _, number := range ports {
 		source := netip.AddrPortFrom(probeAddress, uint16(32768+rand.IntN(28000)))
 		target := netip.AddrPortFrom(d.p.address, number)
 		d.p.packetToGuest(buildTCP(source, target, rand.Uint32(), 0, flagSYN))

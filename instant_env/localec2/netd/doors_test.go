@@ -82,6 +82,37 @@ func TestProbesDoNotReachTheListener(t *testing.T) {
 	}
 }
 
+func TestAGuestThatSaysNothingIsAskedAnyway(t *testing.T) {
+	_, g := doorNetwork(t, allow("tcp", 22, 22, "127.0.0.1/32"))
+	g.listen(22)
+	eventually(t, "open", func() bool { return accepts("30022") })
+}
+
+func TestDoorsMoveWithThePublicAddress(t *testing.T) {
+	n, g := doorNetwork(t, allow("tcp", 22, 22, "127.0.0.1/32"))
+	g.listen(22)
+	g.speak()
+	eventually(t, "open", func() bool { return accepts("30022") })
+	other := "127.126.125.77"
+	c := portConfig{
+		ID: "eni-172.31.1.10", Socket: n.ports["eni-172.31.1.10"].socket, Address: "172.31.1.10",
+		Public: other, Groups: []string{"sg-1"},
+	}
+	if err := n.setPort(c); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "open at the new address", func() bool {
+		conn, err := net.Dial("tcp", other+":30022")
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+	if accepts("30022") {
+		t.Error("still open at the old one")
+	}
+}
+
 func TestOnlyAdmittedPortsOpen(t *testing.T) {
 	n, g := doorNetwork(t, allow("tcp", 22, 22, "10.0.0.0/8"), allow("udp", 80, 80, "0.0.0.0/0"))
 	g.listen(22)

@@ -109,10 +109,25 @@ func (n *network) removePort(id string) {
 		delete(n.ports, id)
 		delete(n.byAddress, p.address)
 		n.generation++
+		n.forgetMetadata(p)
 	}
 	n.mu.Unlock()
 	if p != nil {
 		p.close()
+	}
+}
+
+// forgetMetadata drops the service of an interface's instance when no other interface has it; n.mu is held.
+func (n *network) forgetMetadata(p *port) {
+	for _, other := range n.ports {
+		if other.metadata == p.metadata {
+			return
+		}
+	}
+	for file, server := range n.servers {
+		if server == p.metadata {
+			delete(n.servers, file)
+		}
 	}
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import UTC, datetime
@@ -55,7 +54,7 @@ class Assembly:
         variables = directory / "variables.fd"
         if not variables.exists():
             part = variables.with_suffix(".part")  # a full disk must not leave half of it
-            shutil.copyfile(platform.firmware_variables, part)
+            disks.copy_sparse(platform.firmware_variables, part)
             part.replace(variables)
         instance.qmp_socket = str(layout.qmp_socket(instance.id))
         nics = self.connect(instance)

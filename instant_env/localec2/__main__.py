@@ -64,7 +64,8 @@ def main(argv: list[str]) -> int:
     _report(arguments.ready_fd, {"ok": True})
     ending.wait()
     process.close(arguments.down_timeout)
-    return 0
+    logging.shutdown()
+    os._exit(0)  # a thread that is not done by now must not keep the directory's lock
 
 
 def _log_to(path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import threading
+import time
 from pathlib import Path
 
 from instant_env.arch import Arch
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 #: How often terminated instances are looked through for old ones, records that found no room written, and
 #: instances given new credentials.
 PURGE_INTERVAL_S = 10.0
+#: What is still at work when all machines are off: copies of disks. Twice this, all in all.
+WORK_TIMEOUT_S = 5.0
 
 
 class AlreadyRunningError(InstantEnvError):
@@ -124,6 +127,17 @@ class ServerProcess:
         self.plane.lifecycle.close(down_timeout_s)
         with self.state.lock:
             self.state.write_again()
+        self._end_work()
         self.network.close()
-        os.close(self._lock_file)
+        # The lock goes with the process: nobody may start beside a thread of ours that still writes.
         log.info("down")
+
+    def _end_work(self) -> None:
+        """Let copies end, for a moment; then end them, and let them say so in their records."""
+        for timeout_s in (WORK_TIMEOUT_S, WORK_TIMEOUT_S):
+            deadline = time.monotonic() + timeout_s
+            for thread in threading.enumerate():
+                if not thread.daemon and thread is not threading.current_thread():
+                    thread.join(max(0.0, deadline - time.monotonic()))
+            if restore.end_processes(self.layout):
+                log.warning("ended machines that were left")

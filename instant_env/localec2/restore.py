@@ -57,14 +57,14 @@ def end_lost_machines(layout: Layout, store: RecordStore) -> set[str]:
         if end_lost(socket):
             log.warning("ended the lost machine %s", socket.stem)
             ended.add(socket.stem)
-    ended |= _end_lost_processes(layout)
+    ended |= end_processes(layout)
     for path in layout.runtime().iterdir():  # we hold the directory's lock: nobody alive has them
         path.unlink(missing_ok=True)
     return ended
 
 
-def _end_lost_processes(layout: Layout) -> set[str]:
-    """End what the sockets did not lead to: a QEMU that has just begun, a qemu-img in the middle of a copy.
+def end_processes(layout: Layout) -> set[str]:
+    """End programs that work on our files: a QEMU that no socket led to, a qemu-img in the middle of a copy.
 
     Returns the ids of the instances among them. Only where there is /proc.
     """

@@ -122,22 +122,29 @@ def test_killed_in_the_middle_of_three_launches(local_cloud: LocalCloud) -> None
         assert left(local_cloud) == []
 
 
-def test_killed_in_the_middle_of_an_image(local_cloud: LocalCloud) -> None:
-    """The image before it is whole, this one is failed, and the program that copied is gone."""
-    instance_id = local_cloud.launch(
-        local_cloud.register_blank(), TagSpecifications=tags("instance", role="bench", expires_at=EXPIRY)
+def copying(cloud: LocalCloud) -> tuple[str, str, str]:
+    """A stopped instance, an image of it that is finished, and one that is being copied."""
+    instance_id = cloud.launch(
+        cloud.register_blank(), TagSpecifications=tags("instance", role="bench", expires_at=EXPIRY)
     )
-    local_cloud.wait(instance_id, "running")
-    local_cloud.ec2.stop_instances(InstanceIds=[instance_id], Force=True)
-    local_cloud.wait(instance_id, "stopped")
-    layout = layout_of(local_cloud)
+    cloud.wait(instance_id, "running")
+    cloud.ec2.stop_instances(InstanceIds=[instance_id], Force=True)
+    cloud.wait(instance_id, "stopped")
+    layout = layout_of(cloud)
     (volume,) = layout.volumes.iterdir()
-    finished = image(local_cloud, instance_id, "finished")
-    until(lambda: state_of(local_cloud, finished) == "available")
+    finished = image(cloud, instance_id, "finished")
+    until(lambda: state_of(cloud, finished) == "available")
     fill = ["qemu-io", "-f", "qcow2", "-c", f"write -P 7 0 {COPIED_MIB}M", str(volume)]
     subprocess.run(fill, check=True, capture_output=True)
-    interrupted = image(local_cloud, instance_id, "interrupted")
+    copied = image(cloud, instance_id, "interrupted")
     until(lambda: any(part.stat().st_size > 1 << 20 for part in layout.snapshots.glob("*.part")))
+    return instance_id, finished, copied
+
+
+def test_killed_in_the_middle_of_an_image(local_cloud: LocalCloud) -> None:
+    """The image before it is whole, this one is failed, and the program that copied is gone."""
+    instance_id, finished, interrupted = copying(local_cloud)
+    layout = layout_of(local_cloud)
     kill(local_cloud)
     local_cloud.up()
     assert_nothing_lies_around(local_cloud)
@@ -157,6 +164,17 @@ def test_killed_in_the_middle_of_an_image(local_cloud: LocalCloud) -> None:
     assert [path.stem for path in layout.snapshots.iterdir()] == [
         item["SnapshotId"] for item in local_cloud.ec2.describe_snapshots()["Snapshots"]
     ]
+
+
+def test_taken_down_in_the_middle_of_an_image(local_cloud: LocalCloud) -> None:
+    """It is finished or it failed; nobody copies on beside the next server."""
+    _, finished, other = copying(local_cloud)
+    assert starter.down(local_cloud.settings)
+    assert processes(local_cloud) == {}
+    local_cloud.up()
+    assert_nothing_lies_around(local_cloud)
+    assert state_of(local_cloud, finished) == "available"
+    assert state_of(local_cloud, other) in ("available", "failed")
 
 
 def image(cloud: LocalCloud, instance_id: str, name: str) -> str:

@@ -15,8 +15,8 @@ there are none, and starts sshd. No shell and no other program but sshd is run. 
 other runs at the same time.
 
 Then it stays: it restarts sshd when that ends, reaps orphans, and powers the machine off in order when it gets
-SIGTERM, SIGINT or SIGPWR, when the power button is pressed (EC2's StopInstances), or when the machine's time is
-up. An error that leaves the machine without a login is printed on the console, and the machine is powered off
+SIGTERM or SIGPWR, when the power button is pressed (EC2's StopInstances), or when the machine's time is up. On SIGINT,
+which is what Ctrl-Alt-Del comes as (EC2's RebootInstances), it restarts the machine in the same order. An error that leaves the machine without a login is printed on the console, and the machine is powered off
 ten seconds later: a machine that nobody can reach should not be paid for.
 
 User data may limit the life of the machine, counted from the start of the kernel:

@@ -31,7 +31,7 @@ type machine struct {
 	processes *reaper
 	modules   func() (*kmod.Tree, error)
 	serving   chan struct{} // closed when sshd was started for the first time
-	off       chan string   // takes the reason for powering off; the first one counts
+	ending    chan ending   // takes how and why the machine goes down; the first one counts
 }
 
 // boot does not return.
@@ -49,7 +49,7 @@ func boot() {
 		processes: newReaper(),
 		modules:   sync.OnceValues(openModules),
 		serving:   make(chan struct{}),
-		off:       make(chan string, 1),
+		ending:    make(chan ending, 1),
 	}
 	m.marks.mark("init_start")
 	m.spawn("reaper", func() error {
@@ -61,8 +61,10 @@ func boot() {
 	m.spawn("signals", func() error {
 		for s := range signals {
 			switch s {
-			case syscall.SIGTERM, syscall.SIGINT, syscall.SIGPWR, acpiTinyPowerButton:
+			case syscall.SIGTERM, syscall.SIGPWR, acpiTinyPowerButton:
 				m.powerOff("signal: " + s.String())
+			case syscall.SIGINT:
+				m.goDown(ending{reason: "Ctrl-Alt-Del", restart: true})
 			default:
 				m.log.notef("ignoring signal: %v", s)
 			}
@@ -70,7 +72,7 @@ func boot() {
 		return nil
 	})
 	m.spawn("boot", m.bringUp)
-	m.shutDown(<-m.off)
+	m.shutDown(<-m.ending)
 }
 
 // bringUp takes the machine from nothing to a running sshd, which it then supervises.
@@ -169,10 +171,18 @@ func (m *machine) fatal(cause error) {
 	m.powerOff("a fatal error")
 }
 
+// An ending is how the machine goes down: for good, or to start again.
+type ending struct {
+	reason  string
+	restart bool
+}
+
 // powerOff asks for the shutdown and returns.
-func (m *machine) powerOff(reason string) {
+func (m *machine) powerOff(reason string) { m.goDown(ending{reason: reason}) }
+
+func (m *machine) goDown(how ending) {
 	select {
-	case m.off <- reason:
+	case m.ending <- how:
 	default: // it is going down already
 	}
 }

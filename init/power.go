@@ -83,15 +83,19 @@ func powerPressed(events []byte) bool {
 	return false
 }
 
-// shutDown ends all processes, writes everything to the disk and powers off. It does not return, and it takes a
-// bounded time.
-func (m *machine) shutDown(reason string) {
+// shutDown ends all processes, writes everything to the disk and powers off or restarts. It does not return, and it
+// takes a bounded time.
+func (m *machine) shutDown(how ending) {
+	what, finish := "powering off", powerOffNow
+	if how.restart {
+		what, finish = "restarting", restartNow
+	}
 	go func() {
 		time.Sleep(shutdownLimit)
-		powerOffNow()
+		finish()
 	}()
-	defer powerOffNow() // also after a panic
-	m.log.sayf("powering off: %s", reason)
+	defer finish() // also after a panic
+	m.log.sayf("%s: %s", what, how.reason)
 	m.processes.close()
 	// Interactive shells ignore SIGTERM, but not a hangup.
 	m.end(termGrace, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGCONT)
@@ -139,6 +143,12 @@ func diskMounts(table string) []string {
 		}
 	}
 	return targets
+}
+
+// restartNow falls back on powering off: a machine that is down can be started, one that hangs cannot.
+func restartNow() {
+	_ = syscall.Reboot(syscall.LINUX_REBOOT_CMD_RESTART)
+	powerOffNow()
 }
 
 func powerOffNow() {

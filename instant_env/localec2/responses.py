@@ -289,6 +289,11 @@ class LocalResponse(Attributes, Descriptions, Profiles, Registration, InterfaceA
 
     def create_tags(self) -> ActionResult:
         _check_keys(tag["Key"] for tag in self._get_param("Tags", []))
+        state = self.plane.state
+        find = {"i": state.instance, "vol": state.volume, "snap": state.snapshot, "ami": state.image}
+        for resource_id in self._get_param("Resources", []):  # moto tags what is not there
+            if (look := find.get(resource_id.partition("-")[0])) is not None:
+                look(resource_id)
         result = super().create_tags()
         self.plane.capture_tags(self._get_param("Resources", []))
         return result

@@ -43,6 +43,7 @@ from instant_env.localec2.store import RecordStore
 log = logging.getLogger(__name__)
 
 #: Old ids have 8 digits, those since 2016 have 17.
+_IMAGE_ID = re.compile(r"ami-([0-9a-f]{8}|[0-9a-f]{17})")
 _INSTANCE_ID = re.compile(r"i-([0-9a-f]{8}|[0-9a-f]{17})")
 
 #: moto's objects are not made for threads: whoever touches them, or the records, holds this lock.
@@ -301,7 +302,7 @@ class State:
         return self.snapshots[snapshot_id]
 
     def image(self, image_id: str) -> ImageRecord:
-        if not image_id.startswith("ami-"):
+        if not _IMAGE_ID.fullmatch(image_id):
             raise EC2ClientError("InvalidAMIID.Malformed", f'Invalid id: "{image_id}" (expecting "ami-...")')
         if image_id not in self.images:
             raise EC2ClientError("InvalidAMIID.NotFound", f"The image id '[{image_id}]' does not exist")

@@ -90,6 +90,8 @@ def test_instances_by_pattern(served: Served) -> None:
 def test_ids_that_cannot_be(served: Served) -> None:
     with refused("InvalidInstanceID.Malformed"):
         served.ec2.describe_instances(InstanceIds=["i-nonsense"])
+    with refused("InvalidAMIID.Malformed"):
+        served.ec2.describe_images(ImageIds=["ami-nonsense"])
     with refused("InvalidInstanceID.NotFound"):
         served.ec2.describe_instances(InstanceIds=["i-12345678"])
 
@@ -100,6 +102,17 @@ def test_fingerprints_of_ed25519_keys(served: Served) -> None:
     (pair,) = served.ec2.describe_key_pairs()["KeyPairs"]
     assert answer["KeyFingerprint"] == pair["KeyFingerprint"]
     assert pair["KeyFingerprint"] == FINGERPRINT
+
+
+def test_tags_want_something_to_be_on(served: Served) -> None:
+    for resource_id, code in {
+        "i-0123456789abcdef0": "InvalidInstanceID.NotFound",
+        "vol-0123456789abcdef0": "InvalidVolume.NotFound",
+        "snap-0123456789abcdef0": "InvalidSnapshot.NotFound",
+        "ami-0123456789abcdef0": "InvalidAMIID.NotFound",
+    }.items():
+        with refused(code):
+            served.ec2.create_tags(Resources=[resource_id], Tags=[{"Key": "a", "Value": "b"}])
 
 
 def test_amazons_tags_are_amazons(served: Served) -> None:

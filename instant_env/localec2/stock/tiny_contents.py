@@ -163,6 +163,14 @@ sync
 echo disk >/sys/power/state
 """
 
+#: What Amazon's agent of this name does on its images: swap, and somebody who hears the sleep key.
+_HIBINIT = """#!/bin/sh
+# Make the machine ready for StopInstances(Hibernate=True). Returns when it is.
+set -e
+grep -q partition /proc/swaps || { mkswap /dev/nvme0n1p2 >/dev/null; swapon /dev/nvme0n1p2; }
+acpid -c /etc/acpi -M /etc/acpi.map -a /etc/acpid.conf -l /run/acpid.log -p /run/acpid.pid
+"""
+
 FILES = (
     File("/etc/instant-init.json", json.dumps({"login_user": "root"}) + "\n"),
     File("/etc/os-release", 'ID=instant-env-tiny\nNAME="instant-env tiny"\nPRETTY_NAME="instant-env tiny"\n'),
@@ -179,7 +187,12 @@ FILES = (
     File("/etc/ssh/sshd_config", _SSHD_CONFIG),
     File("/usr/bin/imds", _IMDS, 0o755),
     File("/usr/bin/instance-connect-keys", _INSTANCE_CONNECT_KEYS, 0o755),
+    # busybox's acpid: event's type and code, then a name for it; the name's script below /etc/acpi.
+    File("/etc/acpi.map", "EV_KEY 1 KEY_SLEEP 142 1 sleep\n"),
+    File("/etc/acpid.conf", "sleep sleep-key\n"),
+    File("/etc/acpi/sleep-key", "#!/bin/sh\nexec hibernate\n", 0o755),
     File("/usr/sbin/hibernate", _HIBERNATE, 0o755),
+    File("/usr/sbin/hibinit", _HIBINIT, 0o755),
 )
 
 #: Empty ones, with their modes.

@@ -5,7 +5,7 @@ INVOKE := .venv/bin/invoke
 PYTEST := .venv/bin/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint lock clean
+.PHONY: help setup demo test test-fast test-unit test-contract lint lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,8 +21,15 @@ demo: setup ## bake minimal and custom-init, race them against cold (no AWS acco
 test: setup ## run all tests, the quick ones first; boots machines under QEMU
 	$(PYTEST)
 
-test-fast: setup ## run the unit tests only
-	$(PYTEST) tests/unit
+test-fast: setup ## run the unit and contract tests but no linters; boots tiny machines
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-unit test-contract
+
+# At the same time: the unit tests wait more than they compute, the contract tests wait for machines.
+test-unit:
+	$(PYTEST) tests/unit --ignore=tests/unit/test_lint.py
+
+test-contract:
+	$(PYTEST) tests/contract -m "not slow"
 
 lint: setup ## run linters, formatters' checks and type checks only
 	$(PYTEST) tests/unit/test_lint.py

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from localec2_cloud import LocalCloud
 
 pytest_plugins = ("localec2_cloud",)
-pytestmark = pytest.mark.boot
+pytestmark = [pytest.mark.boot, pytest.mark.slow]
 
 #: A loaded machine with two cores needs several times the usual minute.
 BOOT_TIMEOUT_S = 400.0

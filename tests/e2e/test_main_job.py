@@ -19,15 +19,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import awscli
 import pytest
 import yaml
 
-from instant_env.settings import ROOT, cache_home
+from instant_env.settings import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 INVOKE = Path(sys.executable).parent / "invoke"
-AWSCLI = "awscli==1.46.2"
 
 
 class Front:
@@ -57,7 +57,7 @@ class Front:
 
     def aws(self, *arguments: str) -> dict[str, Any]:
         """The AWS CLI, from PyPI, in an environment of its own, under what local.env prints."""
-        program = _awscli()
+        program = awscli.program()
         exports = self.run("local.env").stdout
         command = f"{exports}\nexec {shlex.join([str(program), *arguments, '--output', 'json'])}"
         result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
@@ -102,16 +102,6 @@ class Front:
 NOTHING: dict[str, list[str]] = {
     "instances": [], "key pairs": [], "security groups": [], "volumes": [], "processes": [],
 }  # fmt: skip
-
-
-def _awscli() -> Path:
-    """awscli pins botocore, so it lives apart; kept in the cache between runs."""
-    home = cache_home() / AWSCLI.replace("==", "-")
-    program = home / "bin" / "aws"
-    if not program.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
-        subprocess.run([str(home / "bin" / "pip"), "install", "--quiet", AWSCLI], check=True)
-    return program
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,21 @@
+"""The AWS CLI from PyPI, in an environment of its own: it pins botocore."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from instant_env.settings import cache_home
+
+AWSCLI = "awscli==1.46.2"
+
+
+def program() -> Path:
+    """Path of `aws`; installed at the first use and kept in the cache between runs."""
+    home = cache_home() / AWSCLI.replace("==", "-")
+    path = home / "bin" / "aws"
+    if not path.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
+        subprocess.run([str(home / "bin" / "pip"), "install", "--quiet", AWSCLI], check=True)
+    return path

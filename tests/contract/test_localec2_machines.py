@@ -64,19 +64,6 @@ def test_a_machine_that_is_killed_is_not_called_running(local_cloud: LocalCloud)
     assert stopped["StateReason"]["Code"] == "Server.InternalError"
 
 
-def test_security_groups_open_and_close_ports_of_a_running_machine(local_cloud: LocalCloud) -> None:
-    ec2, port = local_cloud.ec2, local_cloud.endpoint.ssh_port
-    group_id = ec2.create_security_group(GroupName="g", Description="d")["GroupId"]
-    instance_id = local_cloud.launch(local_cloud.register_blank(), SecurityGroupIds=[group_id])
-    address = local_cloud.wait(instance_id, "running")["PublicIpAddress"]
-    assert not accepts(address, port)
-    permission = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": "127.0.0.1/32"}]}
-    ec2.authorize_security_group_ingress(GroupId=group_id, IpPermissions=[permission])  # type: ignore[list-item]
-    assert eventually(address, port, True)
-    ec2.revoke_security_group_ingress(GroupId=group_id, IpPermissions=[permission])  # type: ignore[list-item]
-    assert eventually(address, port, False)
-
-
 def test_machines_of_a_killed_server_are_found_and_ended(local_cloud: LocalCloud) -> None:
     image_id = local_cloud.register_blank()
     lives, ends = local_cloud.launch(image_id), local_cloud.launch(image_id)

@@ -102,7 +102,9 @@ def digest_of_inputs(arch: Arch, mirrors: Mirrors) -> str:
 
 
 def build(arch: Arch, cache_dir: Path, progress: Progress) -> StockImage:
-    """The debian-12 image of ``arch``: from the cache, or built now (one to three minutes).
+    """The debian-12 image of ``arch``: from the cache, or built now.
+
+    One to three minutes; for another architecture several times that, since maintainer scripts are emulated.
 
     Raises MissingToolError for programs that are not there, StockImageError for everything else.
     """

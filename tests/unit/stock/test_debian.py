@@ -153,11 +153,12 @@ def test_unknown_bases_are_named_with_the_known_ones(tmp_path: Path, progress: P
 
 #: A build whose mmdebstrap is a script; stands for an impatient user's terminal.
 BUILD = """
-import sys
+import signal, sys
 from pathlib import Path
 from instant_env.arch import Arch
 from instant_env.localec2.stock import debian
 debian.check_host = lambda arch: None
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
 try:
     debian.build(Arch.X86_64, Path(sys.argv[1]), print)
 except KeyboardInterrupt:

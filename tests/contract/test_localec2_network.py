@@ -67,7 +67,7 @@ def test_two_machines_and_this_host(tiny_cloud: TinyCloud, tmp_path: Path) -> No
     second.run("echo hello | nc -l -p 7777 >/dev/null 2>&1 &")
     assert first.run(f"nc -w 5 {others} 7777 </dev/null") == "hello"
     name = f"ip-{others.replace('.', '-')}.ec2.internal"
-    assert others in first.run(f"nslookup {name}").split()
+    assert others in first.run(f"nslookup {name} || true").split(), "there is no AAAA, which it minds"
 
     # Neither this host's loopback nor its own services, by whatever address.
     own_port = tiny_cloud.endpoint.url.rsplit(":", 1)[1]

@@ -15,7 +15,7 @@ from tiny_cloud import TinyCloud, end
 
 from instant_env.arch import Arch
 
-pytestmark = [pytest.mark.boot, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.boot, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.fixture

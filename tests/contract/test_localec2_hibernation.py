@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tiny_cloud import TinyCloud
 
 pytest_plugins = ("tiny_cloud",)
-pytestmark = pytest.mark.boot
+pytestmark = [pytest.mark.boot, pytest.mark.slow]
 
 
 def test_a_guest_hibernates_and_goes_on(tiny_cloud: TinyCloud) -> None:

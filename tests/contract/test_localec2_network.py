@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tiny_cloud import TinyCloud
 
 pytest_plugins = ("tiny_cloud",)
-pytestmark = pytest.mark.boot
+pytestmark = [pytest.mark.boot, pytest.mark.slow]
 
 
 def knock(address: str, port: int) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tiny_cloud import Guest, TinyCloud
 
 pytest_plugins = ("tiny_cloud",)
-pytestmark = pytest.mark.boot
+pytestmark = [pytest.mark.boot, pytest.mark.slow]
 
 TRUST = {
     "Version": "2012-10-17",

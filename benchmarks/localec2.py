@@ -49,8 +49,9 @@ from instant_env.settings import Settings, load
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
 
-#: Targets of the project, median milliseconds.
-TARGETS_MS = {"describe_instances": 100.0, "run_instances_to_pending": 100.0, "firmware_start": 300.0}
+#: Targets of the project, median milliseconds. Of describe_instances, boto3's parsing takes the most, and is
+#: the same whoever answers.
+TARGETS_MS = {"describe_instances_server": 50.0, "run_instances_to_pending": 50.0, "firmware_start": 300.0}
 IMAGE_MIB = 64
 INSTANCE_TYPE: Literal["t3.micro"] = "t3.micro"
 

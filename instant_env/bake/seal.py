@@ -71,6 +71,7 @@ sync
 fstrim / 2>/dev/null || true
 trap - EXIT
 echo "{SEALED}"
+sleep 1  # until it is out: the kernel's next words were seen in the middle of it
 # Straight to the kernel: an orderly shutdown would start writers again.
 echo s >/proc/sysrq-trigger
 echo u >/proc/sysrq-trigger

@@ -29,9 +29,9 @@ func keyAgent(log *logger) int {
 		log.sayf("cannot tell systemd: %v", err)
 	}
 	log.sayf("timeline %s", marks.json())
-	ttl, err := fetchTTL(client, time.Now().Add(metadataLimit))
-	if err == nil && ttl > 0 {
-		err = armSystemdTimer(ttl)
+	data, err := fetchUserData(client, time.Now().Add(metadataLimit), log)
+	if err == nil && data.TTL > 0 {
+		err = armSystemdTimer(data.TTL)
 	}
 	if err != nil {
 		log.sayf("time limit: %v", err)

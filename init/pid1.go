@@ -123,12 +123,12 @@ func (m *machine) finishBoot(metadata *imds.Client) error {
 	}
 	m.log.sayf("timeline %s", m.marks.json())
 	defer metadata.Close()
-	ttl, err := fetchTTL(metadata, time.Now().Add(metadataLimit))
+	data, err := fetchUserData(metadata, time.Now().Add(metadataLimit), m.log)
 	if err != nil {
-		m.log.sayf("the time limit in user data is not known: %v", err)
+		m.log.sayf("user data is not known: %v", err)
 		return nil
 	}
-	if ttl > 0 {
+	if ttl := data.TTL; ttl > 0 {
 		m.log.notef("powering off %s after the start of the kernel", ttl)
 		waitUntil(ttl, bootTime, time.Sleep)
 		m.powerOff(fmt.Sprintf("its time limit of %s is over", ttl))

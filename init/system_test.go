@@ -15,44 +15,6 @@ import (
 	"instantenv/init/internal/dhcp"
 )
 
-func TestParseTTL(t *testing.T) {
-	for _, test := range []struct {
-		text  string
-		want  time.Duration
-		fails bool
-	}{
-		{text: `{"instant-env":{"ttl_s":3600}}`, want: time.Hour},
-		{text: " \n{\"instant-env\": {\"ttl_s\": 1, \"later\": true}, \"mine\": [1]}\n", want: time.Second},
-		{text: `{"instant-env":{}}`},
-		{text: `{"other":{"ttl_s":5}}`},
-		{text: ``},
-		{text: "#cloud-config\npackages: []\n"},
-		{text: "\x1f\x8b\x08gzip"},
-		{text: `{"instant-env":{"ttl_s":0}}`, fails: true},
-		{text: `{"instant-env":{"ttl_s":-5}}`, fails: true},
-		{text: `{"instant-env":{"ttl_s":99999999999}}`, fails: true},
-		{text: `{"instant-env":{"ttl_s":"3600"}}`, fails: true},
-		{text: `{"instant-env":{"ttl_s":1.5}}`, fails: true},
-		{text: `{"instant-env":`, fails: true},
-	} {
-		got, err := parseTTL([]byte(test.text))
-		if got != test.want || test.fails != (err != nil) {
-			t.Errorf("%q: got %v, %v", test.text, got, err)
-		}
-	}
-}
-
-func TestFetchTTL(t *testing.T) {
-	deadline := time.Now().Add(time.Second)
-	if got, err := fetchTTL(metadata(t, nil), deadline); got != 0 || err != nil {
-		t.Errorf("no user data: %v, %v", got, err)
-	}
-	items := map[string]string{userDataPath: `{"instant-env":{"ttl_s":60}}`}
-	if got, err := fetchTTL(metadata(t, items), deadline); got != time.Minute || err != nil {
-		t.Errorf("got %v, %v", got, err)
-	}
-}
-
 func TestWaitUntilFollowsTheClock(t *testing.T) {
 	now, naps := 30*time.Second, []time.Duration(nil)
 	waitUntil(150*time.Second, func() time.Duration { return now }, func(d time.Duration) {

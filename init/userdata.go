@@ -5,49 +5,268 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"instantenv/init/internal/imds"
+	"instantenv/init/internal/sshkey"
 )
 
 const (
 	userDataPath = "/latest/user-data"
+	// userDataKey is the one member of a JSON document in user data that is ours.
+	userDataKey = "instant-env"
 	// longest is a year: a larger number is more likely a slip than a wish.
 	longest = 365 * 24 * time.Hour
+	// hostNameMost is the kernel's limit on a host name (__NEW_UTS_LEN).
+	hostNameMost = 64
 )
 
-// fetchTTL returns the machine's time limit, or 0 when user data has none.
-func fetchTTL(client *imds.Client, deadline time.Time) (time.Duration, error) {
-	text, err := client.Get(userDataPath, deadline)
-	if errors.Is(err, imds.ErrNotFound) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	return parseTTL(text)
+// userData is what the machine's user wishes of it; docs/user-data.md describes the document. The zero value is no
+// wish at all.
+type userData struct {
+	TTL       time.Duration // since the start of the kernel; 0: none
+	ExpiresAt time.Time     // the zero time: none
+	Keys      []sshkey.PublicKey
+	Hostname  string // one name or several with dots between; "": as the network says
+	Mounts    []mountRequest
+	Services  []string // names of declared services, without a directory or an ending
 }
 
-// parseTTL reads {"instant-env": {"ttl_s": 3600}} and ignores keys beside it. User data that is not a JSON object is
-// for somebody else.
-func parseTTL(text []byte) (time.Duration, error) {
-	if text = bytes.TrimSpace(text); len(text) == 0 || text[0] != '{' {
-		return 0, nil
+// A mountRequest is an extra volume: Device is an EBS volume's id (vol-0abc...) or a clean path below /dev, Path is
+// clean and absolute and not the root.
+type mountRequest struct {
+	Device     string
+	Path       string
+	Filesystem string // "ext4", "xfs", or "": what is on the device
+	Format     string // "blank": make Filesystem when there is nothing on the device; "": never
+}
+
+// parseUserData reads {"instant-env": {...}}. It never fails: what is wrong with the document is told in complaints,
+// each of which names its field, and all other fields hold. User data that is no JSON object (a shell script,
+// cloud-config, gzip) or an object without that member is for somebody else, and not complained about.
+func parseUserData(text []byte) (data userData, complaints []string) {
+	text = bytes.TrimSpace(bytes.TrimPrefix(text, []byte("\ufeff")))
+	if len(text) == 0 || text[0] != '{' {
+		return userData{}, nil
 	}
-	var data struct {
-		InstantEnv struct {
-			TTL *int64 `json:"ttl_s"`
-		} `json:"instant-env"`
+	var document map[string]any
+	if err := json.Unmarshal(text, &document); err != nil {
+		return userData{}, []string{"user data begins like JSON, but is not: " + err.Error()}
 	}
-	if err := json.Unmarshal(text, &data); err != nil {
-		return 0, fmt.Errorf("user data: %w", err)
+	wishes, present := document[userDataKey]
+	if !present {
+		return userData{}, nil
 	}
-	seconds := data.InstantEnv.TTL
-	if seconds == nil {
-		return 0, nil
+	r := &fieldReader{}
+	r.object(userDataKey, wishes, fields{
+		"ttl_s":      func(at string, value any) { r.keep(at, value, data.setTTL) },
+		"expires_at": func(at string, value any) { r.keep(at, value, data.setExpiresAt) },
+		"ssh_keys":   func(at string, value any) { r.list(at, value, data.addKey) },
+		"hostname":   func(at string, value any) { r.keep(at, value, data.setHostname) },
+		"services":   func(at string, value any) { r.list(at, value, data.addService) },
+		"mounts": func(at string, value any) {
+			r.each(at, value, func(at string, value any) { data.addMount(r, at, value) })
+		},
+	})
+	return data, r.complaints
+}
+
+func (d *userData) setTTL(value any) error {
+	seconds, ok := value.(float64)
+	if !ok || seconds != float64(int64(seconds)) {
+		return errors.New("not a whole number of seconds")
 	}
-	if *seconds < 1 || *seconds > int64(longest/time.Second) {
-		return 0, fmt.Errorf("user data: ttl_s of %d is out of range", *seconds)
+	if seconds < 1 || seconds > longest.Seconds() {
+		return fmt.Errorf("%.0f is out of range: 1 to %.0f", seconds, longest.Seconds())
 	}
-	return time.Duration(*seconds) * time.Second, nil
+	d.TTL = time.Duration(seconds) * time.Second
+	return nil
+}
+
+func (d *userData) setExpiresAt(value any) (err error) {
+	text, _ := value.(string)
+	d.ExpiresAt, err = parseInstant(text)
+	return err
+}
+
+// parseInstant reads a time with its zone, such as 2026-11-21T18:00:00Z.
+func parseInstant(text string) (time.Time, error) {
+	instant, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("not a time like 2026-11-21T18:00:00Z: %.60q", text)
+	}
+	return instant, nil
+}
+
+func (d *userData) addKey(value any) error {
+	line, _ := value.(string)
+	key, err := sshkey.ParsePublicKey(line)
+	if err == nil {
+		d.Keys = append(d.Keys, key)
+	}
+	return err
+}
+
+func (d *userData) setHostname(value any) error {
+	name, _ := value.(string)
+	if !validHostname(name) {
+		return fmt.Errorf("not a host name: %.80q", name)
+	}
+	d.Hostname = name
+	return nil
+}
+
+// validHostname follows RFC 1123, section 2.1: labels of letters, digits and hyphens.
+func validHostname(name string) bool {
+	for label := range strings.SplitSeq(name, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' || !consistsOf(label, "-") {
+			return false
+		}
+	}
+	return len(name) <= hostNameMost
+}
+
+func (d *userData) addService(value any) error {
+	name, _ := value.(string)
+	if name == "" || len(name) > 100 || name[0] == '.' || !consistsOf(name, "-_.@") {
+		return fmt.Errorf("not the name of a service: %.80q", name)
+	}
+	d.Services = append(d.Services, name)
+	return nil
+}
+
+// addMount takes the request as a whole or not at all: half of it could format or hide the wrong thing.
+func (d *userData) addMount(r *fieldReader, at string, value any) {
+	var request mountRequest
+	before := len(r.complaints)
+	r.object(at, value, fields{
+		"device":     func(at string, value any) { r.keep(at, value, request.setDevice) },
+		"path":       func(at string, value any) { r.keep(at, value, request.setPath) },
+		"filesystem": func(at string, value any) { r.choose(at, value, &request.Filesystem, "ext4", "xfs") },
+		"format":     func(at string, value any) { r.choose(at, value, &request.Format, "blank") },
+	})
+	if len(r.complaints) > before {
+		r.complain(at, errors.New("this mount is left out"))
+		return
+	}
+	switch {
+	case request.Device == "" || request.Path == "":
+		r.complain(at, errors.New("this mount is left out: it needs device and path"))
+	case request.Format != "" && request.Filesystem == "":
+		r.complain(at, errors.New("this mount is left out: format needs filesystem"))
+	default:
+		d.Mounts = append(d.Mounts, request)
+	}
+}
+
+func (m *mountRequest) setDevice(value any) error {
+	device, _ := value.(string)
+	id, isVolume := strings.CutPrefix(device, "vol-")
+	isVolume = isVolume && id != "" && consistsOf(id, "")
+	if !isVolume && (!strings.HasPrefix(device, "/dev/") || !cleanPath(device)) {
+		return fmt.Errorf("neither a volume's id nor a path below /dev: %.80q", device)
+	}
+	m.Device = device
+	return nil
+}
+
+func (m *mountRequest) setPath(value any) error {
+	path, _ := value.(string)
+	if !filepath.IsAbs(path) || !cleanPath(path) || path == "/" {
+		return fmt.Errorf("not a clean absolute path: %.80q", path)
+	}
+	m.Path = path
+	return nil
+}
+
+func cleanPath(path string) bool {
+	return filepath.Clean(path) == path && !strings.ContainsFunc(path, func(c rune) bool { return c < ' ' || c == 0x7f })
+}
+
+// consistsOf tells whether a text has only ASCII letters, digits and the given others.
+func consistsOf(text, others string) bool {
+	return !strings.ContainsFunc(text, func(c rune) bool {
+		return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.ContainsRune(others, c))
+	})
+}
+
+// fields says what to do with each member of an object; at is its path, for a complaint.
+type fields map[string]func(at string, value any)
+
+// A fieldReader walks through a JSON document and collects what is wrong with it.
+type fieldReader struct{ complaints []string }
+
+func (r *fieldReader) complain(at string, err error) {
+	r.complaints = append(r.complaints, fmt.Sprintf("user data: %s: %v", at, err))
+}
+
+// object goes through the members in alphabetical order, so that the same document is always read the same way.
+func (r *fieldReader) object(at string, value any, known fields) {
+	object, ok := value.(map[string]any)
+	if !ok {
+		r.complain(at, errors.New("not an object"))
+		return
+	}
+	names := make([]string, 0, len(object))
+	for name := range object {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		read, ok := known[name]
+		if !ok {
+			r.complain(at, fmt.Errorf("unknown field %.80q", name))
+			continue
+		}
+		read(at+"."+name, object[name])
+	}
+}
+
+func (r *fieldReader) keep(at string, value any, set func(any) error) {
+	if err := set(value); err != nil {
+		r.complain(at, err)
+	}
+}
+
+func (r *fieldReader) each(at string, value any, read func(at string, value any)) {
+	items, ok := value.([]any)
+	if !ok {
+		r.complain(at, errors.New("not a list"))
+		return
+	}
+	for i, item := range items {
+		read(fmt.Sprintf("%s[%d]", at, i), item)
+	}
+}
+
+func (r *fieldReader) list(at string, value any, add func(any) error) {
+	r.each(at, value, func(at string, value any) { r.keep(at, value, add) })
+}
+
+func (r *fieldReader) choose(at string, value any, into *string, choices ...string) {
+	text, _ := value.(string)
+	if !slices.Contains(choices, text) {
+		r.complain(at, fmt.Errorf("%.80q is not one of %s", text, strings.Join(choices, ", ")))
+		return
+	}
+	*into = text
+}
+
+// fetchUserData asks for the machine's user data until the deadline. What is wrong with it is said on the console.
+func fetchUserData(client *imds.Client, deadline time.Time, log *logger) (userData, error) {
+	text, err := client.Get(userDataPath, deadline)
+	if errors.Is(err, imds.ErrNotFound) {
+		return userData{}, nil
+	}
+	if err != nil {
+		return userData{}, err
+	}
+	data, complaints := parseUserData(text)
+	for _, complaint := range complaints {
+		log.sayf("%s", complaint)
+	}
+	return data, nil
 }

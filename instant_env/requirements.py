@@ -167,6 +167,15 @@ TABLE = (
         name="shellcheck", needed_for="checking shell scripts in the tests", scope=Scope.TESTS,
         programs=("shellcheck",), apt="shellcheck", dnf="ShellCheck", brew="shellcheck",
     ),
+    # dnsmasq-base is the program without a service that would answer this machine's own network.
+    Requirement(
+        name="dnsmasq", needed_for="a real DHCP server in the tests", scope=Scope.TESTS,
+        programs=("dnsmasq",), apt="dnsmasq-base", dnf="dnsmasq",
+    ),
+    Requirement(
+        name="iproute2", needed_for="network namespaces in the tests", scope=Scope.TESTS,
+        programs=("ip",), apt="iproute2", dnf="iproute",
+    ),
 )  # fmt: skip
 
 

@@ -1,19 +1,19 @@
 package main
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+
+	"instantenv/init/internal/json"
 )
 
 const configFile = "/etc/instant-init.json"
 
 // A config is what the image says about itself.
 type config struct {
-	LoginUser string `json:"login_user"`
-	SSHD      string `json:"sshd"`
+	LoginUser string // login_user
+	SSHD      string // sshd
 }
 
 // loadConfig reads the file; without one, the defaults hold. A key that is not known is an error: the file is baked
@@ -27,10 +27,29 @@ func loadConfig(path string) (config, error) {
 	if err != nil {
 		return settings, err
 	}
-	decoder := json.NewDecoder(bytes.NewReader(text))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&settings); err != nil {
+	if err := settings.parse(text); err != nil {
 		return settings, fmt.Errorf("%s: %w", path, err)
 	}
 	return settings, nil
+}
+
+func (c *config) parse(text []byte) error {
+	document, err := json.Parse(text)
+	if err != nil {
+		return err
+	}
+	fields, ok := document.(map[string]any)
+	if !ok {
+		return errors.New("not an object")
+	}
+	for name, value := range fields {
+		into, known := map[string]*string{"login_user": &c.LoginUser, "sshd": &c.SSHD}[name]
+		if !known {
+			return fmt.Errorf("unknown field %q", name)
+		}
+		if *into, ok = value.(string); !ok {
+			return fmt.Errorf("%s is not a string", name)
+		}
+	}
+	return nil
 }

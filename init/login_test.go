@@ -164,8 +164,8 @@ func TestInstallKey(t *testing.T) {
 				t.Fatalf("error %v", err)
 			}
 			var names []string
-			for _, mark := range marks.data.Marks {
-				names = append(names, mark.Name)
+			for _, mark := range marks.marks {
+				names = append(names, mark.name)
 			}
 			if got := strings.Join(names, " "); got != test.marks {
 				t.Errorf("marks %q, want %q", got, test.marks)

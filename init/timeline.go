@@ -1,16 +1,16 @@
 package main
 
 import (
-	"encoding/json"
-	"math"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
 	"unsafe"
 
 	"instantenv/init/internal/atomicfile"
+	"instantenv/init/internal/json"
 )
 
 const (
@@ -40,45 +40,50 @@ func waitUntil(end time.Duration, clock func() time.Duration, sleep func(time.Du
 type timeline struct {
 	mutex sync.Mutex
 	clock func() time.Duration
-	data  timelineData
-}
-
-type timelineData struct {
-	Version int    `json:"version"`
-	Clock   string `json:"clock"`
-	PID1    bool   `json:"pid1"`
-	Marks   []mark `json:"marks"`
+	pid1  bool
+	marks []mark
 }
 
 type mark struct {
-	Name       string  `json:"name"`
-	BoottimeMS float64 `json:"boottime_ms"`
+	name string
+	at   time.Duration // on the clock
 }
 
 func newTimeline(clock func() time.Duration, pid1 bool) *timeline {
-	return &timeline{clock: clock, data: timelineData{Version: 1, Clock: "CLOCK_BOOTTIME", PID1: pid1, Marks: []mark{}}}
+	return &timeline{clock: clock, pid1: pid1}
 }
 
 func (t *timeline) mark(name string) {
-	now := math.Round(float64(t.clock())/float64(time.Microsecond)) / 1000
+	now := t.clock()
 	t.mutex.Lock()
 	defer t.mutex.Unlock()
-	for _, earlier := range t.data.Marks {
-		if earlier.Name == name {
+	for _, earlier := range t.marks {
+		if earlier.name == name {
 			return
 		}
 	}
-	t.data.Marks = append(t.data.Marks, mark{name, now})
+	t.marks = append(t.marks, mark{name, now})
 }
 
 func (t *timeline) json() []byte {
 	t.mutex.Lock()
 	defer t.mutex.Unlock()
-	text, err := json.Marshal(t.data)
-	if err != nil {
-		panic(err) // numbers and names: it cannot fail
+	text := strconv.AppendBool([]byte(`{"version":1,"clock":"CLOCK_BOOTTIME","pid1":`), t.pid1)
+	text = append(text, `,"marks":[`...)
+	for i, entry := range t.marks {
+		if i > 0 {
+			text = append(text, ',')
+		}
+		text = json.AppendText(append(text, `{"name":`...), entry.name)
+		text = appendMS(append(text, `,"boottime_ms":`...), entry.at)
+		text = append(text, '}')
 	}
-	return text
+	return append(text, `]}`...)
+}
+
+// appendMS writes a time in milliseconds, to the microsecond.
+func appendMS(text []byte, at time.Duration) []byte {
+	return strconv.AppendFloat(text, float64(at.Round(time.Microsecond))/float64(time.Millisecond), 'f', -1, 64)
 }
 
 func (t *timeline) write(path string) error {

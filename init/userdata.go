@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -11,6 +10,7 @@ import (
 	"time"
 
 	"instantenv/init/internal/imds"
+	"instantenv/init/internal/json"
 	"instantenv/init/internal/sshkey"
 )
 
@@ -52,11 +52,12 @@ func parseUserData(text []byte) (data userData, complaints []string) {
 	if len(text) == 0 || text[0] != '{' {
 		return userData{}, nil
 	}
-	var document map[string]any
-	if err := json.Unmarshal(text, &document); err != nil {
+	document, err := json.Parse(text)
+	if err != nil {
 		return userData{}, []string{"user data begins like JSON, but is not: " + err.Error()}
 	}
-	wishes, present := document[userDataKey]
+	object, _ := document.(map[string]any)
+	wishes, present := object[userDataKey]
 	if !present {
 		return userData{}, nil
 	}

@@ -188,7 +188,7 @@ def clean(
     region: str = "",
     json: bool = False,
 ) -> None:
-    """Remove old AMIs with their snapshots, and whatever expired runs left behind."""
+    """Remove old AMIs with their snapshots, and whatever dead and expired runs left behind."""
     from instant_env import listing
     from instant_env.cloud import janitor
     from instant_env.cloud.session import connect

@@ -22,6 +22,7 @@ from harness.results import SCHEMA_VERSION, ResultFile, Row
 from harness.signals import StopSignals
 from harness.summary import Summary, summarise
 from instant_env.arch import Arch
+from instant_env.cloud import runs
 from instant_env.cloud.instances import Market, console_tail, default_market, default_type, terminate
 from instant_env.cloud.keys import KeyPair, imported_key_pair
 from instant_env.cloud.network import temporary_security_group
@@ -183,6 +184,7 @@ class Run:
                 self._progress(f"note: {technique}: {prepared.note}")
         try:
             with contextlib.ExitStack() as stack:
+                stack.enter_context(runs.alive(self.cloud.settings, self.run_id))
                 results = stack.enter_context(ResultFile(csv_path))
                 metadata.write(metadata_path, about | {"status": "running"})
                 for technique, prepared in self.prepared.items():

@@ -21,7 +21,7 @@ from instant_env.bake.plan import BakePlan, make_plan
 from instant_env.bake.recipe import Base, load_base, resolve
 from instant_env.bake.seal import SEALED
 from instant_env.bake.verify import VerifyError, verify
-from instant_env.cloud import instances
+from instant_env.cloud import instances, runs
 from instant_env.cloud.images import BakedImage, deregister, list_baked, mark_verified, parameter_name
 from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, default_base
 from instant_env.cloud.tags import Role, new_run_id, tag_specifications
@@ -223,6 +223,7 @@ def bake(
     expires_at = datetime.now(UTC) + timedelta(seconds=MACHINE_TTL_S)
     log_path = settings.state_dir / "logs" / f"bake-{run_id}-{recipe_name}-{arch}.log"
     with ExitStack() as stack:
+        stack.enter_context(runs.alive(cloud.settings, run_id))
         log = stack.enter_context(step_log(log_path, verbose))
         progress(f"log: {log_path}")
         with machine(

@@ -1,4 +1,4 @@
-"""What may go, and why: old AMIs with their snapshots, and what expired runs left behind.
+"""What may go, and why: old AMIs with their snapshots, and what dead and expired runs left behind.
 
 Nothing without our Project tag is ever looked at: every listing filters by it, and every removal goes by the
 ids those listings gave.
@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from botocore.exceptions import ClientError
 
-from instant_env.cloud import instances
+from instant_env.cloud import instances, runs
 from instant_env.cloud.images import deregister, list_baked
 from instant_env.cloud.network import delete_group
 from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, error_code
@@ -39,19 +39,33 @@ class Removal:
         return asdict(self)
 
 
+class _DeadRuns:
+    """Runs that nobody carries on, whatever the expiry of their things says."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self.lost: set[str] = set()  # the cloud lost a machine of theirs
+        self._settings = cloud.settings
+
+    def why(self, run_id: str) -> str:
+        """Why this run is dead; empty when nobody knows that it is."""
+        if run_id in self.lost:
+            return "its run has lost its machine"
+        return "its run is over" if runs.is_over(self._settings, run_id) else ""
+
+
 def _latest_ids(cloud: Cloud) -> set[str]:
     """AMI ids that an SSM parameter of ours points to."""
     pages = cloud.ssm.get_paginator("get_parameters_by_path").paginate(Path="/instant-env", Recursive=True)
     return {parameter["Value"] for page in pages for parameter in page["Parameters"]}
 
 
-def _old_images(cloud: Cloud, keep: int, now: datetime, dead_runs: set[str]) -> list[Removal]:
+def _old_images(cloud: Cloud, keep: int, now: datetime, dead_runs: _DeadRuns) -> list[Removal]:
     groups = defaultdict(list)
     broken = []
     for image in list_baked(cloud):
         if image.state in _BROKEN:
             broken.append(Removal("image", image.id, image.name, f"{image.state}: its copy was cut short"))
-        elif image.expires_at is not None and (image.expires_at <= now or image.run_id in dead_runs):
+        elif image.expires_at is not None and (image.expires_at <= now or dead_runs.why(image.run_id)):
             broken.append(Removal("image", image.id, image.name, "never verified, and its run is over"))
         if image.state != "available" or not image.verified:
             continue
@@ -65,8 +79,8 @@ def _old_images(cloud: Cloud, keep: int, now: datetime, dead_runs: set[str]) -> 
     ]
 
 
-def _expired_machines(cloud: Cloud, now: datetime, dead_runs: set[str]) -> list[Removal]:
-    """Machines past their time, and those that the cloud itself lost; adds the runs of these to the set."""
+def _expired_machines(cloud: Cloud, now: datetime, dead_runs: _DeadRuns) -> list[Removal]:
+    """Machines past their time, those of dead runs, and those that the cloud lost: their runs are dead."""
     pages = cloud.ec2.get_paginator("describe_instances").paginate(Filters=PROJECT_FILTER)
     removals = []
     for page in pages:
@@ -79,22 +93,25 @@ def _expired_machines(cloud: Cloud, now: datetime, dead_runs: set[str]) -> list[
             # Nobody of ours starts a stopped machine again, so its run is over, whatever its expiry says.
             lost = instance.get("StateReason", {}).get("Code") == "Server.InternalError"
             if lost and instance["State"]["Name"] == "stopped":
-                dead_runs |= {tags[f"{PREFIX}run"]} if f"{PREFIX}run" in tags else set()
+                dead_runs.lost |= {tags[f"{PREFIX}run"]} if f"{PREFIX}run" in tags else set()
                 reason = f"{role} lost by the cloud (Server.InternalError)"
                 removals.append(Removal("instance", instance["InstanceId"], tags.get("Name", ""), reason))
             elif expired(tags, now):
                 reason = f"{role} expired at {tags[f'{PREFIX}expires-at']}"
                 removals.append(Removal("instance", instance["InstanceId"], tags.get("Name", ""), reason))
+            elif why := dead_runs.why(
+                tags.get(f"{PREFIX}run", "")
+            ):  # its key was in that process's memory alone
+                reason = f"{role}: {why}"
+                removals.append(Removal("instance", instance["InstanceId"], tags.get("Name", ""), reason))
     return removals
 
 
-def _expired_leftovers(cloud: Cloud, now: datetime, dead_runs: set[str]) -> list[Removal]:
+def _expired_leftovers(cloud: Cloud, now: datetime, dead_runs: _DeadRuns) -> list[Removal]:
     """Volumes, security groups and key pairs of runs that never came to remove them."""
 
     def reason_of(tags: dict[str, str]) -> str:
-        if expired(tags, now):
-            return "expired"
-        return "its run has lost its machine" if tags.get(f"{PREFIX}run") in dead_runs else ""
+        return "expired" if expired(tags, now) else dead_runs.why(tags.get(f"{PREFIX}run", ""))
 
     removals = []
     for page in cloud.ec2.get_paginator("describe_volumes").paginate(Filters=PROJECT_FILTER):
@@ -124,7 +141,7 @@ def find_removals(cloud: Cloud, *, keep: int, now: datetime | None = None) -> li
             f"--keep {keep} makes no sense", hint="0 removes every AMI that `latest` does not name"
         )
     now = now or datetime.now(UTC)
-    dead_runs: set[str] = set()
+    dead_runs = _DeadRuns(cloud)
     try:
         return [
             *_expired_machines(cloud, now, dead_runs),

@@ -28,6 +28,8 @@ pytestmark = pytest.mark.boot
 
 #: Bytes in the volume of which an image is made: a copy that can be met while it is made.
 COPIED_MIB = 1024
+#: By how much a launch is late whose caller is killed meanwhile; `invoke clean` has run by then.
+LATE_S = 10.0
 EXPIRY = "2099-01-01T00:00:00Z"
 
 
@@ -79,10 +81,10 @@ def assert_nothing_lies_around(cloud: LocalCloud) -> None:
     assert list(layout.runtime().glob("*.qmp")) == []
 
 
-def clean(cloud: LocalCloud) -> dict[str, Any]:
+def clean(cloud: LocalCloud, keep: int = 0) -> dict[str, Any]:
     environ = {**os.environ, "INSTANT_ENV_STATE_DIR": str(cloud.settings.state_dir)}
     result = subprocess.run(
-        [str(Path(sys.executable).parent / "invoke"), "clean", "--yes", "--keep", "0", "--json"],
+        [str(Path(sys.executable).parent / "invoke"), "clean", "--yes", "--keep", str(keep), "--json"],
         cwd=ROOT, env=environ, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -120,6 +122,56 @@ def test_killed_in_the_middle_of_three_launches(local_cloud: LocalCloud) -> None
         assert_nothing_lies_around(local_cloud)
         assert clean(local_cloud)["failures"] == []
         assert left(local_cloud) == []
+
+
+def baked(cloud: LocalCloud) -> str:
+    """An AMI that claims to be one of ours."""
+    instance_id = cloud.launch(cloud.register_blank())
+    cloud.wait(instance_id, "running")
+    cloud.ec2.stop_instances(InstanceIds=[instance_id], Force=True)
+    cloud.wait(instance_id, "stopped")
+    image_id = image(cloud, instance_id, "baked", plan_hash="0" * 64, login_user="admin", base="debian-12")
+    until(lambda: state_of(cloud, image_id) == "available")
+    cloud.ec2.terminate_instances(InstanceIds=[instance_id])
+    cloud.wait(instance_id, "terminated")
+    return image_id
+
+
+def test_a_run_killed_between_its_key_pair_and_its_launch(local_cloud: LocalCloud, tmp_path: Path) -> None:
+    """What it left goes at once, hours before it expires; and what comes late, too."""
+    ec2 = local_cloud.ec2
+    ami = baked(local_cloud)
+    starter.inject(local_cloud.endpoint, kind="delay", action="RunInstances", delay_ms=int(LATE_S * 1000))
+    environ = {
+        **os.environ, "INSTANT_ENV_STATE_DIR": str(local_cloud.settings.state_dir),
+        "INSTANT_ENV_RESULTS_DIR": str(tmp_path / "results"),
+    }  # fmt: skip
+    bench = subprocess.Popen(
+        [str(Path(sys.executable).parent / "invoke"), "bench", "--ami", ami, "--technique", "minimal-ami",
+         "--iterations", "1"],
+        cwd=ROOT, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        until(lambda: starter.faults(local_cloud.endpoint)[0]["struck"] > 0 or bench.poll() is not None)
+        struck = time.monotonic()
+        assert bench.poll() is None, bench.stderr.read() if bench.stderr else ""
+        (pair,) = ec2.describe_key_pairs()["KeyPairs"]
+        assert pair["KeyName"].startswith("instant-env-bench-")
+        before = clean(local_cloud, keep=1)
+        assert before["found"] == [], "it lives, though no machine of it does"
+    finally:
+        bench.kill()
+        bench.communicate()
+    found = clean(local_cloud, keep=1)
+    assert [row["kind"] for row in found["found"]] == ["security-group", "key-pair"]
+    assert {row["reason"] for row in found["found"]} == {"its run is over"}
+    assert found["failures"] == []
+    assert ec2.describe_key_pairs()["KeyPairs"] == []
+    # Its call was on the way. It comes too late: key and group are gone, so nothing starts.
+    time.sleep(max(0.0, struck + LATE_S + 1 - time.monotonic()))
+    assert left(local_cloud)[0] == ami, "no machine, no volume"
+    assert clean(local_cloud)["failures"] == []
+    assert left(local_cloud) == []
 
 
 def copying(cloud: LocalCloud) -> tuple[str, str, str]:
@@ -177,8 +229,8 @@ def test_taken_down_in_the_middle_of_an_image(local_cloud: LocalCloud) -> None:
     assert state_of(local_cloud, other) in ("available", "failed")
 
 
-def image(cloud: LocalCloud, instance_id: str, name: str) -> str:
-    specification = tags("image", role="image", recipe="minimal", arch="x86_64")
+def image(cloud: LocalCloud, instance_id: str, name: str, **more: str) -> str:
+    specification = tags("image", role="image", recipe="minimal", arch="x86_64", **more)
     made = cloud.ec2.create_image(InstanceId=instance_id, Name=name, TagSpecifications=specification)  # type: ignore[arg-type]
     return str(made["ImageId"])
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -14,7 +17,7 @@ from moto.ec2.models import ec2_backends
 from moto.ec2.models.instances import StateReason
 
 from instant_env.arch import Arch
-from instant_env.cloud import instances, janitor
+from instant_env.cloud import instances, janitor, runs
 from instant_env.cloud.images import deregister, find_baked, list_baked, mark_verified, parameter_name
 from instant_env.cloud.instances import LaunchRequest, Market
 from instant_env.cloud.keys import KeyPair, imported_key_pair
@@ -29,13 +32,13 @@ LATER = NOW + timedelta(hours=1)
 
 
 @pytest.fixture
-def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cloud]:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     with mock_aws():
         yield Cloud(
             name=CloudName.AWS,
-            settings=Settings(),
+            settings=Settings(state_dir=tmp_path),
             ec2=boto3.client("ec2", region_name="us-east-1"),
             ssm=boto3.client("ssm", region_name="us-east-1"),
             region="us-east-1",
@@ -251,6 +254,58 @@ def test_clean_takes_what_a_lost_machine_belonged_to(cloud: Cloud) -> None:
     removals = janitor.find_removals(cloud, keep=3, now=NOW)
     assert {(removal.kind, removal.name) for removal in removals} == {("instance", "n"), ("key-pair", "lost")}
     assert ("instance", lost) in kinds(removals)
+
+
+def leave_a_run(cloud: Cloud, run_id: str) -> tuple[str, str, str]:
+    """A machine, a key pair and a security group of a run, hours before they expire; their ids and name."""
+    tags = {"run_id": run_id, "role": Role.BENCH, "name": run_id, "expires_at": LATER}
+    cloud.ec2.create_key_pair(KeyName=run_id, TagSpecifications=tag_specifications("key-pair", **tags))  # type: ignore[arg-type]
+    group_id = cloud.ec2.create_security_group(
+        GroupName=run_id,
+        Description="d",
+        TagSpecifications=tag_specifications("security-group", **tags),  # type: ignore[arg-type]
+    )["GroupId"]
+    return launch(cloud, run_id=run_id), run_id, group_id
+
+
+def test_clean_takes_at_once_what_a_run_left_whose_process_has_ended(cloud: Cloud) -> None:
+    """And nothing of a run that lives, nor of one that another computer may be at."""
+    dead, alive, elsewhere = new_run_id(), new_run_id(), new_run_id()
+    with runs.alive(cloud.settings, dead):
+        machine, _, group_id = leave_a_run(cloud, dead)
+        assert janitor.find_removals(cloud, keep=3, now=NOW) == []
+    with runs.alive(cloud.settings, alive):
+        leave_a_run(cloud, alive)
+        leave_a_run(cloud, elsewhere)
+        removals = janitor.find_removals(cloud, keep=3, now=NOW)
+        (pair,) = cloud.ec2.describe_key_pairs(KeyNames=[dead])["KeyPairs"]
+        assert kinds(removals) == [
+            ("instance", machine), ("security-group", group_id), ("key-pair", pair["KeyPairId"])
+        ]  # fmt: skip
+        assert all("its run is over" in removal.reason for removal in removals)
+        assert janitor.remove(cloud, removals, lambda _: None) == []
+        assert janitor.find_removals(cloud, keep=3, now=NOW) == []
+    names = {pair["KeyName"] for pair in cloud.ec2.describe_key_pairs()["KeyPairs"]}
+    assert names == {alive, elsewhere}
+
+
+def test_a_run_id_from_a_tag_is_no_path(cloud: Cloud) -> None:
+    (cloud.settings.state_dir / "runs").mkdir()
+    (cloud.settings.state_dir / "secret").touch()
+    for text in ("../secret", "", "/etc/passwd", f"{new_run_id()}/../../secret"):
+        assert not runs.is_over(cloud.settings, text)
+
+
+def test_what_runs_left_to_know_is_forgotten_after_a_month(cloud: Cloud) -> None:
+    old, new = new_run_id(), new_run_id()
+    for run_id in (old, new):
+        with runs.alive(cloud.settings, run_id):
+            pass
+    month_ago = time.time() - 31 * 24 * 3600
+    os.utime(cloud.settings.state_dir / "runs" / old, (month_ago, month_ago))
+    with runs.alive(cloud.settings, new_run_id()):
+        assert not runs.is_over(cloud.settings, old)
+        assert runs.is_over(cloud.settings, new)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A localec2 of its own with the tiny image, and logins to its machines: what tests/contract/README.md explains."""
+"""A localec2 of its own with the tiny image, and logins to its machines: see tests/contract/README.md."""
 
 from __future__ import annotations
 

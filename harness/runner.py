@@ -18,9 +18,10 @@ from harness import metadata
 from harness.experiment import Experiment, Planned, check_limits
 from harness.images import choose
 from harness.record import progress_line, row_of
+from harness.records import record_of
 from harness.results import SCHEMA_VERSION, ResultFile, Row
 from harness.signals import StopSignals
-from harness.summary import Summary, summarise
+from harness.statistics import Summary, summarise
 from instant_env.arch import Arch
 from instant_env.cloud import runs
 from instant_env.cloud.instances import Market, console_tail, default_market, default_type, terminate
@@ -210,7 +211,7 @@ class Run:
             if metadata_path.exists():
                 ended = {"status": status, "finished_utc": _utc_text(), "load_at_end": metadata.load()}
                 metadata.write(metadata_path, about | ended | {"attempts_done": len(self.rows)})
-        summary = summarise(self.rows, self.experiment.techniques)
+        summary = summarise([record_of(row) for row in self.rows], self.experiment.techniques)
         return BenchResult(csv_path, metadata_path, summary, tuple(self.rows))
 
     async def _run_all(self, access: Access, results: ResultFile) -> None:

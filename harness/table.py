@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TextIO
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.summary import PHASES, Summary
+from harness.records import Kind
+from harness.statistics import PHASES, Estimate, Figure, Summary
 
-_HEADINGS = ("technique", "n", "failed", "phase", "p50 s", "min s", "max s", "× cold")
+HEADINGS = ("technique", "ok", "phase", "min s", "p50 s", "p90 s", "p99 s", "× faster")
+_LEFT = (0, 2)
 
 #: How machines ran, in words: an emulated second is not a second of EC2.
 _ACCELERATORS = {
@@ -21,34 +25,84 @@ _ACCELERATORS = {
 }
 
 
-def caption(summary: Summary) -> str:
+def caption(kind: Kind) -> str:
     """Where the figures come from; a table never goes without it."""
-    where = {"local": "localec2 on this host, not EC2", "aws": "AWS"}.get(summary.cloud, summary.cloud)
-    how = _ACCELERATORS.get(summary.accelerator, summary.accelerator)
-    return f"{summary.arch} {summary.instance_type}; cloud: {where}; accelerator: {how}"
+    where = {"local": "localec2 on this host, not EC2", "aws": "AWS"}.get(kind.cloud, kind.cloud)
+    how = _ACCELERATORS.get(kind.accelerator, kind.accelerator)
+    return f"{kind.arch} {kind.instance_type}; cloud: {where}; accelerator: {how}"
 
 
-def _seconds(ms: float) -> str:
-    return f"{ms / 1000:.2f}"
+def figure(value: Figure | None) -> str:
+    """In seconds: ``58.07``, or ``> 600`` when the true value is beyond what was waited for."""
+    if value is None:
+        return ""
+    return f"> {value.ms / 1000:.5g}" if value.censored else f"{value.ms / 1000:.2f}"
+
+
+def _told(value: float, digits: int, *, sign: bool) -> str:
+    if not math.isfinite(value):
+        return "−∞" if value < 0 else "∞"
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def ratio(value: Estimate) -> str:
+    """Times faster: ``5.7 [5.4–6.0]``, without brackets when there is no interval, ``> 5.7`` when open."""
+    # Below 1 a second digit: 0.07 is not 0.1.
+    low, high = (_told(end, 1 if end >= 1 else 2, sign=False) for end in (value.low, value.high))
+    text = low if value.exact else f"> {low}" if math.isinf(value.high) and value.low > 0 else f"< {high}"
+    if math.isinf(value.high) and value.low == 0:
+        text = "unknown"
+    if value.interval is None:
+        return text
+    ends = (_told(end, 1 if end >= 1 else 2, sign=False) for end in value.interval)
+    return f"{text} [{'–'.join(ends)}]"
+
+
+def difference(value: Estimate) -> str:
+    """Seconds, minus is faster: ``−47.46 [−48.10, −46.90]``; open ends as in :func:`ratio`."""
+    low, high = (_told(end / 1000, 2, sign=True) for end in (value.low, value.high))
+    if value.exact:
+        text = low
+    elif math.isfinite(value.low):
+        text = f"> {low}"
+    else:
+        text = f"< {high}" if math.isfinite(value.high) else "unknown"
+    if value.interval is None:
+        return text
+    return f"{text} [{', '.join(_told(end / 1000, 2, sign=True) for end in value.interval)}]"
 
 
 def lines(summary: Summary) -> list[tuple[str, ...]]:
-    """The table's cells, a line per technique and phase. Figures are of attempts that were ok."""
+    """The table's cells, a line per technique and phase."""
     out: list[tuple[str, ...]] = []
     for technique in summary.techniques:
-        head = (technique.technique, str(technique.n), str(technique.failures))
-        shown = [phase for phase in PHASES if phase in technique.phases]
-        if not shown:
-            out.append((*head, "none ok", "", "", "", ""))
-        for phase in shown:
-            spread = technique.phases[phase]
-            ratio = technique.times_faster.get(phase)
+        head = (technique.technique, f"{technique.n - technique.failures}/{technique.n}")
+        if not technique.phases:
+            out.append((*head, "none", "", "", "", "", ""))
+        for phase, figures in technique.phases.items():
+            against = technique.against_cold.get(phase)
             out.append(
-                (*head, PHASES[phase], _seconds(spread.p50), _seconds(spread.min), _seconds(spread.max),
-                 f"{ratio:.1f}×" if ratio is not None else "")
+                (*head, PHASES[phase], figure(figures.min), figure(figures.p50), figure(figures.p90),
+                 figure(figures.p99), ratio(against.ratio) if against else "")
             )  # fmt: skip
-            head = ("", "", "")
+            head = ("", "")
     return out
+
+
+def notes(summary: Summary) -> list[str]:
+    """What the figures do not say by themselves: failures, bounds, and why there is no interval."""
+    said = []
+    for technique in summary.techniques:
+        if technique.failures:
+            kinds = ", ".join(f"{n} {kind}" for kind, n in technique.outcomes.items() if kind != "ok")
+            said.append(f"{technique.technique}: {technique.failures} of {technique.n} failed ({kinds})")
+    phases = [phase for technique in summary.techniques for phase in technique.phases.values()]
+    if any(phase.censored for phase in phases):
+        said.append("attempts given up at their deadline count as longer than it; > marks a lower bound")
+    compared = [c for technique in summary.techniques for c in technique.against_cold.values()]
+    if any(comparison.ratio.interval is None for comparison in compared):
+        said.append("too few blocks for a 95 % interval of × faster: that takes 6 attempts of each")
+    return said
 
 
 def print_summary(summary: Summary, file: TextIO | None = None) -> None:
@@ -60,25 +114,38 @@ def print_summary(summary: Summary, file: TextIO | None = None) -> None:
         _print_plain(summary, file)
 
 
+def _shown(summary: Summary) -> list[tuple[str, ...]]:
+    """Headings and lines without columns in which nothing stands."""
+    table = [HEADINGS, *lines(summary)]
+    kept = [column for column in range(len(HEADINGS)) if any(row[column] for row in table[1:])]
+    return [tuple(row[column] for column in kept) for row in table]
+
+
 def _print_plain(summary: Summary, file: TextIO) -> None:
-    table = [_HEADINGS, *lines(summary)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(_HEADINGS))]
+    table = _shown(summary)
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     for row in table:
         cells = [
-            cell.ljust(width) if column in (0, 3) else cell.rjust(width)
+            cell.ljust(width) if column in _LEFT else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join(cells).rstrip(), file=file)
-    print(caption(summary), file=file)
+    for note in notes(summary):
+        print(note, file=file)
+    print(caption(summary.kind), file=file)
 
 
 def _print_rich(summary: Summary, file: TextIO) -> None:
-    table = Table(caption=caption(summary), caption_justify="left")
-    for column, heading in enumerate(_HEADINGS):
-        table.add_column(heading, justify="left" if column in (0, 3) else "right", no_wrap=True)
-    for number, row in enumerate(lines(summary)):
+    table = Table(
+        box=box.SIMPLE_HEAVY, padding=(0, 1, 0, 0), caption_justify="left",
+        caption="\n".join([*notes(summary), caption(summary.kind)]),
+    )  # fmt: skip
+    headings, *rows = _shown(summary)
+    for column, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if column in _LEFT else "right", no_wrap=True)
+    for number, row in enumerate(rows):
         if row[0] and number:
             table.add_section()
-        style = "bold" if row[3] == PHASES["t4_ms"] else ""
+        style = "bold" if row[2] == PHASES["t4_ms"] else ""
         table.add_row(*(Text(cell, style=style) for cell in row))
     Console(file=file).print(table)

@@ -1,48 +1,19 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
+from harness_rows import records, row
 
-from harness.results import COLUMNS, ResultFile, Row, read_rows
-from harness.summary import summarise
+from harness.results import COLUMNS, ResultFile, read_rows
+from harness.statistics import summarise
 from harness.table import print_summary
 from instant_env.errors import UsageError
 from instant_env.launch.timeline import Outcome
 from instant_env.settings import ROOT
-
-
-def row(technique: str = "cold", t4_ms: float | None = 40_000.0, **changes: Any) -> Row:
-    values: dict[str, Any] = {
-        "run_id": "r",
-        "attempt": 1,
-        "block": 1,
-        "technique": technique,
-        "arch": "x86_64",
-        "cloud": "local",
-        "accelerator": "tcg",
-        "region": "us-east-1",
-        "instance_type": "m7i.large",
-        "ami": "ami-1",
-        "outcome": "ok" if t4_ms is not None else "timeout",
-        "timeout_s": 600.0,
-        "t0_utc": "2026-01-02T03:04:05.678Z",
-        "t1_ms": 100.0,
-        "t2_ms": 500.0,
-        "t4_ms": t4_ms,
-        "t2_t4_ms": t4_ms - 500 if t4_ms is not None else None,
-        "probes": 3,
-        "probes_refused": 2,
-        "probes_silent": 0,
-        "probes_garbage": 0,
-        "keys_refused": 0,
-    }
-    return Row(**(values | changes))
 
 
 def test_readme_documents_every_column_and_outcome() -> None:
@@ -91,36 +62,23 @@ def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
         read_rows(tmp_path / "none.csv")
 
 
-def test_summary_counts_failures_and_compares_medians() -> None:
-    cold = [row(t4_ms=value) for value in (40_500.0, 38_500.0, 90_500.0)]
-    fast = [row("custom-init", value) for value in (8_100.0, 8_900.0, None)]
-    summary = summarise([*fast, *cold], ["cold", "custom-init"])
-    first, second = summary.techniques
-    assert (first.technique, first.n, first.failures) == ("cold", 3, 0)
-    assert dataclasses.astuple(first.phases["t4_ms"]) == (40_500.0, 38_500.0, 90_500.0)
-    assert first.times_faster == {}
-    assert (second.n, second.failures, second.outcomes) == (3, 1, {"ok": 2, "timeout": 1})
-    assert second.phases["t4_ms"].p50 == 8_500.0
-    assert second.times_faster == {"t4_ms": 4.76, "t2_t4_ms": 5.0}
-    assert summary.as_json()["techniques"][1]["times_faster"]["t2_t4_ms"] == 5.0
-
-
-def test_different_machines_are_not_pooled() -> None:
-    with pytest.raises(UsageError, match="different kinds"):
-        summarise([row(), row(accelerator="kvm")])
-    with pytest.raises(UsageError, match="no attempts"):
-        summarise([])
-
-
 def test_plain_table_says_where_the_figures_come_from() -> None:
     out = io.StringIO()
-    rows = [row(), row("custom-init", 8_000.0), row("minimal-ami", None)]
-    print_summary(summarise(rows, ["cold", "custom-init", "minimal-ami"]), out)
+    rows = [
+        row(),
+        row("custom-init", 8_000.0),
+        row("minimal-ami", None),
+        row("minimal-ami", None, "capacity"),
+    ]
+    print_summary(summarise(records(*rows), ["cold", "custom-init", "minimal-ami"]), out)
     lines = out.getvalue().splitlines()
     assert lines[0].startswith("technique")
-    assert lines[0].endswith("× cold")
-    assert any(line.split() == ["t4", "8.00", "8.00", "8.00", "5.0×"] for line in lines)
-    assert any(line.split() == ["minimal-ami", "1", "1", "none", "ok"] for line in lines)
+    assert lines[0].endswith("× faster")
+    assert "p99" not in lines[0]
+    assert any(line.split() == ["t4", "8.00", "8.00", "8.00", "5.0"] for line in lines)
+    assert any(line.split() == ["t4", *(">", "600") * 3, "<", "0.07"] for line in lines)
+    assert any(line == "minimal-ami: 2 of 2 failed (1 capacity, 1 timeout)" for line in lines)
+    assert any("too few blocks" in line for line in lines)
     assert "not EC2" in lines[-1]
     assert "software emulation" in lines[-1]
 
@@ -131,6 +89,12 @@ def test_terminal_gets_a_table_that_fits_80_columns() -> None:
             return True
 
     out = Terminal()
-    print_summary(summarise([row(), row("custom-init", 8_000.0)]), out)
-    assert "┃" in out.getvalue()
+    rows = [
+        row(technique, t4_ms + block, block=block)
+        for block in range(1, 100)
+        for technique, t4_ms in (("cold", 40_000.0), ("custom-init", 8_000.0), ("minimal-ami", 21_000.0))
+    ]
+    print_summary(summarise(records(*rows)), out)
+    assert "━" in out.getvalue()
+    assert "5.0 [5.0–5.0]" in out.getvalue()
     assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in out.getvalue().splitlines()) <= 80

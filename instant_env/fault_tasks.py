@@ -132,18 +132,19 @@ def imds(
         "dhcp": "the guest's next this many DHCP messages are lost",
         "loss-percent": "of all packets, either way",
         "ms": "milliseconds by which every packet is late, either way",
+        "silent-dns": "the resolver does not answer",
         **_MANY_HELP,
     }
 )
 @verb
 def network(
     _: Context, instance: str = "*", dhcp: int = 0, loss_percent: float = 0.0, ms: int = 0,
-    seconds: float = 0.0, json: bool = False,
+    silent_dns: bool = False, seconds: float = 0.0, json: bool = False,
 ) -> None:  # fmt: skip
     """Lose or delay a machine's packets."""
     _inject(
         json, kind="network", instance=instance, drop_dhcp=dhcp, loss_percent=loss_percent, delay_ms=ms,
-        seconds=seconds,
+        silent_dns=silent_dns, seconds=seconds,
     )  # fmt: skip
 
 

@@ -154,11 +154,12 @@ class NetworkFault(_Fault):
     drop_dhcp: int = Field(default=0, ge=0, description="the guest's next this many DHCP messages are lost")
     loss_percent: float = Field(default=0.0, ge=0.0, le=100.0)
     delay_ms: int = Field(default=0, ge=0, le=60_000)
+    silent_dns: bool = Field(default=False, description="the resolver does not answer")
 
     @model_validator(mode="after")
     def _bad(self) -> NetworkFault:
-        if not self.drop_dhcp and not self.loss_percent and not self.delay_ms:
-            raise ValueError("give drop_dhcp, loss_percent or delay_ms")
+        if not (self.drop_dhcp or self.loss_percent or self.delay_ms or self.silent_dns):
+            raise ValueError("give drop_dhcp, loss_percent, delay_ms or silent_dns")
         return self
 
 

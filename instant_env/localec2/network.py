@@ -123,15 +123,20 @@ class Network:
                 self._client.send("remove", name=interface_id)
 
     def fault(
-        self, interface_id: str, *, drop_dhcp: int = 0, drop_probability: float = 0.0, delay_ms: int = 0
-    ) -> None:
+        self, interface_id: str, *, drop_dhcp: int = 0, drop_probability: float = 0.0, delay_ms: int = 0,
+        silent_dns: bool = False,
+    ) -> None:  # fmt: skip
         """Make an interface lossy or slow; without arguments, make it good again.
 
         ``drop_dhcp``: the guest's next this many DHCP messages are lost. ``drop_probability``: of every
-        packet, either way. ``delay_ms``: of every packet, either way. Raises NetworkError when there is no
-        such interface or the values make no sense. Waits: not with the state's lock held.
+        packet, either way. ``delay_ms``: of every packet, either way. ``silent_dns``: the resolver does not
+        answer. Raises NetworkError when there is no such interface or the values make no sense. Waits: not
+        with the state's lock held.
         """
-        faults = {"drop_dhcp": drop_dhcp, "drop_probability": drop_probability, "delay_ms": delay_ms}
+        faults = {
+            "drop_dhcp": drop_dhcp, "drop_probability": drop_probability, "delay_ms": delay_ms,
+            "silent_dns": silent_dns,
+        }  # fmt: skip
         with self._lock:
             future = self._client.send("faults", name=interface_id, faults=faults)
         future.result(ANSWER_TIMEOUT_S)

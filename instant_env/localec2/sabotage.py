@@ -140,7 +140,7 @@ class Sabotage:
             else:
                 assembly.network.fault(
                     name, drop_dhcp=fault.drop_dhcp, drop_probability=fault.loss_percent / 100,
-                    delay_ms=fault.delay_ms,
+                    delay_ms=fault.delay_ms, silent_dns=fault.silent_dns,
                 )  # fmt: skip
 
     def _starting(self, instance_id: str) -> None:

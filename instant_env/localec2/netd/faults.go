@@ -11,6 +11,7 @@ type faults struct {
 	DropDHCP        int     `json:"drop_dhcp"`        // the next this many messages of the guest's DHCP client
 	DropProbability float64 `json:"drop_probability"` // of each packet, either way
 	DelayMS         int     `json:"delay_ms"`         // of each packet, either way
+	SilentDNS       bool    `json:"silent_dns"`       // the resolver does not answer the guest
 }
 
 func (p *port) setFaults(f faults) error {
@@ -32,6 +33,12 @@ func (p *port) fault() (drop bool, delay time.Duration) {
 		return true, 0
 	}
 	return false, time.Duration(f.DelayMS) * time.Millisecond
+}
+
+func (p *port) silentDNS() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.faults.SilentDNS
 }
 
 func (p *port) dropsDHCP() bool {

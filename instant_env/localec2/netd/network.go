@@ -263,6 +263,7 @@ func (n *network) between(p *port, packet packet, data []byte) {
 func (n *network) service(p *port, packet packet) {
 	switch {
 	case packet.fragment:
+	case packet.dstPort == dnsPort && p.silentDNS():
 	case packet.proto == protoTCP:
 		n.stack.inject(packet.ip)
 	case packet.proto == protoUDP:

@@ -194,6 +194,24 @@ func TestTheResolverAnswersOnTheWire(t *testing.T) {
 	}
 }
 
+func TestTheResolverIsSilentOnDemand(t *testing.T) {
+	n := testNetwork(t, config{})
+	g := newGuest(t, n, 10, "")
+	ask := func() []byte {
+		g.sendFrom(g.address, buildUDP(netip.AddrPortFrom(g.address, 4000), netip.MustParseAddrPort("172.31.0.2:53"),
+			dnsQuery("ip-172-31-1-1.ec2.internal", typeA)))
+		return g.frame()
+	}
+	for _, silent := range []bool{true, false} {
+		if got := n.obey(command{Do: "faults", Name: "eni-172.31.1.10", Faults: faults{SilentDNS: silent}}); got.Error != "" {
+			t.Fatal(got.Error)
+		}
+		if answer := ask(); (answer == nil) != silent {
+			t.Errorf("silent %v: % x", silent, answer)
+		}
+	}
+}
+
 func TestTheTimeIsTheHosts(t *testing.T) {
 	request := make([]byte, ntpLength)
 	request[0] = 4<<3 | 3

@@ -118,9 +118,12 @@ class PretendNetwork(Network):
         self.faults: dict[str, dict[str, float]] = {}
 
     def fault(
-        self, interface_id: str, *, drop_dhcp: int = 0, drop_probability: float = 0.0, delay_ms: int = 0
-    ) -> None:
-        self.faults[interface_id] = {"dhcp": drop_dhcp, "loss": drop_probability, "delay": delay_ms}
+        self, interface_id: str, *, drop_dhcp: int = 0, drop_probability: float = 0.0, delay_ms: int = 0,
+        silent_dns: bool = False,
+    ) -> None:  # fmt: skip
+        self.faults[interface_id] = {
+            "dhcp": drop_dhcp, "loss": drop_probability, "delay": delay_ms, "silent_dns": silent_dns
+        }  # fmt: skip
 
     def set_groups(self, groups: dict[str, list[dict[str, Any]]]) -> None:
         self.groups = groups

@@ -30,7 +30,8 @@ type machine struct {
 	marks     *timeline
 	processes *reaper
 	modules   func() (*kmod.Tree, error)
-	serving   chan struct{} // closed when sshd was started for the first time
+	gate      chan struct{} // closed when the key is there: sshd may accept connections
+	serving   chan struct{} // closed when sshd accepts them for the first time
 	ending    chan ending   // takes how and why the machine goes down; the first one counts
 }
 
@@ -48,6 +49,7 @@ func boot() {
 		marks:     newTimeline(bootTime, true),
 		processes: newReaper(),
 		modules:   sync.OnceValues(openModules),
+		gate:      make(chan struct{}),
 		serving:   make(chan struct{}),
 		ending:    make(chan ending, 1),
 	}
@@ -75,8 +77,9 @@ func boot() {
 	m.shutDown(<-m.ending)
 }
 
-// bringUp takes the machine from nothing to a running sshd, which it then supervises.
+// bringUp takes the machine from nothing to a login.
 func (m *machine) bringUp() error {
+	mounted := m.marks.stage("mounts")
 	if err := mountAll(mounts); err != nil {
 		return err
 	}
@@ -84,6 +87,7 @@ func (m *machine) bringUp() error {
 	if err := prepareSystem(); err != nil {
 		return err
 	}
+	mounted()
 	m.marks.mark("mounted")
 
 	network := m.async("network", m.bringUpNetwork)
@@ -97,31 +101,30 @@ func (m *machine) bringUp() error {
 	if err != nil {
 		return err
 	}
+	if err := <-hostKeys; err != nil {
+		return err
+	}
+	// sshd takes longer to load than the key takes to come, so it starts now, and waits at the gate.
+	m.spawn("sshd", func() error { return m.superviseSSHD(settings.SSHD) })
 
 	if err := <-network; err != nil {
 		return err
 	}
 	metadata := imds.New(imds.Default)
 	metadata.OnToken = func() { m.marks.mark("imds_token") }
+	keyInstalled := m.marks.stage("key")
 	if err := installKey(metadata, user, time.Now().Add(metadataLimit), m.marks, m.log); err != nil {
 		return err
 	}
-	if err := <-hostKeys; err != nil {
-		return err
-	}
-	return m.superviseSSHD(settings.SSHD, func() {
-		m.marks.mark("sshd_started")
-		close(m.serving)
-		m.spawn("after sshd's start", func() error { return m.finishBoot(metadata) })
-	})
+	keyInstalled()
+	close(m.gate)
+	return m.finishBoot(metadata)
 }
 
-// finishBoot is what can wait until sshd runs.
+// finishBoot is what can wait until sshd serves.
 func (m *machine) finishBoot(metadata *imds.Client) error {
-	if err := m.marks.write(timelineFile); err != nil {
-		m.log.sayf("cannot write the timeline: %v", err)
-	}
-	m.log.sayf("timeline %s", m.marks.json())
+	<-m.serving
+	m.tellTimeline("sshd_listening")
 	defer metadata.Close()
 	data, err := fetchUserData(metadata, time.Now().Add(metadataLimit), m.log)
 	if err != nil {
@@ -136,6 +139,19 @@ func (m *machine) finishBoot(metadata *imds.Client) error {
 	return nil
 }
 
+// tellTimeline writes it down as it is at a mark.
+func (m *machine) tellTimeline(mark string) {
+	read, err := rootReads()
+	if err == nil {
+		m.marks.markReads(mark, read)
+		err = m.marks.write(timelineFile)
+	}
+	if err != nil {
+		m.log.sayf("timeline: %v", err)
+	}
+	m.log.sayf("timeline %s", m.marks.json())
+}
+
 // spawn runs work beside everything else. An error or a panic of it is fatal for the machine.
 func (m *machine) spawn(what string, work func() error) {
 	go func() {
@@ -145,10 +161,17 @@ func (m *machine) spawn(what string, work func() error) {
 	}()
 }
 
-// async runs work beside everything else and delivers its error.
+// async runs work beside everything else, as a stage of the timeline, and delivers its error.
 func (m *machine) async(what string, work func() error) <-chan error {
 	done := make(chan error, 1)
-	go func() { done <- m.guarded(what, work) }()
+	ended := m.marks.stage(what)
+	go func() {
+		err := m.guarded(what, work)
+		if err == nil {
+			ended()
+		}
+		done <- err
+	}()
 	return done
 }
 

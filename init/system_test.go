@@ -4,8 +4,10 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -30,19 +32,22 @@ func TestWaitUntilFollowsTheClock(t *testing.T) {
 }
 
 func TestTimeline(t *testing.T) {
-	now := 812400 * time.Microsecond
-	marks := newTimeline(func() time.Duration { return now }, true)
-	marks.mark("init_start")
-	now += 1234567 * time.Nanosecond
-	marks.mark("network_up")
-	marks.mark("init_start") // only the first counts
-	want := `{"version":1,"clock":"CLOCK_BOOTTIME","pid1":true,"marks":[` +
-		`{"name":"init_start","boottime_ms":812.4},{"name":"network_up","boottime_ms":813.635}]}`
-	if got := string(marks.json()); got != want {
-		t.Fatalf("got  %s\nwant %s", got, want)
-	}
+	now := 800 * time.Millisecond
+	marks := newTimeline(func() time.Duration { now += 1500 * time.Microsecond; return now }, true)
+	first := marks.mark("init_start")
+	mounted := marks.stage("mounts")
+	marks.stage("network")
+	mounted()
+	again := marks.mark("init_start")
+	marks.markReads("init_start", diskReads{requests: 3, bytes: 12288})
+	want := `{"version":2,"clock":"CLOCK_BOOTTIME","pid1":true,"marks":[{"name":"init_start","boottime_ms":801.5}],` +
+		`"stages":[{"name":"mounts","start_ms":803,"end_ms":806},{"name":"network","start_ms":804.5,"end_ms":null}],` +
+		`"root_reads":[{"mark":"init_start","requests":3,"bytes":12288}]}`
 	if !json.Valid(newTimeline(bootTime, false).json()) {
-		t.Fatal("not JSON")
+		t.Error("an empty one is not JSON")
+	}
+	if got := string(marks.json()); got != want || !first || again {
+		t.Errorf("%v, %v\ngot  %s\nwant %s", first, again, got, want)
 	}
 }
 
@@ -125,12 +130,56 @@ func TestReaper(t *testing.T) {
 }
 
 func TestTailKeepsTheLastLines(t *testing.T) {
-	words := &tail{}
+	words := newTail()
 	for _, line := range []string{"one", "two", "three", "four"} {
 		words.add(line)
 	}
 	if got := words.last(); got != "two / three / four" {
 		t.Fatalf("got %q", got)
+	}
+}
+
+func TestParseDiskStat(t *testing.T) {
+	line := "     435      599    42294     1025       73       96     1344      393        0      992     1497"
+	if got, err := parseDiskStat(line); got != (diskReads{requests: 435, bytes: 42294 * 512}) || err != nil {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for _, line := range []string{"", "1 2", "x 2 3", "1 2 x"} {
+		if got, err := parseDiskStat(line); err == nil {
+			t.Errorf("%q: got %+v", line, got)
+		}
+	}
+}
+
+// A program whose first word is held back gets no further, and loses no word.
+func TestPluggedPipeHoldsAProgramUp(t *testing.T) {
+	reader, writer, plug, err := pluggedPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	done := filepath.Join(t.TempDir(), "done")
+	command := exec.Command("/bin/sh", "-c", `echo listening >&2; : >"$0"`, done)
+	command.Stderr = os.NewFile(uintptr(writer), "writer")
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	syscall.Close(writer)
+	time.Sleep(200 * time.Millisecond)
+	if _, err := os.Stat(done); err == nil {
+		t.Error("it went on before it was let")
+	}
+	if _, err := io.CopyN(io.Discard, reader, plug); err != nil {
+		t.Fatal(err)
+	}
+	if said, err := io.ReadAll(reader); string(said) != "listening\n" || err != nil {
+		t.Errorf("it said %q, %v", said, err)
+	}
+	if err := command.Wait(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(done); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -20,7 +20,8 @@ import asyncssh
 from instant_env.errors import InstantEnvError
 
 TIMELINE_PATH = "/run/instant-init/timeline.json"
-TIMELINE_VERSION = 1
+#: 1 is what images baked before had: the marks alone.
+TIMELINE_VERSIONS = (1, 2)
 
 #: /proc/uptime cuts off, it does not round: on average it is half a step behind.
 _UPTIME_STEP_MS = 10.0
@@ -68,8 +69,8 @@ def parse_timeline(text: str) -> tuple[bool, dict[str, float]]:
         return False, {}
     try:
         loaded: Any = json.loads(text)
-        if loaded["version"] != TIMELINE_VERSION:
-            raise GuestReadError(f"{TIMELINE_PATH} has version {loaded['version']}, not {TIMELINE_VERSION}")
+        if loaded["version"] not in TIMELINE_VERSIONS:
+            raise GuestReadError(f"{TIMELINE_PATH} has version {loaded['version']}, not known here")
         marks = {str(mark["name"]): float(mark["boottime_ms"]) for mark in loaded["marks"]}
         return bool(loaded["pid1"]), marks
     except (ValueError, KeyError, TypeError) as error:

@@ -70,7 +70,7 @@ def attempt(
 def test_ok_has_every_mark_in_order_with_resolutions(tmp_path: Path) -> None:
     timeline = tmp_path / "timeline.json"
     marks = [{"name": "init_start", "boottime_ms": 812.4}, {"name": "sshd_started", "boottime_ms": 1500}]
-    timeline.write_text(json.dumps({"version": 1, "clock": "CLOCK_BOOTTIME", "pid1": True, "marks": marks}))
+    timeline.write_text(json.dumps({"version": 2, "clock": "CLOCK_BOOTTIME", "pid1": True, "marks": marks}))
     with (
         SshHost(timeline=timeline).serving() as ssh,
         cloud_in_process(tmp_path, ssh.port, Ec2Faults(pending_s=0.3)) as cloud,

@@ -167,6 +167,10 @@ TABLE = (
         name="shellcheck", needed_for="checking shell scripts in the tests", scope=Scope.TESTS,
         programs=("shellcheck",), apt="shellcheck", dnf="ShellCheck", brew="shellcheck",
     ),
+    Requirement(
+        name="OpenSSH's clients", needed_for="logging in as people do in the tests", scope=Scope.TESTS,
+        programs=("ssh", "scp", "sftp"), apt="openssh-client", dnf="openssh-clients", brew="openssh",
+    ),
     # dnsmasq-base is the program without a service that would answer this machine's own network.
     Requirement(
         name="dnsmasq", needed_for="a real DHCP server in the tests", scope=Scope.TESTS,

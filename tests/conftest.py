@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-# Plugins of the contract tests that these also import by name, which is too late for pytest's own rewriting.
-pytest.register_assert_rewrite("contract_cloud", "localec2_cloud", "tiny_cloud")
+# Plugins of tests that these also import by name, which is too late for pytest's own rewriting.
+pytest.register_assert_rewrite("contract_cloud", "front", "localec2_cloud", "terminal", "tiny_cloud")
 
 #: Later in this list is slower. A broken unit test should be known before a machine boots.
 ORDER = ("boot", "e2e", "aws")

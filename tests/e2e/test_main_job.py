@@ -1,123 +1,28 @@
-"""The whole road, as a user goes it: bake both recipes, race them against cold, restart, clean up.
+"""The whole road, as a user goes it: bake both recipes, race them against cold, restart, kill.
 
-One state directory for the module, the machine's own cache of stock images. The tests build on each other
-in the order they are written, as the steps of a job do: each needs what the one before it left.
+One state directory for the session, the machine's own cache of stock images. The tests build on each other
+in the order they are written, as the steps of a job do: each needs what the one before it left. What was
+baked here serves test_ssh.py, and test_tidy.py cleans it up.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import awscli
 import pytest
 import yaml
+from front import INVOKE, NOTHING, Front, rows_of
 
 from instant_env.settings import ROOT
 
+pytest_plugins = ("front",)
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
-
-INVOKE = Path(sys.executable).parent / "invoke"
-
-
-class Front:
-    """The front door with one state directory."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.results = directory / "results"
-        self.environ = {
-            **os.environ,
-            "INSTANT_ENV_STATE_DIR": str(directory / "state"),
-            "INSTANT_ENV_RESULTS_DIR": str(self.results),
-        }
-
-    def run(self, *arguments: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
-        result = subprocess.run(
-            [str(INVOKE), *arguments], cwd=ROOT, env=self.environ, capture_output=True, text=True, check=False
-        )
-        print(shlex.join(arguments), result.stderr, result.stdout, sep="\n")
-        if ok:
-            assert result.returncode == 0, result.stderr
-        return result
-
-    def json(self, *arguments: str) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(self.run(*arguments, "--json").stdout)
-        return answer
-
-    def aws(self, *arguments: str) -> dict[str, Any]:
-        """The AWS CLI, from PyPI, in an environment of its own, under what local.env prints."""
-        program = awscli.program()
-        exports = self.run("local.env").stdout
-        command = f"{exports}\nexec {shlex.join([str(program), *arguments, '--output', 'json'])}"
-        result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
-        answer: dict[str, Any] = json.loads(result.stdout)
-        return answer
-
-    def leftovers(self) -> dict[str, list[str]]:
-        """Live machines, key pairs and security groups of ours, asked of the cloud itself."""
-        ours = ["--filters", "Name=tag:Project,Values=instant-env"]
-        reservations = self.aws("ec2", "describe-instances", *ours)["Reservations"]
-        machines = [
-            instance["InstanceId"]
-            for reservation in reservations
-            for instance in reservation["Instances"]
-            if instance["State"]["Name"] != "terminated"
-        ]
-        keys = [key["KeyName"] for key in self.aws("ec2", "describe-key-pairs")["KeyPairs"]]
-        groups = self.aws("ec2", "describe-security-groups", *ours)["SecurityGroups"]
-        volumes = self.aws("ec2", "describe-volumes", *ours)["Volumes"]
-        return {
-            "instances": machines,
-            "key pairs": keys,
-            "security groups": [group["GroupId"] for group in groups],
-            "volumes": [volume["VolumeId"] for volume in volumes],
-            "processes": [str(pid) for pid in self.machines()],
-        }
-
-    def machines(self) -> list[int]:
-        """Process ids of QEMUs that run from our state directory."""
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                command = (process / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"qemu-system" in command.split(b"\0")[0] and str(self.directory).encode() in command:
-                found.append(int(process.name))
-        return found
-
-
-NOTHING: dict[str, list[str]] = {
-    "instances": [], "key pairs": [], "security groups": [], "volumes": [], "processes": [],
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
-    front = Front(tmp_path_factory.mktemp("e2e"))
-    try:
-        yield front
-    finally:
-        print((front.directory / "state" / "localec2" / "server.log").read_text()[-20000:])
-        front.run("local.down")
-        assert front.machines() == []
-
-
-def rows_of(path: str) -> list[dict[str, str]]:
-    with Path(path).open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_both_recipes_bake_side_by_side_are_audited_and_leave_nothing(front: Front) -> None:
@@ -233,46 +138,3 @@ def test_a_server_killed_in_the_middle_of_a_bake_comes_back_and_is_cleaned(
     assert front.json("clean", "--yes")["failures"] == []
     assert front.leftovers() == NOTHING
     assert front.json("amis")["images"] == images
-
-
-def test_clean_says_first_and_takes_only_what_is_old_or_expired(front: Front) -> None:
-    """A second custom-init AMI, made from a bench machine that somebody left behind."""
-    assert front.json("clean")["found"] == []
-    (first,) = front.json("amis", "--recipe", "custom-init")["images"]
-    ours = "{Key=Project,Value=instant-env}"
-    expired = "{Key=instant-env:role,Value=bench},{Key=instant-env:expires-at,Value=2020-01-01T00:00:00Z}"
-    (machine,) = front.aws(
-        "ec2", "run-instances", "--image-id", first["ami"], "--instance-type", "m7i.large",
-        "--tag-specifications", f"ResourceType=instance,Tags=[{ours},{expired}]",
-    )["Instances"]  # fmt: skip
-    stop = ["ec2", "stop-instances", "--force", "--instance-ids", machine["InstanceId"]]
-    while front.aws(*stop)["StoppingInstances"][0]["CurrentState"]["Name"] != "stopped":
-        time.sleep(0.5)
-    tags = "{Key=instant-env:role,Value=image},{Key=instant-env:recipe,Value=custom-init}"
-    second = front.aws(
-        "ec2", "create-image", "--instance-id", machine["InstanceId"], "--name", "second",
-        "--tag-specifications", f"ResourceType=image,Tags=[{ours},{tags}]",
-    )["ImageId"]  # fmt: skip
-    while front.aws("ec2", "describe-images", "--image-ids", second)["Images"][0]["State"] == "pending":
-        time.sleep(0.5)
-
-    # The older one is `latest`, so it stays; the machine may go, and off a terminal nothing goes unasked.
-    found = front.json("clean", "--keep", "1")
-    assert [(row["kind"], row["id"]) for row in found["found"]] == [("instance", machine["InstanceId"])]
-    assert not found["removed"]
-    assert front.leftovers()["instances"] == [machine["InstanceId"]]
-
-    parameter = "/instant-env/custom-init/x86_64/latest"
-    front.aws(
-        "ssm", "put-parameter", "--name", parameter, "--value", second, "--type", "String", "--overwrite"
-    )
-    found = front.json("clean", "--keep", "1", "--yes")
-    assert {(row["kind"], row["id"]) for row in found["found"]} == {
-        ("instance", machine["InstanceId"]),
-        ("image", first["ami"]),
-    }
-    assert found["failures"] == []
-    assert [image["ami"] for image in front.json("amis", "--recipe", "custom-init")["images"]] == [second]
-    snapshots = front.aws("ec2", "describe-snapshots", "--owner-ids", "self")["Snapshots"]
-    assert not {snapshot["SnapshotId"] for snapshot in snapshots} & set(first["snapshots"])
-    assert front.leftovers() == NOTHING

@@ -108,6 +108,7 @@ def bake(
         "arch": "architecture: x86_64 (the default) or arm64",
         "instance-type": "instance type (default m7i.large, m7g.large)",
         "timeout-s": "seconds after which an attempt counts as timed out (default 600)",
+        "parallel": "launches in flight at a time (default 1)",
         "seed": "seed of the order within the blocks (default: random, recorded)",
         "name": "name in the file names of the results (default bench)",
         **_CLOUD_HELP,
@@ -123,6 +124,7 @@ def bench(
     arch: str = "x86_64",
     instance_type: str = "",
     timeout_s: int = 600,
+    parallel: int = 1,
     seed: int = -1,
     name: str = "bench",
     cloud: str = "",
@@ -137,12 +139,15 @@ def bench(
         result = runner.bench(
             settings, ami=ami, techniques=technique or None, iterations=iterations, arch=_arch(arch),
             instance_type=instance_type or None, seed=None if seed < 0 else seed, name=name,
-            timeout_s=float(timeout_s), progress=report,
+            timeout_s=float(timeout_s), parallel=parallel, progress=report,
         )  # fmt: skip
     if json:
-        print_json({**result.summary.as_json(), "csv": str(result.csv_path)})
+        print_json({**runner.result_dict(result), "csv": str(result.csv_path)})
     else:
-        table.print_summary(result.summary)
+        for summary in result.summaries:
+            table.print_summary(summary)
+        for line in table.filling_lines(result.fillings):
+            say(line)
         say(f"rows: {result.csv_path}")
     if result.failures:
         raise Exit(code=1)

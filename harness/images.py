@@ -29,7 +29,11 @@ def choose(
     if asked is None:
         if ami == "latest":
             _add_latest(cloud, arch, images)
-        chosen = [name for name, technique in TECHNIQUES.items() if technique.recipe in images]
+        chosen = [
+            name
+            for name, technique in TECHNIQUES.items()
+            if technique.raced_by_default and technique.recipe in images
+        ]
         if not chosen:
             raise UsageError(
                 f"no {arch} AMI to compare with cold yet",

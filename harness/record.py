@@ -6,7 +6,7 @@ from harness.experiment import Experiment, Planned
 from harness.results import Row
 from instant_env.cloud.session import Cloud
 from instant_env.launch.attempt import Attempt
-from instant_env.launch.techniques import Prepared
+from instant_env.launch.techniques import Place, Prepared
 from instant_env.launch.timeline import MarkName, Outcome
 
 #: The guest's marks that have a column: instant-init's name for it, and the column.
@@ -20,7 +20,14 @@ GUEST_MARKS = {
 
 
 def row_of(
-    attempt: Attempt, planned: Planned, experiment: Experiment, prepared: Prepared, cloud: Cloud, run_id: str
+    attempt: Attempt,
+    planned: Planned,
+    experiment: Experiment,
+    prepared: Prepared,
+    place: Place,
+    cloud: Cloud,
+    run_id: str,
+    in_flight: int,
 ) -> Row:
     """Everything known of an attempt, as a row."""
     timeline, stats, guest = attempt.timeline, attempt.stats, attempt.guest
@@ -36,20 +43,25 @@ def row_of(
     marks = {
         column: round(guest.marks_ms[name], 3)
         for name, column in GUEST_MARKS.items()
-        if guest is not None and name in guest.marks_ms
+        if guest is not None and name in guest.marks_ms and guest.boot_at_ns > timeline.t0_ns
     }
     return Row(
         run_id=run_id,
         attempt=planned.attempt,
         block=planned.block,
         technique=planned.technique,
-        arch=experiment.arch.value,
+        variant=planned.cell.variant or None,
+        arch=planned.cell.arch.value,
         cloud=cloud.name.value,
-        accelerator=cloud.accelerator_for(experiment.arch),
+        accelerator=cloud.accelerator_for(planned.cell.arch),
         region=cloud.region,
         zone=attempt.zone or None,
-        instance_type=experiment.instance_type,
+        instance_type=planned.cell.instance_type,
         market=attempt.market.value if attempt.market else None,
+        in_flight=in_flight,
+        fill_ms=round(place.fill_s * 1000, 3) if place.fill_s else None,
+        pool_age_ms=round((timeline.t0_ns - place.filled_ns) / 1e6, 3) if place.fill_s else None,
+        resumed=None if attempt.resumed is None else "yes" if attempt.resumed else "no",
         ami=prepared.image_id,
         instance_id=attempt.instance_id or None,
         outcome=attempt.outcome.value,
@@ -85,7 +97,7 @@ def row_of(
 
 def progress_line(row: Row, total: int) -> str:
     """One attempt in one line: ``[2/9] custom-init  ok  t1 0.21 s  t2 0.38 s  t3 7.02 s  t4 8.11 s``."""
-    head = f"[{row.attempt}/{total}] {row.technique:<12} {row.outcome}"
+    head = f"[{row.attempt}/{total}] {row.label:<15} {row.outcome}"
     figures = {"t1": row.t1_ms, "t2": row.t2_ms, "t3": row.t3_ms, "t4": row.t4_ms, "t2→t4": row.t2_t4_ms}
     told = "".join(f"  {name} {ms / 1000:.2f} s" for name, ms in figures.items() if ms is not None)
     return head + told + ("" if row.outcome == Outcome.OK else f"  ({row.error or 'no reason known'})")

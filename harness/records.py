@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.results import Row
+from harness.results import Row, label
 from instant_env.errors import UsageError
 
 #: Without these a file is no result of ours.
@@ -42,7 +42,8 @@ class Kind:
 
 @dataclass(frozen=True)
 class Record:
-    """One attempt. ``numbers`` holds every cell that is a number, ``texts`` every cell that is not empty."""
+    """One attempt. ``technique`` is the row's label, variant included. ``numbers`` holds every cell that is a
+    number, ``texts`` every cell that is not empty."""
 
     kind: Kind
     technique: str
@@ -79,7 +80,7 @@ def _record(cells: Mapping[str, str]) -> Record:
             cloud=texts["cloud"], accelerator=texts["accelerator"], arch=texts["arch"],
             instance_type=texts["instance_type"], region=texts.get("region", ""),
         ),
-        technique=texts["technique"],
+        technique=label(texts["technique"], texts.get("variant")),
         block=int(texts["block"]),
         outcome=texts["outcome"],
         timeout_ms=float(texts["timeout_s"]) * 1000,

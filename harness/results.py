@@ -12,12 +12,17 @@ from typing import IO, Any
 
 from instant_env.errors import UsageError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def _column(unit: str, doc: str, *, optional: bool = True) -> Any:
     metadata = {"unit": unit, "doc": doc}
     return field(default=None, metadata=metadata) if optional else field(metadata=metadata)
+
+
+def label(technique: str, variant: str | None) -> str:
+    """`custom-init [hop_limit=2]`: what figures are computed for."""
+    return f"{technique} [{variant}]" if variant else technique
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,7 @@ class Row:
         "", "block of the interleaving, from 1; each has every technique once", optional=False
     )
     technique: str = _column("", "name of the technique", optional=False)
+    variant: str | None = _column("", "what the experiment varies beside the technique, as `hop_limit=2`")
     arch: str = _column("", "`x86_64` or `arm64`", optional=False)
     cloud: str = _column("", "`local` (localec2) or `aws`", optional=False)
     accelerator: str = _column("", "how the machine ran: `tcg` (emulated), `kvm`, or `ec2`", optional=False)
@@ -37,6 +43,11 @@ class Row:
     zone: str | None = _column("", "availability zone")
     instance_type: str = _column("", "instance type", optional=False)
     market: str | None = _column("", "`spot` or `on-demand`, as it was in the end")
+    in_flight: int = _column("count", "attempts in flight at t0, this one included", optional=False)
+    fill_ms: float | None = _column("ms", "what filling its place in a pool took, before t0")
+    pool_age_ms: float | None = _column("ms", "how long its place had been ready at t0")
+    resumed: str | None = _column("", "`yes` or `no`: whether a hibernated machine resumed, by its boot id")
+    cost_usd: float | None = _column("USD", "estimate of what its machine cost, filling and ending included")
     ami: str = _column("", "AMI that was launched", optional=False)
     instance_id: str | None = _column("", "the machine; empty when none was launched")
     outcome: str = _column("", "`ok` or the kind of failure, see below", optional=False)
@@ -79,6 +90,11 @@ class Row:
     harness_lag_ms: float | None = _column(
         "ms", "the worst lateness of the harness's own event loop, t0 to t4"
     )
+
+    @property
+    def label(self) -> str:
+        """Technique and variant, as people read them: what figures are computed for."""
+        return label(self.technique, self.variant)
 
 
 COLUMNS: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(Row)

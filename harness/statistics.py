@@ -303,6 +303,12 @@ def _phase(values: Sample, resamples: int) -> PhaseStatistics:
     )
 
 
+def summarise_kinds(records: Sequence[Record], order: Sequence[str] = ()) -> tuple[Summary, ...]:
+    """A summary for each kind of machine, in the order in which they come."""
+    kinds = dict.fromkeys(record.kind for record in records)
+    return tuple(summarise([record for record in records if record.kind == kind], order) for kind in kinds)
+
+
 def summarise(records: Sequence[Record], order: Sequence[str] = (), *, resamples: int = RESAMPLES) -> Summary:
     """Sum up the attempts of one run; techniques in ``order``, others after them as they come.
 
@@ -314,6 +320,7 @@ def summarise(records: Sequence[Record], order: Sequence[str] = (), *, resamples
             "no attempts to sum up" if not kinds else "these attempts ran on different kinds of machine",
             hint="" if not kinds else "sum up one kind at a time",
         )
+    records = [record for record in records if record.block > 0]  # block 0 warmed up
     found = []
     for name in dict.fromkeys([*order, *(record.technique for record in records)]):
         own = [record for record in records if record.technique == name]

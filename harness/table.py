@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import TextIO
+from collections.abc import Mapping
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
@@ -103,6 +104,15 @@ def notes(summary: Summary) -> list[str]:
     if any(comparison.ratio.interval is None for comparison in compared):
         said.append("too few blocks for a 95 % interval of × faster: that takes 6 attempts of each")
     return said
+
+
+def filling_lines(fillings: Mapping[str, Any]) -> list[str]:
+    """What the pools took, apart from what was measured: a line each."""
+    return [
+        f"filling {name}: {filling['places']} places, {filling['machines']} machines, "
+        f"{filling['seconds']:.1f} s, not in the times above"
+        for name, filling in fillings.items()
+    ]
 
 
 def print_summary(summary: Summary, file: TextIO | None = None) -> None:

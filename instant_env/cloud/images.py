@@ -36,6 +36,7 @@ class BakedImage:
     created: datetime
     size_gib: int
     snapshot_ids: tuple[str, ...]
+    root_device: str = ""
     run_id: str = ""
     expires_at: datetime | None = None
 
@@ -60,6 +61,7 @@ def _from_description(image: ImageTypeDef) -> BakedImage:
         created=datetime.fromisoformat(image["CreationDate"].replace("Z", "+00:00")),
         size_gib=sum(volume.get("VolumeSize", 0) for volume in volumes),
         snapshot_ids=tuple(volume["SnapshotId"] for volume in volumes if "SnapshotId" in volume),
+        root_device=image.get("RootDeviceName", ""),
         run_id=tags.get(f"{PREFIX}run", ""),
         expires_at=expiry(tags),
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from botocore.exceptions import ClientError
 
@@ -20,7 +20,7 @@ from instant_env.errors import UsageError
 from instant_env.settings import CloudName
 
 if TYPE_CHECKING:
-    from mypy_boto3_ec2.type_defs import InstanceTypeDef, RunInstancesRequestTypeDef
+    from mypy_boto3_ec2.type_defs import EbsBlockDeviceTypeDef, InstanceTypeDef, RunInstancesRequestTypeDef
 
 #: A current general-purpose generation that exists for both architectures.
 _DEFAULT_TYPES = {Arch.X86_64: "m7i.large", Arch.ARM64: "m7g.large"}
@@ -63,8 +63,29 @@ def default_market(cloud: Cloud) -> Market:
 
 
 @dataclass(frozen=True)
+class LaunchOptions:
+    """What an experiment may vary of a launch; the defaults are how we launch otherwise.
+
+    ``root_gib`` None is the AMI's own size. ``volume_rate_mib_s``: EBS's provisioned initialisation rate of
+    the root volume, 100 to 300 MiB/s (API_EbsBlockDevice). Both need the AMI's root device.
+    """
+
+    hop_limit: int = 1
+    zone: str | None = None
+    root_gib: int | None = None
+    volume_rate_mib_s: int | None = None
+    instance_profile: str | None = None
+    tags_in_metadata: bool = False
+    encrypted: bool = False
+    hibernation: bool = False
+
+
+@dataclass(frozen=True)
 class LaunchRequest:
-    """One machine to launch. ``ttl_s`` becomes the machine's own timer through user data."""
+    """One machine to launch. ``ttl_s`` becomes the machine's own timer through user data.
+
+    ``interface_id``: an existing network interface, which has subnet and security group of its own.
+    """
 
     image_id: str
     instance_type: str
@@ -79,15 +100,28 @@ class LaunchRequest:
     shutdown_behavior: str = "terminate"
     user_data: str | None = None
     extra_tags: Mapping[str, str] = field(default_factory=dict)
+    options: LaunchOptions = field(default_factory=LaunchOptions)
+    root_device: str = ""
+    interface_id: str | None = None
 
 
-def ttl_user_data(ttl_s: int) -> str:
-    """User data that tells instant-init to power the machine off after ``ttl_s`` seconds."""
-    return json.dumps({"instant-env": {"ttl_s": ttl_s}})
+def ttl_user_data(ttl_s: int, padding: int = 0) -> str:
+    """User data that tells instant-init to power the machine off after ``ttl_s`` seconds.
+
+    ``padding`` makes it that many bytes longer, under a key of its own, which instant-init ignores.
+    """
+    document: dict[str, Any] = {"instant-env": {"ttl_s": ttl_s}}
+    if padding:
+        document["padding"] = "x" * padding
+    return json.dumps(document)
 
 
 def request_body(cloud: Cloud, request: LaunchRequest) -> RunInstancesRequestTypeDef:
-    """RunInstances' parameters for a request: IMDSv2 only, hop limit 1, tags on machine and volumes."""
+    """RunInstances' parameters for a request: IMDSv2 only, tags on machine, volumes and new interface."""
+    options = request.options
+    tagged: list[Literal["instance", "volume", "network-interface"]] = ["instance", "volume"]
+    if not request.interface_id:  # an existing one has its tags
+        tagged.append("network-interface")
     body: RunInstancesRequestTypeDef = {
         "ImageId": request.image_id,
         "InstanceType": request.instance_type,  # type: ignore[typeddict-item]
@@ -98,12 +132,10 @@ def request_body(cloud: Cloud, request: LaunchRequest) -> RunInstancesRequestTyp
         "MetadataOptions": {
             "HttpTokens": "required",
             "HttpEndpoint": "enabled",
-            "HttpPutResponseHopLimit": 1,
+            "HttpPutResponseHopLimit": options.hop_limit,
         },
         "TagSpecifications": tag_specifications(
-            "instance",
-            "volume",
-            "network-interface",
+            *tagged,
             run_id=request.run_id,
             role=request.role,
             name=request.name,
@@ -113,10 +145,23 @@ def request_body(cloud: Cloud, request: LaunchRequest) -> RunInstancesRequestTyp
     }
     if request.key_name:
         body["KeyName"] = request.key_name
-    if request.security_group_id:
-        body["SecurityGroupIds"] = [request.security_group_id]
-    if cloud.settings.subnet:
-        body["SubnetId"] = cloud.settings.subnet
+    if request.interface_id:
+        body["NetworkInterfaces"] = [{"DeviceIndex": 0, "NetworkInterfaceId": request.interface_id}]
+    else:
+        if request.security_group_id:
+            body["SecurityGroupIds"] = [request.security_group_id]
+        if cloud.settings.subnet:
+            body["SubnetId"] = cloud.settings.subnet
+    if options.zone and not request.interface_id:
+        body["Placement"] = {"AvailabilityZone": options.zone}
+    if options.tags_in_metadata:
+        body["MetadataOptions"]["InstanceMetadataTags"] = "enabled"
+    if options.instance_profile:
+        body["IamInstanceProfile"] = {"Name": options.instance_profile}
+    if options.hibernation:
+        body["HibernationOptions"] = {"Configured": True}
+    if root := _root_volume(options):
+        body["BlockDeviceMappings"] = [{"DeviceName": request.root_device, "Ebs": root}]
     if request.user_data:
         body["UserData"] = request.user_data
     if request.market is Market.SPOT:
@@ -125,6 +170,18 @@ def request_body(cloud: Cloud, request: LaunchRequest) -> RunInstancesRequestTyp
             "SpotOptions": {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"},
         }
     return body
+
+
+def _root_volume(options: LaunchOptions) -> EbsBlockDeviceTypeDef:
+    """What a launch says of its root volume; empty when that is the AMI's business."""
+    root: EbsBlockDeviceTypeDef = {}
+    if options.root_gib is not None:
+        root["VolumeSize"] = options.root_gib
+    if options.volume_rate_mib_s is not None:
+        root["VolumeInitializationRate"] = options.volume_rate_mib_s
+    if options.encrypted or options.hibernation:  # EC2 hibernates to an encrypted root volume only
+        root["Encrypted"] = True
+    return root
 
 
 def launch(cloud: Cloud, request: LaunchRequest) -> str:

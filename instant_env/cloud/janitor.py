@@ -15,13 +15,14 @@ from botocore.exceptions import ClientError
 
 from instant_env.cloud import instances, runs
 from instant_env.cloud.images import deregister, list_baked
+from instant_env.cloud.interfaces import delete_public_interface
 from instant_env.cloud.network import delete_group
 from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, error_code
 from instant_env.cloud.tags import PREFIX, PROJECT_FILTER, Role, expired, read_tags
 from instant_env.errors import UsageError
 
 #: Machines these roles launch live minutes; images have no expiry.
-_MACHINE_ROLES = (Role.BUILDER, Role.VERIFY, Role.BENCH)
+_MACHINE_ROLES = (Role.BUILDER, Role.VERIFY, Role.BENCH, Role.POOL)
 #: States of an AMI that nothing can be launched from any more (API_Image).
 _BROKEN = ("failed", "invalid", "error")
 
@@ -120,6 +121,17 @@ def _expired_leftovers(cloud: Cloud, now: datetime, dead_runs: _DeadRuns) -> lis
             if volume["State"] == "available" and (reason := reason_of(tags)):
                 name = tags.get("Name", "")
                 removals.append(Removal("volume", volume["VolumeId"], name, f"{reason}, unattached"))
+    for interfaces in cloud.ec2.get_paginator("describe_network_interfaces").paginate(Filters=PROJECT_FILTER):
+        for interface in interfaces["NetworkInterfaces"]:
+            tags = read_tags(interface.get("TagSet"))
+            if interface.get("Status") == "available" and (reason := reason_of(tags)):
+                name = tags.get("Name", "")
+                removals.append(Removal("network-interface", interface["NetworkInterfaceId"], name, reason))
+    for address in cloud.ec2.describe_addresses(Filters=PROJECT_FILTER)["Addresses"]:
+        tags = read_tags(address.get("Tags"))
+        if reason := reason_of(tags):
+            name = tags.get("Name", "")
+            removals.append(Removal("elastic-ip", address["AllocationId"], name, reason))
     for groups in cloud.ec2.get_paginator("describe_security_groups").paginate(Filters=PROJECT_FILTER):
         for group in groups["SecurityGroups"]:
             tags = read_tags(group.get("Tags"))
@@ -172,10 +184,20 @@ def _remove_key(cloud: Cloud, removal: Removal) -> None:
     cloud.ec2.delete_key_pair(KeyName=removal.name)
 
 
+def _remove_interface(cloud: Cloud, removal: Removal) -> None:
+    delete_public_interface(cloud, removal.id, "")
+
+
+def _remove_address(cloud: Cloud, removal: Removal) -> None:
+    delete_public_interface(cloud, "", removal.id)
+
+
 _REMOVERS: dict[str, Callable[[Cloud, Removal], None]] = {
     "instance": _remove_instance,
     "image": _remove_image,
     "volume": _remove_volume,
+    "network-interface": _remove_interface,
+    "elastic-ip": _remove_address,
     "security-group": _remove_group,
     "key-pair": _remove_key,
 }

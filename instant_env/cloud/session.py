@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import boto3
 from botocore.config import Config
@@ -27,6 +27,13 @@ Progress = Callable[[str], None]
 
 #: Answers with the caller's public IPv4 address as plain text; AWS runs it.
 AWS_CALLER_IP_URL = "https://checkip.amazonaws.com"
+
+
+class InstanceConnectClient(Protocol):
+    """The one call of EC2 Instance Connect that we make."""
+
+    def send_ssh_public_key(self, *, InstanceId: str, InstanceOSUser: str, SSHPublicKey: str) -> Any:
+        """For a minute the running machine finds this key in IMDS. Raises botocore's ClientError."""
 
 
 class CloudError(InstantEnvError):
@@ -47,6 +54,7 @@ class Cloud:
     settings: Settings
     ec2: EC2Client
     ssm: SSMClient
+    instance_connect: InstanceConnectClient
     region: str
     ssh_port: int
     caller_ip_url: str
@@ -108,6 +116,9 @@ def _connect_local(settings: Settings, progress: Progress) -> Cloud:
         settings=settings,
         ec2=session.client("ec2", endpoint_url=endpoint.url, config=_LOCAL_CONFIG),
         ssm=session.client("ssm", endpoint_url=endpoint.url, config=_LOCAL_CONFIG),
+        instance_connect=session.client(
+            "ec2-instance-connect", endpoint_url=endpoint.url, config=_LOCAL_CONFIG
+        ),
         region=endpoint.region,
         ssh_port=settings.ssh_port or endpoint.ssh_port,
         caller_ip_url=settings.caller_ip_url or endpoint.caller_ip_url,
@@ -136,6 +147,7 @@ def _connect_aws(settings: Settings) -> Cloud:
         settings=settings,
         ec2=session.client("ec2", config=_AWS_CONFIG),
         ssm=session.client("ssm", config=_AWS_CONFIG),
+        instance_connect=session.client("ec2-instance-connect", config=_AWS_CONFIG),
         region=settings.region,
         ssh_port=settings.ssh_port or 22,
         caller_ip_url=settings.caller_ip_url or AWS_CALLER_IP_URL,

@@ -26,6 +26,7 @@ class Role(StrEnum):
     BUILDER = "builder"
     VERIFY = "verify"
     BENCH = "bench"
+    POOL = "pool"
     IMAGE = "image"
 
 

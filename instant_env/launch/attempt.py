@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import asyncssh
@@ -15,9 +15,9 @@ from instant_env.cloud.instances import CAPACITY_ERRORS, Market
 from instant_env.cloud.session import Cloud, error_code
 from instant_env.launch.guest import GuestReadError, GuestReport, read_guest
 from instant_env.launch.lag import LagMeter
+from instant_env.launch.launched import Launched
 from instant_env.launch.login import HandshakeFailed, KeyRefused, Login, authenticate, client_options
 from instant_env.launch.probe import DIRECT, Found, ProbeStats, probe
-from instant_env.launch.techniques.base import Launched
 from instant_env.launch.timeline import MarkName, Outcome, Timeline
 from instant_env.launch.watch import MachineEnded, Running, Watched, Watcher
 
@@ -47,21 +47,30 @@ class Attempt:
         username: str,
         key: asyncssh.SSHKey,
         timeout_s: float,
+        afterwards: Callable[[asyncssh.SSHClientConnection], Awaitable[None]] | None = None,
     ) -> None:
+        """``start`` asks for the machine. ``afterwards`` gets the connection once the clock has stopped and
+        the
+        guest was asked; what it raises, ``run`` raises."""
         self._cloud = cloud
         self._watcher = watcher
         self._start = start
         self._options = client_options(username, key)
         self._timeout_s = timeout_s
+        self._afterwards = afterwards
         self._trouble = ""
         self._lag = LagMeter()
         self._watched: Watched | None = None
         self._login: Login | None = None
+        self._resumes = ""
         self.timeline = Timeline.start()
         self.outcome = Outcome.CANCELLED
         self.error = ""
         self.notes: list[str] = []
         self.instance_id = ""
+        self.address = ""
+        self.resumed: bool | None = None
+        """Whether a machine that was to resume did, by its boot id; None where nothing was to."""
         self.market: Market | None = None
         self.stats = ProbeStats()
         self.keys_refused = 0
@@ -101,11 +110,29 @@ class Attempt:
             if self._login is not None and self.outcome is not Outcome.OK:
                 self._login.connection.abort()
         if self._login is not None and self.outcome is Outcome.OK:
-            await self._ask_guest(self._login)
+            try:
+                await self._ask_guest(self._login)
+                if self._afterwards is not None:
+                    await self._afterwards(self._login.connection)
+            finally:
+                self._login.connection.abort()
+            self._check_resumed()
 
     def _fail(self, outcome: Outcome, error: str) -> None:
         self.outcome = outcome
         self.error = " ".join(error.split())
+
+    def _check_resumed(self) -> None:
+        """A machine that booted afresh when it should have resumed has not done what was to be measured."""
+        if self._resumes and self.guest is None:
+            self._fail(Outcome.NOT_RESUMED, "no proof that it resumed: the guest did not tell its boot id")
+        elif self._resumes and self.guest is not None:
+            self.resumed = self.guest.boot_id == self._resumes
+            if not self.resumed:
+                self._fail(
+                    Outcome.NOT_RESUMED,
+                    f"it booted instead of resuming: boot id {self.guest.boot_id}, was {self._resumes}",
+                )
 
     def _after_timeout(self) -> tuple[Outcome, str]:
         after = f"after {self._timeout_s:.0f} s"
@@ -136,15 +163,21 @@ class Attempt:
     def _take(self, launched: Launched) -> None:
         self.instance_id = launched.instance_id
         self.market = launched.market
+        self._resumes = launched.resumes
         if launched.note:
             self.notes.append(launched.note)
         self.timeline.mark(MarkName.T1, launched.returned_ns)
+        if launched.running:
+            self.timeline.mark(MarkName.T2, launched.returned_ns)
 
     async def _reach(self, launched: Launched) -> None:
         """From the instance id to the login, while the watch looks out for the machine's end."""
-        watched = self._watched = self._watcher.follow(launched.instance_id, launched.returned_ns)
+        watched = self._watched = self._watcher.follow(
+            launched.instance_id, launched.returned_ns, restarted=launched.restarted
+        )
         watched.running.add_done_callback(self._mark_running)
-        login = asyncio.create_task(self._log_in(watched, launched))
+        delivery = asyncio.create_task(self._deliver(watched, launched))
+        login = asyncio.create_task(self._log_in(watched, launched, delivery))
         either: set[asyncio.Future[Any]] = {login, watched.ended}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -155,15 +188,26 @@ class Attempt:
         finally:
             self._watcher.forget(launched.instance_id)
             login.cancel()
-            await asyncio.gather(login, return_exceptions=True)
+            delivery.cancel()
+            await asyncio.gather(login, delivery, return_exceptions=True)
 
     def _mark_running(self, running: asyncio.Future[Running]) -> None:
         if not running.cancelled() and running.exception() is None:
             self.timeline.mark(MarkName.T2, running.result().seen_ns, running.result().resolution_ns)
 
-    async def _log_in(self, watched: Watched, launched: Launched) -> None:
-        """Probe and authenticate until sshd lets us in; the deadline is the caller's."""
-        address = await watched.address
+    async def _deliver(self, watched: Watched, launched: Launched) -> None:
+        """Hand the key over as soon as the machine runs, where it has to run for that."""
+        if launched.deliver is not None:
+            await watched.running
+            await asyncio.to_thread(launched.deliver)
+
+    async def _log_in(self, watched: Watched, launched: Launched, delivery: asyncio.Task[None]) -> None:
+        """Probe and authenticate until sshd lets us in; the deadline is the caller's.
+
+        sshd refuses a key that is still on its way, and makes us wait for it; so the version line is held
+        until the key was handed over.
+        """
+        address = self.address = launched.address or await watched.address
         not_before_ns = launched.returned_ns
         previous: Found | None = None
         while True:
@@ -171,6 +215,11 @@ class Attempt:
                 address, self._cloud.ssh_port, DIRECT, self.stats, not_before_ns=not_before_ns
             )
             self._mark_answer(found)
+            try:
+                await asyncio.shield(delivery)
+            except BaseException:
+                found.sock.close()
+                raise
             try:
                 login = self._login = await authenticate(found.sock, self._options)
             except KeyRefused:
@@ -204,8 +253,6 @@ class Attempt:
             self.notes.append(f"guest: {error}")
         except TimeoutError:
             self.notes.append(f"guest: no report within {_GUEST_READ_S:.0f} s")
-        finally:
-            login.connection.abort()
 
 
 def _outcome_of_end(error: MachineEnded) -> Outcome:

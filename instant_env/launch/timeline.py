@@ -23,6 +23,7 @@ class Outcome(StrEnum):
     TIMEOUT = "timeout"  # no login in time, and nothing more specific is known (right-censored)
     SSH_REFUSED = "ssh_refused"  # in time the guest's network came up, but nothing listened on the port
     AUTH_FAILED = "auth_failed"  # sshd answered and refused our key until the time was up
+    NOT_RESUMED = "not_resumed"  # a login, but the machine booted where it should have resumed
     INTERRUPTED = "interrupted"  # cut off from outside: Ctrl-C, SIGTERM, or a reclaimed spot machine
     CANCELLED = "cancelled"  # whoever asked for the machine withdrew
 

@@ -52,7 +52,7 @@ class MachineEnded(InstantEnvError):
 class Watched:
     """One machine under watch. The futures fail with MachineEnded when the machine ends."""
 
-    def __init__(self, instance_id: str, since_ns: int) -> None:
+    def __init__(self, instance_id: str, since_ns: int, *, restarted: bool = False) -> None:
         loop = asyncio.get_running_loop()
         self.instance_id = instance_id
         self.address: asyncio.Future[str] = loop.create_future()
@@ -61,11 +61,16 @@ class Watched:
         """Never has a result: it fails when the machine ends, for waiting on beside something else."""
         self.zone = ""
         self._not_running_ns = since_ns
+        self._may_be_stopped = restarted
 
     def see(self, instance: InstanceTypeDef, asked_ns: int, answered_ns: int) -> None:
         """Take in one description; ``asked_ns`` is when the question went out."""
         state = instance["State"]["Name"]
         self.zone = instance.get("Placement", {}).get("AvailabilityZone", self.zone)
+        if state == "stopped" and self._may_be_stopped:  # DescribeInstances is behind StartInstances
+            self._not_running_ns = asked_ns
+            return
+        self._may_be_stopped = False
         if state in _ENDED:
             reason = instance.get("StateReason", {})
             error = MachineEnded(state, reason.get("Code", ""), reason.get("Message", ""))
@@ -112,9 +117,12 @@ class Watcher:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def follow(self, instance_id: str, since_ns: int) -> Watched:
-        """Watch a machine that was launched at ``since_ns`` (``time.monotonic_ns()``)."""
-        watched = Watched(instance_id, since_ns)
+    def follow(self, instance_id: str, since_ns: int, *, restarted: bool = False) -> Watched:
+        """Watch a machine that was launched at ``since_ns`` (``time.monotonic_ns()``).
+
+        ``restarted``: it was stopped before, so `stopped` is no end until another state was seen.
+        """
+        watched = Watched(instance_id, since_ns, restarted=restarted)
         self._watched[instance_id] = watched
         self._changed.set()
         return watched

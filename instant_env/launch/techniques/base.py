@@ -1,6 +1,8 @@
 """What a technique is: one way of getting a machine, from "prepare" to "clean up".
 
-The methods are synchronous, as boto3 is; callers with an event loop run them in a worker thread.
+``prepare`` runs once, ``fill`` before each attempt, ``launch`` on the clock, ``release`` after the attempt's
+machine is gone. All but ``fill`` are synchronous, as boto3 is; callers with an event loop run them in a
+worker thread. ``fill`` may wait for a machine for minutes, and whoever waits must be able to stop it.
 """
 
 from __future__ import annotations
@@ -11,20 +13,42 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import ClassVar
+from enum import StrEnum
 
+import asyncssh
 from botocore.exceptions import ClientError
 
 from instant_env.cloud.images import BakedImage
-from instant_env.cloud.instances import CAPACITY_ERRORS, LaunchRequest, Market, launch, ttl_user_data
+from instant_env.cloud.instances import (
+    CAPACITY_ERRORS,
+    LaunchOptions,
+    LaunchRequest,
+    Market,
+    launch,
+    ttl_user_data,
+)
 from instant_env.cloud.session import Cloud, error_code
 from instant_env.cloud.tags import Role
-from instant_env.errors import UsageError
+from instant_env.errors import InstantEnvError, UsageError
+from instant_env.launch.launched import Launched
+from instant_env.launch.watch import Watcher
+
+_PLAIN = LaunchOptions()
+
+
+class HandOver(StrEnum):
+    """How a running machine gets a key: see :mod:`instant_env.cloud.handover`."""
+
+    CONNECT = "connect"
+    TAG = "tag"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What ``prepare`` found or made, ahead of the clock. ``username`` logs in; the rest goes on record."""
+    """What ``prepare`` found or made, ahead of the clock. ``username`` logs in; the rest goes on record.
+
+    ``root_gib`` is the size of the AMI's root volume; ``root_device`` its name.
+    """
 
     image_id: str
     username: str
@@ -32,11 +56,18 @@ class Prepared:
     plan_hash: str = ""
     base_ami: str = ""
     note: str = ""
+    root_device: str = ""
+    root_gib: int = 0
 
 
 @dataclass(frozen=True)
 class Order:
-    """One launch, as every technique is told it. ``ttl_s``: the machine's own timer, where it has one."""
+    """One launch, as every technique is told it. ``ttl_s``: the machine's own timer, where it has one.
+
+    ``public_key`` is the key that is to be let in; ``key_name`` names the key pair that EC2 gives to machines
+    at launch. The two are the same key unless the technique hands a key over (``hands_over_key``).
+    ``padding``: bytes of nothing in the user data.
+    """
 
     run_id: str
     name: str
@@ -48,24 +79,58 @@ class Order:
     expires_at: datetime
     ttl_s: int
     client_token: str
+    public_key: str = ""
+    options: LaunchOptions = _PLAIN
+    hand_over: HandOver = HandOver.CONNECT
+    padding: int = 0
 
 
 @dataclass(frozen=True)
-class Launched:
-    """A machine that EC2 has given an id. ``returned_ns``: ``time.monotonic_ns()`` when its answer came."""
+class Place:
+    """What ``fill`` made for one attempt; empty for techniques that make nothing ahead.
 
-    instance_id: str
-    market: Market
-    returned_ns: int
-    note: str = ""
+    ``machines``: how many it launched. ``fill_s``: how long it took. ``boot_id``: of its machine, as it ran
+    then. ``filled_ns``: ``time.monotonic_ns()`` when it was ready.
+    """
+
+    instance_id: str = ""
+    interface_id: str = ""
+    allocation_id: str = ""
+    address: str = ""
+    boot_id: str = ""
+    machines: int = 0
+    fill_s: float = 0.0
+    filled_ns: int = 0
+
+
+class FillError(InstantEnvError):
+    """A place could not be made."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where places are made, and with what: the run's watch and the key of its key pair."""
+
+    cloud: Cloud
+    watcher: Watcher
+    key: asyncssh.SSHKey
+    timeout_s: float
 
 
 class Technique(ABC):
     """One way of getting a machine."""
 
-    name: ClassVar[str]
-    recipe: ClassVar[str | None]
+    name: str
+    recipe: str | None
     """The recipe whose AMI it launches, None when it needs none of its own."""
+    raced_by_default = False
+    """Whether a run that names no technique includes it, when its AMI is there."""
+    on_demand_only = False
+    """Its machines are stopped and started, or stand for long: a one-time spot machine cannot."""
+    hands_over_key = False
+    """Its machines are there before the key is known: each attempt has a key of its own."""
+    most_in_flight: int | None = None
+    """How many attempts a quota allows at a time."""
 
     @abstractmethod
     def prepare(self, cloud: Cloud, images: Mapping[str, BakedImage]) -> Prepared:
@@ -74,9 +139,24 @@ class Technique(ABC):
         Raises UsageError when something it needs is not there.
         """
 
+    def user_data(self, order: Order) -> str | None:
+        """What its machines are told at launch."""
+        return ttl_user_data(order.ttl_s, order.padding)
+
+    async def fill(self, site: Site, prepared: Prepared, order: Order) -> Place:
+        """Make one place, before the clock starts. Raises FillError, and botocore's errors.
+
+        What it made and did not return carries the run's tags and the pool's role.
+        """
+        del site, prepared, order
+        return Place(filled_ns=time.monotonic_ns())
+
     @abstractmethod
-    def launch(self, cloud: Cloud, prepared: Prepared, order: Order) -> Launched:
+    def launch(self, cloud: Cloud, prepared: Prepared, order: Order, place: Place) -> Launched:
         """Ask for the machine: this is on the clock. botocore's errors are passed on."""
+
+    def release(self, cloud: Cloud, place: Place) -> None:  # noqa: B027 - most have nothing to undo
+        """Undo ``fill``, after the machine is gone; machines themselves are the caller's to end."""
 
     def clean_up(self, cloud: Cloud, prepared: Prepared) -> None:  # noqa: B027 - most have nothing to undo
         """Undo ``prepare``. The machines themselves are the caller's to end."""
@@ -84,6 +164,8 @@ class Technique(ABC):
 
 class BakedTechnique(Technique):
     """A plain RunInstances of one of our AMIs."""
+
+    raced_by_default = True
 
     def prepare(self, cloud: Cloud, images: Mapping[str, BakedImage]) -> Prepared:
         del cloud  # the images say it all
@@ -98,19 +180,36 @@ class BakedTechnique(Technique):
             recipe=image.recipe,
             plan_hash=image.plan_hash,
             base_ami=image.base_ami,
+            root_device=image.root_device,
+            root_gib=image.size_gib,
         )
 
-    def launch(self, cloud: Cloud, prepared: Prepared, order: Order) -> Launched:
-        return run_instance(cloud, prepared.image_id, order, user_data=ttl_user_data(order.ttl_s))
+    def launch(self, cloud: Cloud, prepared: Prepared, order: Order, place: Place) -> Launched:
+        del place
+        return run_instance(cloud, prepared, order, user_data=self.user_data(order))
 
 
-def run_instance(cloud: Cloud, image_id: str, order: Order, *, user_data: str | None) -> Launched:
-    """RunInstances; a spot request that finds no capacity is repeated on demand, and the note says so.
+class Combined(Technique):
+    """A way of getting machines that works with several images: it prepares as the image's technique does."""
 
-    The refused request's time stays in t1: whoever asked for the machine has waited for it.
-    """
-    request = LaunchRequest(
-        image_id=image_id,
+    way: str
+
+    def __init__(self, image: Technique, name: str) -> None:
+        self.image = image
+        self.name = name
+        self.recipe = image.recipe
+
+    def prepare(self, cloud: Cloud, images: Mapping[str, BakedImage]) -> Prepared:
+        return self.image.prepare(cloud, images)
+
+    def user_data(self, order: Order) -> str | None:
+        return self.image.user_data(order)
+
+
+def launch_request(prepared: Prepared, order: Order, *, user_data: str | None) -> LaunchRequest:
+    """The plain request of an order."""
+    return LaunchRequest(
+        image_id=prepared.image_id,
         instance_type=order.instance_type,
         run_id=order.run_id,
         role=order.role,
@@ -121,7 +220,20 @@ def run_instance(cloud: Cloud, image_id: str, order: Order, *, user_data: str | 
         security_group_id=order.security_group_id,
         market=order.market,
         user_data=user_data,
+        options=order.options,
+        root_device=prepared.root_device,
     )
+
+
+def run_instance(
+    cloud: Cloud, prepared: Prepared, order: Order, *, user_data: str | None, interface_id: str | None = None
+) -> Launched:
+    """RunInstances; a spot request that finds no capacity is repeated on demand, and the note says so.
+
+    The refused request's time stays in t1: whoever asked for the machine has waited for it.
+    """
+    request = launch_request(prepared, order, user_data=user_data)
+    request = dataclasses.replace(request, interface_id=interface_id)
     note = ""
     try:
         instance_id = launch(cloud, request)

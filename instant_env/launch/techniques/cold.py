@@ -9,7 +9,8 @@ from botocore.exceptions import ClientError
 from instant_env.cloud.images import BakedImage
 from instant_env.cloud.session import Cloud, error_code
 from instant_env.errors import UsageError
-from instant_env.launch.techniques.base import Launched, Order, Prepared, Technique, run_instance
+from instant_env.launch.launched import Launched
+from instant_env.launch.techniques.base import Order, Place, Prepared, Technique, run_instance
 
 
 class Cold(Technique):
@@ -35,7 +36,7 @@ class Cold(Technique):
         newest = max(images.values(), key=lambda image: (image.created, image.id))
         others = sorted(image.recipe for image in images.values() if image.base_ami != newest.base_ami)
         try:
-            cloud.ec2.describe_images(ImageIds=[newest.base_ami])
+            found = cloud.ec2.describe_images(ImageIds=[newest.base_ami])["Images"]
         except ClientError as error:
             if not error_code(error).startswith("InvalidAMIID"):
                 raise
@@ -43,12 +44,23 @@ class Cold(Technique):
                 f"{newest.base_ami}, the base of {newest.id}, is gone",
                 hint=f"bake from the current one: invoke bake --arch {newest.arch} --recipe {newest.recipe}",
             ) from error
+        base = found[0]
+        root_device = base.get("RootDeviceName", "")
+        volumes = base.get("BlockDeviceMappings", [])
+        sizes = [v.get("Ebs", {}).get("VolumeSize", 0) for v in volumes if v.get("DeviceName") == root_device]
         return Prepared(
             image_id=newest.base_ami,
             username=newest.login_user,
             base_ami=newest.base_ami,
+            root_device=root_device,
+            root_gib=sizes[0] if sizes else 0,
             note=f"{', '.join(others)} baked from another base than {newest.base_ami}" if others else "",
         )
 
-    def launch(self, cloud: Cloud, prepared: Prepared, order: Order) -> Launched:
-        return run_instance(cloud, prepared.image_id, order, user_data=None)
+    def user_data(self, order: Order) -> str | None:
+        del order
+        return None
+
+    def launch(self, cloud: Cloud, prepared: Prepared, order: Order, place: Place) -> Launched:
+        del place
+        return run_instance(cloud, prepared, order, user_data=self.user_data(order))

@@ -41,6 +41,7 @@ def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cloud]:
             settings=Settings(state_dir=tmp_path),
             ec2=boto3.client("ec2", region_name="us-east-1"),
             ssm=boto3.client("ssm", region_name="us-east-1"),
+            instance_connect=boto3.client("ec2-instance-connect", region_name="us-east-1"),
             region="us-east-1",
             ssh_port=22,
             caller_ip_url="http://127.0.0.1:9/",

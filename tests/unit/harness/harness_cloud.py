@@ -215,6 +215,7 @@ def cloud_in_process(
             ),
             ec2=session.client("ec2", config=config),
             ssm=session.client("ssm", config=config),
+            instance_connect=session.client("ec2-instance-connect", config=config),
             region="us-east-1",
             ssh_port=ssh_port,
             caller_ip_url=f"http://127.0.0.1:{server.server_port}/",

@@ -21,6 +21,7 @@ def row(technique: str = "cold", t4_ms: float | None = 40_000.0, outcome: str = 
         "accelerator": "tcg",
         "region": "us-east-1",
         "instance_type": "m7i.large",
+        "in_flight": 1,
         "ami": "ami-1",
         "outcome": outcome or ("ok" if t4_ms is not None else "timeout"),
         "timeout_s": 600.0,

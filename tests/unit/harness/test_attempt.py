@@ -17,7 +17,7 @@ from instant_env.cloud.instances import Market
 from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role
 from instant_env.launch.attempt import Attempt
-from instant_env.launch.techniques import Order
+from instant_env.launch.techniques import Order, Prepared
 from instant_env.launch.techniques.base import run_instance
 from instant_env.launch.timeline import MarkName, Outcome
 from instant_env.launch.watch import Watcher
@@ -53,7 +53,7 @@ def attempt(
             made = Attempt(
                 cloud,
                 watcher,
-                start=lambda: run_instance(cloud, image, order, user_data=None),
+                start=lambda: run_instance(cloud, Prepared(image, "admin"), order, user_data=None),
                 username="admin",
                 key=key,
                 timeout_s=timeout_s,

@@ -195,3 +195,67 @@ def test_amis_of_different_bases_are_pointed_out(tmp_path: Path) -> None:
         bake(cloud, "custom-init", register_image(cloud, "newer-stock"))
         run(cloud, techniques=["cold", "minimal-ami", "custom-init"], iterations=1, lines=lines)
     assert any("another base" in line for line in lines)
+
+
+def test_three_in_flight_and_all_of_them_are_ended(tmp_path: Path) -> None:
+    faults = Ec2Faults(pending_s=3.0)  # longer than the launches are apart
+    with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, faults) as cloud:
+        bake(cloud, "minimal", register_image(cloud))
+        result = run(cloud, iterations=3, parallel=3)
+        assert_nothing_left(cloud)
+    assert [row.outcome for row in result.rows] == ["ok"] * 6
+    assert sorted(row.attempt for row in result.rows) == [1, 2, 3, 4, 5, 6]
+    assert max(row.in_flight for row in result.rows) == 3
+
+
+def test_stopped_with_three_in_flight(tmp_path: Path) -> None:
+    with cloud_in_process(tmp_path, free_port(), Ec2Faults()) as cloud:
+        bake(cloud, "minimal", register_image(cloud))
+        threading.Timer(4.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(BenchStopped):
+            run(cloud, iterations=3, parallel=3, timeout_s=60.0)
+        assert_nothing_left(cloud)
+    (csv_path,) = (tmp_path / "results").glob("*.csv")
+    rows = read_rows(csv_path)
+    assert [row.outcome for row in rows] == ["interrupted"] * 3
+    assert len({row.instance_id for row in rows}) == 3
+
+
+def test_a_place_that_cannot_be_filled_is_a_row_and_leaves_nothing(tmp_path: Path) -> None:
+    faults = Ec2Faults(launch_errors=["InsufficientInstanceCapacity"])
+    with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, faults) as cloud:
+        bake(cloud, "minimal", register_image(cloud))
+        result = run(cloud, techniques=["warm-running"])
+        assert_nothing_left(cloud)
+    first, second = result.rows
+    assert first.outcome == "launch_error"
+    assert "filling its place" in (first.error or "")
+    assert "InsufficientInstanceCapacity" in (first.error or "")
+    assert second.outcome == "ok"
+    assert second.t2_ms == second.t1_ms
+    assert result.fillings["warm-running"]["places"] == 1
+    roles = [
+        {tag["Key"]: tag["Value"] for tag in body["TagSpecifications"][0]["Tags"]}["instant-env:role"]
+        for body in faults.run_bodies
+    ]
+    assert roles == ["pool", "pool"]
+
+
+def test_a_key_is_new_to_a_machine_of_a_pool(tmp_path: Path) -> None:
+    sent: list[str] = []
+    with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
+        bake(cloud, "minimal", register_image(cloud))
+
+        def note(params: dict[str, Any], **_: Any) -> None:
+            sent.append(params["SSHPublicKey"])
+
+        events = cloud.instance_connect.meta.events  # type: ignore[attr-defined]
+        events.register("before-parameter-build.ec2-instance-connect.SendSSHPublicKey", note)
+        imported: list[bytes] = []
+        cloud.ec2.meta.events.register(
+            "before-parameter-build.ec2.ImportKeyPair",
+            lambda params, **_: imported.append(params["PublicKeyMaterial"]),
+        )
+        result = run(cloud, techniques=["warm-running"])
+    assert [row.outcome for row in result.rows] == ["ok", "ok"]
+    assert len({*sent, imported[0].decode()}) == 3

@@ -1,0 +1,251 @@
+"""Conduct attempts: fill a place, run the attempt, write its row, end its machine. At most k at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncssh
+from botocore.exceptions import BotoCoreError, ClientError
+
+from harness.experiment import Cell, Experiment, Planned
+from harness.record import row_of
+from harness.results import ResultFile, Row
+from harness.signals import StopSignals
+from instant_env.cloud.instances import Market, console_tail, default_market, terminate
+from instant_env.cloud.keys import KeyPair
+from instant_env.cloud.session import Cloud
+from instant_env.cloud.tags import Role, project_filter
+from instant_env.errors import InstantEnvError
+from instant_env.launch.attempt import Attempt
+from instant_env.launch.techniques import (
+    FillError,
+    HandOver,
+    Launched,
+    Order,
+    Place,
+    Prepared,
+    Site,
+    find_technique,
+)
+from instant_env.launch.timeline import Outcome
+from instant_env.launch.watch import Watcher
+
+if TYPE_CHECKING:
+    from mypy_boto3_ec2.type_defs import FilterTypeDef
+
+Progress = Callable[[str], None]
+
+#: Lines of the serial console kept of a machine that did not let us in.
+_CONSOLE_LINES = 400
+
+_LIVE_STATES = ["pending", "running", "stopping", "stopped", "shutting-down"]
+
+
+@dataclass(frozen=True)
+class Access:
+    """How every machine of the run is reached; made once, before the first t0."""
+
+    pair: KeyPair
+    key: asyncssh.SSHKey
+    key_name: str
+    security_group_id: str
+
+
+@dataclass
+class Filling:
+    """What filling the places of one technique took so far."""
+
+    places: int = 0
+    machines: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Conductor:
+    """Runs planned attempts of one run. ``rows`` are those written so far, ``fillings`` by technique."""
+
+    cloud: Cloud
+    experiment: Experiment
+    prepared: Mapping[Cell, Prepared]
+    run_id: str
+    ttl_s: int
+    access: Access
+    results: ResultFile
+    stop: StopSignals
+    progress: Progress
+    on_row: Callable[[Row], None]
+    rows: list[Row] = field(default_factory=list)
+    fillings: dict[str, Filling] = field(default_factory=dict)
+    in_flight: int = 0
+
+    async def run(self, planned: Iterable[Planned]) -> None:
+        """Run them all. Cancelled, it ends what is in flight first; the run's leftovers are the caller's."""
+        slots = asyncio.Semaphore(self.experiment.parallel)
+        caps = {
+            name: asyncio.Semaphore(most)
+            for name in self.experiment.techniques
+            if (most := find_technique(name).most_in_flight) is not None
+        }
+        gate = _Gate(self.experiment.launches_per_s if self.experiment.parallel > 1 else None)
+
+        async def one(item: Planned, watcher: Watcher) -> None:
+            try:
+                await self._run_one(item, watcher)
+            finally:
+                slots.release()
+                if item.technique in caps:
+                    caps[item.technique].release()
+
+        try:
+            async with Watcher(self.cloud) as watcher, asyncio.TaskGroup() as group:
+                for item in planned:
+                    if item.technique in caps:
+                        await caps[item.technique].acquire()
+                    await slots.acquire()
+                    if self.stop.received:
+                        raise asyncio.CancelledError
+                    # Opens or revives the HTTPS connection, so that no t1 holds a TLS handshake, and when
+                    # nothing else is in flight makes sure that nothing of the run is alive beside the
+                    # machine that is measured.
+                    if self.in_flight == 0:
+                        await asyncio.to_thread(end_leftovers, self.cloud, self.run_id)
+                    await gate.wait()
+                    self.in_flight += 1
+                    group.create_task(one(item, watcher))
+        except BaseExceptionGroup as errors:  # of one attempt: the group has ended the others
+            raise errors.exceptions[0] from None
+
+    async def _run_one(self, planned: Planned, watcher: Watcher) -> None:
+        technique = find_technique(planned.technique)
+        prepared = self.prepared[planned.cell]
+        pair = KeyPair.generate() if technique.hands_over_key else self.access.pair
+        order = self._order(planned, pair)
+        options = planned.cell.options
+        place = Place()
+
+        def start() -> Launched:
+            return technique.launch(self.cloud, prepared, order, place)
+
+        attempt = Attempt(
+            self.cloud,
+            watcher,
+            start=start,
+            username=prepared.username,
+            key=pair.for_asyncssh(),
+            timeout_s=self.experiment.timeout_s,
+        )
+        in_flight = self.in_flight
+        try:
+            if options.pause_s:
+                await asyncio.sleep(options.pause_s)
+            site = Site(self.cloud, watcher, self.access.key, self.experiment.timeout_s)
+            place = await technique.fill(site, prepared, order)
+            self._count(planned.technique, place)
+            if options.rest_s:
+                await asyncio.sleep(options.rest_s)
+            in_flight = self.in_flight
+            await attempt.run()
+        except (FillError, ClientError, BotoCoreError) as error:
+            attempt.outcome = Outcome.LAUNCH_ERROR
+            attempt.error = " ".join(f"filling its place: {error}".split())
+        except asyncio.CancelledError:
+            if attempt.outcome is not Outcome.OK:  # else it was only the guest's report that was cut off
+                attempt.outcome = Outcome.INTERRUPTED
+                stopped_by = self.stop.received.name if self.stop.received else "the caller"
+                attempt.error = f"stopped by {stopped_by}"
+            raise
+        finally:
+            row = row_of(
+                attempt, planned, self.experiment, prepared, place, self.cloud, self.run_id, in_flight
+            )
+            self.results.append(row)
+            self.rows.append(row)
+            self.on_row(row)
+            await self._end(attempt, planned, place)
+            self.in_flight -= 1
+
+    def _count(self, technique: str, place: Place) -> None:
+        if place.fill_s:
+            filling = self.fillings.setdefault(technique, Filling())
+            filling.places += 1
+            filling.machines += place.machines
+            filling.seconds = round(filling.seconds + place.fill_s, 3)
+
+    def _order(self, planned: Planned, pair: KeyPair) -> Order:
+        cell = planned.cell
+        market = cell.market or default_market(self.cloud)
+        return Order(
+            run_id=self.run_id,
+            name=f"instant-env-bench-{cell.technique}-{planned.attempt}",
+            role=Role.BENCH,
+            instance_type=cell.instance_type,
+            key_name=self.access.key_name,
+            security_group_id=self.access.security_group_id,
+            market=Market.ON_DEMAND if find_technique(cell.technique).on_demand_only else market,
+            expires_at=datetime.now(UTC) + timedelta(seconds=self.ttl_s),
+            ttl_s=self.ttl_s,
+            client_token=f"{self.run_id}-{planned.attempt}",
+            public_key=pair.public_openssh,
+            options=cell.options.for_launch(),
+            hand_over=cell.options.hand_over or HandOver.CONNECT,
+            padding=cell.options.user_data_bytes or 0,
+        )
+
+    async def _end(self, attempt: Attempt, planned: Planned, place: Place) -> None:
+        """End the attempt's machine and wait until it is gone, so that it takes nothing from the next one."""
+        machine = attempt.instance_id or place.instance_id
+        if machine and attempt.outcome not in (Outcome.OK, Outcome.INTERRUPTED):
+            await self._keep_console(machine, planned)
+        try:
+            if machine:
+                await asyncio.to_thread(terminate, self.cloud, [machine])
+            await asyncio.to_thread(find_technique(planned.technique).release, self.cloud, place)
+        except (InstantEnvError, ClientError, BotoCoreError) as error:
+            # Tried again before the next attempt and at the end of the run, and there it counts.
+            self.progress(f"warning: {machine or place.interface_id} is not ended yet: {error}")
+
+    async def _keep_console(self, instance_id: str, planned: Planned) -> None:
+        text = await asyncio.to_thread(console_tail, self.cloud, instance_id, _CONSOLE_LINES)
+        if text:
+            directory = self.cloud.settings.state_dir / "consoles"
+            directory.mkdir(parents=True, exist_ok=True)
+            path = directory / f"{self.results.path.stem}-{planned.attempt}-{planned.technique}.txt"
+            path.write_text(text + "\n", encoding="utf-8")
+            self.progress(f"its serial console: {path}")
+
+
+class _Gate:
+    """Lets callers through one by one, at most ``per_s`` a second; None is no limit."""
+
+    def __init__(self, per_s: float | None) -> None:
+        self._interval_s = 1 / per_s if per_s else 0.0
+        self._next = 0.0
+
+    async def wait(self) -> None:
+        now = time.monotonic()
+        due = max(self._next, now)
+        self._next = due + self._interval_s
+        await asyncio.sleep(due - now)
+
+
+def end_leftovers(cloud: Cloud, run_id: str) -> None:
+    """End what is still alive of a run, found by tag: so also a machine whose id never reached us."""
+    filters: list[FilterTypeDef] = [
+        *project_filter(run=run_id),
+        {"Name": "instance-state-name", "Values": _LIVE_STATES},
+    ]
+    pages = cloud.ec2.get_paginator("describe_instances").paginate(Filters=filters)
+    alive = [i["InstanceId"] for page in pages for r in page["Reservations"] for i in r["Instances"]]
+    if alive:
+        terminate(cloud, alive)
+
+
+def fillings_as_json(fillings: Mapping[str, Filling]) -> dict[str, Any]:
+    """For the metadata: what the pools cost, apart from what was measured."""
+    return {name: dataclasses.asdict(filling) for name, filling in fillings.items()}

@@ -1,0 +1,135 @@
+"""Network interfaces with a public address, made ahead of the machine that will have them.
+
+A public address that survives until a machine comes is an Elastic IP, of which an account has five per
+region unless it asked for more (EC2 User Guide, "Elastic IP address quota").
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+
+from botocore.exceptions import ClientError
+
+from instant_env.cloud.network import vpc_of
+from instant_env.cloud.session import Cloud, cloud_error, error_code
+from instant_env.cloud.tags import Role, project_filter, tag_specifications
+
+#: Elastic IPs per region, unless the quota L-0263D0A3 was raised.
+ELASTIC_IP_QUOTA = 5
+
+#: An interface stays in use for a little while after its machine is gone.
+_RELEASE_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class PublicInterface:
+    """An interface that nothing uses yet, and the address that a machine with it will have."""
+
+    interface_id: str
+    allocation_id: str
+    address: str
+    zone: str
+
+
+def make_public_interface(
+    cloud: Cloud,
+    *,
+    security_group_id: str,
+    run_id: str,
+    role: Role,
+    name: str,
+    expires_at: datetime,
+    zone: str | None = None,
+) -> PublicInterface:
+    """CreateNetworkInterface, AllocateAddress, AssociateAddress; what was made is undone when one fails.
+
+    botocore's ClientError is passed on: ``AddressLimitExceeded`` when the quota is used up.
+    """
+    tags = {"run_id": run_id, "role": role, "name": name, "expires_at": expires_at}
+    subnet_id, zone = _subnet(cloud, zone)
+    interface_id = cloud.ec2.create_network_interface(
+        SubnetId=subnet_id,
+        Groups=[security_group_id],
+        Description=f"instant-env {role.value}",
+        TagSpecifications=tag_specifications("network-interface", **tags),  # type: ignore[arg-type]
+    )["NetworkInterface"]["NetworkInterfaceId"]
+    allocation_id = ""
+    try:
+        address = cloud.ec2.allocate_address(
+            Domain="vpc",
+            TagSpecifications=tag_specifications("elastic-ip", **tags),  # type: ignore[arg-type]
+        )
+        allocation_id = address["AllocationId"]
+        cloud.ec2.associate_address(AllocationId=allocation_id, NetworkInterfaceId=interface_id)
+    except ClientError:
+        delete_public_interface(cloud, interface_id, allocation_id)
+        raise
+    return PublicInterface(interface_id, allocation_id, address["PublicIp"], zone)
+
+
+def _subnet(cloud: Cloud, zone: str | None) -> tuple[str, str]:
+    """Id and zone of the subnet that machines go to: the configured one, else a zone's default one."""
+    if cloud.settings.subnet:
+        found = cloud.ec2.describe_subnets(SubnetIds=[cloud.settings.subnet])["Subnets"]
+    else:
+        filters = [
+            {"Name": "vpc-id", "Values": [vpc_of(cloud)]},
+            {"Name": "default-for-az", "Values": ["true"]},
+            *([{"Name": "availability-zone", "Values": [zone]}] if zone else []),
+        ]
+        found = cloud.ec2.describe_subnets(Filters=filters)["Subnets"]  # type: ignore[arg-type]
+    subnet = min(found, key=lambda item: item["AvailabilityZone"])
+    return subnet["SubnetId"], subnet["AvailabilityZone"]
+
+
+def delete_public_interface(
+    cloud: Cloud, interface_id: str, allocation_id: str, timeout_s: float = _RELEASE_TIMEOUT_S
+) -> None:
+    """Delete both; either may be empty. Waits while EC2 still counts a dying machine as the user."""
+    if interface_id:
+        _until_released(cloud, interface_id, timeout_s)
+    if allocation_id:
+        _release(cloud, allocation_id)
+
+
+def _until_released(cloud: Cloud, interface_id: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            cloud.ec2.delete_network_interface(NetworkInterfaceId=interface_id)
+            return
+        except ClientError as error:
+            code = error_code(error)
+            if code == "InvalidNetworkInterfaceID.NotFound":
+                return
+            # EC2 says the one for an attached interface and the other while it detaches.
+            in_use = code in (
+                "InvalidParameterValue",
+                "InvalidNetworkInterface.InUse",
+                "OperationNotPermitted",
+            )
+            if not in_use or time.monotonic() > deadline:
+                raise cloud_error(
+                    error, f"deleting network interface {interface_id}", hint="run: invoke clean"
+                ) from error
+        time.sleep(0.5)
+
+
+def _release(cloud: Cloud, allocation_id: str) -> None:
+    """Without its interface an address is not associated any more."""
+    try:
+        cloud.ec2.release_address(AllocationId=allocation_id)
+    except ClientError as error:
+        if error_code(error) != "InvalidAllocationID.NotFound":
+            raise cloud_error(error, f"releasing {allocation_id}", hint="run: invoke clean") from error
+
+
+def delete_of_run(cloud: Cloud, run_id: str) -> None:
+    """Interfaces and addresses that a run made; its machines must be gone."""
+    filters = project_filter(run=run_id)
+    for interface in cloud.ec2.describe_network_interfaces(Filters=filters)["NetworkInterfaces"]:
+        _until_released(cloud, interface["NetworkInterfaceId"], _RELEASE_TIMEOUT_S)
+    for address in cloud.ec2.describe_addresses(Filters=filters)["Addresses"]:
+        _release(cloud, address["AllocationId"])

@@ -1,0 +1,128 @@
+"""Fill a place of a pool: launch a machine on demand, log in once, perhaps put it to sleep.
+
+A filling is an attempt of its own, off everybody's clock, by the run's key pair. So a machine is known to
+work before it counts, and its boot id is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import asyncssh
+from botocore.exceptions import BotoCoreError, ClientError
+
+from instant_env.cloud.instances import LaunchOptions, Market, describe, terminate
+from instant_env.cloud.session import Cloud
+from instant_env.cloud.tags import Role
+from instant_env.launch.attempt import Attempt
+from instant_env.launch.techniques.base import FillError, Order, Place, Prepared, Site, run_instance
+from instant_env.launch.timeline import Outcome
+
+T = TypeVar("T")
+
+#: StopInstances returns at once; the guest then goes down, or writes its memory out, within this.
+_STOP_TIMEOUT_S = 300.0
+_POLL_S = 0.25
+
+#: Amazon's images get ready to hibernate by themselves, within two minutes of their start (EC2 User Guide,
+#: "Hibernation prerequisites"); an image that has this command gets ready by it, at once.
+_GET_READY = "if command -v hibinit >/dev/null; then hibinit; else echo later; fi"
+_GET_READY_TIMEOUT_S = 60.0
+_AGENT_S = 120.0
+
+
+async def fill_running(
+    site: Site, prepared: Prepared, order: Order, *, user_data: str | None, hibernation: bool = False
+) -> Place:
+    """Launch a machine and log in to it once. Raises FillError, and then the machine is gone; cancelled, it
+    is
+    the run's to end, by its tags."""
+    started = time.monotonic()
+    made = dataclasses.replace(
+        order,
+        role=Role.POOL,
+        market=Market.ON_DEMAND,  # a one-time spot machine cannot be stopped and started
+        client_token=f"{order.client_token}-pool",
+    )
+    filling = Attempt(
+        site.cloud,
+        site.watcher,
+        start=lambda: run_instance(site.cloud, prepared, made, user_data=user_data),
+        username=prepared.username,
+        key=site.key,
+        timeout_s=site.timeout_s,
+        afterwards=_get_ready if hibernation else None,
+    )
+    await filling.run()
+    if filling.outcome is not Outcome.OK or filling.guest is None:
+        if filling.instance_id:
+            await _in_thread(lambda: terminate(site.cloud, [filling.instance_id]))
+        why = filling.error or "; ".join(filling.notes)
+        raise FillError(f"{filling.instance_id or 'no machine'}: {filling.outcome}: {why}")
+    return Place(
+        instance_id=filling.instance_id,
+        address=filling.address,
+        boot_id=filling.guest.boot_id,
+        machines=1,
+        fill_s=time.monotonic() - started,
+        filled_ns=time.monotonic_ns(),
+    )
+
+
+async def _get_ready(connection: asyncssh.SSHClientConnection) -> None:
+    """Wait until the guest can hibernate; on images whose agent tells nobody, the time that it may take."""
+    try:
+        result = await connection.run(_GET_READY, timeout=_GET_READY_TIMEOUT_S, check=True)
+    except (asyncssh.Error, OSError, TimeoutError) as error:
+        raise FillError(f"the guest does not get ready to hibernate: {error}") from error
+    if "later" in str(result.stdout):
+        await asyncio.sleep(_AGENT_S)
+
+
+async def put_to_rest(site: Site, place: Place, *, hibernate: bool = False) -> Place:
+    """Stop the place's machine, and wait until it is stopped. Raises FillError when it is not, or not
+    asleep."""
+    started = time.monotonic()
+    await _in_thread(
+        lambda: site.cloud.ec2.stop_instances(InstanceIds=[place.instance_id], Hibernate=hibernate)
+    )
+    deadline = started + _STOP_TIMEOUT_S
+    state = ""
+    while time.monotonic() < deadline:
+        state, reason = await _in_thread(lambda: _state(site.cloud, place.instance_id))
+        if state == "stopped":
+            if hibernate and reason != "Client.UserInitiatedHibernate":
+                raise FillError(f"{place.instance_id} stopped instead of hibernating: {reason}")
+            took_s = place.fill_s + time.monotonic() - started
+            return dataclasses.replace(place, address="", fill_s=took_s, filled_ns=time.monotonic_ns())
+        if state in ("terminated", "shutting-down"):
+            break
+        await asyncio.sleep(_POLL_S)
+    raise FillError(f"{place.instance_id} is {state} {time.monotonic() - started:.0f} s after StopInstances")
+
+
+async def _in_thread(call: Callable[[], T]) -> T:
+    try:
+        return await asyncio.to_thread(call)
+    except (ClientError, BotoCoreError) as error:
+        raise FillError(str(error)) from error
+
+
+def _state(cloud: Cloud, instance_id: str) -> tuple[str, str]:
+    """State and the code of the state's reason."""
+    instance = describe(cloud, instance_id)
+    if instance is None:
+        return "unknown", ""
+    return instance["State"]["Name"], instance.get("StateReason", {}).get("Code", "")
+
+
+def with_memory(cloud: Cloud, prepared: Prepared, order: Order) -> LaunchOptions:
+    """Options of a machine that can hibernate: an encrypted root volume with room for its memory beside."""
+    kinds = cloud.ec2.describe_instance_types(InstanceTypes=[order.instance_type])["InstanceTypes"]  # type: ignore[list-item]
+    memory_gib = -(-kinds[0]["MemoryInfo"]["SizeInMiB"] // 1024)
+    root_gib = (order.options.root_gib or prepared.root_gib) + memory_gib
+    return dataclasses.replace(order.options, root_gib=root_gib, hibernation=True)

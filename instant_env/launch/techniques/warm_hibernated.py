@@ -1,0 +1,58 @@
+"""A pool of machines asleep."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+
+from instant_env.cloud import handover
+from instant_env.cloud.instances import Market
+from instant_env.cloud.session import Cloud
+from instant_env.launch import pool
+from instant_env.launch.launched import Launched
+from instant_env.launch.techniques.base import Combined, HandOver, Order, Place, Prepared, Site
+
+
+class WarmHibernated(Combined):
+    """StartInstances of a machine that hibernates.
+
+    Does: start it, hand the key over once it runs (by tag: before). That it resumed is proved by its boot id.
+    Needs: a pool of hibernated machines (their volumes are paid for, memory included), on demand, of a type
+    and an image that can hibernate; and an image that takes keys while it runs. Saves: the whole boot after
+    the loader, for reading the memory back.
+    """
+
+    way = "warm-hibernated"
+    on_demand_only = True
+    hands_over_key = True
+
+    async def fill(self, site: Site, prepared: Prepared, order: Order) -> Place:
+        options = await asyncio.to_thread(pool.with_memory, site.cloud, prepared, order)
+        options = dataclasses.replace(options, tags_in_metadata=order.hand_over is HandOver.TAG)
+        place = await pool.fill_running(
+            site,
+            prepared,
+            dataclasses.replace(order, options=options),
+            user_data=self.user_data(order),
+            hibernation=True,
+        )
+        return await pool.put_to_rest(site, place, hibernate=True)
+
+    def launch(self, cloud: Cloud, prepared: Prepared, order: Order, place: Place) -> Launched:
+        if order.hand_over is HandOver.TAG:
+            handover.by_tag(cloud, place.instance_id, order.public_key)
+        cloud.ec2.start_instances(InstanceIds=[place.instance_id])
+        returned_ns = time.monotonic_ns()
+
+        def deliver() -> None:
+            handover.by_instance_connect(cloud, place.instance_id, prepared.username, order.public_key)
+
+        return Launched(
+            place.instance_id,
+            Market.ON_DEMAND,
+            returned_ns,
+            restarted=True,
+            deliver=deliver if order.hand_over is HandOver.CONNECT else None,
+            resumes=place.boot_id,
+        )

@@ -1,0 +1,46 @@
+"""A pool of machines that run."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+from instant_env.cloud import handover
+from instant_env.cloud.instances import Market
+from instant_env.cloud.session import Cloud
+from instant_env.launch import pool
+from instant_env.launch.launched import Launched
+from instant_env.launch.techniques.base import Combined, HandOver, Order, Place, Prepared, Site
+
+
+class WarmRunning(Combined):
+    """Hand a key to a machine that runs.
+
+    Does: SendSSHPublicKey of EC2 Instance Connect (or a tag), then log in.
+    Needs: a pool of running machines, paid for like any other, of an image whose sshd asks for keys of
+    Instance Connect or whose key agent looks out for the tag. Saves: everything but the hand-over and the
+    login. t1 is the answer to the hand-over, and t2 the same instant: the machine ran before.
+    """
+
+    way = "warm-running"
+    on_demand_only = True
+    hands_over_key = True
+
+    async def fill(self, site: Site, prepared: Prepared, order: Order) -> Place:
+        by_tag = order.hand_over is HandOver.TAG
+        options = dataclasses.replace(order.options, tags_in_metadata=by_tag)
+        order = dataclasses.replace(order, options=options)
+        return await pool.fill_running(site, prepared, order, user_data=self.user_data(order))
+
+    def launch(self, cloud: Cloud, prepared: Prepared, order: Order, place: Place) -> Launched:
+        if order.hand_over is HandOver.TAG:
+            handover.by_tag(cloud, place.instance_id, order.public_key)
+        else:
+            handover.by_instance_connect(cloud, place.instance_id, prepared.username, order.public_key)
+        return Launched(
+            place.instance_id,
+            Market.ON_DEMAND,
+            time.monotonic_ns(),
+            address=place.address,
+            running=True,
+        )

@@ -1,0 +1,47 @@
+"""A pool of stopped machines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from instant_env.cloud import handover
+from instant_env.cloud.images import BakedImage
+from instant_env.cloud.instances import Market
+from instant_env.cloud.session import Cloud
+from instant_env.errors import UsageError
+from instant_env.launch import pool
+from instant_env.launch.launched import Launched
+from instant_env.launch.techniques.base import Combined, Order, Place, Prepared, Site
+
+
+class WarmStopped(Combined):
+    """StartInstances of a machine that has booted before.
+
+    Does: put the key into the user data of a stopped machine, start it; its key agent reads it there.
+    Needs: a pool of stopped machines (their volumes are paid for), on demand, of an image whose init or key
+    agent reads keys in user data at each start: a stock image does so at its first start alone.
+    Saves: making the volume and the interface; first touch of blocks that the snapshot still held; host keys.
+    """
+
+    way = "warm-stopped"
+    on_demand_only = True
+    hands_over_key = True
+
+    def prepare(self, cloud: Cloud, images: Mapping[str, BakedImage]) -> Prepared:
+        if self.recipe is None:
+            raise UsageError(
+                f"{self.name}: a stock image ignores changed user data on a restart",
+                hint="for example: --technique minimal-ami+warm-stopped",
+            )
+        return super().prepare(cloud, images)
+
+    async def fill(self, site: Site, prepared: Prepared, order: Order) -> Place:
+        place = await pool.fill_running(site, prepared, order, user_data=self.user_data(order))
+        return await pool.put_to_rest(site, place)
+
+    def launch(self, cloud: Cloud, prepared: Prepared, order: Order, place: Place) -> Launched:
+        del prepared
+        handover.in_user_data(cloud, place.instance_id, order.public_key, order.ttl_s)
+        cloud.ec2.start_instances(InstanceIds=[place.instance_id])
+        return Launched(place.instance_id, Market.ON_DEMAND, time.monotonic_ns(), restarted=True)

@@ -108,6 +108,12 @@ def bake(
         "arch": "architecture: x86_64 (the default) or arm64",
         "instance-type": "instance type (default m7i.large, m7g.large)",
         "timeout-s": "seconds after which an attempt counts as timed out (default 600)",
+        "experiment": "an experiment to run in place of a race: experiments/hop-limit.yml",
+        "resume": "CSV of an interrupted run: make the attempts it did not come to",
+        "dry-run": "print the plan and what it would cost; nothing is launched",
+        "max-usd": "stop before an attempt that might cost more than this in all",
+        "subnet": "subnet of the machines (default: one of the default VPC)",
+        "security-group": "their security group, which has to admit SSH (default: one made for the run)",
         "parallel": "launches in flight at a time (default 1)",
         "seed": "seed of the order within the blocks (default: random, recorded)",
         "name": "name in the file names of the results (default bench)",
@@ -125,6 +131,12 @@ def bench(
     instance_type: str = "",
     timeout_s: int = 600,
     parallel: int = 1,
+    experiment: str = "",
+    resume: str = "",
+    dry_run: bool = False,
+    max_usd: float = 0.0,
+    subnet: str = "",
+    security_group: str = "",
     seed: int = -1,
     name: str = "bench",
     cloud: str = "",
@@ -132,15 +144,26 @@ def bench(
     json: bool = False,
 ) -> None:
     """Race the techniques against cold; one CSV row per attempt under results/."""
-    from harness import runner, table
+    from harness import asked, live, runner, table
 
-    settings = _settings(cloud=cloud, region=region)
+    settings = _settings(cloud=cloud, region=region, subnet=subnet, security_group=security_group)
+    request = asked.Request(
+        experiment=experiment, resume=resume, ami=ami, techniques=tuple(technique or ()),
+        iterations=iterations, arch=_arch(arch), instance_type=instance_type,
+        seed=None if seed < 0 else seed, name=name, timeout_s=float(timeout_s), parallel=parallel,
+    )  # fmt: skip
+    settings, planner = asked.read(request, settings)
     with Reporter().live() as report:
-        result = runner.bench(
-            settings, ami=ami, techniques=technique or None, iterations=iterations, arch=_arch(arch),
-            instance_type=instance_type or None, seed=None if seed < 0 else seed, name=name,
-            timeout_s=float(timeout_s), parallel=parallel, progress=report,
-        )  # fmt: skip
+        if dry_run:
+            told = runner.dry_run(settings, planner, report)
+        else:
+            result = runner.carry_out(
+                settings, planner, max_usd=max_usd or None, progress=report,
+                watch=lambda standing: report.show(live.render(standing)),
+            )  # fmt: skip
+    if dry_run:
+        say("\n".join(told))
+        return
     if json:
         print_json({**runner.result_dict(result), "csv": str(result.csv_path)})
     else:
@@ -148,8 +171,12 @@ def bench(
             table.print_summary(summary)
         for line in table.filling_lines(result.fillings):
             say(line)
+        if result.spent_usd:
+            say(f"spent: about ${result.spent_usd:.2f}")
+        if result.left_out:
+            say(f"{result.left_out} attempts were left out: they might have cost more than --max-usd allows")
         say(f"rows: {result.csv_path}")
-    if result.failures:
+    if result.failures or result.left_out:
         raise Exit(code=1)
 
 

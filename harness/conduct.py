@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 from botocore.exceptions import BotoCoreError, ClientError
 
+from harness.api_calls import ApiCalls
 from harness.experiment import Cell, Experiment, Planned
+from harness.prices import Prices, market_of
 from harness.record import row_of
 from harness.results import ResultFile, Row
 from harness.signals import StopSignals
-from instant_env.cloud.instances import Market, console_tail, default_market, terminate
+from instant_env.cloud import copies
+from instant_env.cloud.instances import console_tail, terminate
 from instant_env.cloud.keys import KeyPair
 from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role, project_filter
 from instant_env.errors import InstantEnvError
 from instant_env.launch.attempt import Attempt
 from instant_env.launch.techniques import (
-    FillError,
     HandOver,
     Launched,
     Order,
@@ -33,7 +35,7 @@ from instant_env.launch.techniques import (
     Site,
     find_technique,
 )
-from instant_env.launch.timeline import Outcome
+from instant_env.launch.timeline import MarkName, Outcome
 from instant_env.launch.watch import Watcher
 
 if TYPE_CHECKING:
@@ -77,12 +79,20 @@ class Conductor:
     ttl_s: int
     access: Access
     results: ResultFile
+    prices: Prices
+    max_usd: float | None
     stop: StopSignals
     progress: Progress
     on_row: Callable[[Row], None]
     rows: list[Row] = field(default_factory=list)
     fillings: dict[str, Filling] = field(default_factory=dict)
     in_flight: int = 0
+    _cpu_from_s: float = 0.0
+    spent_usd: float = 0.0
+    reserved_usd: float = 0.0
+    api_calls: ApiCalls = field(default_factory=ApiCalls)
+    over_budget: bool = False
+    """Whether attempts were left out because they might have cost more than was allowed."""
 
     async def run(self, planned: Iterable[Planned]) -> None:
         """Run them all. Cancelled, it ends what is in flight first; the run's leftovers are the caller's."""
@@ -102,9 +112,17 @@ class Conductor:
                 if item.technique in caps:
                     caps[item.technique].release()
 
+        self._cpu_from_s = time.process_time()
         try:
-            async with Watcher(self.cloud) as watcher, asyncio.TaskGroup() as group:
+            async with (
+                self.api_calls.counting(self.cloud),
+                Watcher(self.cloud) as watcher,
+                asyncio.TaskGroup() as group,
+            ):
                 for item in planned:
+                    if not self._affords(item.cell):
+                        self.over_budget = True
+                        break
                     if item.technique in caps:
                         await caps[item.technique].acquire()
                     await slots.acquire()
@@ -117,9 +135,23 @@ class Conductor:
                         await asyncio.to_thread(end_leftovers, self.cloud, self.run_id)
                     await gate.wait()
                     self.in_flight += 1
+                    self.reserved_usd += self._worst_usd(item.cell)
                     group.create_task(one(item, watcher))
         except BaseExceptionGroup as errors:  # of one attempt: the group has ended the others
             raise errors.exceptions[0] from None
+
+    def cpu_s(self) -> float:
+        """CPU time of this process since the first attempt was planned."""
+        return time.process_time() - self._cpu_from_s
+
+    def _worst_usd(self, cell: Cell) -> float:
+        return self.prices.worst_usd(self.cloud, cell, self.experiment.timeout_s)
+
+    def _affords(self, cell: Cell) -> bool:
+        """Whether one more attempt stays within the limit, even if it and those in flight time out."""
+        if self.max_usd is None:
+            return True
+        return self.spent_usd + self.reserved_usd + self._worst_usd(cell) <= self.max_usd
 
     async def _run_one(self, planned: Planned, watcher: Watcher) -> None:
         technique = find_technique(planned.technique)
@@ -142,6 +174,8 @@ class Conductor:
         )
         in_flight = self.in_flight
         try:
+            if options.fresh_copy:
+                prepared = dataclasses.replace(prepared, image_id=await self._copy(prepared, order))
             if options.pause_s:
                 await asyncio.sleep(options.pause_s)
             site = Site(self.cloud, watcher, self.access.key, self.experiment.timeout_s)
@@ -151,7 +185,7 @@ class Conductor:
                 await asyncio.sleep(options.rest_s)
             in_flight = self.in_flight
             await attempt.run()
-        except (FillError, ClientError, BotoCoreError) as error:
+        except (InstantEnvError, ClientError, BotoCoreError) as error:
             attempt.outcome = Outcome.LAUNCH_ERROR
             attempt.error = " ".join(f"filling its place: {error}".split())
         except asyncio.CancelledError:
@@ -164,11 +198,41 @@ class Conductor:
             row = row_of(
                 attempt, planned, self.experiment, prepared, place, self.cloud, self.run_id, in_flight
             )
+            row = dataclasses.replace(row, cost_usd=self._cost_usd(attempt, order, place))
+            self.spent_usd += row.cost_usd or 0.0
+            self.reserved_usd -= self._worst_usd(planned.cell)
             self.results.append(row)
             self.rows.append(row)
             self.on_row(row)
             await self._end(attempt, planned, place)
+            if options.fresh_copy and prepared is not self.prepared[planned.cell]:
+                await asyncio.to_thread(copies.delete_copy, self.cloud, prepared.image_id)
             self.in_flight -= 1
+
+    async def _copy(self, prepared: Prepared, order: Order) -> str:
+        """A copy of the AMI that nothing was launched from yet."""
+        return await asyncio.to_thread(
+            copies.fresh_copy,
+            self.cloud,
+            prepared.image_id,
+            run_id=self.run_id,
+            name=f"{order.name}-{self.run_id}",
+            expires_at=order.expires_at,
+        )
+
+    def _cost_usd(self, attempt: Attempt, order: Order, place: Place) -> float | None:
+        """Of the attempt's machine, up to now; a pool's filling and its attempt are two starts, or one."""
+        if not attempt.instance_id and not place.instance_id:
+            return 0.0
+        lives_s = [(time.monotonic_ns() - attempt.timeline.t0_ns) / 1e9] if attempt.instance_id else []
+        if place.machines:
+            if MarkName.T2 in attempt.timeline.marks and place.address:  # it ran all the time
+                lives_s[0] += (attempt.timeline.t0_ns - place.filled_ns) / 1e9 + place.fill_s
+            else:
+                lives_s.append(place.fill_s)
+        market = attempt.market or order.market
+        cost = self.prices.cost_usd(order.instance_type, market, *lives_s)
+        return None if cost is None else round(cost, 6)
 
     def _count(self, technique: str, place: Place) -> None:
         if place.fill_s:
@@ -179,7 +243,6 @@ class Conductor:
 
     def _order(self, planned: Planned, pair: KeyPair) -> Order:
         cell = planned.cell
-        market = cell.market or default_market(self.cloud)
         return Order(
             run_id=self.run_id,
             name=f"instant-env-bench-{cell.technique}-{planned.attempt}",
@@ -187,7 +250,7 @@ class Conductor:
             instance_type=cell.instance_type,
             key_name=self.access.key_name,
             security_group_id=self.access.security_group_id,
-            market=Market.ON_DEMAND if find_technique(cell.technique).on_demand_only else market,
+            market=market_of(self.cloud, cell),
             expires_at=datetime.now(UTC) + timedelta(seconds=self.ttl_s),
             ttl_s=self.ttl_s,
             client_token=f"{self.run_id}-{planned.attempt}",

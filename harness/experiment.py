@@ -28,8 +28,9 @@ class Options:
     """What an experiment may vary beside technique, architecture, type and market. None: as we do it
     otherwise.
 
-    ``rest_s`` is how long a place of a pool stands before its attempt;
-    ``boot_mode`` launches a copy of the AMI that differs in this alone.
+    ``boot_mode`` launches a copy of the AMI that differs in this alone. ``fresh_copy`` copies the AMI with
+    its snapshots for the attempt, so that it is the first launch of them. ``rest_s`` is how long a place of a
+    pool stands before its attempt; ``pause_s`` how long nothing of the run happens before it.
     """
 
     hop_limit: int | None = None
@@ -42,6 +43,7 @@ class Options:
     hand_over: HandOver | None = None
     rest_s: float | None = None
     pause_s: float | None = None
+    fresh_copy: bool | None = None
 
     def __str__(self) -> str:
         """What differs, as `hop_limit=2 zone=us-east-1b`: a row's variant."""

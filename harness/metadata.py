@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from instant_env.cloud.network import caller_cidr
+from instant_env.cloud.session import Cloud, CloudError
+from instant_env.cloud.tags import PREFIX, read_tags
 from instant_env.settings import ROOT
+
+_ROUND_TRIPS = 5
 
 #: Libraries that take part in a measurement.
 _LIBRARIES = ("asyncssh", "boto3", "botocore", "cryptography", "instant-env", "moto")
@@ -54,6 +62,50 @@ def host_state() -> dict[str, Any]:
         "kernel": platform.release(),
         "system": platform.platform(),
         "python": platform.python_version(),
+    }
+
+
+def images(cloud: Cloud, image_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Of each AMI: snapshots, volumes, boot mode, and what its tags say of how it was made, the init's hash
+    too."""
+    found = cloud.ec2.describe_images(Filters=[{"Name": "image-id", "Values": sorted(image_ids)}])["Images"]
+    return {
+        image["ImageId"]: {
+            "name": image.get("Name", ""),
+            "architecture": image.get("Architecture", ""),
+            "boot_mode": image.get("BootMode"),
+            "created": image.get("CreationDate"),
+            "volumes": [
+                {"device": volume.get("DeviceName"), **volume["Ebs"]}
+                for volume in image.get("BlockDeviceMappings", [])
+                if "Ebs" in volume
+            ],
+            "tags": {
+                key: value for key, value in read_tags(image.get("Tags")).items() if key.startswith(PREFIX)
+            },
+        }
+        for image in found
+    }
+
+
+def client(cloud: Cloud) -> dict[str, Any]:
+    """Where the harness is, as the cloud sees it, and how far away: the median of some small API calls.
+
+    The address is cut to its network: results are published.
+    """
+    times_ms = []
+    for _ in range(_ROUND_TRIPS):
+        asked = time.monotonic()
+        cloud.ec2.describe_availability_zones()
+        times_ms.append((time.monotonic() - asked) * 1000)
+    try:
+        network = str(ipaddress.ip_network(caller_cidr(cloud).replace("/32", "/16"), strict=False))
+    except CloudError:
+        network = ""
+    return {
+        "network": network,
+        "time_zone": time.strftime("%z"),
+        "api_round_trip_ms": round(statistics.median(times_ms), 3),
     }
 
 

@@ -109,13 +109,20 @@ def _cell(value: object) -> str:
 
 
 class ResultFile:
-    """The CSV being written; a context manager. Every row is flushed and synced as it is appended."""
+    """The CSV being written; a context manager. Every row is flushed and synced as it is appended.
 
-    def __init__(self, path: Path) -> None:
+    ``resumed``: the file is there, with these columns, and gets more rows.
+    """
+
+    def __init__(self, path: Path, *, resumed: bool = False) -> None:
         self.path = path
+        self._resumed = resumed
         self._file: IO[str] | None = None
 
     def __enter__(self) -> ResultFile:
+        if self._resumed:
+            self._file = self.path.open("a", encoding="utf-8", newline="")
+            return self
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # "x": a result is never overwritten.
         self._file = self.path.open("x", encoding="utf-8", newline="")

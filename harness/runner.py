@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
+import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,18 +14,18 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from harness import metadata
+from harness import metadata, planning, prices
 from harness.conduct import Access, Conductor, end_leftovers, fillings_as_json
 from harness.experiment import Cell, Experiment, check_limits
-from harness.images import choose
+from harness.live import Standing
+from harness.planning import Plan, Planner
 from harness.record import progress_line
 from harness.records import record_of
-from harness.results import SCHEMA_VERSION, ResultFile, Row
+from harness.results import SCHEMA_VERSION, ResultFile, Row, read_rows
 from harness.signals import StopSignals
 from harness.statistics import Summary, summarise_kinds
 from instant_env.arch import Arch
-from instant_env.cloud import runs
-from instant_env.cloud.instances import Market, default_market, default_type
+from instant_env.cloud import copies, runs
 from instant_env.cloud.interfaces import delete_of_run
 from instant_env.cloud.keys import KeyPair, imported_key_pair
 from instant_env.cloud.network import temporary_security_group
@@ -36,6 +37,8 @@ from instant_env.launch.timeline import Outcome
 from instant_env.settings import Settings
 
 Progress = Callable[[str], None]
+Watch = Callable[[Standing], None]
+OpenCloud = Callable[[Settings, Progress], Cloud]
 
 #: The machine's own timer, at least. It only has to outlive an attempt and the ending of the machine.
 _MIN_TTL_S = 1800
@@ -61,6 +64,9 @@ class BenchResult:
     rows: tuple[Row, ...]
     fillings: Mapping[str, Any]
     """What filling the pools took, by technique: places, machines, seconds."""
+    spent_usd: float = 0.0
+    left_out: int = 0
+    """Attempts that ``max_usd`` did not allow."""
 
     @property
     def summary(self) -> Summary:
@@ -85,44 +91,72 @@ def bench(
     name: str = "bench",
     timeout_s: float = 600.0,
     parallel: int = 1,
+    max_usd: float | None = None,
     progress: Progress,
-    open_cloud: Callable[[Settings, Progress], Cloud] = connect,
+    watch: Watch | None = None,
+    open_cloud: OpenCloud = connect,
 ) -> BenchResult:
     """Measure techniques side by side and write ``results/<utc>-<name>.csv`` with a JSON of metadata.
 
     ``techniques`` None means cold and all whose AMI is there. A failed attempt is a row, not an exception.
-    Raises UsageError for what makes no sense, BenchStopped on Ctrl-C and SIGTERM (rows so far are in the
-    CSV, machines are gone), CloudError when the cloud fails outside an attempt.
+    ``max_usd`` stops the run before an attempt that might cost more. ``watch`` is told after each row how
+    things stand. Raises UsageError for what makes no sense, BenchStopped on Ctrl-C and SIGTERM (rows so far
+    are in the CSV, machines are gone), CloudError when the cloud fails outside an attempt.
     """
-    _check_name(name)
+    check_name(name)
     check_limits(iterations, timeout_s)
     for technique in techniques or ():
         find_technique(technique)
+
+    def planner(cloud: Cloud) -> Plan:
+        return planning.of_race(
+            cloud,
+            name=name,
+            ami=ami,
+            techniques=techniques,
+            arch=arch,
+            instance_type=instance_type,
+            iterations=iterations,
+            seed=seed,
+            timeout_s=timeout_s,
+            parallel=parallel,
+        )
+
+    return carry_out(
+        settings, planner, max_usd=max_usd, progress=progress, watch=watch, open_cloud=open_cloud
+    )
+
+
+def carry_out(
+    settings: Settings,
+    planner: Planner,
+    *,
+    max_usd: float | None = None,
+    progress: Progress,
+    watch: Watch | None = None,
+    open_cloud: OpenCloud = connect,
+) -> BenchResult:
+    """Run what ``planner`` plans: see :func:`bench` for what is raised, and :mod:`harness.planning`."""
     with StopSignals() as stop:
         csv_path: Path | None = None
         try:
             cloud = open_cloud(settings, progress)
-            names, images = choose(cloud, arch, ami, techniques)
-            experiment = Experiment.race(
-                names,
-                arch,
-                default_type(cloud, arch, instance_type),
-                iterations=iterations,
-                seed=secrets.randbelow(2**31) if seed is None else seed,
-                timeout_s=timeout_s,
-                parallel=parallel,
-            )
-            prepared = {
-                cell: find_technique(cell.technique).prepare(cloud, images) for cell in experiment.cells
-            }
-            run = Run(cloud, experiment, prepared, stop, progress)
-            csv_path = _csv_path(settings.results_dir, name)
+            plan = planner(cloud)
+            told = prices.estimate(cloud, plan.experiment, plan.prices)
+            if told.worst_usd or told.unknown:
+                progress(f"cost: {told}")
+            if max_usd is not None and told.unknown:
+                raise UsageError(f"--max-usd needs a price of {', '.join(told.unknown)}, and there is none")
+            run = Run(cloud, plan, stop, progress, max_usd=max_usd, watch=watch)
+            csv_path = plan.csv_path or _csv_path(settings.results_dir, plan.name)
             return run.execute(csv_path)
         except KeyboardInterrupt:
             number = stop.received
             raise BenchStopped(
                 f"stopped by {number.name if number else 'Ctrl-C'}; the machines are ended",
-                hint=f"rows so far: {csv_path}" if csv_path and csv_path.exists() else "nothing was measured",
+                hint=f"rows so far: {csv_path}; go on with: invoke bench --resume {csv_path}"
+                if csv_path and csv_path.exists()
+                else "nothing was measured",
                 signal_number=number.value if number else 2,
             ) from None
         except (ClientError, BotoCoreError) as error:
@@ -130,6 +164,14 @@ def bench(
                 f"the cloud failed us outside of an attempt: {error}",
                 hint=f"rows so far: {csv_path}; then run: invoke clean" if csv_path else "",
             ) from error
+
+
+def dry_run(
+    settings: Settings, planner: Planner, progress: Progress, open_cloud: OpenCloud = connect
+) -> list[str]:
+    """The plan in lines; nothing is launched."""
+    cloud = open_cloud(settings, progress)
+    return planning.lines(cloud, planner(cloud))
 
 
 def result_dict(result: BenchResult) -> dict[str, Any]:
@@ -140,7 +182,7 @@ def result_dict(result: BenchResult) -> dict[str, Any]:
     return {"summaries": [summary.as_json() for summary in result.summaries], **fillings}
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     if not name or not all(character.isalnum() or character in "-_." for character in name):
         raise UsageError(f"{name!r} cannot name a file of results", hint="use letters, digits, - _ .")
 
@@ -155,25 +197,32 @@ def _csv_path(directory: Path, name: str) -> Path:
 
 
 class Run:
-    """One run of an experiment; use :func:`bench`. Also for experiments that were prepared otherwise."""
+    """One run of a plan; use :func:`bench` or :func:`carry_out`. Also for plans that were made otherwise."""
 
     def __init__(
         self,
         cloud: Cloud,
-        experiment: Experiment,
-        prepared: Mapping[Cell, Prepared],
+        plan: Plan,
         stop: StopSignals,
         progress: Progress,
+        *,
+        max_usd: float | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.cloud = cloud
-        self.experiment = experiment
-        self.prepared = prepared
+        self.plan = plan
+        self.experiment = plan.experiment
+        self.prepared = dict(plan.prepared)
         self.run_id = new_run_id()
+        self.max_usd = max_usd
+        self._watch = watch
         self._stop = stop
         self._progress = progress
+        self._begun_s = time.monotonic()
         # A place may take as long to fill as an attempt may take.
-        rest_s = max(cell.options.rest_s or 0.0 for cell in experiment.cells)
-        self._ttl_s = max(_MIN_TTL_S, int(2 * experiment.timeout_s + rest_s) + _TTL_MARGIN_S)
+        options = [cell.options for cell in plan.experiment.cells]
+        stand_s = max((option.rest_s or 0.0) + (option.pause_s or 0.0) for option in options)
+        self._ttl_s = max(_MIN_TTL_S, int(2 * plan.experiment.timeout_s + stand_s) + _TTL_MARGIN_S)
 
     def execute(self, csv_path: Path) -> BenchResult:
         """Run every attempt. Key pair, security group and machines are gone when it returns or raises."""
@@ -190,7 +239,7 @@ class Run:
         try:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(runs.alive(self.cloud.settings, self.run_id))
-                results = stack.enter_context(ResultFile(csv_path))
+                results = stack.enter_context(ResultFile(csv_path, resumed=self.plan.csv_path is not None))
                 metadata.write(metadata_path, about | {"status": "running"})
                 for cell, prepared in self.prepared.items():
                     stack.callback(find_technique(cell.technique).clean_up, self.cloud, prepared)
@@ -199,13 +248,15 @@ class Run:
                         self.cloud, pair, run_id=self.run_id, role=Role.BENCH, expires_at=expires_at
                     )
                 )
-                group_id = stack.enter_context(
+                group_id = self.cloud.settings.security_group or stack.enter_context(
                     temporary_security_group(
                         self.cloud, run_id=self.run_id, role=Role.BENCH, expires_at=expires_at
                     )
                 )
                 access = Access(pair, pair.for_asyncssh(), key_name, group_id)
                 stack.callback(delete_of_run, self.cloud, self.run_id)
+                stack.callback(copies.delete_copies_of_run, self.cloud, self.run_id)
+                self._apply_boot_modes(expires_at)
                 stack.callback(end_leftovers, self.cloud, self.run_id)
                 conductor = Conductor(
                     cloud=self.cloud,
@@ -215,12 +266,14 @@ class Run:
                     ttl_s=self._ttl_s,
                     access=access,
                     results=results,
+                    prices=self.plan.prices,
+                    max_usd=self.max_usd,
                     stop=self._stop,
                     progress=self._progress,
-                    on_row=self._tell,
+                    on_row=lambda row: self._tell(row, conductor),
                 )
                 asyncio.run(self._run_all(conductor))
-            status = "finished"
+            status = "over_budget" if conductor.over_budget else "finished"
         except (KeyboardInterrupt, asyncio.CancelledError):
             status = "stopped"
             raise KeyboardInterrupt from None
@@ -228,18 +281,43 @@ class Run:
             if metadata_path.exists():
                 ended = {"status": status, "finished_utc": _utc_text(), "load_at_end": metadata.load()}
                 metadata.write(metadata_path, about | ended | _done(conductor))
+        # Of a resumed run, also those from before.
+        rows = tuple(read_rows(csv_path)) if self.plan.csv_path else tuple(conductor.rows)
         return BenchResult(
             csv_path,
             metadata_path,
-            summarise_kinds(
-                [record_of(row) for row in conductor.rows], [cell.label for cell in self.experiment.cells]
-            ),
-            tuple(conductor.rows),
+            summarise_kinds([record_of(row) for row in rows], [cell.label for cell in self.experiment.cells]),
+            rows,
             fillings_as_json(conductor.fillings),
+            spent_usd=round(conductor.spent_usd, 6),
+            left_out=len(self.plan.left()) - len(conductor.rows),
         )
 
-    def _tell(self, row: Row) -> None:
+    def _apply_boot_modes(self, expires_at: datetime) -> None:
+        """Put copies with the boot mode asked for in place of AMIs."""
+        made: dict[tuple[str, str], str] = {}
+        for cell, prepared in self.prepared.items():
+            if mode := cell.options.boot_mode:
+                key = (prepared.image_id, mode)
+                if key not in made:
+                    name = f"instant-env-{mode}-{prepared.image_id}-{self.run_id}"
+                    made[key] = copies.with_boot_mode(
+                        self.cloud, *key, run_id=self.run_id, name=name, expires_at=expires_at
+                    )
+                self.prepared[cell] = dataclasses.replace(prepared, image_id=made[key])
+
+    def _tell(self, row: Row, conductor: Conductor | None) -> None:
         self._progress(progress_line(row, self.experiment.total))
+        if self._watch is not None and conductor is not None:
+            took_s = time.monotonic() - self._begun_s
+            self._watch(
+                Standing(
+                    rows=tuple(conductor.rows),
+                    to_do=len(self.plan.left()),
+                    spent_usd=conductor.spent_usd,
+                    took_s=took_s,
+                )
+            )
 
     async def _run_all(self, conductor: Conductor) -> None:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
@@ -247,19 +325,31 @@ class Run:
         # A Python signal handler runs between any two bytecodes: the loop is only told to cancel.
         self._stop.hook = lambda: _forget(loop.call_soon_threadsafe(task.cancel))
         try:
-            await conductor.run(self.experiment.plan())
+            await conductor.run(self.plan.left())
         finally:
             self._stop.hook = _note_only  # what follows is cleaning up
 
     def _metadata(self, csv_path: Path) -> dict[str, Any]:
         experiment = self.experiment
-        return {
-            "schema_version": SCHEMA_VERSION,
+        before = self.plan.before
+        session = {
             "run_id": self.run_id,
-            "csv": csv_path.name,
             "started_utc": _utc_text(),
             "command_line": metadata.command_line(),
             "git": metadata.git_state(),
+            "load": metadata.load(),
+            "attempts": len(self.plan.left()),
+        }
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": before.get("run_id", self.run_id),
+            "name": self.plan.name,
+            "about": self.plan.about or before.get("about", ""),
+            "csv": csv_path.name,
+            "started_utc": before.get("started_utc", session["started_utc"]),
+            "command_line": before.get("command_line", session["command_line"]),
+            "git": before.get("git", session["git"]),
+            "sessions": [*before.get("sessions", []), session],
             "cloud": self.cloud.name.value,
             "region": self.cloud.region,
             "accelerators": {arch.value: self.cloud.accelerator_for(arch) for arch in _archs(experiment)},
@@ -275,6 +365,11 @@ class Run:
                 cell.label: _about(find_technique(cell.technique), prepared)
                 for cell, prepared in self.prepared.items()
             },
+            **self.plan.as_json(),
+            "images": metadata.images(self.cloud, {one.image_id for one in self.prepared.values()}),
+            "prices": self.plan.prices.as_json(),
+            "max_usd": self.max_usd,
+            "client": metadata.client(self.cloud),
             "host": metadata.host_state(),
             "load_at_start": metadata.load(),
             "versions": metadata.library_versions(),
@@ -286,14 +381,12 @@ def _archs(experiment: Experiment) -> list[Arch]:
 
 
 def _cell(cell: Cell, cloud: Cloud) -> dict[str, str]:
-    technique = find_technique(cell.technique)
-    market = cell.market or default_market(cloud)
     return {
         "technique": cell.technique,
         "variant": cell.variant,
         "arch": cell.arch.value,
         "instance_type": cell.instance_type,
-        "market": Market.ON_DEMAND.value if technique.on_demand_only else market.value,
+        "market": prices.market_of(cloud, cell).value,
     }
 
 
@@ -301,7 +394,13 @@ def _done(conductor: Conductor | None) -> dict[str, Any]:
     """What is known of a run when it ends, however it ends."""
     if conductor is None:
         return {"attempts_done": 0}
-    return {"attempts_done": len(conductor.rows), "pools": fillings_as_json(conductor.fillings)}
+    return {
+        "attempts_done": len(conductor.rows),
+        "pools": fillings_as_json(conductor.fillings),
+        "spent_usd": round(conductor.spent_usd, 6),
+        "api_calls": conductor.api_calls.as_json(),
+        "cpu_s": round(conductor.cpu_s(), 3),
+    }
 
 
 def _about(technique: Technique, prepared: Prepared) -> dict[str, str]:

@@ -41,13 +41,20 @@ class Reporter:
     def __init__(self) -> None:
         self._started = time.monotonic()
         self._status: Status | None = None
+        self._shown: Any = None
 
     def __call__(self, text: str) -> None:
         elapsed_s = time.monotonic() - self._started
         _stderr.print(f"[dim]{elapsed_s:7.1f} s[/dim]  ", end="")
         _stderr.print(text, markup=False)
-        if self._status is not None:
+        if self._status is not None and self._shown is None:
             self._status.update(f"[dim]after: {text[:60].replace('[', '(')}[/dim]")
+
+    def show(self, renderable: Any) -> None:
+        """Show this beside the spinner from now on, in place of the last event; nothing off a terminal."""
+        self._shown = renderable
+        if self._status is not None:
+            self._status.update(renderable)
 
     @contextmanager
     def live(self) -> Iterator[Reporter]:

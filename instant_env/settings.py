@@ -67,6 +67,9 @@ class Settings(BaseModel):
         default=None, description="type to launch; default by architecture and cloud"
     )
     subnet: str | None = Field(default=None, description="subnet id; default: one of the default VPC")
+    security_group: str | None = Field(
+        default=None, description="security group of machines to measure; default: one made for the run"
+    )
     caller_ip_url: str | None = Field(
         default=None, description="URL that answers with the caller's address; localec2 serves its own"
     )

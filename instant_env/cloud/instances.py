@@ -46,13 +46,18 @@ class Market(StrEnum):
     ON_DEMAND = "on-demand"
 
 
+def fits(instance_type: str, arch: Arch) -> bool:
+    """Whether machines of this type are of this architecture, by the type's name."""
+    family = instance_type.split(".")[0].removesuffix("-flex")
+    letters = family.lstrip("abcdefghijklmnopqrstuvwxyz").lstrip("0123456789")
+    is_arm = letters.startswith(_GRAVITON) or family == "a1"
+    return is_arm == (arch is Arch.ARM64)
+
+
 def default_type(cloud: Cloud, arch: Arch, override: str | None = None) -> str:
     """The instance type to use; raises UsageError when the chosen one is of another architecture."""
     chosen = override or cloud.settings.instance_type or _DEFAULT_TYPES[arch]
-    family = chosen.split(".")[0].removesuffix("-flex")
-    letters = family.lstrip("abcdefghijklmnopqrstuvwxyz").lstrip("0123456789")
-    is_arm = letters.startswith(_GRAVITON) or family == "a1"
-    if is_arm != (arch is Arch.ARM64):
+    if not fits(chosen, arch):
         raise UsageError(f"instance type {chosen} is not {arch}", hint=f"for example: {_DEFAULT_TYPES[arch]}")
     return chosen
 

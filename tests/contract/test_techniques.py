@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from tiny_cloud import INSTANCE_TYPES, TinyCloud
 
+from harness import prices
 from harness.experiment import Cell, Experiment, Options
+from harness.planning import Plan
 from harness.results import Row
 from harness.runner import BenchResult, Run
 from harness.signals import StopSignals
@@ -30,7 +32,8 @@ def race(
     )
     experiment = Experiment(made, iterations=1, seed=1, timeout_s=240.0, parallel=parallel)
     tiny = Prepared(tiny_cloud.image_id, "root", root_device="/dev/xvda", root_gib=1)
-    run = Run(cloud, experiment, dict.fromkeys(made, tiny), StopSignals(), print)
+    plan = Plan("techniques", experiment, dict.fromkeys(made, tiny), prices.find(cloud, made))
+    run = Run(cloud, plan, StopSignals(), print)
     result = run.execute(tmp_path / "techniques.csv")
     assert_nothing_left(cloud)
     for row in result.rows:

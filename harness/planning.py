@@ -1,0 +1,182 @@
+"""From what was asked for to a plan: cells, their images, what they cost; or the rest of an interrupted
+run."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from harness import prices
+from harness.definition import Definition
+from harness.experiment import Cell, Experiment, Planned
+from harness.images import choose
+from harness.metadata import host_state
+from harness.prices import Prices
+from harness.results import read_rows
+from instant_env.arch import Arch
+from instant_env.cloud.images import BakedImage
+from instant_env.cloud.instances import default_type
+from instant_env.cloud.session import Cloud
+from instant_env.errors import UsageError
+from instant_env.launch.techniques import Prepared, find_technique
+from instant_env.launch.timeline import Outcome
+
+_EXPERIMENT = TypeAdapter(Experiment)
+_PREPARED = TypeAdapter(Prepared)
+
+#: Attempts that ended so say nothing: a resumed run makes them again.
+_MISSING = frozenset({Outcome.INTERRUPTED.value, Outcome.CANCELLED.value})
+
+#: Facts of the host that must be the same when a run goes on: figures of different hosts are never pooled.
+_SAME_HOST = ("cpu", "cores", "memory_mib")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run to come. ``csv_path`` and ``before`` (the metadata) are of the run that is resumed."""
+
+    name: str
+    experiment: Experiment
+    prepared: Mapping[Cell, Prepared]
+    prices: Prices
+    about: str = ""
+    csv_path: Path | None = None
+    before: Mapping[str, Any] = field(default_factory=dict)
+    done: frozenset[int] = frozenset()
+
+    def left(self) -> list[Planned]:
+        return [planned for planned in self.experiment.plan() if planned.attempt not in self.done]
+
+    def as_json(self) -> dict[str, Any]:
+        """What a resumed run needs to be the same run."""
+        return {
+            "experiment": _EXPERIMENT.dump_python(self.experiment, mode="json"),
+            "prepared": [
+                _PREPARED.dump_python(self.prepared[cell], mode="json") for cell in self.experiment.cells
+            ],
+        }
+
+
+def of_race(
+    cloud: Cloud,
+    *,
+    name: str,
+    ami: str,
+    techniques: Sequence[str] | None,
+    arch: Arch,
+    instance_type: str | None,
+    iterations: int,
+    seed: int | None,
+    timeout_s: float,
+    parallel: int,
+) -> Plan:
+    """Techniques side by side. Raises UsageError for what makes no sense or is not baked."""
+    names, images = choose(cloud, arch, ami, techniques)
+    experiment = Experiment.race(
+        names,
+        arch,
+        default_type(cloud, arch, instance_type),
+        iterations=iterations,
+        seed=_seed(seed),
+        timeout_s=timeout_s,
+        parallel=parallel,
+    )
+    prepared = {cell: find_technique(cell.technique).prepare(cloud, images) for cell in experiment.cells}
+    return Plan(name, experiment, prepared, prices.find(cloud, experiment.cells))
+
+
+def of_definition(cloud: Cloud, definition: Definition, seed: int | None = None) -> Plan:
+    """An experiment from a file. Raises UsageError for what is not baked."""
+    images: dict[Arch, Mapping[str, BakedImage]] = {
+        arch: choose(cloud, arch, definition.ami, definition.techniques)[1]
+        for arch in definition.architectures
+    }
+    cells = definition.cells(lambda arch: default_type(cloud, arch))
+    experiment = definition.experiment(cells, _seed(definition.seed if seed is None else seed))
+    prepared = {cell: find_technique(cell.technique).prepare(cloud, images[cell.arch]) for cell in cells}
+    found = prices.find(cloud, experiment.cells)
+    return Plan(definition.name, experiment, prepared, found, about=definition.about)
+
+
+def of_interrupted(cloud: Cloud, before: Mapping[str, Any], csv_path: Path) -> Plan:
+    """The attempts that an interrupted run did not come to, in the order it would have had.
+
+    Raises UsageError when it cannot go on as the same run: another cloud, host or schema, or AMIs that are
+    gone.
+    """
+    try:
+        experiment = _EXPERIMENT.validate_python(before["experiment"])
+        prepared = [_PREPARED.validate_python(one) for one in before["prepared"]]
+    except (KeyError, ValidationError) as error:
+        raise UsageError(
+            f"{csv_path.with_suffix('.json')} does not say how to go on", hint="run it anew"
+        ) from error
+    if (before.get("cloud"), before.get("region")) != (cloud.name.value, cloud.region):
+        raise UsageError(
+            f"{csv_path.name} ran in {before.get('cloud')} {before.get('region')}, not in "
+            f"{cloud.name} {cloud.region}",
+            hint=f"--cloud {before.get('cloud')} --region {before.get('region')}",
+        )
+    here, there = host_state(), before.get("host", {})
+    if differs := [fact for fact in _SAME_HOST if here[fact] != there.get(fact)]:
+        raise UsageError(
+            f"{csv_path.name} ran on another host: {differs[0]} was {there.get(differs[0])}",
+            hint="figures of different hosts are never pooled; run it anew",
+        )
+    wanted = sorted({one.image_id for one in prepared})
+    known = cloud.ec2.describe_images(Filters=[{"Name": "image-id", "Values": wanted}])["Images"]
+    if gone := set(wanted) - {image["ImageId"] for image in known}:
+        raise UsageError(f"{', '.join(sorted(gone))} is gone, so the run cannot go on", hint="run it anew")
+    done = {row.attempt for row in read_rows(csv_path) if row.outcome not in _MISSING}
+    return Plan(
+        str(before.get("name", "bench")),
+        experiment,
+        dict(zip(experiment.cells, prepared, strict=True)),
+        prices.find(cloud, experiment.cells),
+        csv_path=csv_path,
+        before=before,
+        done=frozenset(done),
+    )
+
+
+def metadata_of(csv_path: Path) -> dict[str, Any]:
+    """The JSON beside a CSV. Raises UsageError when there is none."""
+    path = csv_path.with_suffix(".json")
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {error}", hint="--resume takes the CSV of a run") from error
+    if not isinstance(loaded, dict):
+        raise UsageError(f"{path} holds no JSON object", hint="--resume takes the CSV of a run")
+    return loaded
+
+
+Planner = Callable[[Cloud], Plan]
+
+
+def lines(cloud: Cloud, plan: Plan) -> list[str]:
+    """The plan for people: cells, attempts, cost."""
+    experiment, left = plan.experiment, plan.left()
+    out = [f"{plan.name}: {plan.about}" if plan.about else plan.name]
+    for cell in experiment.cells:
+        count = sum(planned.cell == cell for planned in left)
+        market, ami = prices.market_of(cloud, cell), plan.prepared[cell].image_id
+        out.append(f"  {count:4} × {cell.label}: {cell.arch} {cell.instance_type} {market} {ami}")
+    flight = f", {experiment.parallel} in flight" if experiment.parallel > 1 else ""
+    out.append(f"  {len(left)} attempts in blocks of {len(experiment.cells)}, seed {experiment.seed}{flight}")
+    for item in plan.prices.as_json():
+        if item["usd_per_hour"]:
+            kind = f"{item['instance_type']} {item['market']}"
+            out.append(f"  {kind}: ${item['usd_per_hour']} an hour ({item['source']})")
+    out.append(f"cost: {prices.estimate(cloud, experiment, plan.prices)}")
+    return out
+
+
+def _seed(given: int | None) -> int:
+    return secrets.randbelow(2**31) if given is None else given

@@ -118,13 +118,21 @@ def disk(
     )  # fmt: skip
 
 
-@task(help={"ms": "milliseconds by which it is late", "status": "HTTP status that it answers", **_MANY_HELP})
+@task(
+    help={
+        "ms": "milliseconds by which it is late",
+        "status": "HTTP status that it answers",
+        "answer": "what it does instead of answering: refused, truncated, garbage",
+        **_MANY_HELP,
+    }
+)
 @verb
 def imds(
-    _: Context, instance: str = "*", ms: int = 0, status: int = 0, seconds: float = 0.0, json: bool = False
-) -> None:
+    _: Context, instance: str = "*", ms: int = 0, status: int = 0, answer: str = "", seconds: float = 0.0,
+    json: bool = False,
+) -> None:  # fmt: skip
     """Make a machine's metadata service late or wrong."""
-    _inject(json, kind="imds", instance=instance, delay_ms=ms, status=status, seconds=seconds)
+    _inject(json, kind="imds", instance=instance, delay_ms=ms, status=status, answer=answer, seconds=seconds)
 
 
 @task(

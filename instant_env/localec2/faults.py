@@ -132,17 +132,20 @@ class DiskFault(_Fault):
 
 
 class ImdsFault(_Fault):
-    """The metadata service answers late, or with this status."""
+    """The metadata service answers late, with this status, or not as HTTP has it."""
 
     kind: Literal["imds"] = "imds"
     instance: str = _IdOrAll
     delay_ms: int = Field(default=0, ge=0, le=600_000)
     status: int | None = Field(default=None, ge=400, le=599)
+    answer: Literal["refused", "truncated", "garbage"] | None = Field(
+        default=None, description="connections are refused; answers end halfway, or are no HTTP"
+    )
 
     @model_validator(mode="after")
     def _wrong(self) -> ImdsFault:
-        if not self.delay_ms and self.status is None:
-            raise ValueError("give delay_ms or status")
+        if not self.delay_ms and self.status is None and self.answer is None:
+            raise ValueError("give delay_ms, status or answer")
         return self
 
 
@@ -319,11 +322,12 @@ class Faults:
         found = [item.fault for item in self.of_machine(instance_id) if isinstance(item.fault, NetworkFault)]
         return found[-1] if found else None
 
-    def imds(self, instance_id: str) -> dict[str, int]:
+    def imds(self, instance_id: str) -> dict[str, int | str]:
         """What the metadata file says of its faults; the newest fault wins."""
-        fields: dict[str, int] = {}
+        fields: dict[str, int | str] = {}
         for active in self.of_machine(instance_id):
             if isinstance(active.fault, ImdsFault):
                 fields["fault_delay_ms"] = active.fault.delay_ms
                 fields["fault_status"] = active.fault.status or 0
+                fields["fault_answer"] = active.fault.answer or ""
         return {name: value for name, value in fields.items() if value}

@@ -32,7 +32,8 @@ type response struct {
 	headers     []string // whole lines, without line ends
 	modified    time.Time
 	close       bool
-	ttl         uint8 // the IP time-to-live of its packets; 0 is defaultTTL
+	ttl         uint8  // the IP time-to-live of its packets; 0 is defaultTTL
+	broken      string // how the answer is spoilt, one of the values of fault_answer
 }
 
 // protocolError is a request that cannot be understood; after its answer the connection is closed,
@@ -278,6 +279,15 @@ func (c *connection) write(req *request, res response) error {
 	out.WriteString("\r\n")
 	if req.method != "HEAD" {
 		out.Write(res.body)
+	}
+	switch res.broken {
+	case refused:
+		return nil
+	case truncated:
+		out.Truncate(out.Len() - (len(res.body)+1)/2)
+	case garbage:
+		out.Reset()
+		out.WriteString("\x00\x16\x03 neither HTTP\nnor\xff text\r\n\r\n")
 	}
 	_, err := c.out.Write(out.Bytes())
 	return err

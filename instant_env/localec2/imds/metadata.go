@@ -31,6 +31,7 @@ type metadata struct {
 	ActiveKeys    []activeKey       `json:"active_keys"`
 	FaultDelayMS  int               `json:"fault_delay_ms"`
 	FaultStatus   int               `json:"fault_status"`
+	FaultAnswer   string            `json:"fault_answer"`
 	tokenKey      []byte
 	userDataBytes []byte
 	document      string // as EC2 lays it out
@@ -94,6 +95,11 @@ func parseMetadata(data []byte) (*metadata, error) {
 	}
 	if m.FaultStatus != 0 && (m.FaultStatus < 400 || m.FaultStatus > 599) {
 		return nil, errors.New("fault_status is not the status of an error")
+	}
+	switch m.FaultAnswer {
+	case "", refused, truncated, garbage:
+	default:
+		return nil, errors.New("fault_answer is not one")
 	}
 	if m.Tree.children == nil {
 		return nil, errors.New("tree is missing")

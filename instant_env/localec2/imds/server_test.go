@@ -93,6 +93,22 @@ func TestNoAnswerWithAWrongHopLimit(t *testing.T) {
 	<-done
 }
 
+// everything is all that the service sends until it closes the connection.
+func everything(t *testing.T, server *Server) string {
+	t.Helper()
+	here, there := net.Pipe()
+	go server.ServeConn(there)
+	defer here.Close()
+	if _, err := io.WriteString(here, putToken); err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(here)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
 func TestFaults(t *testing.T) {
 	server, path := serverOn(t, strings.Replace(fixture, `"version":1`, `"version":1,"fault_status":503`, 1))
 	fetch := func() (string, time.Duration) {
@@ -113,6 +129,24 @@ func TestFaults(t *testing.T) {
 	writeFile(t, path, strings.Replace(fixture, `"version":1`, `"version":1,"fault_delay_ms":120`, 1))
 	if line, took := fetch(); line != "HTTP/1.1 200 OK" || took < 120*time.Millisecond {
 		t.Errorf("late: %s after %s", line, took)
+	}
+	if server.Refuses() {
+		t.Error("it is late, and does not refuse")
+	}
+	for fault, want := range map[string]string{"truncated": "HTTP/1.1 200 OK", "garbage": "\x00\x16\x03 neither HTTP"} {
+		writeFile(t, path, strings.Replace(fixture, `"version":1`, `"version":1,"fault_answer":"`+fault+`"`, 1))
+		if line, _ := fetch(); line != want {
+			t.Errorf("%s: %q", fault, line)
+		}
+		whole := everything(t, server)
+		_, body, _ := strings.Cut(whole, "\r\n\r\n")
+		if fault == "truncated" && len(body) != 28 { // of the 56 of a token
+			t.Errorf("truncated: %q", whole)
+		}
+	}
+	writeFile(t, path, strings.Replace(fixture, `"version":1`, `"version":1,"fault_answer":"refused"`, 1))
+	if !server.Refuses() || everything(t, server) != "" {
+		t.Error("not refused")
 	}
 	writeFile(t, path, fixture)
 	if line, _ := fetch(); line != "HTTP/1.1 200 OK" {

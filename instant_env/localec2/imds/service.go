@@ -52,6 +52,29 @@ func (s *Server) answer(req *request) response {
 	if m.FaultStatus != 0 {
 		return errorPage(m.FaultStatus)
 	}
+	res := s.respond(m, req)
+	if m.FaultAnswer != "" {
+		res.broken, res.close = m.FaultAnswer, true
+	}
+	return res
+}
+
+// Values of fault_answer.
+const (
+	refused   = "refused"
+	truncated = "truncated"
+	garbage   = "garbage"
+)
+
+// Refuses tells whether new connections are to be refused, which whoever accepts them has to do. Those that are
+// there end with the next request.
+func (s *Server) Refuses() bool {
+	m, err := s.load()
+	return err == nil && m.FaultAnswer == refused
+}
+
+// respond answers when nothing is wrong.
+func (s *Server) respond(m *metadata, req *request) response {
 	if m.HTTPEndpoint == "disabled" {
 		return errorPage(403)
 	}

@@ -143,6 +143,8 @@ func (n *network) acceptTCP(request *tcp.ForwarderRequest) {
 	switch {
 	case p == nil:
 		request.Complete(false)
+	case to == netip.AddrPortFrom(imdsAddress, 80) && p.metadata.Refuses():
+		request.Complete(true)
 	case to == netip.AddrPortFrom(imdsAddress, 80):
 		if conn, err := complete(request); err == nil {
 			release := p.hold(conn)

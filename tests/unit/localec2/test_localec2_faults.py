@@ -202,6 +202,9 @@ def test_imds_is_told_before_the_machine_starts_and_while_it_runs(served: Served
     assert "fault_delay_ms" not in metadata_of(served, second)
     inject(served, kind="imds", instance=second, status=503)
     assert metadata_of(served, second)["fault_status"] == 503
+    inject(served, kind="imds", instance=second, answer="garbage")
+    assert metadata_of(served, second)["fault_answer"] == "garbage"
+    assert "fault_status" not in metadata_of(served, second)  # the newest one wins
     ask(served, "DELETE")
     assert "fault_status" not in metadata_of(served, second)
     assert "fault_delay_ms" not in metadata_of(served, first)

@@ -10,15 +10,25 @@ import (
 	"instantenv/init/internal/imds"
 )
 
-// keyAgent does what an init of another kind needs from us for a login, and returns the exit status.
+// Signals by which systemd, being process 1, powers the machine off in order, and at once (systemd(1): SIGRTMIN+4 and
+// SIGRTMIN+14; the C library's SIGRTMIN is 34).
+const (
+	systemdPowerOff    = syscall.Signal(34 + 4)
+	systemdPowerOffNow = syscall.Signal(34 + 14)
+	// systemdPatience is more than the 90 s that systemd gives a service to stop.
+	systemdPatience = 120 * time.Second
+)
+
+// keyAgent does what an init of another kind needs from us for a login, looks after the machine's time limit from
+// then on, and returns only when it failed, with the exit status.
 func keyAgent(log *logger) int {
 	marks := newTimeline(bootTime, false)
 	marks.mark("init_start")
 	client := imds.New(imds.Default)
-	defer client.Close()
 	client.OnConnect = func() { marks.mark("network_up") }
 	client.OnToken = func() { marks.mark("imds_token") }
-	if err := prepareLogin(client, marks, log); err != nil {
+	admission, err := prepareLogin(client, marks, log)
+	if err != nil {
 		log.sayf("%v", err)
 		return 1
 	}
@@ -29,51 +39,40 @@ func keyAgent(log *logger) int {
 		log.sayf("cannot tell systemd: %v", err)
 	}
 	log.sayf("timeline %s", marks.json())
-	data, err := fetchUserData(client, time.Now().Add(metadataLimit), log)
-	if err == nil && data.TTL > 0 {
-		err = armSystemdTimer(data.TTL)
-	}
-	if err != nil {
-		log.sayf("time limit: %v", err)
-		return 1
-	}
-	return 0
+	lifetime := newLifetime(admission.afterSSHD(), client.Date(), log)
+	go lifetime.watch(client)
+	log.sayf("powering off: its time is up: %s", lifetime.await(time.Sleep))
+	return endBySystemd(log)
 }
 
-func prepareLogin(client *imds.Client, marks *timeline, log *logger) error {
+func prepareLogin(client *imds.Client, marks *timeline, log *logger) (*admission, error) {
 	hostKeys := make(chan error, 1)
 	go func() { hostKeys <- ensureHostKeys(sshDirectory, marks, log) }()
 	settings, err := loadConfig(configFile)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	user, err := findAccount(passwdFile, settings.LoginUser)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := installKey(client, user, time.Now().Add(metadataLimit), marks, log); err != nil {
-		return err
+	admission := &admission{client: client, user: user, patience: bootPatience, held: heldKeys, marks: marks, log: log}
+	if err := admission.beforeSSHD(); err != nil {
+		return nil, err
 	}
-	return <-hostKeys
+	return admission, <-hostKeys
 }
 
-// armSystemdTimer has systemd power the machine off when it has been up for the given time. A timer outlives this
-// process, and it is seen in `systemctl list-timers`.
-func armSystemdTimer(ttl time.Duration) error {
-	argv := []string{
-		"/usr/bin/systemd-run", "--quiet", "--no-block", "--unit=instant-init-ttl",
-		fmt.Sprintf("--on-boot=%d", int64(ttl/time.Second)), "--timer-property=AccuracySec=1s",
-		"/usr/bin/systemctl", "poweroff",
+// endBySystemd powers the machine off, whatever its services think of it.
+func endBySystemd(log *logger) int {
+	for _, signal := range []syscall.Signal{systemdPowerOff, systemdPowerOffNow} {
+		if err := syscall.Kill(1, signal); err != nil {
+			log.sayf("%v", err)
+		}
+		time.Sleep(systemdPatience)
 	}
-	process, err := os.StartProcess(argv[0], argv, &os.ProcAttr{Files: []*os.File{nil, os.Stderr, os.Stderr}})
-	if err != nil {
-		return err
-	}
-	state, err := process.Wait()
-	if err == nil && !state.Success() {
-		err = fmt.Errorf("%s: %s", argv[0], state)
-	}
-	return err
+	log.sayf("systemd does not power the machine off")
+	return 1
 }
 
 // notifyReady is sd_notify(3) with READY=1; without a socket it does nothing.

@@ -9,17 +9,14 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"instantenv/init/internal/atomicfile"
-	"instantenv/init/internal/imds"
 	"instantenv/init/internal/sshkey"
 )
 
 const (
 	passwdFile   = "/etc/passwd"
 	sshDirectory = "/etc/ssh"
-	keyPath      = "/latest/meta-data/public-keys/0/openssh-key"
 )
 
 // An account is the login user's line of /etc/passwd.
@@ -50,35 +47,8 @@ func findAccount(passwd, name string) (account, error) {
 
 func (a account) keyFile() string { return filepath.Join(a.home, ".ssh", "authorized_keys") }
 
-// installKey fetches the key that was named at launch and lets its owner in. No key at launch is no error, and a
-// machine that has let somebody in before starts without the metadata service, too.
-func installKey(client *imds.Client, user account, deadline time.Time, marks *timeline, log *logger) error {
-	text, err := client.Get(keyPath, deadline)
-	if errors.Is(err, imds.ErrNotFound) {
-		log.sayf("no SSH key was named at launch: only keys in the image can log in")
-		return nil
-	}
-	if err == nil {
-		marks.mark("key_received")
-		err = user.authorize(string(text))
-	}
-	if err == nil {
-		marks.mark("key_written")
-		return nil
-	}
-	if info, missing := os.Stat(user.keyFile()); missing == nil && info.Size() > 0 {
-		log.sayf("the SSH keys of an earlier start stay: %v", err)
-		return nil
-	}
-	return fmt.Errorf("SSH key of %s: %w", user.name, err)
-}
-
-// authorize adds the public keys in text to the user's authorized_keys.
-func (a account) authorize(text string) error {
-	keys, err := sshkey.ParsePublicKeys(text)
-	if err != nil {
-		return err
-	}
+// authorize adds public keys to the user's authorized_keys.
+func (a account) authorize(keys []sshkey.PublicKey) error {
 	if err := a.directory(a.home); err != nil {
 		return err
 	}

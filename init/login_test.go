@@ -2,19 +2,13 @@ package main
 
 import (
 	"encoding/base64"
-	"fmt"
 	"io"
-	"net"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
-	"time"
 
 	"instantenv/init/internal/atomicfile"
-	"instantenv/init/internal/imds"
+	"instantenv/init/internal/sshkey"
 )
 
 var testKey = "ssh-ed25519 " + base64.StdEncoding.EncodeToString(
@@ -40,6 +34,15 @@ func read(t *testing.T, path string) string {
 	return string(text)
 }
 
+func keysIn(t *testing.T, text string) []sshkey.PublicKey {
+	t.Helper()
+	keys, err := sshkey.ParsePublicKeys(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keys
+}
+
 // someone is a user with a home under a temporary directory; the files belong to whoever runs the test.
 func someone(t *testing.T) account {
 	return account{"admin", filepath.Join(t.TempDir(), "home", "admin"), atomicfile.Owner{UID: os.Geteuid(), GID: os.Getegid()}}
@@ -63,7 +66,7 @@ func TestFindAccount(t *testing.T) {
 func TestAuthorize(t *testing.T) {
 	user := someone(t)
 	for range 2 { // the second time changes nothing
-		if err := user.authorize(testKey + " laptop\n"); err != nil {
+		if err := user.authorize(keysIn(t, testKey+" laptop")); err != nil {
 			t.Fatal(err)
 		}
 		if got := read(t, user.keyFile()); got != testKey+" laptop\n" {
@@ -82,7 +85,7 @@ func TestAuthorize(t *testing.T) {
 func TestAuthorizeKeepsWhatTheUserAdded(t *testing.T) {
 	user := someone(t)
 	write(t, user.keyFile(), "# mine\nfrom=\"10.0.0.1\" "+testKey+" other")
-	if err := user.authorize(testKey); err != nil {
+	if err := user.authorize(keysIn(t, testKey)); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := read(t, user.keyFile()), "# mine\nfrom=\"10.0.0.1\" "+testKey+" other\n"+testKey+"\n"; got != want {
@@ -108,69 +111,9 @@ func TestAuthorizeDoesNotFollowTheUsersLinks(t *testing.T) {
 		if err := os.Symlink(target, link); err != nil {
 			t.Fatal(err)
 		}
-		if err := user.authorize(testKey); err == nil {
+		if err := user.authorize(keysIn(t, testKey)); err == nil {
 			t.Errorf("%s as a link was followed", name)
 		}
-	}
-}
-
-// metadata serves these items by IMDSv2.
-func metadata(t *testing.T, items map[string]string) *imds.Client {
-	t.Helper()
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		text, found := items[r.URL.Path]
-		switch {
-		case r.URL.Path == "/latest/api/token":
-			fmt.Fprint(w, "token")
-		case !found:
-			w.WriteHeader(http.StatusNotFound)
-		default:
-			fmt.Fprint(w, text)
-		}
-	}))
-	t.Cleanup(server.Close)
-	address, ok := server.Listener.Addr().(*net.TCPAddr)
-	if !ok {
-		t.Fatal("not TCP")
-	}
-	client := imds.New(imds.Endpoint{IP: [4]byte(address.IP.To4()), Port: address.Port})
-	t.Cleanup(client.Close)
-	return client
-}
-
-func TestInstallKey(t *testing.T) {
-	for _, test := range []struct {
-		name, served, before string
-		marks                string
-		fails                bool
-	}{
-		{name: "a key", served: testKey, marks: "key_received key_written"},
-		{name: "none at launch", marks: ""},
-		{name: "not a key", served: "<html>busy</html>", marks: "key_received", fails: true},
-		{name: "not a key, but one from before", served: "junk", before: testKey + "\n", marks: "key_received"},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			user := someone(t)
-			items := map[string]string{}
-			if test.served != "" {
-				items[keyPath] = test.served
-			}
-			if test.before != "" {
-				write(t, user.keyFile(), test.before)
-			}
-			marks := newTimeline(bootTime, true)
-			err := installKey(metadata(t, items), user, time.Now().Add(time.Second), marks, &logger{journal: io.Discard})
-			if test.fails != (err != nil) {
-				t.Fatalf("error %v", err)
-			}
-			var names []string
-			for _, mark := range marks.marks {
-				names = append(names, mark.name)
-			}
-			if got := strings.Join(names, " "); got != test.marks {
-				t.Errorf("marks %q, want %q", got, test.marks)
-			}
-		})
 	}
 }
 

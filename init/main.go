@@ -3,6 +3,8 @@ Instant-init is the first process of a machine that exists to be logged into by 
 
 	instant-init              as process 1: boot to sshd, then look after it
 	instant-init key-agent    under another init: install the SSH key that EC2 has for this machine
+	instant-init login-keys USER
+	                          for sshd: print the keys that were handed over to this machine while it runs
 	instant-init timeline     print when what happened in this boot, as JSON
 	instant-init --version
 
@@ -19,9 +21,15 @@ SIGTERM or SIGPWR, when the power button is pressed (EC2's StopInstances), or wh
 which is what Ctrl-Alt-Del comes as (EC2's RebootInstances), it restarts the machine in the same order. An error that leaves the machine without a login is printed on the console, and the machine is powered off
 ten seconds later: a machine that nobody can reach should not be paid for.
 
-User data may limit the life of the machine, counted from the start of the kernel:
+With no network, no metadata service or no answer that makes sense it keeps trying and says on the console what it
+waits for, after 5 seconds and then every 30. That no key was named at launch is an answer: then the keys in user data
+are waited for (10 seconds at most), and sshd starts. So it does where keys of an earlier start are on the disk and the
+metadata service has been silent for 10 seconds.
 
-	{"instant-env": {"ttl_s": 3600}}
+User data may name more keys, limit the life of the machine, and more; see docs/user-data.md. It is read once sshd
+runs. What is wrong with it is said on the console and does not stop anything.
+
+	{"instant-env": {"ttl_s": 3600, "ssh_keys": ["ssh-ed25519 AAAA..."]}}
 
 Of the image it asks: the root file system is named to the kernel, which mounts it; /dev on it has the nodes console
 and null unless the kernel mounts devtmpfs by itself (CONFIG_DEVTMPFS_MOUNT), because the Go runtime needs them
@@ -29,18 +37,32 @@ before main; the login user exists; sshd is installed. /etc/fstab is not read.
 
 # As key agent
 
-For images that keep their init. It waits until the metadata service answers, does the same with key, host keys and
-time limit (by a timer of systemd), and exits 0. A unit for it:
+For images that keep their init, which is systemd. It does the same with keys, host keys and time limit, and stays to
+watch over the latter. A unit for it:
 
 	[Unit]
 	Before=ssh.service sshd.service
 	[Service]
 	Type=notify
 	ExecStart=/usr/sbin/instant-init key-agent
+	Restart=on-failure
+	TimeoutStartSec=infinity
 	[Install]
 	WantedBy=multi-user.target
 
-With Type=notify the unit counts as started when the key is written; with Type=oneshot when all is done.
+The unit counts as started when the key is written. It reads mounts and services in user data, too, and does nothing
+about them: that is systemd's.
+
+# Keys for a machine that runs
+
+A machine that has been running for a while is handed to somebody by EC2 Instance Connect (SendSSHPublicKey, for 60
+seconds) or by the tag instant-env:ssh-key (an ed25519 key, for as long as the tag is there; tags in metadata have to be
+enabled for the instance). sshd asks for both when somebody offers a key that is not in authorized_keys:
+
+	AuthorizedKeysCommand /usr/sbin/instant-init login-keys %u
+	AuthorizedKeysCommandUser nobody
+
+They are not written down anywhere, so they cannot be seen half, and are gone when EC2 has them no more.
 
 # Files
 
@@ -50,7 +72,7 @@ With Type=notify the unit counts as started when the key is written; with Type=o
 
 # Exit status
 
-0 on success, 1 when the key agent failed, 2 when it was called the wrong way. Process 1 does not exit.
+0 on success, 1 when the key agent failed or the metadata service did not answer login-keys, 2 when it was called the wrong way. Process 1 does not exit.
 */
 package main
 
@@ -58,6 +80,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"instantenv/init/internal/imds"
 )
 
 const version = "0.1.0"
@@ -69,6 +93,9 @@ func main() { os.Exit(run(os.Args[1:], os.Getpid(), os.Stdout, os.Stderr)) }
 func run(args []string, pid int, stdout, stderr io.Writer) int {
 	if pid == 1 {
 		boot()
+	}
+	if len(args) == 2 && args[0] == "login-keys" {
+		return printLoginKeys(args[1], stdout, stderr)
 	}
 	if len(args) != 1 {
 		return usage(stderr)
@@ -87,8 +114,18 @@ func run(args []string, pid int, stdout, stderr io.Writer) int {
 
 func usage(stderr io.Writer) int {
 	fmt.Fprintln(stderr, "instant-init is the first process of a machine: the kernel starts it (init=/usr/sbin/instant-init).\n"+
-		"By hand: instant-init key-agent | timeline | --version")
+		"By hand: instant-init key-agent | login-keys USER | timeline | --version")
 	return 2
+}
+
+// printLoginKeys reads who the login user is and leaves the rest to loginKeys.
+func printLoginKeys(user string, stdout, stderr io.Writer) int {
+	settings, err := loadConfig(configFile)
+	if err != nil {
+		fmt.Fprintln(stderr, "instant-init:", err)
+		return 1
+	}
+	return loginKeys(user, settings.LoginUser, heldKeys, imds.New(imds.Default), stdout, stderr)
 }
 
 func printTimeline(path string, stdout, stderr io.Writer) int {

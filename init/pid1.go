@@ -16,10 +16,9 @@ import (
 // acpiTinyPowerButton is the signal that a kernel with CONFIG_ACPI_TINY_POWER_BUTTON sends by default.
 const acpiTinyPowerButton = syscall.Signal(38)
 
-// Time limits of a boot. cloud-init gives the metadata service 240 s too.
+// Time limits of a boot.
 const (
-	networkLimit  = 120 * time.Second
-	metadataLimit = 240 * time.Second
+	networkLimit = 120 * time.Second
 	// fatalPause leaves the cause on the console long enough for EC2 to record it.
 	fatalPause = 10 * time.Second
 )
@@ -112,30 +111,27 @@ func (m *machine) bringUp() error {
 	}
 	metadata := imds.New(imds.Default)
 	metadata.OnToken = func() { m.marks.mark("imds_token") }
+	admission := &admission{client: metadata, user: user, patience: bootPatience, held: heldKeys, marks: m.marks, log: m.log}
 	keyInstalled := m.marks.stage("key")
-	if err := installKey(metadata, user, time.Now().Add(metadataLimit), m.marks, m.log); err != nil {
+	if err := admission.beforeSSHD(); err != nil {
 		return err
 	}
 	keyInstalled()
 	close(m.gate)
-	return m.finishBoot(metadata)
+	return m.finishBoot(admission)
 }
 
 // finishBoot is what can wait until sshd serves.
-func (m *machine) finishBoot(metadata *imds.Client) error {
+func (m *machine) finishBoot(admission *admission) error {
 	<-m.serving
 	m.tellTimeline("sshd_listening")
-	defer metadata.Close()
-	data, err := fetchUserData(metadata, time.Now().Add(metadataLimit), m.log)
-	if err != nil {
-		m.log.sayf("user data is not known: %v", err)
+	data := admission.afterSSHD()
+	lifetime := newLifetime(data, admission.client.Date(), m.log)
+	m.spawn("tag of the time limit", func() error {
+		lifetime.watch(admission.client)
 		return nil
-	}
-	if ttl := data.TTL; ttl > 0 {
-		m.log.notef("powering off %s after the start of the kernel", ttl)
-		waitUntil(ttl, bootTime, time.Sleep)
-		m.powerOff(fmt.Sprintf("its time limit of %s is over", ttl))
-	}
+	})
+	m.powerOff("its time is up: " + lifetime.await(time.Sleep))
 	return nil
 }
 

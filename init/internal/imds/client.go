@@ -36,10 +36,17 @@ type Client struct {
 	endpoint   Endpoint
 	connection *connection
 	token      string
+	date       time.Time
+	failing    time.Time     // when the first of the failures since the last answer was
+	patience   time.Duration // for one answer
 }
 
 // New returns a client; it does not connect yet.
-func New(endpoint Endpoint) *Client { return &Client{endpoint: endpoint} }
+func New(endpoint Endpoint) *Client { return &Client{endpoint: endpoint, patience: transferTimeout} }
+
+// Date is the time by the service's clock when it sent its latest answer, to the second; the zero time when it
+// did not say. EC2 does (Date, RFC 9110 section 6.6.1), whatever the machine's own clock shows.
+func (c *Client) Date() time.Time { return c.date }
 
 // Close drops the kept-alive connection. The client can be used again.
 func (c *Client) Close() {
@@ -49,20 +56,25 @@ func (c *Client) Close() {
 	}
 }
 
-// Get returns the body at a path such as /latest/meta-data/instance-id. It tries until the deadline; ErrNotFound
-// and ErrForbidden come at once.
+// Get returns the body at a path such as /latest/meta-data/instance-id. It tries at least once, and until the
+// deadline; ErrNotFound and ErrForbidden come at once.
 func (c *Client) Get(path string, deadline time.Time) ([]byte, error) {
 	started := time.Now()
 	for {
 		body, err := c.try(path)
 		if err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, ErrForbidden) {
+			c.failing = time.Time{}
 			return body, wrap(path, err)
 		}
 		if !time.Now().Before(deadline) {
 			return nil, fmt.Errorf("metadata %s: no answer in %s: %w", path, time.Since(started).Round(time.Second), err)
 		}
+		// Over many calls: whoever asks again and again does not get a quick start each time.
+		if c.failing.IsZero() {
+			c.failing = started
+		}
 		pause := quickPause
-		if time.Since(started) > quickTime {
+		if time.Since(c.failing) > quickTime {
 			pause = slowPause
 		}
 		time.Sleep(pause)
@@ -91,6 +103,10 @@ func (c *Client) try(path string) ([]byte, error) {
 func (c *Client) get(path string) ([]byte, error) {
 	if c.token == "" {
 		token, err := c.exchange("PUT", "/latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds: "+tokenSeconds+"\r\n")
+		if errors.Is(err, ErrNotFound) {
+			// Of the token, not of the item: a service that is not set up yet, so no final answer.
+			return nil, errors.New("session token: not found")
+		}
 		if err != nil {
 			return nil, fmt.Errorf("session token: %w", err)
 		}
@@ -116,13 +132,18 @@ func (c *Client) exchange(method, path, header string) ([]byte, error) {
 		c.connection = connection
 		once(&c.OnConnect)
 	}
-	answer, err := c.connection.roundTrip(method, path, header)
+	answer, err := c.connection.roundTrip(method, path, header, c.patience)
 	if err != nil || answer.last {
 		c.Close()
+	}
+	if errors.Is(err, errTooLate) {
+		// A service that is slow for everybody would never be heard with the same patience again.
+		c.patience = min(2*c.patience, patienceMost)
 	}
 	if err != nil {
 		return nil, err
 	}
+	c.date = answer.date
 	switch answer.status {
 	case 200:
 		return answer.body, nil

@@ -17,12 +17,16 @@ const (
 	headerLimit = 100
 )
 
-// Timeouts of one connection. A lost SYN is sent again by the kernel only after a second, a new connection
-// attempt is quicker.
+// Timeouts. A lost SYN is sent again by the kernel only after a second, a new connection attempt is quicker. An
+// exchange that takes too long gets more time at the next try.
 const (
 	connectTimeout  = 500 * time.Millisecond
 	transferTimeout = 2 * time.Second
+	patienceMost    = 16 * time.Second
 )
+
+// errTooLate is an answer that was not there in full in time.
+var errTooLate = errors.New("no answer in time")
 
 // An Endpoint is where the service listens.
 type Endpoint struct {
@@ -35,6 +39,7 @@ type Endpoint struct {
 type connection struct {
 	socket int
 	reader *bufio.Reader
+	until  time.Time // when the exchange has to be over
 }
 
 func dial(endpoint Endpoint) (*connection, error) {
@@ -62,10 +67,7 @@ func (c *connection) connect(endpoint Endpoint) error {
 	if err != nil && !errors.Is(err, syscall.EISCONN) {
 		return err
 	}
-	if err := c.limit(syscall.SO_SNDTIMEO, transferTimeout); err != nil {
-		return err
-	}
-	return c.limit(syscall.SO_RCVTIMEO, transferTimeout)
+	return c.limit(syscall.SO_SNDTIMEO, transferTimeout)
 }
 
 func (c *connection) limit(option int, timeout time.Duration) error {
@@ -73,12 +75,24 @@ func (c *connection) limit(option int, timeout time.Duration) error {
 	return syscall.SetsockoptTimeval(c.socket, syscall.SOL_SOCKET, option, &value)
 }
 
-// Read implements io.Reader for the buffered reader.
+// Read implements io.Reader for the buffered reader. The time is for the whole answer: one that comes byte by byte
+// ends, too.
 func (c *connection) Read(buffer []byte) (count int, err error) {
+	left := time.Until(c.until)
+	if left <= 0 {
+		return 0, errTooLate
+	}
+	// At least what struct timeval can hold: zero would mean to wait for ever.
+	if err := c.limit(syscall.SO_RCVTIMEO, max(left, time.Millisecond)); err != nil {
+		return 0, err
+	}
 	err = ignoringEINTR(func() error {
 		count, err = syscall.Read(c.socket, buffer)
 		return err
 	})
+	if errors.Is(err, syscall.EAGAIN) {
+		return 0, errTooLate
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -114,14 +128,20 @@ func ignoringEINTR(call func() error) error {
 	}
 }
 
+// httpDate is IMF-fixdate of RFC 9110, section 5.6.7.
+const httpDate = "Mon, 02 Jan 2006 15:04:05 GMT"
+
 type response struct {
 	status int
 	body   []byte
-	last   bool // the server closes the connection after it
+	date   time.Time // the zero time when there was none
+	last   bool      // the server closes the connection after it
 }
 
-// roundTrip sends one request and reads its response to the end, so that the connection can serve another.
-func (c *connection) roundTrip(method, path, header string) (response, error) {
+// roundTrip sends one request and reads its response to the end, so that the connection can serve another. It takes
+// no longer than patience, or errTooLate is the error.
+func (c *connection) roundTrip(method, path, header string, patience time.Duration) (response, error) {
+	c.until = time.Now().Add(patience)
 	text := method + " " + path + " HTTP/1.1\r\nHost: 169.254.169.254\r\nUser-Agent: instant-init\r\n" + header + "\r\n"
 	if method == "PUT" {
 		text = strings.TrimSuffix(text, "\r\n") + "Content-Length: 0\r\n\r\n"
@@ -165,6 +185,8 @@ func (c *connection) readResponse() (response, error) {
 			}
 		case "connection":
 			answer.last = strings.EqualFold(value, "close")
+		case "date":
+			answer.date, _ = time.Parse(httpDate, value) // the zero time when it is not one
 		case "transfer-encoding":
 			return response{}, fmt.Errorf("unsupported Transfer-Encoding: %.80q", value)
 		}

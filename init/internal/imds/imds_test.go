@@ -2,6 +2,7 @@ package imds
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -184,6 +185,113 @@ func TestGetSurvivesBadServers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The date is the latest answer's, that nothing is there included.
+func TestDate(t *testing.T) {
+	token := "HTTP/1.1 200 OK\r\nDate: Sat, 21 Nov 2026 18:00:00 GMT\r\nContent-Length: 5\r\n\r\ntoken"
+	for _, test := range []struct {
+		answer string
+		want   time.Time
+	}{
+		{"HTTP/1.1 404 Not Found\r\ndate: Sat, 21 Nov 2026 18:00:01 GMT\r\nContent-Length: 0\r\n\r\n", time.Date(2026, 11, 21, 18, 0, 1, 0, time.UTC)},
+		{"HTTP/1.1 404 Not Found\r\nDate: yesterday\r\nContent-Length: 0\r\n\r\n", time.Time{}},
+		{"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", time.Time{}},
+	} {
+		client := New(scripted(t, []string{token, test.answer}))
+		if _, err := client.Get("/latest/x", time.Now()); !errors.Is(err, ErrNotFound) {
+			t.Fatal(err)
+		}
+		if !client.Date().Equal(test.want) {
+			t.Errorf("date %v, want %v", client.Date(), test.want)
+		}
+		client.Close()
+	}
+}
+
+// A service that takes its time is heard in the end, and one that drips is not listened to for ever.
+func TestGetIsPatientWithASlowServer(t *testing.T) {
+	s := &service{}
+	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		time.Sleep(150 * time.Millisecond)
+		s.ServeHTTP(w, r)
+	}))
+	t.Cleanup(slow.Close)
+	client := New(endpointOf(t, slow.Listener.Addr()))
+	t.Cleanup(client.Close)
+	client.patience = 50 * time.Millisecond
+	if body, err := client.Get("/latest/x", time.Now().Add(10*time.Second)); err != nil || string(body) != "value of /latest/x" {
+		t.Fatalf("got %q, %v", body, err)
+	}
+	if client.patience <= 150*time.Millisecond || client.patience > 400*time.Millisecond {
+		t.Errorf("patience %v", client.patience)
+	}
+}
+
+func TestGetEndsWithADrippingServer(t *testing.T) {
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			connection, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer connection.Close()
+				for {
+					if _, err := fmt.Fprint(connection, "H"); err != nil {
+						return
+					}
+					time.Sleep(20 * time.Millisecond)
+				}
+			}()
+		}
+	}()
+	client := New(endpointOf(t, listener.Addr()))
+	t.Cleanup(client.Close)
+	client.patience = 200 * time.Millisecond
+	started := time.Now()
+	if _, err := client.Get("/latest/x", started); !errors.Is(err, errTooLate) {
+		t.Fatalf("error %v", err)
+	}
+	if took := time.Since(started); took > 5*time.Second {
+		t.Errorf("took %v", took)
+	}
+}
+
+// A token that is not found says nothing about the item.
+func TestGetWithoutATokenGoesOn(t *testing.T) {
+	none := "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+	token := "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\ntoken"
+	client := New(scripted(t, []string{none, none, token, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"}))
+	defer client.Close()
+	if body, err := client.Get("/latest/x", time.Now().Add(5*time.Second)); err != nil || string(body) != "ok" {
+		t.Fatalf("got %q, %v", body, err)
+	}
+}
+
+func FuzzResponse(f *testing.F) {
+	for _, seed := range []string{
+		"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nDate: Sat, 21 Nov 2026 18:00:00 GMT\r\n\r\ntoken",
+		"HTTP/1.0 404 Not Found\r\n\r\nnothing", "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nto the end",
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "SSH-2.0-OpenSSH_9.2\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort",
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c := &connection{reader: bufio.NewReader(bytes.NewReader(data))}
+		answer, err := c.readResponse()
+		if err != nil {
+			return
+		}
+		if answer.status < 200 || answer.status > 599 || len(answer.body) > bodyLimit || len(answer.body) > len(data) {
+			t.Errorf("status %d, %d bytes of %d", answer.status, len(answer.body), len(data))
+		}
+	})
 }
 
 func TestGetWaitsForAServer(t *testing.T) {

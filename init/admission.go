@@ -1,0 +1,202 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"instantenv/init/internal/atomicfile"
+	"instantenv/init/internal/imds"
+	"instantenv/init/internal/sshkey"
+)
+
+// askedQuickly is how long the key may take so that user data, which is likely to take as long, costs nobody time.
+const askedQuickly = 250 * time.Millisecond
+
+// heldKeys is a file per user, in memory.
+const heldKeys = timelineDirectory + "/keys"
+
+// Of the metadata service.
+const (
+	keysPath = "/latest/meta-data/public-keys/"
+	keyPath  = keysPath + "0/openssh-key"
+)
+
+// patience is how long to wait for the metadata service: before saying so, before saying so again, for keys that can
+// be done without because there are others, and before asking again for what was no good.
+type patience struct{ first, next, others, pause time.Duration }
+
+var bootPatience = patience{first: 5 * time.Second, next: 30 * time.Second, others: 10 * time.Second, pause: time.Second}
+
+// An admission sees to it that those get in whom the machine's metadata names.
+type admission struct {
+	client   *imds.Client
+	user     account
+	patience patience
+	held     string // the directory of keys that cannot be written to the disk
+	marks    *timeline
+	log      *logger
+
+	data      userData
+	dataKnown bool
+}
+
+// beforeSSHD installs the key that was named at launch and returns when sshd may start: nobody who has a right to
+// log in may be turned away because he was quick. Without such a key it is the keys in user data that are waited for;
+// where there are keys of an earlier start, none for long. Otherwise it waits for as long as it takes, and says so.
+// Where the service answers quickly, user data is asked for once in any case: sshd is still loading then.
+// An error means that there is no place for the keys, neither on the disk nor in memory.
+func (a *admission) beforeSSHD() error {
+	w := a.waitingFor("the SSH key")
+	for {
+		keys, err := a.launchKeys()
+		if err == nil {
+			a.marks.mark("key_received")
+			if err := a.admit(keys); err != nil {
+				return err
+			}
+			a.marks.mark("key_written")
+			if time.Since(w.since) < askedQuickly {
+				_ = a.tryUserData(time.Now()) // afterSSHD asks again
+			}
+			return nil
+		}
+		if errors.Is(err, imds.ErrNotFound) {
+			break
+		}
+		if w.tell(err) > a.patience.others && a.user.hasKeys() {
+			a.log.sayf("the SSH keys of an earlier start stay: %v", err)
+			return nil
+		}
+	}
+	if err := a.tryUserData(time.Now().Add(a.patience.others)); err != nil {
+		a.log.sayf("no SSH key was named at launch, and user data is not known yet: %v", err)
+	} else if len(a.data.Keys) == 0 && !a.user.hasKeys() {
+		a.log.sayf("no SSH key was named at launch or in user data: nobody can log in until one is handed over")
+	}
+	return nil
+}
+
+// tryUserData reads user data and lets in whom it names.
+func (a *admission) tryUserData(deadline time.Time) error {
+	data, err := fetchUserData(a.client, deadline, a.log)
+	if err != nil {
+		return err
+	}
+	a.data, a.dataKnown = data, true
+	a.install(data.Keys)
+	return nil
+}
+
+// launchKeys asks for the key that was named at launch for a few seconds.
+func (a *admission) launchKeys() ([]sshkey.PublicKey, error) {
+	text, err := a.client.Get(keyPath, time.Now().Add(a.patience.first))
+	if err != nil {
+		return nil, err
+	}
+	return sshkey.ParsePublicKeys(string(text))
+}
+
+// admit adds keys to authorized_keys. Where that cannot be written (the disk is full, or read-only), they go where
+// login-keys finds them: whoever is to repair such a machine has to get in.
+func (a *admission) admit(keys []sshkey.PublicKey) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	err := a.user.authorize(keys)
+	if err == nil {
+		return nil
+	}
+	held := filepath.Join(a.held, a.user.name)
+	a.log.sayf("SSH keys of %s: %v; they are in %s until the next start", a.user.name, err, held)
+	content, readError := readPlain(held)
+	writeError := os.MkdirAll(a.held, 0o755)
+	if writeError == nil {
+		// All may read it: login-keys runs as nobody, and these are public keys.
+		writeError = atomicfile.Write(held, []byte(sshkey.Merge(content, keys)), 0o644, atomicfile.Root)
+	}
+	if readError != nil || writeError != nil {
+		return fmt.Errorf("SSH keys of %s: %w", a.user.name, errors.Join(err, readError, writeError))
+	}
+	return nil
+}
+
+// afterSSHD reads user data, for as long as it takes, and lets in whom it names, and whoever else has a key in the
+// metadata.
+func (a *admission) afterSSHD() userData {
+	w := a.waitingFor("user data")
+	for !a.dataKnown {
+		if err := a.tryUserData(time.Now().Add(a.patience.first)); err != nil {
+			w.tell(err)
+		}
+	}
+	for _, index := range a.listedKeys() {
+		text, err := a.client.Get(keysPath+index+"/openssh-key", time.Now().Add(a.patience.others))
+		if err != nil {
+			a.log.sayf("SSH key: %v", err)
+			continue
+		}
+		keys, err := sshkey.ParsePublicKeys(string(text))
+		if err != nil {
+			a.log.sayf("SSH key %s: %v", index, err)
+			continue
+		}
+		a.install(keys)
+	}
+	return a.data
+}
+
+// listedKeys are the indices in public-keys/, which has lines like 0=name. EC2 names one key at launch; other
+// services with this interface several.
+func (a *admission) listedKeys() (indices []string) {
+	listing, err := a.client.Get(keysPath, time.Now().Add(a.patience.others))
+	if err != nil && !errors.Is(err, imds.ErrNotFound) {
+		a.log.sayf("SSH keys: %v", err)
+	}
+	for line := range strings.Lines(string(listing)) {
+		index, _, named := strings.Cut(strings.TrimSpace(line), "=")
+		if named && index != "" && strings.Trim(index, "0123456789") == "" {
+			indices = append(indices, index)
+		}
+	}
+	return indices
+}
+
+func (a *admission) install(keys []sshkey.PublicKey) {
+	if err := a.admit(keys); err != nil {
+		a.log.sayf("%v", err)
+	}
+}
+
+// hasKeys tells whether there is anything in the user's authorized_keys.
+func (a account) hasKeys() bool {
+	info, err := os.Stat(a.keyFile())
+	return err == nil && info.Size() > 0
+}
+
+// waiting tells on the console what is being waited for, now and then, and keeps whoever waits from asking too often.
+type waiting struct {
+	what        string
+	patience    patience
+	log         *logger
+	since, next time.Time
+}
+
+func (a *admission) waitingFor(what string) *waiting {
+	now := time.Now()
+	return &waiting{what: what, patience: a.patience, log: a.log, since: now, next: now.Add(a.patience.first)}
+}
+
+// tell is called after each failure; it returns how long the waiting has taken so far.
+func (w *waiting) tell(cause error) time.Duration {
+	time.Sleep(w.patience.pause)
+	now := time.Now()
+	if !now.Before(w.next) {
+		w.log.sayf("waiting for %s, %.0f s so far: %v", w.what, now.Sub(w.since).Seconds(), cause)
+		w.next = now.Add(w.patience.next)
+	}
+	return now.Sub(w.since)
+}

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"instantenv/init/internal/imds"
+)
+
+// expiryTagPath is where the tag is that says when the machine's time is up. It is there when the instance's metadata
+// options allow tags in metadata.
+const expiryTagPath = "/latest/meta-data/tags/instance/instant-env:expires-at"
+
+// How often the clock and the tag are looked at. The clock is CLOCK_BOOTTIME, which runs on while a machine sleeps
+// as no timer of Go's does, hence the short naps.
+const (
+	clockPause = time.Second
+	tagPause   = 5 * time.Second
+)
+
+// A lifetime knows when the machine's time is up: by the tag if there is one, otherwise by the earlier one of what
+// user data says.
+//
+// The end is a point of CLOCK_BOOTTIME, which nobody can set. A time of day is turned into one by the clock of the
+// metadata service, with every answer of it, so that the machine's own clock may be wrong or jump as it likes. Should
+// the service not tell its time, the machine's clock counts at the moment when a time of day is first seen.
+type lifetime struct {
+	clock func() time.Duration // CLOCK_BOOTTIME
+	now   func() time.Time     // the machine's time of day
+	log   *logger
+
+	mutex   sync.Mutex
+	ttl     time.Duration // since the start of the kernel, which is when clock began
+	expires expiry        // of user data
+	tag     expiry
+	badTag  string
+	told    string
+}
+
+// An expiry is a time of day, and the point of CLOCK_BOOTTIME that it is.
+type expiry struct {
+	at  time.Time
+	end time.Duration
+}
+
+// newLifetime begins with what user data says; date is the service's time when it said so, or the zero time.
+func newLifetime(data userData, date time.Time, log *logger) *lifetime {
+	l := &lifetime{clock: bootTime, now: time.Now, log: log, ttl: data.TTL}
+	l.expires.set(data.ExpiresAt, l.clock(), date, l.now)
+	return l
+}
+
+// watch looks at the tag for ever. The first look comes at once.
+func (l *lifetime) watch(client *imds.Client) {
+	for {
+		text, err := client.Get(expiryTagPath, time.Now())
+		if err == nil || errors.Is(err, imds.ErrNotFound) {
+			l.update(client.Date(), string(text)) // no text when there is no tag
+		}
+		time.Sleep(tagPause)
+	}
+}
+
+// update is called with each answer of the service: its time, or the zero time, and the tag's value, or "".
+func (l *lifetime) update(date time.Time, text string) {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	boot := l.clock()
+	text = strings.TrimSpace(text)
+	at := l.tag.at
+	if text == "" {
+		at = time.Time{}
+	} else if instant, err := parseInstant(text); err == nil {
+		at = instant
+	} else if text != l.badTag {
+		// Whatever held before still holds: a slip must not end the machine, nor let it live for ever.
+		l.log.sayf("tag instant-env:expires-at: %v", err)
+		l.badTag = text
+	}
+	l.tag.set(at, boot, date, l.now)
+	l.expires.set(l.expires.at, boot, date, l.now)
+	l.tell()
+}
+
+// set makes it the given time of day; date is the service's, if it is known.
+func (e *expiry) set(at time.Time, boot time.Duration, date time.Time, now func() time.Time) {
+	switch {
+	case at.IsZero():
+		*e = expiry{}
+	case !date.IsZero():
+		*e = expiry{at, max(boot+at.Sub(date), 1)}
+	case e.end == 0 || !at.Equal(e.at):
+		*e = expiry{at, max(boot+at.Sub(now()), 1)}
+	}
+}
+
+// end is the point of CLOCK_BOOTTIME at which the time is up, 0 when it never is, and why.
+func (l *lifetime) end() (time.Duration, string) {
+	switch {
+	case l.tag.end != 0:
+		return l.tag.end, "the tag instant-env:expires-at says " + l.tag.at.Format(time.RFC3339)
+	case l.expires.end != 0 && (l.ttl == 0 || l.expires.end < l.ttl):
+		return l.expires.end, "user data says expires_at " + l.expires.at.Format(time.RFC3339)
+	case l.ttl != 0:
+		return l.ttl, fmt.Sprintf("user data says ttl_s %.0f", l.ttl.Seconds())
+	}
+	return 0, ""
+}
+
+// tell writes down each change of the end.
+func (l *lifetime) tell() {
+	end, why := l.end()
+	if why == l.told {
+		return
+	}
+	l.told = why
+	if end == 0 {
+		l.log.sayf("no time limit any more")
+		return
+	}
+	l.log.notef("powering off in %s: %s", (end - l.clock()).Round(time.Second), why)
+}
+
+// await returns when the time is up, and says why it is. It does not depend on anybody's answer.
+func (l *lifetime) await(sleep func(time.Duration)) string {
+	l.mutex.Lock()
+	l.tell()
+	l.mutex.Unlock()
+	for {
+		l.mutex.Lock()
+		end, why := l.end()
+		l.mutex.Unlock()
+		if end != 0 && l.clock() >= end {
+			return why
+		}
+		sleep(clockPause)
+	}
+}

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A life is a machine's clocks, and a lifetime that goes by them.
+type life struct {
+	boot time.Duration // CLOCK_BOOTTIME
+	wall time.Time     // the machine's time of day
+	date time.Time     // the metadata service's
+	log  bytes.Buffer
+	*lifetime
+}
+
+var noon = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+
+func begin(data userData, dated bool) *life {
+	l := &life{boot: 10 * time.Second, wall: noon}
+	if dated {
+		l.date = noon
+	}
+	l.lifetime = &lifetime{
+		clock: func() time.Duration { return l.boot }, now: func() time.Time { return l.wall }, ttl: data.TTL,
+		log: &logger{journal: &l.log},
+	}
+	l.expires.set(data.ExpiresAt, l.boot, l.date, l.now)
+	return l
+}
+
+// pass lets time pass for all clocks.
+func (l *life) pass(d time.Duration) {
+	l.boot += d
+	l.wall = l.wall.Add(d)
+	if !l.date.IsZero() {
+		l.date = l.date.Add(d)
+	}
+}
+
+func in(d time.Duration) string { return noon.Add(d).Format(time.RFC3339) }
+
+func TestLifetime(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		data   userData
+		silent bool // the service does not tell its time
+		happen func(l *life)
+		end    time.Duration // on CLOCK_BOOTTIME, 0: never
+		why    string
+	}{
+		{name: "none"},
+		{name: "ttl_s", data: userData{TTL: time.Hour}, end: time.Hour, why: "ttl_s 3600"},
+		{name: "expires_at", data: userData{ExpiresAt: noon.Add(time.Hour)}, end: time.Hour + 10*time.Second, why: "expires_at"},
+		{name: "the earlier one, ttl_s", data: userData{TTL: time.Minute, ExpiresAt: noon.Add(time.Hour)}, end: time.Minute, why: "ttl_s"},
+		{name: "the earlier one, expires_at", data: userData{TTL: time.Hour, ExpiresAt: noon.Add(time.Minute)}, end: 70 * time.Second, why: "expires_at"},
+		{name: "in the past", data: userData{ExpiresAt: noon.Add(-time.Hour)}, end: 1, why: "expires_at"},
+		{
+			name: "a tag extends", data: userData{TTL: time.Minute}, end: time.Hour + 10*time.Second, why: "tag",
+			happen: func(l *life) { l.pass(30 * time.Second); l.update(l.date, in(time.Hour)) },
+		},
+		{
+			name: "a tag shortens", data: userData{TTL: time.Hour}, end: 70 * time.Second, why: "tag",
+			happen: func(l *life) { l.update(l.date, in(time.Minute)) },
+		},
+		{
+			name: "a tag moves", end: 130 * time.Second, why: "tag",
+			happen: func(l *life) { l.update(l.date, in(time.Minute)); l.update(l.date, in(2*time.Minute)) },
+		},
+		{
+			name: "a tag goes", data: userData{TTL: time.Hour}, end: time.Hour, why: "ttl_s",
+			happen: func(l *life) { l.update(l.date, in(time.Minute)); l.update(l.date, "") },
+		},
+		{
+			name: "a bad tag changes nothing", data: userData{TTL: time.Hour}, end: time.Minute + 10*time.Second, why: "tag",
+			happen: func(l *life) { l.update(l.date, in(time.Minute)); l.update(l.date, "tomorrow") },
+		},
+		{
+			name: "the machine's clock steps", data: userData{ExpiresAt: noon.Add(time.Hour)}, end: time.Hour + 10*time.Second, why: "expires_at",
+			happen: func(l *life) { l.wall = noon.Add(24 * time.Hour); l.pass(time.Minute); l.update(l.date, "") },
+		},
+		{
+			name: "the machine's clock was wrong", end: time.Hour + 10*time.Second, why: "tag",
+			happen: func(l *life) { l.wall = time.Unix(0, 0); l.update(l.date, in(time.Hour)) },
+		},
+		{
+			name: "CLOCK_BOOTTIME missed a sleep", data: userData{ExpiresAt: noon.Add(time.Hour)}, end: 10*time.Minute + 10*time.Second, why: "expires_at",
+			happen: func(l *life) { l.date = l.date.Add(50 * time.Minute); l.update(l.date, "") },
+		},
+		{
+			name: "the service does not tell its time", silent: true, data: userData{ExpiresAt: noon.Add(time.Hour)}, end: time.Hour + 10*time.Second, why: "expires_at",
+			happen: func(l *life) { l.wall = noon.Add(-24 * time.Hour); l.pass(time.Minute); l.update(l.date, "") },
+		},
+		{
+			name: "nor for a tag", silent: true, end: time.Hour + 10*time.Second, why: "tag",
+			happen: func(l *life) {
+				l.update(l.date, in(time.Hour))
+				l.wall = noon.Add(24 * time.Hour)
+				l.update(l.date, in(time.Hour))
+			},
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			l := begin(test.data, !test.silent)
+			if test.happen != nil {
+				test.happen(l)
+			}
+			end, why := l.end()
+			if end != test.end || !strings.Contains(why, test.why) {
+				t.Errorf("end %v because %q, want %v because of %q", end, why, test.end, test.why)
+			}
+		})
+	}
+}
+
+func TestLifetimeSaysABadTagOnce(t *testing.T) {
+	l := begin(userData{}, true)
+	for range 3 {
+		l.update(l.date, "tomorrow")
+	}
+	if got := strings.Count(l.log.String(), "tomorrow"); got != 1 {
+		t.Errorf("said %d times: %q", got, l.log.String())
+	}
+}
+
+func TestAwait(t *testing.T) {
+	l := begin(userData{TTL: time.Minute}, true)
+	naps := 0
+	why := l.await(func(d time.Duration) {
+		naps++
+		switch naps {
+		case 3:
+			l.update(l.date, in(time.Hour)) // extended
+		case 5:
+			l.boot += 2 * time.Hour // asleep meanwhile
+		case 6:
+			t.Fatal("the end was not noticed after the sleep")
+		}
+		l.pass(d)
+	})
+	if !strings.Contains(why, "tag") || naps != 5 {
+		t.Errorf("%q after %d naps", why, naps)
+	}
+	if !strings.Contains(l.log.String(), "powering off in 50s: user data says ttl_s 60") {
+		t.Errorf("log %q", l.log.String())
+	}
+}
+
+func TestWatch(t *testing.T) {
+	s, client := serve(t, map[string][]string{expiryTagPath: {in(time.Hour)}})
+	l := begin(userData{}, true)
+	l.lifetime.now = time.Now
+	go l.watch(client)
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		l.mutex.Lock()
+		at, _ := l.end()
+		l.mutex.Unlock()
+		if at != 0 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the tag was not seen; asked %d times", s.count(expiryTagPath))
+		}
+	}
+}

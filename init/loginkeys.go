@@ -1,0 +1,67 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"instantenv/init/internal/imds"
+	"instantenv/init/internal/sshkey"
+)
+
+// Where keys are that were handed over to a running machine.
+const (
+	// EC2 Instance Connect's: keys that hold for 60 seconds, with signatures between them.
+	connectPath = "/latest/meta-data/managed-ssh-keys/active-keys/"
+	// An ed25519 key fits into a tag's 256 characters, and an RSA key does not.
+	keyTagPath = "/latest/meta-data/tags/instance/instant-env:ssh-key"
+)
+
+// loginKeysLimit bounds how long a login waits for the metadata service.
+const loginKeysLimit = 3 * time.Second
+
+// loginKeys prints the keys that were handed over to the machine for a user by now, as sshd's AuthorizedKeysCommand,
+// and returns the exit status. Only the login user gets any. sshd takes none when the status is not 0, so that is for
+// when there are none.
+func loginKeys(user, login, held string, client *imds.Client, stdout, stderr io.Writer) int {
+	if user != login || !consistsOf(user, "-_.") {
+		return 0
+	}
+	text, err := readPlain(filepath.Join(held, user))
+	keys := publicKeysAmong(text)
+	deadline := time.Now().Add(loginKeysLimit)
+	for _, path := range []string{connectPath + user, keyTagPath} {
+		if err != nil {
+			break
+		}
+		var text []byte
+		if text, err = client.Get(path, deadline); errors.Is(err, imds.ErrNotFound) {
+			err = nil
+		}
+		keys = append(keys, publicKeysAmong(string(text))...)
+	}
+	for _, key := range keys {
+		fmt.Fprintln(stdout, key)
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, "instant-init:", err)
+		if len(keys) == 0 {
+			return 1
+		}
+	}
+	return 0
+}
+
+// publicKeysAmong picks the lines that are keys. Instance Connect's text has comments and signatures, too; the
+// signatures are not verified: the metadata service is trusted here for the key of the launch, which has none.
+func publicKeysAmong(text string) (keys []sshkey.PublicKey) {
+	for line := range strings.Lines(text) {
+		if key, err := sshkey.ParsePublicKey(line); err == nil {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}

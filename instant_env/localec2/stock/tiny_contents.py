@@ -97,8 +97,8 @@ PrintMotd no
 MaxStartups 100
 MaxSessions 100
 Subsystem sftp /usr/lib/openssh/sftp-server
-# EC2 Instance Connect: keys that are in the metadata for a minute.
-AuthorizedKeysCommand /usr/bin/instance-connect-keys %u
+# Keys that are handed over to the running machine, as in the recipes.
+AuthorizedKeysCommand /usr/sbin/instant-init login-keys %u
 AuthorizedKeysCommandUser nobody
 """
 
@@ -148,12 +148,6 @@ else
 fi
 """
 
-_INSTANCE_CONNECT_KEYS = """#!/bin/sh
-# Keys of SendSSHPublicKey for the user $1. EC2's own agent checks Amazon's signatures, too.
-imds "meta-data/managed-ssh-keys/active-keys/$1/" 2>/dev/null | grep -E '^(ssh|ecdsa|sk)-'
-exit 0
-"""
-
 _HIBERNATE = """#!/bin/sh
 # Suspend to the swap partition and power off. At the next start the kernel finds the image by resume= on its
 # command line, before it mounts the root, and goes on here.
@@ -186,7 +180,6 @@ FILES = (
     File("/etc/profile", "export PATH=/usr/sbin:/usr/bin:/sbin:/bin\n"),
     File("/etc/ssh/sshd_config", _SSHD_CONFIG),
     File("/usr/bin/imds", _IMDS, 0o755),
-    File("/usr/bin/instance-connect-keys", _INSTANCE_CONNECT_KEYS, 0o755),
     # busybox's acpid: event's type and code, then a name for it; the name's script below /etc/acpi.
     File("/etc/acpi.map", "EV_KEY 1 KEY_SLEEP 142 1 sleep\n"),
     File("/etc/acpid.conf", "sleep sleep-key\n"),

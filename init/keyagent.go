@@ -22,6 +22,10 @@ const (
 // keyAgent does what an init of another kind needs from us for a login, looks after the machine's time limit from
 // then on, and returns only when it failed, with the exit status.
 func keyAgent(log *logger) int {
+	if os.Geteuid() != 0 {
+		log.sayf("key-agent: permission denied: it needs to be root")
+		return 1
+	}
 	marks := newTimeline(bootTime, false)
 	marks.mark("init_start")
 	client := imds.New(imds.Default)

@@ -125,7 +125,7 @@ def test_second_start_keeps_identity_and_ends_at_its_time(
         # A key that the user has stays beside the one of this start.
         with login(machine, FIRST) as session:
             assert session.run("wc -l < ~/.ssh/authorized_keys") == "2"
-        machine.wait_for(f"its time limit of {TTL_S}s is over")
+        machine.wait_for(f"its time is up: user data says ttl_s {TTL_S}")
         machine.wait_for_end()
         # The guest counts from the start of its kernel, which is later than QEMU's.
         assert TTL_S <= time.monotonic() - started < TTL_S + 20

@@ -20,7 +20,7 @@ from harness.record import row_of
 from harness.results import ResultFile, Row
 from harness.signals import StopSignals
 from instant_env.cloud import copies
-from instant_env.cloud.instances import console_tail, terminate
+from instant_env.cloud.instances import console_tail, request_end, terminate
 from instant_env.cloud.keys import KeyPair
 from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role, project_filter
@@ -45,6 +45,9 @@ Progress = Callable[[str], None]
 
 #: Lines of the serial console kept of a machine that did not let us in.
 _CONSOLE_LINES = 400
+
+#: EC2 takes a minute or two for a guest that does not go down by itself.
+_END_TIMEOUT_S = 300.0
 
 _LIVE_STATES = ["pending", "running", "stopping", "stopped", "shutting-down"]
 
@@ -204,7 +207,7 @@ class Conductor:
             self.results.append(row)
             self.rows.append(row)
             self.on_row(row)
-            await self._end(attempt, planned, place)
+            await self._end(attempt, planned, place, watcher)
             if options.fresh_copy and prepared is not self.prepared[planned.cell]:
                 await asyncio.to_thread(copies.delete_copy, self.cloud, prepared.image_id)
             self.in_flight -= 1
@@ -260,16 +263,21 @@ class Conductor:
             padding=cell.options.user_data_bytes or 0,
         )
 
-    async def _end(self, attempt: Attempt, planned: Planned, place: Place) -> None:
-        """End the attempt's machine and wait until it is gone, so that it takes nothing from the next one."""
+    async def _end(self, attempt: Attempt, planned: Planned, place: Place, watcher: Watcher) -> None:
+        """End the attempt's machine and wait until it is gone, so that it takes nothing from the next one.
+
+        The wait is the shared poll's: fifty machines that end at a time are asked for at once.
+        """
         machine = attempt.instance_id or place.instance_id
         if machine and attempt.outcome not in (Outcome.OK, Outcome.INTERRUPTED):
             await self._keep_console(machine, planned)
         try:
             if machine:
-                await asyncio.to_thread(terminate, self.cloud, [machine])
+                known = await asyncio.to_thread(request_end, self.cloud, machine)
+                if known:
+                    await watcher.until_gone(machine, _END_TIMEOUT_S)
             await asyncio.to_thread(find_technique(planned.technique).release, self.cloud, place)
-        except (InstantEnvError, ClientError, BotoCoreError) as error:
+        except (InstantEnvError, ClientError, BotoCoreError, TimeoutError) as error:
             # Tried again before the next attempt and at the end of the run, and there it counts.
             self.progress(f"warning: {machine or place.interface_id} is not ended yet: {error}")
 

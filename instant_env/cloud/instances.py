@@ -253,17 +253,21 @@ def console_tail(cloud: Cloud, instance_id: str, lines: int = 15) -> str:
     return "\n".join(output.splitlines()[-lines:])
 
 
+def request_end(cloud: Cloud, instance_id: str) -> bool:
+    """TerminateInstances; False when the machine is not known any more."""
+    try:
+        cloud.ec2.terminate_instances(InstanceIds=[instance_id])
+    except ClientError as error:
+        if error_code(error) != "InvalidInstanceID.NotFound":
+            raise cloud_error(error, f"terminating {instance_id}", hint="run: invoke clean") from error
+        return False
+    return True
+
+
 def terminate(cloud: Cloud, instance_ids: Sequence[str], *, timeout_s: float = 300.0) -> None:
     """Terminate machines and wait until EC2 says they are gone. Unknown ids count as gone."""
-    remaining = set(instance_ids)
-    for instance_id in sorted(remaining):
-        try:
-            cloud.ec2.terminate_instances(InstanceIds=[instance_id])
-        except ClientError as error:
-            if error_code(error) != "InvalidInstanceID.NotFound":
-                raise cloud_error(error, f"terminating {instance_id}", hint="run: invoke clean") from error
-            remaining.discard(instance_id)
-    for instance_id in sorted(remaining):
+    remaining = [instance_id for instance_id in sorted(set(instance_ids)) if request_end(cloud, instance_id)]
+    for instance_id in remaining:
         wait_for_state(cloud, instance_id, {"terminated"}, timeout_s=timeout_s)
 
 

@@ -1,4 +1,5 @@
-"""Watch machines become ``running``: one poll of DescribeInstances for all launches in flight.
+"""Watch machines become ``running``, and ``terminated``: one poll of DescribeInstances for all launches in
+flight.
 
 A poll per launch would drain EC2's request bucket (100, refilled at 20/s) in seconds. The poll filters by
 instance id instead of naming the ids, so an id that EC2 does not know yet is no error: right after
@@ -28,6 +29,8 @@ THROTTLING = frozenset({"RequestLimitExceeded", "Throttling", "ThrottlingExcepti
 #: Poll this often while a launch waits for `running`, and this often to notice a machine that has ended.
 _EAGER_S = 0.05
 _IDLE_S = 2.0
+#: And this often while somebody waits for a machine to be gone, which nothing is measured by.
+_GONE_S = 0.25
 _MAX_BACKOFF_S = 5.0
 
 _ENDED = frozenset({"shutting-down", "terminated", "stopping", "stopped"})
@@ -98,8 +101,10 @@ class Watcher:
         self._cloud = cloud
         self._eager_s = eager_s
         self._idle_s = idle_s
+        self._gone_s = min(_GONE_S, idle_s)
         self._backoff_s = 0.0
         self._watched: dict[str, Watched] = {}
+        self._ending: dict[str, asyncio.Future[None]] = {}
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.polls = 0
@@ -127,17 +132,27 @@ class Watcher:
         self._changed.set()
         return watched
 
+    async def until_gone(self, instance_id: str, timeout_s: float) -> None:
+        """Wait until a machine that is being terminated is so. Raises TimeoutError."""
+        gone = self._ending.setdefault(instance_id, asyncio.get_running_loop().create_future())
+        self._changed.set()
+        try:
+            await asyncio.wait_for(gone, timeout_s)
+        finally:
+            self._ending.pop(instance_id, None)
+
     def forget(self, instance_id: str) -> None:
         self._watched.pop(instance_id, None)
 
     def interval_s(self) -> float:
         """Eager while somebody waits for `running`, then idle; never less than the back-off."""
         eager = any(not watched.running.done() for watched in self._watched.values())
-        return max(self._eager_s if eager else self._idle_s, self._backoff_s)
+        usual_s = self._eager_s if eager else self._gone_s if self._ending else self._idle_s
+        return max(usual_s, self._backoff_s)
 
     async def _run(self) -> None:
         while True:
-            if not self._watched:
+            if not self._watched and not self._ending:
                 self._changed.clear()
                 await self._changed.wait()
             started = time.monotonic()
@@ -155,7 +170,7 @@ class Watcher:
         await self._changed.wait()
 
     async def _poll(self) -> None:
-        ids = list(self._watched)
+        ids = list(self._watched | self._ending)
         self.polls += 1
         try:
             asked, answered, instances = await asyncio.to_thread(self._describe, ids)
@@ -169,6 +184,9 @@ class Watcher:
         for instance in instances:
             if watched := self._watched.get(instance["InstanceId"]):
                 watched.see(instance, asked, answered)
+            ending = self._ending.get(instance["InstanceId"])
+            if ending is not None and not ending.done() and instance["State"]["Name"] == "terminated":
+                ending.set_result(None)
 
     def _fail(self, message: str, *, throttled: bool) -> None:
         self.last_error = message

@@ -1,0 +1,179 @@
+"""What the harness itself adds: the error of t3 and t4, API calls and CPU time per attempt, by attempts in
+flight.
+
+    .venv/bin/python benchmarks/calibration.py [--attempts 60] [--in-flight 1 10 20]
+    .venv/bin/python benchmarks/calibration.py --attempts 100 --in-flight 1 10 50
+
+Machines are stand-ins that know when they opened their port and when they said yes; the API is moto's, over
+HTTP, in another process. The error of t3 is from the port's opening to t3, which holds the stand-in's own
+time to answer; that of t4 from the stand-in's yes to t4. Both are upper bounds. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import stand_ins
+
+from instant_env.cloud.instances import Market, request_end
+from instant_env.cloud.keys import KeyPair
+from instant_env.cloud.session import Cloud
+from instant_env.cloud.tags import Role
+from instant_env.launch.attempt import Attempt
+from instant_env.launch.techniques import Order, Prepared
+from instant_env.launch.techniques.base import run_instance
+from instant_env.launch.timeline import MarkName, Outcome
+from instant_env.launch.watch import Watcher
+
+#: Of the project, p99 with 20 in flight on two cores.
+TARGET_MS = 15.0
+
+
+@dataclass
+class Calibration:
+    """Errors in ms, one each attempt that was ok, and what the harness took."""
+
+    in_flight: int
+    t3_ms: list[float] = field(default_factory=list)
+    t4_ms: list[float] = field(default_factory=list)
+    lag_ms: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    calls: dict[str, int] = field(default_factory=dict)
+    cpu_s: float = 0.0
+    took_s: float = 0.0
+
+    @property
+    def attempts(self) -> int:
+        return len(self.t3_ms) + len(self.failures)
+
+    @property
+    def calls_per_attempt(self) -> float:
+        return sum(self.calls.values()) / self.attempts
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "in_flight": self.in_flight,
+            "attempts": self.attempts,
+            "failures": self.failures,
+            "t3_error_ms": _figures(self.t3_ms),
+            "t4_error_ms": _figures(self.t4_ms),
+            "event_loop_lag_ms": _figures(self.lag_ms),
+            "api_calls_per_attempt": round(self.calls_per_attempt, 2),
+            "api_calls": self.calls,
+            "cpu_ms_per_attempt": round(self.cpu_s * 1000 / self.attempts, 1),
+            "took_s": round(self.took_s, 1),
+        }
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Nearest rank."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-int(share * 100) * len(ordered) // 100) - 1)]
+
+
+def _figures(values: Sequence[float]) -> dict[str, float]:
+    if not values:
+        return {}
+    named = {"p50": percentile(values, 0.5), "p99": percentile(values, 0.99), "max": max(values)}
+    return {name: round(value, 2) for name, value in named.items()}
+
+
+def _order(number: int) -> Order:
+    return Order(
+        run_id="calibration", name=f"calibration-{number}", role=Role.BENCH, instance_type="m7i.large",
+        key_name="", security_group_id="", market=Market.ON_DEMAND, ttl_s=3600,
+        expires_at=datetime.now(UTC) + timedelta(hours=1), client_token=f"calibration-{number}",
+    )  # fmt: skip
+
+
+async def _one(cloud: Cloud, watcher: Watcher, prepared: Prepared, key: KeyPair, number: int) -> Attempt:
+    attempt = Attempt(
+        cloud, watcher,
+        start=lambda: run_instance(cloud, prepared, _order(number), user_data=None),
+        username="stand-in", key=key.for_asyncssh(), timeout_s=60.0,
+    )  # fmt: skip
+    await attempt.run()
+    if attempt.instance_id:
+        known = await asyncio.to_thread(request_end, cloud, attempt.instance_id)
+        if known:
+            await watcher.until_gone(attempt.instance_id, 60.0)
+    return attempt
+
+
+def calibrate(
+    in_flight: int, attempts: int, *, boot_s: tuple[float, float] = (2.0, 4.0), seed: int = 1
+) -> Calibration:
+    """Run attempts, so many at a time, of machines that open their port ``boot_s`` after their launch."""
+    if attempts > stand_ins.MOST:
+        raise ValueError(f"at most {stand_ins.MOST} attempts: each has an address of its own")
+    drawn = random.Random(seed)  # noqa: S311 - the same instants each time
+    result = Calibration(in_flight)
+    boots = [drawn.uniform(*boot_s) for _ in range(attempts)]
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        stand_ins.machines() as machines,
+        stand_ins.cloud(Path(directory), machines.port) as cloud,
+    ):
+        prepared = Prepared(cloud.ec2.register_image(Name="stand-in")["ImageId"], "stand-in")
+        placement = stand_ins.Placement(machines, pending_s=0.5, boot_s=boots)
+        placement.register(cloud.ec2)
+        key = KeyPair.generate()
+
+        async def work() -> list[Attempt]:
+            slots = asyncio.Semaphore(in_flight)
+
+            async def limited(number: int, watcher: Watcher) -> Attempt:
+                async with slots:
+                    return await _one(cloud, watcher, prepared, key, number)
+
+            async with Watcher(cloud) as watcher:
+                return await asyncio.gather(*(limited(number, watcher) for number in range(attempts)))
+
+        began, cpu_s = time.monotonic(), time.process_time()
+        done = asyncio.run(work())
+        result.took_s, result.cpu_s = time.monotonic() - began, time.process_time() - cpu_s
+        result.calls = dict(placement.calls)
+        for attempt in done:
+            if attempt.outcome is not Outcome.OK:
+                result.failures.append(f"{attempt.outcome}: {attempt.error}")
+                continue
+            truth = machines.truths[placement.addresses[attempt.instance_id]]
+            marks, t0_ns = attempt.timeline.marks, attempt.timeline.t0_ns
+            result.t3_ms.append(marks[MarkName.T3].ms - (truth.listening_ns - t0_ns) / 1e6)
+            result.t4_ms.append(marks[MarkName.T4].ms - (truth.authenticated_ns - t0_ns) / 1e6)
+            result.lag_ms.append(attempt.lag_ms)
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--attempts", type=int, default=60)
+    parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 10, 20])
+    arguments = parser.parse_args()
+    load = os.getloadavg()[0]
+    found = [calibrate(in_flight, arguments.attempts) for in_flight in arguments.in_flight]
+    about = {
+        "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+        "kernel": platform.release(), "python": platform.python_version(),
+        "load_at_start": round(load, 2), "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "target_p99_ms": TARGET_MS,
+    }  # fmt: skip
+    print(json.dumps({**about, "calibration": [one.as_json() for one in found]}, indent=2))
+    return 1 if any(one.failures for one in found) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -98,7 +98,7 @@ def test_failures_are_rows_and_the_run_goes_on(tmp_path: Path) -> None:
 def test_machine_that_never_answers_is_a_row_and_is_ended(tmp_path: Path) -> None:
     with cloud_in_process(tmp_path, free_port(), Ec2Faults()) as cloud:
         bake(cloud, "custom-init", register_image(cloud))
-        result = run(cloud, techniques=["custom-init"], iterations=1, timeout_s=0.5)
+        result = run(cloud, techniques=["custom-init"], iterations=1, timeout_s=3.0)
         assert_nothing_left(cloud)
     assert [row.outcome for row in result.rows] == ["ssh_refused"]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 from botocore.exceptions import BotoCoreError, ClientError
 
+from harness import guests
 from harness.api_calls import ApiCalls
 from harness.experiment import Cell, Experiment, Planned
 from harness.prices import Prices, market_of
@@ -26,6 +27,7 @@ from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role, project_filter
 from instant_env.errors import InstantEnvError
 from instant_env.launch.attempt import Attempt
+from instant_env.launch.boot_records import RecordsError, read_boot_records
 from instant_env.launch.techniques import (
     HandOver,
     Launched,
@@ -175,6 +177,7 @@ class Conductor:
             key=pair.for_asyncssh(),
             timeout_s=self.experiment.timeout_s,
         )
+        attempt.afterwards = lambda connection: self._ask_for_records(connection, planned, attempt)
         in_flight = self.in_flight
         try:
             if options.fresh_copy:
@@ -211,6 +214,20 @@ class Conductor:
             if options.fresh_copy and prepared is not self.prepared[planned.cell]:
                 await asyncio.to_thread(copies.delete_copy, self.cloud, prepared.image_id)
             self.in_flight -= 1
+
+    async def _ask_for_records(
+        self, connection: asyncssh.SSHClientConnection, planned: Planned, attempt: Attempt
+    ) -> None:
+        """A systemd machine's own account of this boot, to the side file; what it cannot tell is a note."""
+        if attempt.guest is None or attempt.guest.pid1 or attempt.guest.boot_at_ns < attempt.timeline.t0_ns:
+            return
+        try:
+            records = await read_boot_records(connection)
+        except RecordsError as error:
+            attempt.notes.append(f"boot records: {error}")
+            return
+        if records is not None:
+            guests.append(self.results.path, planned, attempt, records)
 
     async def _copy(self, prepared: Prepared, order: Order) -> str:
         """A copy of the AMI that nothing was launched from yet."""

@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 from botocore.exceptions import ClientError
 
 from instant_env.cloud import instances, runs
+from instant_env.cloud.copies import delete_copy
 from instant_env.cloud.images import deregister, list_baked
 from instant_env.cloud.interfaces import delete_public_interface
 from instant_env.cloud.network import delete_group
 from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, error_code
-from instant_env.cloud.tags import PREFIX, PROJECT_FILTER, Role, expired, read_tags
+from instant_env.cloud.tags import PREFIX, PROJECT_FILTER, Role, expired, project_filter, read_tags
 from instant_env.errors import UsageError
 
 #: Machines these roles launch live minutes; images have no expiry.
@@ -127,6 +128,12 @@ def _expired_leftovers(cloud: Cloud, now: datetime, dead_runs: _DeadRuns) -> lis
             if interface.get("Status") == "available" and (reason := reason_of(tags)):
                 name = tags.get("Name", "")
                 removals.append(Removal("network-interface", interface["NetworkInterfaceId"], name, reason))
+    for image in cloud.ec2.describe_images(Owners=["self"], Filters=project_filter(role=Role.POOL.value))[
+        "Images"
+    ]:
+        if reason := reason_of(read_tags(image.get("Tags"))):
+            name = f"{image.get('Name', '')}"
+            removals.append(Removal("image-copy", image["ImageId"], name, reason))
     for address in cloud.ec2.describe_addresses(Filters=PROJECT_FILTER)["Addresses"]:
         tags = read_tags(address.get("Tags"))
         if reason := reason_of(tags):
@@ -184,6 +191,10 @@ def _remove_key(cloud: Cloud, removal: Removal) -> None:
     cloud.ec2.delete_key_pair(KeyName=removal.name)
 
 
+def _remove_copy(cloud: Cloud, removal: Removal) -> None:
+    delete_copy(cloud, removal.id)
+
+
 def _remove_interface(cloud: Cloud, removal: Removal) -> None:
     delete_public_interface(cloud, removal.id, "")
 
@@ -196,6 +207,7 @@ _REMOVERS: dict[str, Callable[[Cloud, Removal], None]] = {
     "instance": _remove_instance,
     "image": _remove_image,
     "volume": _remove_volume,
+    "image-copy": _remove_copy,
     "network-interface": _remove_interface,
     "elastic-ip": _remove_address,
     "security-group": _remove_group,

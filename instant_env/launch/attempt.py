@@ -57,7 +57,7 @@ class Attempt:
         self._start = start
         self._options = client_options(username, key)
         self._timeout_s = timeout_s
-        self._afterwards = afterwards
+        self.afterwards = afterwards
         self._trouble = ""
         self._lag = LagMeter()
         self._watched: Watched | None = None
@@ -112,8 +112,8 @@ class Attempt:
         if self._login is not None and self.outcome is Outcome.OK:
             try:
                 await self._ask_guest(self._login)
-                if self._afterwards is not None:
-                    await self._afterwards(self._login.connection)
+                if self.afterwards is not None:
+                    await self.afterwards(self._login.connection)
             finally:
                 self._login.connection.abort()
             self._check_resumed()

@@ -17,9 +17,10 @@ from moto.ec2.models import ec2_backends
 from moto.ec2.models.instances import StateReason
 
 from instant_env.arch import Arch
-from instant_env.cloud import instances, janitor, runs
+from instant_env.cloud import copies, instances, janitor, runs
 from instant_env.cloud.images import deregister, find_baked, list_baked, mark_verified, parameter_name
 from instant_env.cloud.instances import LaunchRequest, Market
+from instant_env.cloud.interfaces import PublicInterface, make_public_interface
 from instant_env.cloud.keys import KeyPair, imported_key_pair
 from instant_env.cloud.network import temporary_security_group
 from instant_env.cloud.session import Cloud
@@ -330,3 +331,31 @@ def test_clean_takes_images_that_nobody_will_finish(cloud: Cloud, change: dict[s
     assert image.verified is ("expires_at" not in change)
     mark_verified(cloud, image)
     assert list_baked(cloud, recipe="minimal")[0].verified
+
+
+def test_clean_takes_what_techniques_made_ahead_and_left(cloud: Cloud) -> None:
+    """An interface with its address, and a copy of an AMI; snapshots that it shares stay."""
+    group = cloud.ec2.create_security_group(GroupName="g", Description="d")["GroupId"]
+
+    def make(run_id: str, expires_at: datetime) -> PublicInterface:
+        return make_public_interface(
+            cloud, security_group_id=group, run_id=run_id, role=Role.POOL, name="eni", expires_at=expires_at
+        )
+
+    left, used = make("r1", NOW), make("r2", LATER)
+    image = make_image(cloud, "minimal")
+    copy = copies.fresh_copy(cloud, image, run_id="r1", name="copy", expires_at=NOW)
+    cloud.ec2.create_tags(  # moto 5.2 drops CopyImage's tags
+        Resources=[copy], Tags=tag_list("r1", Role.POOL, name="copy", expires_at=NOW)
+    )
+    found = janitor.find_removals(cloud, keep=3, now=NOW + timedelta(minutes=1))
+    assert {(removal.kind, removal.id) for removal in found} == {
+        ("network-interface", left.interface_id),
+        ("elastic-ip", left.allocation_id),
+        ("image-copy", copy),
+    }
+    assert janitor.remove(cloud, found, lambda _: None) == []
+    addresses = cloud.ec2.describe_addresses()["Addresses"]
+    assert [address["AllocationId"] for address in addresses] == [used.allocation_id]
+    assert [i["ImageId"] for i in cloud.ec2.describe_images(Owners=["self"])["Images"]] == [image]
+    assert cloud.ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"] != []

@@ -13,7 +13,8 @@ help: ## show this list
 setup: ## install what is missing: system packages, .venv, Go
 	@$(PYTHON) scripts/bootstrap.py
 
-demo: setup ## bake minimal and custom-init, race them against cold (no AWS account)
+demo: ## bake minimal and custom-init, race them against cold (no AWS account)
+	@$(PYTHON) scripts/bootstrap.py --without-tests
 	$(INVOKE) bake --arch x86_64 --recipe minimal
 	$(INVOKE) bake --arch x86_64 --recipe custom-init
 	$(INVOKE) bench --ami latest --iterations 3

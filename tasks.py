@@ -180,6 +180,74 @@ def bench(
         raise Exit(code=1)
 
 
+@task(
+    help={
+        "csv": "results to report on (default: the newest in results/)",
+        "format": "what to write, several with commas: html, md, png, svg (default html)",
+        "output": "directory to write to (default: results/reports/<name of the CSV>)",
+        "fill": "fill the figures of this document from the CSVs that it names, and write no report",
+        **_JSON_HELP,
+    },
+)
+@verb
+def report(
+    _: Context, csv: str = "", format: str = "html", output: str = "", fill: str = "", json: bool = False
+) -> None:
+    """Draw a run: where the time goes, how techniques differ, and which one to use."""
+    from pathlib import Path
+
+    from harness import quote, records
+    from harness import report as reports
+
+    if fill:
+        changed = quote.fill(Path(fill))
+        if json:
+            print_json({"document": fill, "changed": changed})
+        else:
+            say(f"{fill}: {'filled anew' if changed else 'as its CSVs have it'}")
+        return
+    wanted = reports.formats(format)
+    results_dir = _settings().results_dir
+    found = reports.make(records.read_results(Path(csv) if csv else records.newest(results_dir)))
+    written = found.write(Path(output) if output else results_dir / "reports" / found.results.name, wanted)
+    if json:
+        print_json({**found.as_json(), "files": [str(path) for path in written]})
+        return
+    for section in found.sections:
+        say(f"{section.caption}: {section.recommendation.headline}")
+        for reason in section.recommendation.reasons:
+            say(f"  {reason}")
+    for path in written:
+        say(str(path))
+
+
+@task(
+    positional=["a", "b"],
+    help={
+        "a": "what it was: a CSV, an AMI id, or a git revision with a run in results/",
+        "b": "what it is now: the same",
+        "fail-if-slower": "exit with 1 when something is slower by more than this, as 10%: when the whole "
+        "95 % interval lies above it (t4; in localec2 t2→t4)",
+        "force": "compare also what ran on different hosts, accelerators or clouds",
+        **_JSON_HELP,
+    },
+)
+@verb
+def compare(
+    _: Context, a: str, b: str, fail_if_slower: str = "", force: bool = False, json: bool = False
+) -> None:
+    """Say what got slower or faster from A to B, with intervals."""
+    from harness import compare as comparing
+
+    found = comparing.compare_runs(_settings().results_dir, a, b, force=force, fail_if_slower=fail_if_slower)
+    if json:
+        print_json(found.as_json())
+    else:
+        say(comparing.render(found))
+    if found.too_slow:
+        raise Exit(code=1)
+
+
 @task(help={"recipe": "only this recipe", "arch": "only this architecture", **_CLOUD_HELP, **_JSON_HELP})
 @verb
 def amis(
@@ -340,5 +408,5 @@ def env(_: Context) -> None:
 
 local = Collection("local", up, down, status, env)
 local.add_collection(fault)
-namespace = Collection(bake, bench, amis, clean, doctor, local)
+namespace = Collection(bake, bench, report, compare, amis, clean, doctor, local)
 namespace.add_collection(Collection("init", init_build))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.results import Row, label
+from harness.results import Row, cell, label
 from instant_env.errors import UsageError
 
 #: Without these a file is no result of ours.
@@ -59,8 +59,8 @@ class Record:
 
 
 def record_of(row: Row) -> Record:
-    """The record of a row that a run has just made."""
-    return _record({name: str(v) for name, v in dataclasses.asdict(row).items() if v is not None})
+    """The record of a row that a run has just made: the same as of its line in the CSV."""
+    return _record({name: cell(value) for name, value in dataclasses.asdict(row).items()})
 
 
 def _number(text: str) -> float | None:
@@ -91,10 +91,14 @@ def _record(cells: Mapping[str, str]) -> Record:
 
 @dataclass(frozen=True)
 class Results:
-    """A CSV and the JSON beside it; ``metadata`` is empty when there is none."""
+    """A CSV and the JSON beside it; ``metadata`` is empty when there is none.
+
+    ``warm_up`` counts the attempts of block 0, which came before the first block and are no records.
+    """
 
     path: Path
     records: tuple[Record, ...]
+    warm_up: int = 0
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -149,9 +153,10 @@ def read_results(path: Path) -> Results:
         raise UsageError(
             f"cannot read {path}: {error}", hint="give a CSV that `invoke bench` wrote"
         ) from error
-    if not records:
+    counted = tuple(record for record in records if record.block > 0)
+    if not counted:
         raise UsageError(f"{path} holds no attempts", hint="it is of a run that was stopped at once")
-    return Results(path, tuple(records), _metadata(path.with_suffix(".json")))
+    return Results(path, counted, len(records) - len(counted), _metadata(path.with_suffix(".json")))
 
 
 def _metadata(path: Path) -> Mapping[str, Any]:

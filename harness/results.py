@@ -100,7 +100,8 @@ class Row:
 COLUMNS: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(Row)
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """A value as the CSV has it: times to the microsecond, empty for what is not known."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -137,7 +138,7 @@ class ResultFile:
             self._file = None
 
     def append(self, row: Row) -> None:
-        self._write([_cell(getattr(row, column.name)) for column in COLUMNS])
+        self._write([cell(getattr(row, column.name)) for column in COLUMNS])
 
     def _write(self, cells: list[str]) -> None:
         if self._file is None:

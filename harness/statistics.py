@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,14 +111,15 @@ class PhaseStatistics:
 
 @dataclass(frozen=True)
 class TechniqueStatistics:
-    """``against_cold`` is empty for cold itself, and when cold has no figures."""
+    """``against`` is by phase, compared with ``base``; empty when there is no base, or it has no figures."""
 
     technique: str
     n: int
     failures: int
     outcomes: dict[str, int]
     phases: dict[str, PhaseStatistics]
-    against_cold: dict[str, Comparison] = field(default_factory=dict)
+    base: str | None = None
+    against: dict[str, Comparison] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -276,15 +277,17 @@ def bounds(record: Record, phase: str) -> tuple[float, float] | None:
     return record.timeout_ms, math.inf
 
 
-def sample(records: Sequence[Record], technique: str, phase: str) -> Sample:
-    """One technique's values over the blocks of all ``records``."""
-    blocks = sorted({record.block for record in records})
+def sample(
+    records: Sequence[Record], technique: str, phase: str, blocks: Iterable[int] | None = None
+) -> Sample:
+    """One technique's values over ``blocks``: by default, those of all ``records``."""
+    every = sorted(set(blocks) if blocks is not None else {record.block for record in records})
     values = [
         (record.block, *ends)
         for record in measured(records)
         if record.technique == technique and (ends := bounds(record, phase)) is not None
     ]
-    return Sample(values, blocks)
+    return Sample(values, every)
 
 
 def _phase(values: Sample, resamples: int) -> PhaseStatistics:
@@ -303,6 +306,19 @@ def _phase(values: Sample, resamples: int) -> PhaseStatistics:
     )
 
 
+def base_of(name: str, names: Sequence[str]) -> str | None:
+    """What a label is compared with: cold, else cold of the same variant, else the first variant of the
+    technique itself. None for that base."""
+    technique, bracket, variant = name.partition(" [")
+    own = [other for other in names if other.partition(" [")[0] == technique]
+    for base in (BASELINE, f"{BASELINE}{bracket}{variant}", own[0]):
+        if base in names:
+            # Variants of cold are compared with one another.
+            base = own[0] if base == name else base
+            return None if base == name else base
+    return None
+
+
 def summarise_kinds(records: Sequence[Record], order: Sequence[str] = ()) -> tuple[Summary, ...]:
     """A summary for each kind of machine, in the order in which they come."""
     kinds = dict.fromkeys(record.kind for record in records)
@@ -310,7 +326,7 @@ def summarise_kinds(records: Sequence[Record], order: Sequence[str] = ()) -> tup
 
 
 def summarise(records: Sequence[Record], order: Sequence[str] = (), *, resamples: int = RESAMPLES) -> Summary:
-    """Sum up the attempts of one run; techniques in ``order``, others after them as they come.
+    """Sum up the attempts of one run; techniques in ``order``, others after them.
 
     Raises UsageError when there are none, or they are not of one kind of machine.
     """
@@ -322,24 +338,22 @@ def summarise(records: Sequence[Record], order: Sequence[str] = (), *, resamples
         )
     records = [record for record in records if record.block > 0]  # block 0 warmed up
     found = []
-    for name in dict.fromkeys([*order, *(record.technique for record in records)]):
+    present = {record.technique for record in records}
+    names = [name for name in dict.fromkeys([*order, *sorted(present)]) if name in present]
+    for name in names:
         own = [record for record in records if record.technique == name]
-        if not own:
-            continue
         samples = {phase: sample(records, name, phase) for phase in PHASES}
         technique = TechniqueStatistics(
             technique=name,
             n=len(own),
+            base=base_of(name, names),
             failures=sum(record.outcome != Outcome.OK for record in own),
             outcomes=dict(sorted(Counter(record.outcome for record in own).items())),
             phases={phase: _phase(values, resamples) for phase, values in samples.items() if values.n},
         )
-        if name != BASELINE:
-            for phase in COMPARED:
-                cold = sample(records, BASELINE, phase)
-                if cold.n and samples[phase].n:
-                    technique.against_cold[phase] = compare(
-                        cold, samples[phase], same_run=True, resamples=resamples
-                    )
+        for phase in COMPARED if technique.base else ():
+            base = sample(records, str(technique.base), phase)
+            if base.n and samples[phase].n:
+                technique.against[phase] = compare(base, samples[phase], same_run=True, resamples=resamples)
         found.append(technique)
     return Summary(kinds.pop(), tuple(found), resamples=resamples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TextIO
 
 from rich import box
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from harness.records import Kind
 from harness.statistics import PHASES, Estimate, Figure, Summary
+from instant_env.launch.techniques import BASELINE
 
 HEADINGS = ("technique", "ok", "phase", "min s", "p50 s", "p90 s", "p99 s", "× faster")
 _LEFT = (0, 2)
@@ -30,7 +31,7 @@ def caption(kind: Kind) -> str:
     """Where the figures come from; a table never goes without it."""
     where = {"local": "localec2 on this host, not EC2", "aws": "AWS"}.get(kind.cloud, kind.cloud)
     how = _ACCELERATORS.get(kind.accelerator, kind.accelerator)
-    return f"{kind.arch} {kind.instance_type}; cloud: {where}; accelerator: {how}"
+    return f"{kind}; cloud: {where}; accelerator: {how}"
 
 
 def figure(value: Figure | None) -> str:
@@ -73,6 +74,11 @@ def difference(value: Estimate) -> str:
     return f"{text} [{', '.join(_told(end / 1000, 2, sign=True) for end in value.interval)}]"
 
 
+def interval_s(value: tuple[float, float] | None) -> str:
+    """``56.85–63.31``; empty when there is none."""
+    return "" if value is None else "–".join(_told(end / 1000, 2, sign=False) for end in value)
+
+
 def lines(summary: Summary) -> list[tuple[str, ...]]:
     """The table's cells, a line per technique and phase."""
     out: list[tuple[str, ...]] = []
@@ -81,7 +87,7 @@ def lines(summary: Summary) -> list[tuple[str, ...]]:
         if not technique.phases:
             out.append((*head, "none", "", "", "", "", ""))
         for phase, figures in technique.phases.items():
-            against = technique.against_cold.get(phase)
+            against = technique.against.get(phase)
             out.append(
                 (*head, PHASES[phase], figure(figures.min), figure(figures.p50), figure(figures.p90),
                  figure(figures.p99), ratio(against.ratio) if against else "")
@@ -100,7 +106,11 @@ def notes(summary: Summary) -> list[str]:
     phases = [phase for technique in summary.techniques for phase in technique.phases.values()]
     if any(phase.censored for phase in phases):
         said.append("attempts given up at their deadline count as longer than it; > marks a lower bound")
-    compared = [c for technique in summary.techniques for c in technique.against_cold.values()]
+    bases = {technique.base for technique in summary.techniques if technique.against} - {None, BASELINE}
+    if bases:
+        others = ", ".join(sorted(map(str, bases)))
+        said.append(f"× faster is than {BASELINE} where that was measured, else than {others}")
+    compared = [c for technique in summary.techniques for c in technique.against.values()]
     if any(comparison.ratio.interval is None for comparison in compared):
         said.append("too few blocks for a 95 % interval of × faster: that takes 6 attempts of each")
     return said
@@ -131,18 +141,21 @@ def _shown(summary: Summary) -> list[tuple[str, ...]]:
     return [tuple(row[column] for column in kept) for row in table]
 
 
-def _print_plain(summary: Summary, file: TextIO) -> None:
-    table = _shown(summary)
+def aligned(table: Sequence[Sequence[str]], left: Collection[int] = _LEFT) -> list[str]:
+    """Lines of text in columns, those not in ``left`` to the right."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    for row in table:
-        cells = [
-            cell.ljust(width) if column in _LEFT else cell.rjust(width)
+    return [
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip(), file=file)
-    for note in notes(summary):
-        print(note, file=file)
-    print(caption(summary.kind), file=file)
+        ).rstrip()
+        for row in table
+    ]
+
+
+def _print_plain(summary: Summary, file: TextIO) -> None:
+    for line in (*aligned(_shown(summary)), *notes(summary), caption(summary.kind)):
+        print(line, file=file)
 
 
 def _print_rich(summary: Summary, file: TextIO) -> None:

@@ -45,7 +45,8 @@ class Requirement:
     Met when all of ``programs`` are found, all files of one group in ``files`` exist, and all of ``modules``
     can be imported (each only when given). ``apt``, ``dnf`` and ``brew`` name the packages that bring it,
     separated by spaces; empty means that the manager has none. ``rootless_only`` requirements do not concern
-    root, and those with a ``host`` concern only machines that call themselves so (`uname -m`).
+    root, those with a ``host`` only machines that call themselves so (`uname -m`), and ``not_on`` names a
+    distribution (os-release's ID) that has no such package.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Requirement:
     modules: tuple[str, ...] = ()
     rootless_only: bool = False
     host: str = ""
+    not_on: str = ""
 
     def packages(self, manager: Manager) -> list[str]:
         return str(getattr(self, manager.value)).split()
@@ -75,7 +77,14 @@ class Requirement:
         return ", ".join(found) or f"in {sys.base_prefix}"
 
 
-TABLE = (
+#: Ubuntu has Chromium as a snap only (`snap install chromium`), which no package manager of ours installs.
+BROWSER = Requirement(
+    name="Chromium", needed_for="looking at reports in the tests", scope=Scope.TESTS,
+    programs=("chromium", "chromedriver"), apt="chromium chromium-driver", dnf="chromium chromedriver",
+    not_on="ubuntu",
+)  # fmt: skip
+
+TABLE: tuple[Requirement, ...] = (
     Requirement(
         name="venv", needed_for="making .venv", scope=Scope.CORE,
         modules=("venv", "ensurepip"), apt="python3-venv", dnf="python3", brew="python",
@@ -180,6 +189,7 @@ TABLE = (
         name="iproute2", needed_for="network namespaces in the tests", scope=Scope.TESTS,
         programs=("ip",), apt="iproute2", dnf="iproute",
     ),
+    BROWSER,
 )  # fmt: skip
 
 
@@ -190,12 +200,31 @@ def find_program(name: str) -> str | None:
 
 
 def applicable(
-    table: Iterable[Requirement] = TABLE, *, root: bool | None = None, host: str | None = None
+    table: Iterable[Requirement] = TABLE,
+    *,
+    root: bool | None = None,
+    host: str | None = None,
+    distribution: str | None = None,
 ) -> list[Requirement]:
-    """The rows that concern this user on this machine (``root`` and ``host``: by default, what runs now)."""
+    """The rows that concern this user on this machine (the rest: by default, what runs now)."""
     as_root = os.geteuid() == 0 if root is None else root
     machine = host or platform.machine()
-    return [row for row in table if not (row.rootless_only and as_root) and row.host in ("", machine)]
+    name = running_distribution() if distribution is None else distribution
+    return [
+        row
+        for row in table
+        if not (row.rootless_only and as_root)
+        and row.host in ("", machine)
+        and not (row.not_on and row.not_on == name)
+    ]
+
+
+def running_distribution() -> str:
+    """os-release(5)'s ID of this system; empty where there is no such file."""
+    try:
+        return platform.freedesktop_os_release().get("ID", "")
+    except OSError:
+        return ""
 
 
 def detect_manager() -> Manager | None:

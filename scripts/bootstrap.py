@@ -2,6 +2,7 @@
 """Set this checkout up: system packages, .venv, Python packages, a Go toolchain. `make setup` runs it.
 
 Runs with the system's own Python and nothing else, any number of times: what is there already is left alone.
+With --without-tests, system packages that only tests need (a browser is 130 MB) are left out.
 Exit codes: 0 done; 1 a step failed; 3 something is missing that this user may not install.
 """
 
@@ -115,6 +116,13 @@ def install_system_packages(table: Sequence[Requirement] = requirements.TABLE) -
     return requirements.Scope.LOCAL not in scopes
 
 
+def wanted(arguments: Sequence[str]) -> Sequence[Requirement]:
+    """The rows to install, by the command line."""
+    if "--without-tests" in arguments:
+        return [row for row in requirements.TABLE if row.scope is not requirements.Scope.TESTS]
+    return requirements.TABLE
+
+
 def fingerprint() -> str:
     """Changes whenever the Python packages have to be looked at again."""
     digest = hashlib.sha256(f"{VENV} {EXTRAS} {sys.version}".encode())
@@ -180,7 +188,7 @@ def install_go() -> None:
 def main() -> int:
     started = time.monotonic()
     try:
-        complete = install_system_packages()
+        complete = install_system_packages(wanted(sys.argv[1:]))
         install_python_packages()
         install_go()
     except SetupError as error:

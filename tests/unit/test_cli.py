@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,8 +15,8 @@ from instant_env.settings import ROOT
 
 INVOKE = Path(sys.executable).parent / "invoke"
 VERBS = (
-    "amis", "bake", "bench", "clean", "doctor", "init.build",
-    "local.down", "local.env", "local.status", "local.up",
+    "amis", "bake", "bench", "clean", "compare", "doctor", "init.build",
+    "local.down", "local.env", "local.status", "local.up", "report",
     *(f"local.fault.{name}" for name in (
         "clear", "delay", "disk", "drop", "error", "freeze", "imds", "kill", "list", "network", "unknown",
     )),
@@ -74,6 +75,14 @@ def test_every_flag_of_every_verb_has_help(verb: str, tmp_path: Path) -> None:
         (["bench", "--technique", "magic"], ("unknown technique 'magic'", "cold")),
         (["bench", "--iterations", "0"], ("0",)),
         (["bench", "--name", "../up"], ("../up",)),
+        (["report", "--csv", "nowhere.csv"], ("cannot read nowhere.csv", "invoke bench")),
+        (
+            ["report", "--csv", "results/samples/20261121T143032Z-bench.csv", "--format", "pdf"],
+            ("pdf", "html, md"),
+        ),
+        (["report", "--fill", "README.md"], ("README.md", "no place")),
+        (["compare", "nowhere", "HEAD"], ("nowhere", "no git revision")),
+        (["compare", "HEAD", "HEAD", "--fail-if-slower", "much"], ("'much' is no limit", "10%")),
     ],
 )
 def test_bad_input_is_one_line_with_a_hint_and_starts_nothing(
@@ -114,7 +123,7 @@ def test_missing_qemu_names_the_package(tmp_path: Path) -> None:
             link = programs / program.name
             if not program.name.startswith("qemu") and not link.is_symlink():
                 link.symlink_to(program)
-    result = invoke("local.up", state=tmp_path, env={"PATH": str(programs)})
+    result = invoke("local.up", "report", state=tmp_path, env={"PATH": str(programs)})
     assert_one_line(result, "qemu", "apt")
     assert not list(tmp_path.glob("**/endpoint.json"))
 
@@ -133,3 +142,56 @@ def test_an_unknown_flag_is_one_line(tmp_path: Path) -> None:
     assert result.returncode != 0
     assert "Traceback" not in result.stderr
     assert "--colour" in result.stderr
+
+
+SAMPLE = ROOT / "results" / "samples" / "20261121T143032Z-bench.csv"
+
+
+def test_report_writes_what_it_names(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = invoke(
+        "report", "--csv", str(SAMPLE), "--format", "html,md", "--output", str(out), "--json", state=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert told["files"] == [str(out / "report.html"), str(out / "report.md")]
+    assert {path.name for path in out.iterdir()} == {"report.html", "report.md"}
+    (kind,) = told["kinds"]
+    assert kind["recommendation"]["technique"] is None
+    assert {found["technique"]: found["n"] for found in kind["techniques"]}["custom-init"] == 3
+
+
+def test_report_of_the_newest_goes_beside_the_results(tmp_path: Path) -> None:
+    shutil.copy(SAMPLE, tmp_path)
+    result = invoke("report", state=tmp_path, env={"INSTANT_ENV_RESULTS_DIR": str(tmp_path)})
+    assert result.returncode == 0, result.stderr
+    page = tmp_path / "reports" / SAMPLE.stem / "report.html"
+    assert result.stdout.splitlines()[-1] == str(page)
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_compare_ends_as_ci_wants_it(tmp_path: Path) -> None:
+    """The sample's rows three times over are enough blocks, and half as long again is slower."""
+    head, *lines = SAMPLE.read_text().splitlines()
+    t4, block = head.split(",").index("t2_t4_ms"), head.split(",").index("block")
+    for name, factor in (("20260101T000000Z-a", 1.0), ("20260102T000000Z-b", 1.5)):
+        rows = []
+        for copy in range(4):
+            for line in lines:
+                cells = line.split(",")
+                cells[t4] = str(float(cells[t4]) * factor)
+                cells[block] = str(int(cells[block]) + 3 * copy)
+                rows.append(",".join(cells))
+        (tmp_path / f"{name}.csv").write_text("\n".join([head, *rows]) + "\n")
+        shutil.copy(SAMPLE.with_suffix(".json"), tmp_path / f"{name}.json")
+    env = {"INSTANT_ENV_RESULTS_DIR": str(tmp_path)}
+
+    def compare(a: str, b: str) -> subprocess.CompletedProcess[str]:
+        return invoke("compare", a, b, "--fail-if-slower", "10%", "--json", state=tmp_path, env=env)
+
+    slower = compare("20260101T000000Z-a", "20260102T000000Z-b")
+    assert slower.returncode == 1
+    assert "custom-init t2→t4" in json.loads(slower.stdout)["too_slow"]
+    faster = compare("20260102T000000Z-b", "20260101T000000Z-a")
+    assert faster.returncode == 0, faster.stderr
+    assert json.loads(faster.stdout)["too_slow"] == []

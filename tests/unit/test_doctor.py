@@ -108,6 +108,15 @@ def test_root_does_not_need_what_only_others_need() -> None:
     assert {row.name for row in requirements.applicable(root=False)} - names == {"uidmap"}
 
 
+def test_a_browser_is_for_tests_and_not_for_ubuntu(bootstrap: ModuleType) -> None:
+    def names(distribution: str) -> set[str]:
+        return {row.name for row in requirements.applicable(distribution=distribution)}
+
+    assert names("debian") - names("ubuntu") == {"Chromium"}
+    everything, demo = bootstrap.wanted([]), bootstrap.wanted(["--without-tests"])
+    assert {row.name for row in everything} - {row.name for row in demo} == {"Chromium", "shellcheck"}
+
+
 def test_only_other_machines_emulate_programs_for_arm64() -> None:
     names = {host: {row.name for row in requirements.applicable(host=host)} for host in ("x86_64", "aarch64")}
     assert names["x86_64"] - names["aarch64"] == {"QEMU's user emulation"}

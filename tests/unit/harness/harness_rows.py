@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from harness.records import Record, record_of
-from harness.results import Row
+from harness.results import ResultFile, Row
 
 
 def row(technique: str = "cold", t4_ms: float | None = 40_000.0, outcome: str = "", **changes: Any) -> Row:
@@ -53,3 +56,22 @@ def race(n: int = 10, seed: int = 1, **medians_ms: float) -> list[Row]:
         for block in range(1, n + 1)
         for number, (name, ms) in enumerate(medians_ms.items(), start=(block - 1) * len(medians_ms) + 1)
     ]
+
+
+def write_run(path: Path, rows: Sequence[Row], **changes: Any) -> Path:
+    """A CSV, and metadata as a run leaves them beside it."""
+    with ResultFile(path) as results:
+        for one in rows:
+            results.append(one)
+    about: dict[str, Any] = {
+        "run_id": "r",
+        "git": {"revision": "0123456789abcdef0123456789abcdef01234567", "dirty": False},
+        "host": {"cpu": "Abacus <1>", "cores": 2, "memory_mib": 4096, "kernel": "6.1"},
+        "load_at_start": [0.1, 0.1, 0.1],
+        "load_at_end": [0.2, 0.2, 0.2],
+        "seed": 7,
+        "status": "finished",
+        "techniques": {name: {"ami": "ami-1"} for name in dict.fromkeys(one.technique for one in rows)},
+    }
+    path.with_suffix(".json").write_text(json.dumps(about | changes), encoding="utf-8")
+    return path

@@ -18,6 +18,7 @@ from harness.statistics import (
     Estimate,
     Figure,
     Sample,
+    base_of,
     compare,
     quantiles,
     sample,
@@ -106,19 +107,30 @@ def test_difference_and_ratio_to_cold() -> None:
     rows = [*of([40_500.0, 38_500.0, 90_500.0]), *of([8_100.0, 8_900.0, 8_500.0], "custom-init")]
     first, second = summarise(records(*rows), ["custom-init", "cold"]).techniques
     assert first.technique == "custom-init"
-    assert second.against_cold == {}
-    assert first.against_cold["t4_ms"].difference_ms == Estimate(-32_000.0, -32_000.0, None)
-    assert first.against_cold["t4_ms"].ratio.low == pytest.approx(40_500 / 8_500)
-    assert first.against_cold["t2_t4_ms"].ratio.low == pytest.approx(40_000 / 8_000)
-    assert first.against_cold["t4_ms"].blocks == 3  # too few for an interval
+    assert second.against == {}
+    assert first.against["t4_ms"].difference_ms == Estimate(-32_000.0, -32_000.0, None)
+    assert first.against["t4_ms"].ratio.low == pytest.approx(40_500 / 8_500)
+    assert first.against["t2_t4_ms"].ratio.low == pytest.approx(40_000 / 8_000)
+    assert first.against["t4_ms"].blocks == 3  # too few for an interval
+
+
+def test_what_an_experiments_cells_are_compared_with() -> None:
+    race_of_three = ["cold", "minimal-ami", "custom-init"]
+    assert [base_of(name, race_of_three) for name in race_of_three] == [None, "cold", "cold"]
+    variants = ["custom-init [hop_limit=1]", "custom-init [hop_limit=2]", "minimal-ami [hop_limit=2]"]
+    assert [base_of(name, variants) for name in variants] == [None, variants[0], None]
+    markets = [
+        f"{name} [market={market}]" for name in ("cold", "custom-init") for market in ("spot", "on-demand")
+    ]
+    assert [base_of(name, markets) for name in markets] == [None, markets[0], markets[0], markets[1]]
 
 
 def test_what_is_beyond_the_deadline_opens_the_estimate() -> None:
     slow, fast = [None, None, None], [8_000.0, 8_000.0, 8_000.0]
-    faster = summarise(records(*of(slow), *of(fast, "custom-init"))).techniques[1].against_cold["t4_ms"]
+    faster = summarise(records(*of(slow), *of(fast, "custom-init"))).techniques[1].against["t4_ms"]
     assert faster.ratio == Estimate(75.0, INF, None)
     assert faster.difference_ms == Estimate(-INF, -592_000.0, None)
-    slower = summarise(records(*of(fast), *of(slow, "custom-init"))).techniques[1].against_cold["t4_ms"]
+    slower = summarise(records(*of(fast), *of(slow, "custom-init"))).techniques[1].against["t4_ms"]
     assert slower.ratio == Estimate(0.0, pytest.approx(8 / 600), None)  # type: ignore[arg-type]
     assert slower.difference_ms == Estimate(592_000.0, INF, None)
     assert summarise(records(*of(slow))).as_json()["techniques"][0]["phases"]["t4_ms"]["p50"] == {
@@ -128,7 +140,7 @@ def test_what_is_beyond_the_deadline_opens_the_estimate() -> None:
 
 def test_an_interval_with_some_censored_is_open_upwards() -> None:
     rows = [*of([8_000.0 + n for n in range(10)]), *of([9_000.0] * 6 + [None] * 4, "custom-init")]
-    found = summarise(records(*rows)).techniques[1].against_cold["t4_ms"].difference_ms
+    found = summarise(records(*rows)).techniques[1].against["t4_ms"].difference_ms
     assert found.interval is not None
     assert found.interval[0] == pytest.approx(996, abs=5)
     assert found.interval[1] == INF
@@ -138,12 +150,12 @@ def test_an_interval_with_some_censored_is_open_upwards() -> None:
 def test_no_interval_below_six_blocks() -> None:
     for blocks in (MIN_BLOCKS - 1, MIN_BLOCKS):
         summary = summarise(records(*race(blocks, cold=40_000, custom_init=8_000)))
-        estimate = summary.techniques[1].against_cold["t4_ms"].ratio
+        estimate = summary.techniques[1].against["t4_ms"].ratio
         assert (estimate.interval is not None) == (blocks >= MIN_BLOCKS)
     # Six in all, but only five in which the technique got a machine.
     rows = race(6, cold=40_000, custom_init=8_000)
     rows[-1] = row("custom-init", None, "capacity", block=6)
-    assert summarise(records(*rows)).techniques[1].against_cold["t4_ms"].ratio.interval is None
+    assert summarise(records(*rows)).techniques[1].against["t4_ms"].ratio.interval is None
 
 
 def test_what_a_block_suffered_as_a_whole_cancels_out() -> None:
@@ -151,7 +163,7 @@ def test_what_a_block_suffered_as_a_whole_cancels_out() -> None:
     busy = [0, 30_000, 0, 30_000, 0, 30_000, 0, 30_000, 0, 30_000, 0]
     rows = [*of([20_000.0 + b for b in busy]), *of([15_000.0 + b for b in busy], "custom-init")]
     found = summarise(records(*rows)).techniques[1]
-    assert found.against_cold["t4_ms"].difference_ms.interval == (-5_000.0, -5_000.0)
+    assert found.against["t4_ms"].difference_ms.interval == (-5_000.0, -5_000.0)
     assert found.phases["t4_ms"].p50_interval == (15_000.0, 45_000.0)
     cold, other = (sample(records(*rows), name, "t4_ms") for name in ("cold", "custom-init"))
     apart = compare(cold, other, same_run=False).difference_ms.interval
@@ -169,7 +181,7 @@ def test_same_rows_same_figures_whatever_their_order() -> None:
 
 def test_interval_agrees_with_scipys() -> None:
     rows = race(15, cold=40_000, custom_init=8_000)
-    found = summarise(records(*rows)).techniques[1].against_cold["t4_ms"].difference_ms.interval
+    found = summarise(records(*rows)).techniques[1].against["t4_ms"].difference_ms.interval
     cold, custom = (
         np.array([r.t4_ms for r in rows if r.technique == name]) for name in ("cold", "custom-init")
     )

@@ -1,0 +1,166 @@
+"""Where an attempt's time went: the stretches between its marks, each named by the mark that ends it.
+
+Host's and guest's marks are put on one axis (``guest_boot_ms`` is the guest's zero on the host's clock). What
+no mark accounts for is a stage of its own, *unexplained*: its share says how much of t4 nobody can explain.
+A mark more in :data:`MARKS` splits stretches further; columns that a CSV does not have are no marks of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from harness.records import Record
+from instant_env.launch.timeline import Outcome
+
+
+class Stage(StrEnum):
+    """In the order of a boot; the value is what people read."""
+
+    API = "API call"
+    RUNNING = "pending to running"
+    FIRMWARE = "firmware and loader"
+    KERNEL = "kernel"
+    SYSTEMD = "kernel and systemd"
+    NETWORK = "network"
+    KEY = "key"
+    SSHD = "sshd"
+    AUTH = "authentication"
+    UNEXPLAINED = "unexplained"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """``guest`` marks count from the start of the guest's kernel."""
+
+    column: str
+    ends: Stage
+    guest: bool = False
+
+
+MARKS = (
+    Mark("t1_ms", Stage.API),
+    Mark("t2_ms", Stage.RUNNING),
+    Mark("guest_boot_ms", Stage.FIRMWARE),
+    Mark("init_start_ms", Stage.KERNEL, guest=True),
+    Mark("network_up_ms", Stage.NETWORK, guest=True),
+    Mark("key_received_ms", Stage.KEY, guest=True),
+    Mark("key_written_ms", Stage.KEY, guest=True),
+    Mark("sshd_started_ms", Stage.SSHD, guest=True),
+    Mark("sshd_listening_ms", Stage.SSHD, guest=True),
+    Mark("t3_ms", Stage.SSHD),
+    Mark("first_login_ms", Stage.AUTH, guest=True),
+    Mark("t4_ms", Stage.AUTH),
+)
+
+#: Only our init as PID 1 starts sshd itself.
+_PID1_MARK = "sshd_started_ms"
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A piece of one attempt, in ms from t0."""
+
+    stage: Stage
+    start_ms: float
+    end_ms: float
+
+    @property
+    def ms(self) -> float:
+        return self.end_ms - self.start_ms
+
+
+def stretches(record: Record) -> list[Stretch]:
+    """All of t0 to t4 of an attempt that was ok, without gaps or overlaps; neighbours of one stage join."""
+    t4_ms = record.ms("t4_ms")
+    if record.outcome != Outcome.OK or t4_ms is None:
+        return []
+    pid1 = record.ms(_PID1_MARK) is not None
+    found: list[Stretch] = []
+    at = 0.0
+    for instant, stage in sorted(_instants(record, pid1), key=lambda mark: mark[0]):
+        # The guest's clock is joined with an error: its marks stay between the host's own ends.
+        end = min(max(instant, at), t4_ms)
+        if found and found[-1].stage is stage:
+            found[-1] = Stretch(stage, found[-1].start_ms, end)
+        elif end > at:
+            found.append(Stretch(stage, at, end))
+        at = end
+    return found
+
+
+def _instants(record: Record, pid1: bool) -> list[tuple[float, Stage]]:
+    boot_ms = record.ms("guest_boot_ms")
+    found = []
+    for mark in MARKS:
+        value = record.ms(mark.column)
+        if value is None or (mark.guest and boot_ms is None):
+            continue
+        stage = mark.ends
+        if not pid1:
+            if stage is Stage.KERNEL:
+                stage = Stage.SYSTEMD
+            elif mark.column == "t3_ms":
+                # Between the last mark and sshd's answer somebody else's init was at work, unseen.
+                stage = Stage.UNEXPLAINED
+        found.append((value + (boot_ms or 0.0) if mark.guest else value, stage))
+    return found
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """``attempt`` is a real one, that with the median t4 (the lower of two): its stretches add up to its t4.
+    ``stages_ms`` and ``unexplained`` (a share of t4) are medians over all attempts that were ok."""
+
+    technique: str
+    attempt: str
+    n: int
+    stretches: tuple[Stretch, ...]
+    stages_ms: dict[Stage, float]
+    unexplained: float
+
+    @property
+    def t4_ms(self) -> float:
+        return self.stretches[-1].end_ms
+
+
+def breakdowns(records: Sequence[Record], order: Sequence[str]) -> list[Breakdown]:
+    """One for each technique that logged in at least once."""
+    found = []
+    for technique in order:
+        good = [
+            (pieces[-1].end_ms, record, pieces)
+            for record in records
+            if record.technique == technique and (pieces := stretches(record))
+        ]
+        if not good:
+            continue
+        good.sort(key=lambda item: item[0])
+        _, typical, pieces = good[(len(good) - 1) // 2]
+        sums = [{stage: _total(own, stage) for stage in Stage} for _, _, own in good]
+        found.append(
+            Breakdown(
+                technique=technique,
+                attempt=typical.texts.get("attempt", "?"),
+                n=len(good),
+                stretches=tuple(pieces),
+                stages_ms={
+                    stage: float(np.median([own[stage] for own in sums]))
+                    for stage in Stage
+                    if any(own[stage] for own in sums)
+                },
+                unexplained=float(
+                    np.median(
+                        [own[Stage.UNEXPLAINED] / t4 for (t4, _, _), own in zip(good, sums, strict=True)]
+                    )
+                ),
+            )
+        )
+    return found
+
+
+def _total(pieces: Sequence[Stretch], stage: Stage) -> float:
+    return sum(piece.ms for piece in pieces if piece.stage is stage)

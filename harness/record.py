@@ -11,11 +11,14 @@ from instant_env.launch.timeline import MarkName, Outcome
 
 #: The guest's marks that have a column: instant-init's name for it, and the column.
 GUEST_MARKS = {
+    "kernel_handoff": "kernel_handoff_ms",
     "init_start": "init_start_ms",
     "network_up": "network_up_ms",
     "key_received": "key_received_ms",
     "key_written": "key_written_ms",
     "sshd_started": "sshd_started_ms",
+    "sshd_listening": "sshd_listening_ms",
+    "first_login": "first_login_ms",
 }
 
 
@@ -40,6 +43,8 @@ def row_of(
         mark = timeline.marks.get(name)
         return mark.resolution_ms if mark else None
 
+    reads = guest.root_reads if guest is not None and guest.boot_at_ns > timeline.t0_ns else None
+    volume = attempt.root_reads
     marks = {
         column: round(guest.marks_ms[name], 3)
         for name, column in GUEST_MARKS.items()
@@ -87,6 +92,10 @@ def row_of(
         guest_boot_ms=timeline.ms(guest.boot_at_ns) if guest else None,
         guest_clock_error_ms=guest.clock_error_ms if guest else None,
         **marks,
+        disk_requests=reads[0] if reads else None,
+        disk_bytes=reads[1] if reads else None,
+        volume_requests=volume[0] if volume else None,
+        volume_bytes=volume[1] if volume else None,
         boot_id=guest.boot_id if guest else None,
         kernel=guest.kernel if guest else None,
         ssh_version=attempt.banner or None,

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from instant_env.errors import UsageError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def _column(unit: str, doc: str, *, optional: bool = True) -> Any:
@@ -78,11 +78,18 @@ class Row:
         "ms from t0", "zero of the guest's CLOCK_BOOTTIME: its kernel started"
     )
     guest_clock_error_ms: float | None = _column("ms", "bound of the error of guest_boot_ms")
+    kernel_handoff_ms: float | None = _column("ms from kernel start", "the kernel executed our init (PID 1)")
     init_start_ms: float | None = _column("ms from kernel start", "our init started (PID 1 or key agent)")
     network_up_ms: float | None = _column("ms from kernel start", "the guest had its address")
     key_received_ms: float | None = _column("ms from kernel start", "the public key came from IMDS")
     key_written_ms: float | None = _column("ms from kernel start", "authorized_keys was written")
     sshd_started_ms: float | None = _column("ms from kernel start", "sshd was started by our init")
+    sshd_listening_ms: float | None = _column("ms from kernel start", "sshd took connections, key included")
+    first_login_ms: float | None = _column("ms from kernel start", "our init read that sshd let somebody in")
+    disk_requests: int | None = _column("count", "reads from the root's disk by the kernel, just after t4")
+    disk_bytes: int | None = _column("bytes", "what they read")
+    volume_requests: int | None = _column("count", "the same as QEMU counts it, firmware and loader included")
+    volume_bytes: int | None = _column("bytes", "what they read")
     boot_id: str | None = _column("", "the guest's boot id")
     kernel: str | None = _column("", "the guest's kernel release")
     ssh_version: str | None = _column("", "sshd's version line")

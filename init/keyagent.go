@@ -42,6 +42,7 @@ func keyAgent(log *logger) int {
 	if err := notifyReady(os.Getenv("NOTIFY_SOCKET")); err != nil {
 		log.sayf("cannot tell systemd: %v", err)
 	}
+	syscall.Sync() // see finishBoot
 	log.sayf("timeline %s", marks.json())
 	lifetime := newLifetime(admission.afterSSHD(), client.Date(), log)
 	go lifetime.watch(client)

@@ -63,7 +63,9 @@ func (a account) authorize(keys []sshkey.PublicKey) error {
 	if merged == content {
 		return nil
 	}
-	return atomicfile.Write(a.keyFile(), []byte(merged), 0o600, a.owner)
+	return atomicfile.WriteAll(atomicfile.File{
+		Path: a.keyFile(), Data: []byte(merged), Mode: 0o600, Owner: a.owner,
+	})
 }
 
 // directory makes one that belongs to the user alone, unless it is there. What is there must be a real directory:
@@ -111,15 +113,18 @@ func ensureHostKeys(directory string, marks *timeline, log *logger) error {
 		if err != nil {
 			return err
 		}
+		var files []atomicfile.File
 		for _, key := range keys {
 			private := filepath.Join(directory, key.File)
 			// The public half first: a private key that is there means that the pair is complete.
-			if err := atomicfile.Write(private+".pub", key.Public, 0o644, atomicfile.Root); err != nil {
-				return err
-			}
-			if err := atomicfile.Write(private, key.Private, 0o600, atomicfile.Root); err != nil {
-				return err
-			}
+			files = append(files, atomicfile.File{Path: private + ".pub", Data: key.Public, Mode: 0o644},
+				atomicfile.File{Path: private, Data: key.Private, Mode: 0o600})
+		}
+		if err := atomicfile.WriteAll(files...); err != nil {
+			return err
+		}
+		for _, key := range keys {
+			private := filepath.Join(directory, key.File)
 			log.notef("made %s: %s", private, strings.TrimSpace(string(key.Public)))
 		}
 	}

@@ -125,6 +125,11 @@ func (m *machine) bringUp() error {
 func (m *machine) finishBoot(admission *admission) error {
 	<-m.serving
 	m.tellTimeline("sshd_listening")
+	// The new host keys and authorized_keys are whole on the disk already; now their names are, too.
+	m.spawn("sync", func() error {
+		syscall.Sync()
+		return nil
+	})
 	data := admission.afterSSHD()
 	lifetime := newLifetime(data, admission.client.Date(), m.log)
 	m.spawn("tag of the time limit", func() error {

@@ -95,7 +95,7 @@ func (m *machine) startSSHD(program string) (<-chan syscall.WaitStatus, *tail, e
 	return exit, output, nil
 }
 
-// watchSSHD learns from the server's log what the timeline is to know.
+// watchSSHD learns from the server's log what the timeline is to know, and completes it when somebody is in.
 func (m *machine) watchSSHD(line string) {
 	switch {
 	case strings.HasPrefix(line, "Server listening on "):
@@ -104,6 +104,11 @@ func (m *machine) watchSSHD(line string) {
 		}
 	case strings.HasPrefix(line, "Accepted publickey for "):
 		if m.marks.mark("first_login") {
+			if at, err := kernelHandoff(bootTime); err == nil {
+				m.marks.markAt("kernel_handoff", at)
+			} else {
+				m.log.notef("timeline: %v", err)
+			}
 			m.tellTimeline("first_login")
 		}
 	}

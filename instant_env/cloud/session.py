@@ -80,6 +80,19 @@ class Cloud:
                 return
             starter.ensure_stock(self.settings, base, arch, progress)
 
+    def root_reads(self, instance_id: str) -> tuple[int, int] | None:
+        """Requests and bytes read from the root volume since the machine was started, firmware and loader
+        included. Only localec2 can tell; None where nobody can, or the machine is gone.
+        """
+        if self.name is not CloudName.LOCAL:
+            return None
+        from instant_env.localec2 import starter
+
+        try:
+            return starter.root_reads(starter.running(self.settings), instance_id)
+        except InstantEnvError:
+            return None
+
 
 def default_base(settings: Settings) -> str:
     """The base to bake from when none is named: it belongs to the cloud."""

@@ -77,6 +77,8 @@ class Attempt:
         self.banner = ""
         self.host_key_fingerprint = ""
         self.guest: GuestReport | None = None
+        self.root_reads: tuple[int, int] | None = None
+        """Requests and bytes by t4 as the cloud counts them, see :meth:`Cloud.root_reads`."""
 
     @property
     def zone(self) -> str:
@@ -248,6 +250,7 @@ class Attempt:
         """The machine's own account; what it cannot tell becomes a note."""
         try:
             async with asyncio.timeout(_GUEST_READ_S):
+                self.root_reads = await asyncio.to_thread(self._cloud.root_reads, self.instance_id)
                 self.guest = await read_guest(login.connection)
         except GuestReadError as error:
             self.notes.append(f"guest: {error}")

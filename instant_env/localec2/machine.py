@@ -268,6 +268,17 @@ class Machine:
                 },
             )  # fmt: skip
 
+    def root_reads(self) -> tuple[int, int]:
+        """Requests and bytes read from the root volume since QEMU started, those of the firmware included.
+
+        Raises QmpError when the machine is gone.
+        """
+        device = f"dev-{self.spec.disks[0].volume_id}"
+        for entry in self.qmp.execute("query-blockstats"):
+            if entry.get("qdev", "").split("/")[-1] == device:
+                return int(entry["stats"]["rd_operations"]), int(entry["stats"]["rd_bytes"])
+        raise QmpError(f"QEMU has no statistics of {device}")
+
     def holds(self, volume_id: str) -> bool:
         """Whether the volume is one of its disks beside the root."""
         with self._slots:

@@ -27,6 +27,7 @@ from instant_env.localec2.journal import StorageError
 from instant_env.localec2.moto_api import Request, new_id
 from instant_env.localec2.parameters import LocalParameters
 from instant_env.localec2.plane import Plane
+from instant_env.localec2.qmp import QmpError
 from instant_env.localec2.responses import LocalResponse
 from instant_env.localec2.spot import CapacityOrder, InterruptionOrder
 from instant_env.localec2.sts import LocalTokens
@@ -199,11 +200,24 @@ class Handler(BaseHTTPRequestHandler):
             except InstantEnvError as error:
                 return _json(409, {"error": error.message})
             return _json(200, {"image_id": image.id})
+        if self.command == "GET" and route.startswith("root-reads/"):
+            return self._root_reads(route.removeprefix("root-reads/"))
         if self.command == "POST" and route in ("interrupt", "spot-capacity"):
             return self._spot(route, body)
         if route == "faults" or route.startswith("faults/"):
             return self._faults(route.removeprefix("faults").removeprefix("/"), body)
         return _json(404, {"error": "no such route"})
+
+    def _root_reads(self, instance_id: str) -> Answer:
+        """What QEMU knows and no guest: the firmware reads before the guest can count."""
+        machine = self.server.plane.lifecycle.machines.get(instance_id)
+        if machine is None:
+            return _json(404, {"error": f"{instance_id} does not run"})
+        try:
+            requests, size = machine.root_reads()
+        except QmpError as error:
+            return _json(409, {"error": error.message})
+        return _json(200, {"requests": requests, "bytes": size})
 
     def _faults(self, fault_id: str, body: bytes) -> Answer:
         """``GET faults``, ``POST faults``, ``DELETE faults`` and ``DELETE faults/<id>``."""

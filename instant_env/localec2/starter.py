@@ -184,6 +184,15 @@ def clear_faults(endpoint: Endpoint, fault_id: str = "") -> list[str]:
     return cleared
 
 
+def root_reads(endpoint: Endpoint, instance_id: str) -> tuple[int, int]:
+    """Requests and bytes that a running machine has read from its root volume, its firmware included.
+
+    Raises LocalEc2Error when it does not run.
+    """
+    answer = _own_route(endpoint, f"root-reads/{instance_id}", None, FAULT_TIMEOUT_S)
+    return int(answer["requests"]), int(answer["bytes"])
+
+
 def ensure_stock(settings: Settings, base: str, arch: Arch, progress: Progress = lambda _: None) -> str:
     """AMI id of a stock image: built when it is not cached, registered when it is not yet.
 

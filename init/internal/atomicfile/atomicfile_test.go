@@ -54,3 +54,36 @@ func TestWriteFailsWithoutItsDirectory(t *testing.T) {
 		t.Fatalf("got %v, want not-exist", err)
 	}
 }
+
+func TestWriteAllIsInOrderAndLeavesNothingBehind(t *testing.T) {
+	self := Owner{os.Geteuid(), os.Getegid()}
+	directory := t.TempDir()
+	one, two := filepath.Join(directory, "one"), filepath.Join(directory, "two")
+	write := func(second string) error {
+		return WriteAll(File{one, []byte("1"), 0o644, self}, File{second, []byte("2"), 0o600, self})
+	}
+	if err := write(filepath.Join(directory, "none", "two")); !os.IsNotExist(err) {
+		t.Fatalf("got %v, want not-exist", err)
+	}
+	if entries, _ := os.ReadDir(directory); len(entries) != 0 {
+		t.Fatalf("the first was written though the second cannot be: %v", entries)
+	}
+	if err := write(two); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]struct {
+		content string
+		mode    os.FileMode
+	}{one: {"1", 0o644}, two: {"2", 0o600}} {
+		got, err := os.ReadFile(path)
+		if err != nil || string(got) != want.content {
+			t.Errorf("%s: %q, %v", path, got, err)
+		}
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want.mode {
+			t.Errorf("%s: %v, %v", path, info, err)
+		}
+	}
+	if entries, _ := os.ReadDir(directory); len(entries) != 2 {
+		t.Fatalf("leftovers: %v", entries)
+	}
+}

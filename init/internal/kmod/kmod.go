@@ -3,12 +3,12 @@
 package kmod
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,67 +20,81 @@ import (
 const compressedFile = 4
 
 // A Tree is the modules of one kernel release. Several goroutines may load from it.
+//
+// Of the thousands of lines in the indexes a boot needs ten, so they are searched as text: parsing them first took
+// longer than all the rest of a network driver's way into the kernel.
 type Tree struct {
 	directory string
-	files     map[string]module // by canonical module name
+	dep       string // modules.dep
 	mutex     sync.Mutex
 	inserted  map[string]bool // by path
 	// insert loads one file; tests put their own in.
 	insert func(path string) error
 }
 
-type module struct {
-	path  string // relative to the tree
-	needs string // paths, in the order in which modprobe would unload them
-}
-
 // Open reads modules.dep in directory, for example /lib/modules/6.1.0-37-cloud-amd64.
 func Open(directory string) (*Tree, error) {
-	file, err := os.Open(filepath.Join(directory, "modules.dep"))
+	dep, err := os.ReadFile(filepath.Join(directory, "modules.dep"))
 	if err != nil {
 		return nil, err
 	}
-	defer file.Close()
-	tree := &Tree{directory: directory, files: map[string]module{}, inserted: map[string]bool{}, insert: insertFile}
-	lines := longLines(file)
-	for lines.Scan() {
-		name, needs, found := strings.Cut(lines.Text(), ":")
-		if found {
-			tree.files[canonical(name)] = module{path: name, needs: needs}
+	return &Tree{directory: directory, dep: string(dep), inserted: map[string]bool{}, insert: insertFile}, nil
+}
+
+// find returns a module's path, relative to the tree, and the paths of what it needs, in the order in which modprobe
+// would unload them.
+func (t *Tree) find(name string) (file string, needs []string, found bool) {
+	name = canonical(name)
+	for line := range strings.Lines(t.dep) {
+		file, rest, ok := strings.Cut(line, ":")
+		// The first letter tells nearly all of them apart, without a copy of the name.
+		base := file[strings.LastIndexByte(file, '/')+1:]
+		if ok && strings.HasPrefix(base, name[:min(1, len(name))]) && canonical(base) == name {
+			return file, strings.Fields(rest), true
 		}
 	}
-	return tree, lines.Err()
+	return "", nil, false
 }
 
 // Resolve returns the modules whose alias patterns match any of the given modalias strings, in the order of
 // modules.alias and without repetition. One pass over the file serves all of them.
 func (t *Tree) Resolve(modaliases []string) ([]string, error) {
-	file, err := os.Open(filepath.Join(t.directory, "modules.alias"))
+	if len(modaliases) == 0 {
+		return nil, nil
+	}
+	text, err := os.ReadFile(filepath.Join(t.directory, "modules.alias"))
 	if err != nil {
 		return nil, err
 	}
-	defer file.Close()
 	var names []string
-	seen := map[string]bool{}
-	lines := longLines(file)
-	for lines.Scan() {
-		rest, found := strings.CutPrefix(lines.Text(), "alias ")
-		if !found {
+	for line := range strings.Lines(string(text)) {
+		rest, found := strings.CutPrefix(line, "alias ")
+		if !found || !mayMatch(rest, modaliases) {
 			continue
 		}
-		pattern, name, found := strings.Cut(rest, " ")
-		if !found || seen[name] {
+		pattern, name, found := strings.Cut(strings.TrimSuffix(rest, "\n"), " ")
+		if !found || slices.Contains(names, name) {
 			continue
 		}
 		for _, modalias := range modaliases {
 			if matches(pattern, modalias) {
-				seen[name] = true
 				names = append(names, name)
 				break
 			}
 		}
 	}
-	return names, lines.Err()
+	return names, nil
+}
+
+// mayMatch compares the names of the buses, up to the colon, which every alias of a device has.
+func mayMatch(pattern string, modaliases []string) bool {
+	bus := strings.IndexByte(pattern, ':') + 1
+	for _, modalias := range modaliases {
+		if strings.HasPrefix(modalias, pattern[:bus]) {
+			return true
+		}
+	}
+	return false
 }
 
 // Load inserts a module and what it needs. A module that is loaded already is no error; one that is not in
@@ -88,17 +102,16 @@ func (t *Tree) Resolve(modaliases []string) ([]string, error) {
 func (t *Tree) Load(name string) error {
 	t.mutex.Lock()
 	defer t.mutex.Unlock()
-	wanted, found := t.files[canonical(name)]
+	file, needs, found := t.find(name)
 	if !found {
 		return fmt.Errorf("module %s: %w", name, os.ErrNotExist)
 	}
-	needs := strings.Fields(wanted.needs)
 	for i := len(needs) - 1; i >= 0; i-- {
 		if err := t.insertOnce(needs[i]); err != nil {
 			return err
 		}
 	}
-	return t.insertOnce(wanted.path)
+	return t.insertOnce(file)
 }
 
 // insertOnce remembers what is in: the kernel would verify the signature of a module again, which takes tens of
@@ -148,10 +161,4 @@ func canonical(name string) string {
 	name = path.Base(name)
 	name, _, _ = strings.Cut(name, ".")
 	return strings.ReplaceAll(name, "-", "_")
-}
-
-func longLines(file *os.File) *bufio.Scanner {
-	lines := bufio.NewScanner(file)
-	lines.Buffer(make([]byte, 0, 64<<10), 1<<20)
-	return lines
 }

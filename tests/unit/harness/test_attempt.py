@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from instant_env.cloud.instances import Market
 from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role
 from instant_env.launch.attempt import Attempt
+from instant_env.launch.guest import GuestReadError, parse_disk_statistics
 from instant_env.launch.techniques import Order, Prepared
 from instant_env.launch.techniques.base import run_instance
 from instant_env.launch.timeline import MarkName, Outcome
@@ -90,6 +92,34 @@ def test_ok_has_every_mark_in_order_with_resolutions(tmp_path: Path) -> None:
     assert done.guest.pid1
     assert done.guest.marks_ms == {"init_start": 812.4, "sshd_started": 1500.0}
     assert done.guest.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def test_guest_tells_what_its_root_disk_read(tmp_path: Path) -> None:
+    """The "guest" is this host: its own files are asked, as the shell does it."""
+    with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
+        done = attempt(cloud)
+    assert done.guest is not None
+    device = Path("/").stat().st_dev
+    there = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    if not there.exists():  # a container's overlay has no disk
+        assert done.guest.root_reads is None
+        return
+    disk = there.resolve().parent if (there / "partition").exists() else there
+    now = parse_disk_statistics((disk / "stat").read_text())
+    assert now is not None
+    assert done.guest.root_reads is not None
+    assert 0 < done.guest.root_reads[1] <= now[1]
+
+
+@pytest.mark.parametrize("line", ["1", "1 2 x", "a b c"])
+def test_disk_statistics_of_another_shape_are_an_error(line: str) -> None:
+    with pytest.raises(GuestReadError):
+        parse_disk_statistics(line)
+
+
+def test_disk_statistics_count_sectors_of_512_bytes() -> None:
+    assert parse_disk_statistics("     435      599    42294     1025       73") == (435, 42294 * 512)
+    assert parse_disk_statistics("") is None
 
 
 def test_guest_clock_is_joined_within_its_stated_error(tmp_path: Path) -> None:

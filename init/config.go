@@ -14,6 +14,7 @@ const configFile = "/etc/instant-init.json"
 type config struct {
 	LoginUser string // login_user
 	SSHD      string // sshd
+	SSMKeys   string // ssm_keys: the SSM parameter that holds SSH keys, "" for none
 }
 
 // loadConfig reads the file; without one, the defaults hold. A key that is not known is an error: the file is baked
@@ -43,7 +44,7 @@ func (c *config) parse(text []byte) error {
 		return errors.New("not an object")
 	}
 	for name, value := range fields {
-		into, known := map[string]*string{"login_user": &c.LoginUser, "sshd": &c.SSHD}[name]
+		into, known := map[string]*string{"login_user": &c.LoginUser, "sshd": &c.SSHD, "ssm_keys": &c.SSMKeys}[name]
 		if !known {
 			return fmt.Errorf("unknown field %q", name)
 		}

@@ -31,7 +31,12 @@ func keyAgent(log *logger) int {
 	client := imds.New(imds.Default)
 	client.OnConnect = func() { marks.mark("network_up") }
 	client.OnToken = func() { marks.mark("imds_token") }
-	admission, err := prepareLogin(client, marks, log)
+	settings, err := loadConfig(configFile)
+	if err != nil {
+		log.sayf("%v", err)
+		return 1
+	}
+	admission, err := prepareLogin(client, settings.LoginUser, marks, log)
 	if err != nil {
 		log.sayf("%v", err)
 		return 1
@@ -45,19 +50,18 @@ func keyAgent(log *logger) int {
 	syscall.Sync() // see finishBoot
 	log.sayf("timeline %s", marks.json())
 	lifetime := newLifetime(admission.afterSSHD(), client.Date(), log)
+	if settings.SSMKeys != "" {
+		go admission.admitParameter(ssmProgram, settings.SSMKeys, runChild)
+	}
 	go lifetime.watch(client)
 	log.sayf("powering off: its time is up: %s", lifetime.await(time.Sleep))
 	return endBySystemd(log)
 }
 
-func prepareLogin(client *imds.Client, marks *timeline, log *logger) (*admission, error) {
+func prepareLogin(client *imds.Client, name string, marks *timeline, log *logger) (*admission, error) {
 	hostKeys := make(chan error, 1)
 	go func() { hostKeys <- ensureHostKeys(sshDirectory, marks, log) }()
-	settings, err := loadConfig(configFile)
-	if err != nil {
-		return nil, err
-	}
-	user, err := findAccount(passwdFile, settings.LoginUser)
+	user, err := findAccount(passwdFile, name)
 	if err != nil {
 		return nil, err
 	}

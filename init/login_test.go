@@ -152,9 +152,10 @@ func TestLoadConfig(t *testing.T) {
 		want    config
 		fails   bool
 	}{
-		{content: "", want: config{"ec2-user", "/usr/sbin/sshd"}},
-		{content: `{"login_user":"admin"}`, want: config{"admin", "/usr/sbin/sshd"}},
-		{content: `{"login_user":"admin","sshd":"/opt/sshd"}`, want: config{"admin", "/opt/sshd"}},
+		{content: "", want: config{"ec2-user", "/usr/sbin/sshd", ""}},
+		{content: `{"login_user":"admin"}`, want: config{"admin", "/usr/sbin/sshd", ""}},
+		{content: `{"login_user":"admin","sshd":"/opt/sshd"}`, want: config{"admin", "/opt/sshd", ""}},
+		{content: `{"ssm_keys":"/team/keys"}`, want: config{"ec2-user", "/usr/sbin/sshd", "/team/keys"}},
 		{content: `{"loginuser":"admin"}`, fails: true},
 		{content: `login_user: admin`, fails: true},
 	} {

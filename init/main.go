@@ -66,8 +66,9 @@ They are not written down anywhere, so they cannot be seen half, and are gone wh
 
 # Files
 
-	/etc/instant-init.json            {"login_user": "admin", "sshd": "/usr/sbin/sshd"}; both may be left out,
-	                                  the defaults are ec2-user and /usr/sbin/sshd
+	/etc/instant-init.json            {"login_user": "admin", "sshd": "/usr/sbin/sshd", "ssm_keys": "/team/keys"};
+	                                  all may be left out, the defaults are ec2-user and /usr/sbin/sshd.
+	                                  ssm_keys names an SSM parameter with SSH keys, for /usr/sbin/instant-ssm
 	/run/instant-init/timeline.json   marks in milliseconds of CLOCK_BOOTTIME
 
 # Exit status

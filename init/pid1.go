@@ -118,11 +118,11 @@ func (m *machine) bringUp() error {
 	}
 	keyInstalled()
 	close(m.gate)
-	return m.finishBoot(admission)
+	return m.finishBoot(admission, settings)
 }
 
 // finishBoot is what can wait until sshd serves.
-func (m *machine) finishBoot(admission *admission) error {
+func (m *machine) finishBoot(admission *admission, settings config) error {
 	<-m.serving
 	m.tellTimeline("sshd_listening")
 	// The new host keys and authorized_keys are whole on the disk already; now their names are, too.
@@ -131,6 +131,12 @@ func (m *machine) finishBoot(admission *admission) error {
 		return nil
 	})
 	data := admission.afterSSHD()
+	if settings.SSMKeys != "" {
+		m.spawn("SSM parameter", func() error {
+			admission.admitParameter(ssmProgram, settings.SSMKeys, m.run)
+			return nil
+		})
+	}
 	lifetime := newLifetime(data, admission.client.Date(), m.log)
 	m.spawn("tag of the time limit", func() error {
 		lifetime.watch(admission.client)

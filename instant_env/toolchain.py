@@ -70,12 +70,13 @@ def go_environment(arch: Arch) -> dict[str, str]:
 def go_build(package: str, arch: Arch, output_dir: Path | None = None) -> Path:
     """Build the main package in directory ``package`` (relative to the checkout) for ``arch``.
 
-    The binary is named after the directory (``init`` becomes ``instant-init``) and lands in
-    ``build/<arch>/`` unless ``output_dir`` says otherwise. Go's own cache makes a repeat cheap.
+    The binary is named after the directory (``init`` becomes ``instant-init``, ``init/ssm`` becomes
+    ``instant-ssm``) and lands in ``build/<arch>/`` unless ``output_dir`` says otherwise. Go's own cache makes
+    a repeat cheap.
     Raises GoBuildError with the compiler's last lines.
     """
     name = Path(package).name
-    name = "instant-init" if name == "init" else name
+    name = {"init": "instant-init", "init/ssm": "instant-ssm"}.get(package, name)
     directory = output_dir or ROOT / "build" / arch.value
     directory.mkdir(parents=True, exist_ok=True)
     # Built under a private name and renamed: two commands may build at once, and a running binary

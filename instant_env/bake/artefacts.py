@@ -25,6 +25,7 @@ def build(names: set[str], arch: Arch, cache_dir: Path) -> dict[str, Path]:
     """Make what a recipe uploads. ``names`` are those of StepSpec.upload, ``cache_dir`` keeps the stub."""
     makers = {
         "instant-init": lambda: go_build("init", arch),
+        "instant-ssm": lambda: go_build("init/ssm", arch),
         "imagetool": lambda: go_build("instant_env/bake/imagetool", arch),
         "efi-stub": lambda: efi_stub(arch, cache_dir),
     }

@@ -72,7 +72,7 @@ class StepSpec(_Strict):
     name: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
     phase: Phase
     script: str | None = None
-    upload: Literal["instant-init", "imagetool", "efi-stub"] | None = None
+    upload: Literal["instant-init", "instant-ssm", "imagetool", "efi-stub"] | None = None
     to: str | None = None
     mode: str = Field(default="0644", pattern=r"^0[0-7]{3}$")
     timeout_s: int = Field(default=300, gt=0)
@@ -100,7 +100,16 @@ class Recipe(_Strict):
     keep: dict[Family, list[str]] = Field(default_factory=dict, description="must be there afterwards")
     kernel_arguments: list[str] = Field(default_factory=list)
     arch_kernel_arguments: dict[Arch, list[str]] = Field(default_factory=dict, description="after the others")
+    ssm_keys: str | None = Field(
+        default=None, pattern=r"^/[A-Za-z0-9_./-]{1,1010}$", description="SSM parameter with SSH keys"
+    )
     steps: list[StepSpec] = Field(default_factory=list)
+
+
+#: What a recipe with ``ssm_keys`` uploads besides: instant-init runs it where it is configured.
+_SSM_STEP = StepSpec(
+    name="instant-ssm", phase=Phase.INSTALL, upload="instant-ssm", to="/usr/sbin/instant-ssm", mode="0755"
+)
 
 
 class ResolvedStep(_Strict):
@@ -122,6 +131,7 @@ class ResolvedRecipe(_Strict):
     keep: list[str]
     kernel_arguments: list[str]
     arch_kernel_arguments: dict[Arch, list[str]]
+    ssm_keys: str | None
     steps: list[ResolvedStep]
 
 
@@ -176,7 +186,8 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     """Fold a recipe's parents in.
 
     ``remove`` adds up; ``keep`` and the kernel arguments of the child replace the parent's if given;
-    a step of the same name replaces the parent's in its place; ``initramfs`` is the child's own.
+    a step of the same name replaces the parent's in its place; ``initramfs`` is the child's own, ``ssm_keys``
+    the nearest one's.
     """
     chain: list[tuple[Recipe, Path]] = []
     next_name: str | None = name
@@ -203,6 +214,9 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
         arch_arguments |= recipe.arch_kernel_arguments
         steps |= {spec.name: ResolvedStep(spec=spec, directory=directory) for spec in recipe.steps}
     order = list(Phase)
+    ssm_keys = next((recipe.ssm_keys for recipe, _ in chain if recipe.ssm_keys), None)
+    if ssm_keys is not None:
+        steps[_SSM_STEP.name] = ResolvedStep(spec=_SSM_STEP, directory=chain[0][1])
     if clash := sorted(set(remove) & set(keep)):
         raise UsageError(f"recipe {name} both removes and keeps {', '.join(clash)}")
     return ResolvedRecipe(
@@ -215,6 +229,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
         keep=keep,
         kernel_arguments=arguments,
         arch_kernel_arguments=arch_arguments,
+        ssm_keys=ssm_keys,
         steps=sorted(steps.values(), key=lambda step: order.index(step.spec.phase)),
     )
 

@@ -10,7 +10,7 @@ import pytest
 
 from instant_env.arch import Arch
 from instant_env.bake import recipe as recipes
-from instant_env.bake.plan import Script, make_plan
+from instant_env.bake.plan import Script, Upload, make_plan
 from instant_env.bake.recipe import Phase, load_base, load_recipe, resolve
 from instant_env.bake.seal import seal_script
 from instant_env.errors import UsageError
@@ -23,7 +23,7 @@ FAMILY_BASE = {"apt": "debian-12", "dnf": "al2023"}
 @pytest.fixture
 def artefacts(tmp_path: Path) -> dict[str, Path]:
     made = {}
-    for name in ("instant-init", "imagetool", "efi-stub"):
+    for name in ("instant-init", "instant-ssm", "imagetool", "efi-stub"):
         made[name] = tmp_path / name
         made[name].write_bytes(name.encode())
     return made
@@ -122,6 +122,28 @@ def test_recipes_that_make_no_sense(copied: Path, recipe: str, message: str) -> 
     (copied / "loop" / "recipe.yml").write_text(recipe)
     with pytest.raises(UsageError, match=message):
         resolve(copied, "loop", "apt")
+
+
+@pytest.mark.parametrize("name", ["minimal", "custom-init"])
+def test_a_recipe_that_asks_gets_the_ssm_helper(name: str, copied: Path, artefacts: dict[str, Path]) -> None:
+    base = load_base(copied, "debian-12")
+    plain = make_plan(resolve(copied, name, "apt"), base, "ami-1", Arch.X86_64, artefacts)
+    assert "instant-ssm" not in [step.name for step in plain.steps]
+    (copied / "team").mkdir()
+    (copied / "team/recipe.yml").write_text(
+        f"recipe: team\ndescription: x\nextends: {name}\nssm_keys: /team/keys\n"
+    )
+    plan = make_plan(resolve(copied, "team", "apt"), base, "ami-1", Arch.X86_64, artefacts)
+    steps = {step.name: step for step in plan.steps}
+    helper = steps["instant-ssm"]
+    assert isinstance(helper, Upload)
+    assert (helper.to, helper.mode) == ("/usr/sbin/instant-ssm", "0755")
+    config = steps["key-agent"]
+    assert isinstance(config, Script)
+    assert '{"login_user": "admin", "ssm_keys": "/team/keys"}\n' in config.text
+    (copied / "team/recipe.yml").write_text("recipe: team\ndescription: x\nssm_keys: no path\n")
+    with pytest.raises(UsageError, match="ssm_keys"):
+        load_recipe(copied, "team")
 
 
 def test_unknown_names_list_what_there_is() -> None:

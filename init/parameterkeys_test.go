@@ -1,0 +1,46 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// program is a shell script that stands for instant-ssm.
+func program(t *testing.T, script string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "ssm")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestAdmitParameter(t *testing.T) {
+	for _, test := range []struct{ name, script, want, said string }{
+		{name: "keys", script: `[ "$*" = /team/keys ] && echo "` + testKey + ` a"`, want: testKey + " a\n"},
+		{name: "more than a pipe holds", script: `echo "` + testKey + `"; yes "# x" | head -c 300000`, want: testKey + "\n"},
+		{name: "none, and a status", script: "exit 1", said: "SSH keys of parameter /team/keys: "},
+		{name: "keys, and a status", script: `echo "` + testKey + `"; exit 1`, said: "exit status 1"},
+		{name: "no keys", script: "echo hello", said: "not a public key"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, client := serve(t, nil)
+			var log bytes.Buffer
+			a := admissionTo(t, client, &log)
+			a.admitParameter(program(t, test.script), "/team/keys", runChild)
+			content, _ := os.ReadFile(a.user.keyFile())
+			if string(content) != test.want || !strings.Contains(log.String(), test.said) {
+				t.Errorf("authorized_keys %q, log %q", content, log.String())
+			}
+		})
+	}
+	_, client := serve(t, nil)
+	var log bytes.Buffer
+	admissionTo(t, client, &log).admitParameter("/nonexistent/instant-ssm", "/team/keys", runChild)
+	if !strings.Contains(log.String(), "no such file") {
+		t.Errorf("log %q", log.String())
+	}
+}

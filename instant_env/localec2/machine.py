@@ -51,7 +51,7 @@ class Machine:
         self._on_exit = on_exit
         self._process: subprocess.Popen[bytes] | None = None
         self._qmp: Qmp | None = None
-        self._frozen = False  # by us: `freeze`
+        self._frozen: set[str] = set()  # by us, and why: `freeze`
         self._reset = threading.Event()
         self._suspended = threading.Event()
         self._rebooting = threading.Event()  # by way of the power button: off is not the end
@@ -245,15 +245,17 @@ class Machine:
         if self._process is not None:
             self._process.kill()
 
-    def freeze(self) -> None:
+    def freeze(self, reason: str = "fault") -> None:
         """Stop the processors. Raises QmpError when the machine is gone."""
-        self._frozen = True
+        self._frozen.add(reason)
         self.qmp.execute("stop")
 
-    def thaw(self) -> None:
-        """Let the processors go on. Raises QmpError when the machine is gone."""
-        self.qmp.execute("cont")
-        self._frozen = False
+    def thaw(self, reason: str = "fault") -> None:
+        """Let the processors go on, unless there is another reason to stand still. Raises as `freeze`."""
+        if reason in self._frozen:
+            self._frozen.remove(reason)
+            if not self._frozen:
+                self.qmp.execute("cont")
 
     def throttle(self, bytes_per_second: int, operations_per_second: int) -> None:
         """Bound every volume's speed, reads and writes together; 0 is no bound. Raises QmpError."""

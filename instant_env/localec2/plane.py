@@ -19,6 +19,7 @@ from instant_env.localec2.records import (
     SecurityGroupRecord,
     TagsRecord,
 )
+from instant_env.localec2.room import Room
 from instant_env.localec2.sabotage import Sabotage
 from instant_env.localec2.snapshots import Snapshots
 from instant_env.localec2.spot import Spot
@@ -41,6 +42,7 @@ class Plane:
     spot: Spot = field(init=False)
     interfaces: Interfaces = field(init=False)
     sabotage: Sabotage = field(init=False)
+    room: Room = field(init=False)
     refreshed_at: datetime = field(default_factory=now)
 
     def __post_init__(self) -> None:
@@ -50,6 +52,7 @@ class Plane:
         self.interfaces = Interfaces(self.state, self.lifecycle)
         self.spot = Spot(self.state, self.lifecycle)
         self.sabotage = Sabotage(self)
+        self.room = Room(self.lifecycle, self.state.layout.state_dir)
 
     def purge(self) -> None:
         """Forget what ended an hour ago."""

@@ -85,6 +85,7 @@ class ServerProcess:
         store.save(record)
         threading.Thread(target=self.server.serve_forever, args=(0.1,), name="http", daemon=True).start()
         threading.Thread(target=self._purge, name="purge", daemon=True).start()
+        threading.Thread(target=self.plane.room.watch, args=(self._ending,), name="room", daemon=True).start()
         self._write_endpoint(chosen)
         log.info("serving at %s, machines under %s", self.server.url, chosen)
 

@@ -190,7 +190,8 @@ class Handler(BaseHTTPRequestHandler):
         if not hmac.compare_digest(self.headers.get("X-Localec2-Token", "").encode(), token.encode()):
             return _json(403, {"error": "wrong or missing X-Localec2-Token"})
         if (self.command, route) == ("GET", "health"):
-            return _json(200, {"state_dir": str(self.server.plane.state.layout.state_dir)})
+            plane = self.server.plane
+            return _json(200, {"state_dir": str(plane.state.layout.state_dir), "no_room": plane.room.short})
         if (self.command, route) == ("POST", "stock-images"):
             try:
                 stock = StockRegistration.model_validate_json(body)

@@ -75,11 +75,13 @@ class PretendMachine(Machine):
     def kill(self) -> None:
         self.power_off(guest=False)
 
-    def freeze(self) -> None:
-        self.frozen = True
+    def freeze(self, reason: str = "fault") -> None:
+        self._frozen.add(reason)
+        self.frozen = self.standing_still = True
 
-    def thaw(self) -> None:
-        self.frozen = False
+    def thaw(self, reason: str = "fault") -> None:
+        self._frozen.discard(reason)
+        self.frozen = self.standing_still = bool(self._frozen)
 
     def throttle(self, bytes_per_second: int, operations_per_second: int) -> None:
         self.limits = (bytes_per_second, operations_per_second)

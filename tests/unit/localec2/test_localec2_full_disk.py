@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from botocore.exceptions import ClientError
 
+from instant_env.localec2.room import FAR_S, NEAR_S, Room
+
 if TYPE_CHECKING:
     from localec2_served import Served
 
@@ -83,6 +85,87 @@ def test_requests_fail_as_a_whole_and_work_again_with_room(cramped: Served, smal
     cramped.restart()
     assert state() == "stopped"
     assert len(cramped.ec2.describe_volumes()["Volumes"]) == 1
+
+
+def test_an_attachment_is_made_whole_or_not_at_all(cramped: Served, small: Path) -> None:
+    """Without room for the record the call fails; without room for the bytes the volume is free again."""
+    made = cramped.ec2.run_instances(
+        ImageId=cramped.register(), InstanceType="t3.micro", MinCount=1, MaxCount=1
+    )
+    instance_id = made["Instances"][0]["InstanceId"]
+
+    def state() -> str:
+        found = cramped.ec2.describe_instances(InstanceIds=[instance_id])
+        return found["Reservations"][0]["Instances"][0]["State"]["Name"]
+
+    until(lambda: state() == "running")
+    volume_id = cramped.ec2.create_volume(AvailabilityZone="us-east-1a", Size=1)["VolumeId"]
+
+    def attach() -> None:
+        cramped.ec2.attach_volume(VolumeId=volume_id, InstanceId=instance_id, Device="/dev/sdf")
+
+    def volume() -> tuple[str, list[str]]:
+        (found,) = cramped.ec2.describe_volumes(VolumeIds=[volume_id])["Volumes"]
+        return found["State"], [item["State"] for item in found["Attachments"]]
+
+    filler = fill(small)
+    with pytest.raises(ClientError, match=r"\(InternalError\).*No space left"):
+        attach()
+    assert volume() == ("available", [])
+    filler.unlink()
+    filler = fill(small, leave_kib=24)  # records, but no disk
+    attach()
+    until(lambda: volume() == ("available", []))
+    assert list(cramped.state.layout.volumes.glob(f"{volume_id}*")) == []
+    filler.unlink()
+    attach()
+    until(lambda: volume() == ("in-use", ["attached"]))
+    filler = fill(small)
+    cramped.ec2.detach_volume(VolumeId=volume_id)
+    until(lambda: volume() == ("available", []))
+    filler.unlink()
+    with cramped.state.lock:
+        cramped.state.write_again()  # the guest let go by itself: it was to be recorded later
+    cramped.restart()
+    assert volume() == ("available", [])
+
+
+def test_machines_stand_still_while_the_room_is_the_servers_own(cramped: Served) -> None:
+    """And only one that has another reason to stand still stays so."""
+    ec2, image_id = cramped.ec2, cramped.register()
+    made = ec2.run_instances(ImageId=image_id, InstanceType="t3.micro", MinCount=2, MaxCount=2)["Instances"]
+    first, second = (item["InstanceId"] for item in made)
+
+    def running() -> bool:
+        statuses = ec2.describe_instance_status(InstanceIds=[first, second])["InstanceStatuses"]
+        return len(statuses) == 2
+
+    until(running)
+    free = [100 << 20]
+    room = Room(cramped.plane.lifecycle, cramped.directory, lambda _: (free[0], 800 << 20))
+
+    def frozen() -> list[bool]:
+        return [cramped.machine(one).frozen for one in (first, second)]
+
+    assert room.look() == NEAR_S
+    assert (frozen(), room.short) == ([False, False], False)
+    cramped.machine(second).freeze()
+    free[0] -= 1
+    room.look()
+    assert (frozen(), room.short) == ([True, True], True)
+    cramped.machine(second).thaw()
+    assert frozen() == [True, False]
+    room.look()
+    assert frozen() == [True, True], "whoever goes on, or starts, is stopped at the next look"
+    free[0] += 1
+    room.look()
+    assert frozen() == [True, True], "not to and fro"
+    cramped.machine(second).freeze()
+    free[0] = 700 << 20
+    assert room.look() == NEAR_S
+    assert (frozen(), room.short) == ([False, True], False)
+    free[0] = 801 << 20
+    assert room.look() == FAR_S
 
 
 def test_an_image_that_does_not_fit_has_failed_and_takes_no_room(cramped: Served, small: Path) -> None:

@@ -1,0 +1,89 @@
+"""A guest that fills the host's disk stands still, loses nothing, and goes on when there is room."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tiny_cloud import TinyCloud, end
+
+from instant_env.localec2 import starter
+
+pytestmark = [pytest.mark.boot, pytest.mark.slow]
+
+SMALL_MIB, LARGE_MIB, WRITTEN_MIB = 160, 400, 150
+#: So that no host is too fast: within 50 ms, the time between two looks, this is a small part of the reserve.
+BYTES_PER_SECOND = 40 << 20
+
+
+def mount(directory: Path, *words: str) -> bool:
+    command = ["mount", *words, str(directory)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    directory = tmp_path / "small"
+    directory.mkdir()
+    if not mount(directory, "-t", "tmpfs", "-o", f"size={SMALL_MIB}m,mode=0700", "tmpfs"):
+        pytest.skip("mounting a tmpfs is not allowed here")
+    yield directory
+    subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+@pytest.fixture
+def cramped(small: Path) -> Iterator[TinyCloud]:
+    cloud = TinyCloud(small / "state")
+    yield cloud
+    end(cloud)
+
+
+def until(condition: Callable[[], object], timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_guest_that_fills_the_disk_waits_for_room(cramped: TinyCloud, small: Path) -> None:
+    ec2 = cramped.ec2
+    instance_id = cramped.launch_tiny()
+    guest = cramped.login(instance_id)
+    volume_id = ec2.create_volume(Size=1, AvailabilityZone="us-east-1a")["VolumeId"]
+    ec2.attach_volume(VolumeId=volume_id, InstanceId=instance_id, Device="/dev/sdf")
+    device = guest.device(volume_id)
+
+    def check() -> str:
+        (found,) = ec2.describe_instance_status(InstanceIds=[instance_id])["InstanceStatuses"]
+        return found["InstanceStatus"]["Status"]
+
+    until(lambda: check() == "ok")
+    errors = "dmesg | grep -iE 'I/O error|nvme.*(timeout|abort|error)' || true"
+    before = guest.run(errors)
+    count = WRITTEN_MIB << 20
+    starter.inject(cramped.endpoint, kind="disk", instance=instance_id, bytes_per_second=BYTES_PER_SECOND)
+    guest.run(
+        f"(yes 0123456789abcde | head -c {count} | dd of={device} bs=64k conv=fsync; echo $? >/run/done)"
+        " </dev/null >/dev/null 2>&1 &"
+    )
+    until(lambda: check() == "impaired")
+    status = starter.status(cramped.settings)
+    assert status.no_room
+    assert [item.state for item in status.instances] == ["running"]
+    # What is left is the server's: whatever is asked of it meanwhile is done.
+    ec2.create_key_pair(KeyName="meanwhile")
+    ec2.create_tags(Resources=[instance_id, volume_id], Tags=[{"Key": "meanwhile", "Value": "yes"}])
+    assert cramped.describe(instance_id)["Tags"] == [{"Key": "meanwhile", "Value": "yes"}]
+
+    assert mount(small, "-o", f"remount,size={LARGE_MIB}m")
+    until(lambda: check() == "ok")
+    assert not starter.status(cramped.settings).no_room
+    until(lambda: guest.status("test -e /run/done") == 0)
+    assert guest.run("cat /run/done") == "0"
+    assert guest.run(errors) == before, "it noticed nothing"
+    wanted = guest.run(f"yes 0123456789abcde | head -c {count} | md5sum", timeout_s=120)
+    guest.run("echo 3 >/proc/sys/vm/drop_caches")
+    assert guest.run(f"head -c {count} {device} | md5sum", timeout_s=120) == wanted

@@ -67,12 +67,13 @@ def go_environment(arch: Arch) -> dict[str, str]:
     }
 
 
-def go_build(package: str, arch: Arch, output_dir: Path | None = None) -> Path:
+def go_build(package: str, arch: Arch, output_dir: Path | None = None, *, tags: str = "") -> Path:
     """Build the main package in directory ``package`` (relative to the checkout) for ``arch``.
 
     The binary is named after the directory (``init`` becomes ``instant-init``, ``init/ssm`` becomes
-    ``instant-ssm``) and lands in ``build/<arch>/`` unless ``output_dir`` says otherwise. Go's own cache makes
-    a repeat cheap.
+    ``instant-ssm``) and lands in ``build/<arch>/`` unless ``output_dir`` says otherwise. ``tags`` are build
+    tags: what a production image must not have is compiled in by them alone (`faults` makes the init fail on
+    demand). Go's own cache makes a repeat cheap.
     Raises GoBuildError with the compiler's last lines.
     """
     name = Path(package).name
@@ -84,6 +85,8 @@ def go_build(package: str, arch: Arch, output_dir: Path | None = None) -> Path:
     output = directory / name
     temporary = directory / f".{name}.{os.getpid()}"
     command = [find_go(), "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid="]
+    if tags:
+        command.append(f"-tags={tags}")
     try:
         result = subprocess.run(
             [*command, "-o", str(temporary), f"./{package}"],

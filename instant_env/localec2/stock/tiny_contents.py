@@ -29,16 +29,19 @@ PROGRAMS = {
     "busybox-static": ("bin/busybox",),
     "openssh-server": ("usr/sbin/sshd",),
     "openssh-sftp-server": ("usr/lib/openssh/sftp-server",),
+    "e2fsprogs": ("sbin/mkfs.ext4",),
 }
 
-#: Shared libraries by package: what sshd of Debian 12 needs, and what those need.
+#: Shared libraries by package: what sshd and mkfs.ext4 of Debian 12 need, and what those need.
 LIBRARIES = {
     "libaudit1": ("libaudit.so.1",),
+    "libblkid1": ("libblkid.so.1",),
     "libc6": ("libc.so.6", "libm.so.6", "libresolv.so.2"),
     "libcap-ng0": ("libcap-ng.so.0",),
     "libcap2": ("libcap.so.2",),
     "libcom-err2": ("libcom_err.so.2",),
     "libcrypt1": ("libcrypt.so.1",),
+    "libext2fs2": ("libe2p.so.2", "libext2fs.so.2"),
     "libgcrypt20": ("libgcrypt.so.20",),
     "libgpg-error0": ("libgpg-error.so.0",),
     "libgssapi-krb5-2": ("libgssapi_krb5.so.2",),
@@ -55,13 +58,14 @@ LIBRARIES = {
     "libssl3": ("libcrypto.so.3",),
     "libsystemd0": ("libsystemd.so.0",),
     "libtirpc3": ("libtirpc.so.3",),
+    "libuuid1": ("libuuid.so.1",),
     "libwrap0": ("libwrap.so.0",),
     "libzstd1": ("libzstd.so.1",),
     "zlib1g": ("libz.so.1",),
 }
 
-#: Network card, keys of the ACPI buttons and of the keyboard. NVMe and ext4 are built in.
-MODULES = ("virtio_pci", "virtio_net", "evdev", "button")
+#: Network card, keys of the ACPI buttons and of the keyboard, volumes with XFS. NVMe and ext4 are built in.
+MODULES = ("virtio_pci", "virtio_net", "evdev", "button", "xfs")
 
 #: Links to busybox, for programs that look in PATH; its shell has all applets anyway, and before PATH. The
 #: binary cannot be asked for its own list: it may be another architecture's.
@@ -148,23 +152,6 @@ else
 fi
 """
 
-_HIBERNATE = """#!/bin/sh
-# Suspend to the swap partition and power off. At the next start the kernel finds the image by resume= on its
-# command line, before it mounts the root, and goes on here.
-set -e
-grep -q partition /proc/swaps || { mkswap /dev/nvme0n1p2 >/dev/null; swapon /dev/nvme0n1p2; }
-sync
-echo disk >/sys/power/state
-"""
-
-#: What Amazon's agent of this name does on its images: swap, and somebody who hears the sleep key.
-_HIBINIT = """#!/bin/sh
-# Make the machine ready for StopInstances(Hibernate=True). Returns when it is.
-set -e
-grep -q partition /proc/swaps || { mkswap /dev/nvme0n1p2 >/dev/null; swapon /dev/nvme0n1p2; }
-acpid -c /etc/acpi -M /etc/acpi.map -a /etc/acpid.conf -l /run/acpid.log -p /run/acpid.pid
-"""
-
 FILES = (
     File("/etc/instant-init.json", json.dumps({"login_user": "root"}) + "\n"),
     File("/etc/os-release", 'ID=instant-env-tiny\nNAME="instant-env tiny"\nPRETTY_NAME="instant-env tiny"\n'),
@@ -180,12 +167,6 @@ FILES = (
     File("/etc/profile", "export PATH=/usr/sbin:/usr/bin:/sbin:/bin\n"),
     File("/etc/ssh/sshd_config", _SSHD_CONFIG),
     File("/usr/bin/imds", _IMDS, 0o755),
-    # busybox's acpid: event's type and code, then a name for it; the name's script below /etc/acpi.
-    File("/etc/acpi.map", "EV_KEY 1 KEY_SLEEP 142 1 sleep\n"),
-    File("/etc/acpid.conf", "sleep sleep-key\n"),
-    File("/etc/acpi/sleep-key", "#!/bin/sh\nexec hibernate\n", 0o755),
-    File("/usr/sbin/hibernate", _HIBERNATE, 0o755),
-    File("/usr/sbin/hibinit", _HIBINIT, 0o755),
 )
 
 #: Empty ones, with their modes.

@@ -20,15 +20,15 @@ import (
 
 var otherKey = strings.Replace(testKey, "AAAAAAAAAAA", "AAAAAAAAAAB", 1)
 
-// A service is a metadata service whose items can change; each item is the queue of its answers, the last of which
+// A fakeService is a metadata service whose items can change; each item is the queue of its answers, the last of which
 // stays. An answer of three digits is a status.
-type service struct {
+type fakeService struct {
 	mutex sync.Mutex
 	items map[string][]string
 	asked map[string]int
 }
 
-func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (s *fakeService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
 	s.asked[r.URL.Path]++
@@ -52,21 +52,21 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprint(w, answers[0])
 }
 
-func (s *service) set(path string, answers ...string) {
+func (s *fakeService) set(path string, answers ...string) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
 	s.items[path] = answers
 }
 
-func (s *service) count(path string) int {
+func (s *fakeService) count(path string) int {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
 	return s.asked[path]
 }
 
-func serve(t *testing.T, items map[string][]string) (*service, *imds.Client) {
+func serve(t *testing.T, items map[string][]string) (*fakeService, *imds.Client) {
 	t.Helper()
-	s := &service{items: items, asked: map[string]int{}}
+	s := &fakeService{items: items, asked: map[string]int{}}
 	if s.items == nil {
 		s.items = map[string][]string{}
 	}

@@ -5,6 +5,7 @@ Instant-init is the first process of a machine that exists to be logged into by 
 	instant-init key-agent    under another init: install the SSH key that EC2 has for this machine
 	instant-init login-keys USER
 	                          for sshd: print the keys that were handed over to this machine while it runs
+	instant-init grow         make the root file system as large as its volume; or the one on the mount point given
 	instant-init timeline     print when what happened in this boot, as JSON
 	instant-init --version
 
@@ -16,10 +17,62 @@ from the instance metadata service (IMDSv2), adds it to authorized_keys of the l
 there are none, and starts sshd. No shell and no other program but sshd is run. What does not depend on each
 other runs at the same time.
 
-Then it stays: it restarts sshd when that ends, reaps orphans, and powers the machine off in order when it gets
-SIGTERM or SIGPWR, when the power button is pressed (EC2's StopInstances), or when the machine's time is up. On SIGINT,
-which is what Ctrl-Alt-Del comes as (EC2's RebootInstances), it restarts the machine in the same order. An error that leaves the machine without a login is printed on the console, and the machine is powered off
-ten seconds later: a machine that nobody can reach should not be paid for.
+Then it stays: it keeps sshd and the services running, reaps orphans, makes the root file system as large as its
+volume, mounts what user data asks for, and goes down in order when it gets SIGTERM or SIGPWR, when the power button is
+pressed (EC2's StopInstances), or when the machine's time is up. On SIGINT, which is what Ctrl-Alt-Del comes as (EC2's
+RebootInstances), it restarts the machine in the same order.
+
+# Services
+
+A file /etc/instant-init/services/NAME.json declares a program that runs for as long as the machine does:
+
+	{"argv": ["/usr/bin/dockerd"],          the program by its absolute path, and its arguments; it stays in the foreground
+	 "environment": {"LANG": "C.UTF-8"},    on top of PATH
+	 "start": "named",                      only when user data has its NAME in "services"; "always" is the default
+	 "after": ["chrony"],                   services to be started before it, and to be stopped after it
+	 "mounts": ["/var/lib/docker"],         mount points on which it waits for a file system
+	 "restart": "always"}                   or on-failure, or never
+
+Services start when sshd listens, so none of them delays a login, as root, in a cgroup of their own below
+/sys/fs/cgroup/services. One that ends is started again after 100 ms, then after twice as long each time, up to 10 s;
+after 30 s without an end it counts as steady. What it left behind ends with it. The console is told the first times, with
+the last words; all that it prints is in /run/instant-init/log/NAME.log, which is put aside as NAME.log.1 at 256 KiB. A
+declaration that is wrong is told of on the console and left out.
+
+All controllers of cgroup v2 are delegated to the groups below the root, process 1 is in /instant-init, and mounts are
+shared: what dockerd asks of its machine.
+
+# Going down
+
+Services are stopped in the reverse of the order in which they were started: SIGTERM, and SIGKILL after 2 s (4 s for all
+of them); then every other process, disks are synced, swap given back and file systems unmounted. Each part has its
+limit, and after 9.5 s the power goes off whatever hangs; the console has what did. With nothing stuck it takes tenths of
+a second, which the last line on the console tells.
+
+The sleep key (EC2's StopInstances with Hibernate) writes the memory to the partition that the kernel's command line names
+as resume=, which is made swap when it is blank; at the next start the kernel goes on from there. An image without resume=
+ignores the key.
+
+# When something is wrong
+
+A root that is read-only or full still lets people in: keys are kept in memory then. Everything else that a login can do
+without is told on the console and left. An error that leaves the machine without a login, sshd failing time after time
+included, is printed with its cause, memory, disk, network interfaces and the kernel's latest complaints, and the machine
+is powered off ten seconds later: a machine that nobody can reach should not be paid for. So is a fault of this program (a
+panic), after five minutes when sshd runs. It never restarts a machine by itself: what failed once would fail again.
+
+# Volumes
+
+The last partition of a disk with a GUID partition table is enlarged to its end when it holds the root, with the file system
+(ext4 or XFS) in it, after sshd listens. The order of writes is such that the machine starts again wherever it is cut
+short. `instant-init grow [MOUNT POINT]` does the same by hand or under another init; the key agent does it, too.
+
+User data names further volumes, by id, by the name of their mapping or by path; each is waited for, formatted only where
+it says so and the device has nothing but zeros where anything could be recognised, and mounted:
+
+	{"instant-env": {"mounts": [{"device": "vol-0abc", "path": "/data", "filesystem": "ext4", "format": "blank"}]}}
+
+# User data
 
 With no network, no metadata service or no answer that makes sense it keeps trying and says on the console what it
 waits for, after 5 seconds and then every 30. That no key was named at launch is an answer: then the keys in user data
@@ -69,6 +122,7 @@ They are not written down anywhere, so they cannot be seen half, and are gone wh
 	/etc/instant-init.json            {"login_user": "admin", "sshd": "/usr/sbin/sshd", "ssm_keys": "/team/keys"};
 	                                  all may be left out, the defaults are ec2-user and /usr/sbin/sshd.
 	                                  ssm_keys names an SSM parameter with SSH keys, for /usr/sbin/instant-ssm
+	/etc/instant-init/services/       services, see there; their logs are in /run/instant-init/log/
 	/run/instant-init/timeline.json   marks in milliseconds of CLOCK_BOOTTIME
 
 # Exit status
@@ -98,10 +152,15 @@ func run(args []string, pid int, stdout, stderr io.Writer) int {
 	if len(args) == 2 && args[0] == "login-keys" {
 		return printLoginKeys(args[1], stdout, stderr)
 	}
+	if len(args) == 2 && args[0] == "grow" {
+		return growVolume(args[1], stderr)
+	}
 	if len(args) != 1 {
 		return usage(stderr)
 	}
 	switch args[0] {
+	case "grow":
+		return growVolume("/", stderr)
 	case "key-agent":
 		return keyAgent(&logger{journal: stderr})
 	case "timeline":
@@ -115,7 +174,7 @@ func run(args []string, pid int, stdout, stderr io.Writer) int {
 
 func usage(stderr io.Writer) int {
 	fmt.Fprintln(stderr, "instant-init is the first process of a machine: the kernel starts it (init=/usr/sbin/instant-init).\n"+
-		"By hand: instant-init key-agent | login-keys USER | timeline | --version")
+		"By hand: instant-init key-agent | login-keys USER | timeline | grow [MOUNT POINT] | --version")
 	return 2
 }
 
@@ -127,6 +186,15 @@ func printLoginKeys(user string, stdout, stderr io.Writer) int {
 		return 1
 	}
 	return loginKeys(user, settings.LoginUser, heldKeys, imds.New(imds.Default), stdout, stderr)
+}
+
+func growVolume(target string, stderr io.Writer) int {
+	log := &logger{journal: stderr}
+	if err := grow(target, log); err != nil {
+		log.sayf("%v", err)
+		return 1
+	}
+	return 0
 }
 
 func printTimeline(path string, stdout, stderr io.Writer) int {

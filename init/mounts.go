@@ -53,41 +53,36 @@ var directories = map[string]os.FileMode{
 // openFiles is what systemd gives to services and sessions; the kernel's own limit is 4096.
 var openFiles = syscall.Rlimit{Cur: 1024, Max: 524288}
 
-// prepareSystem sets up what programs expect beside the mounts.
+// prepareSystem sets up what programs expect beside the mounts. A login may well work without some of it (the root may
+// be read-only, or full), so it goes on to the end.
 func prepareSystem() error {
 	syscall.Umask(0o022)
+	var failures []error
+	try := func(what string, err error) {
+		if err != nil {
+			failures = append(failures, fmt.Errorf("%s: %w", what, err))
+		}
+	}
 	for link, target := range links {
-		if err := os.Symlink(target, link); err != nil && !errors.Is(err, os.ErrExist) {
-			return fmt.Errorf("link: %w", err)
+		if err := os.Symlink(target, link); !errors.Is(err, os.ErrExist) {
+			try("link", err)
 		}
 	}
 	for path, mode := range directories {
-		if err := os.MkdirAll(path, 0o755); err != nil {
-			return fmt.Errorf("directory: %w", err)
-		}
-		if err := os.Chmod(path, mode); err != nil {
-			return fmt.Errorf("directory: %w", err)
-		}
+		try("directory", os.MkdirAll(path, 0o755))
+		try("directory", os.Chmod(path, mode))
 	}
 	// who(1) and sshd's login records; nothing depends on it.
 	if file, err := os.OpenFile("/run/utmp", os.O_CREATE|os.O_WRONLY, 0o644); err == nil {
 		file.Close()
 	}
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &openFiles); err != nil {
-		return fmt.Errorf("limit of open files: %w", err)
-	}
+	try("limit of open files", syscall.Setrlimit(syscall.RLIMIT_NOFILE, &openFiles))
 	// Ctrl-Alt-Del comes as SIGINT instead of resetting the machine.
-	if err := syscall.Reboot(syscall.LINUX_REBOOT_CMD_CAD_OFF); err != nil {
-		return fmt.Errorf("Ctrl-Alt-Del: %w", err)
-	}
-	return nil
+	try("Ctrl-Alt-Del", syscall.Reboot(syscall.LINUX_REBOOT_CMD_CAD_OFF))
+	return errors.Join(failures...)
 }
 
 func mountAll(table []mount) error {
-	// The kernel's command line says rw; where it does not, this is the moment.
-	if err := remountWritable("/"); err != nil {
-		return err
-	}
 	for _, entry := range table {
 		if err := entry.mount(); err != nil && !entry.optional {
 			return err

@@ -50,11 +50,11 @@ func outputOf(run runner, argv []string) (string, error) {
 
 // run is the runner of process 1, where nobody else may wait for a child. Errors go to the console.
 func (m *machine) run(argv []string, stdout *os.File) error {
-	exit, err := m.processes.start(argv, sshdEnvironment, []uintptr{0, stdout.Fd(), 2})
+	process, err := m.processes.start(argv, []string{searchPath}, []uintptr{0, stdout.Fd(), 2}, nil)
 	if err != nil {
 		return err
 	}
-	if status := <-exit; status != 0 {
+	if status := <-process.exit; status != 0 {
 		return fmt.Errorf("%s ended: %s", argv[0], describe(status))
 	}
 	return nil

@@ -1,10 +1,10 @@
 package main
 
 import (
-	"fmt"
+	"errors"
 	"os"
 	"os/signal"
-	"runtime/debug"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -19,9 +19,10 @@ const acpiTinyPowerButton = syscall.Signal(38)
 // Time limits of a boot.
 const (
 	networkLimit = 120 * time.Second
-	// fatalPause leaves the cause on the console long enough for EC2 to record it.
-	fatalPause = 10 * time.Second
 )
+
+// runtimeHostKeys is where host keys are made when they cannot be in sshDirectory.
+const runtimeHostKeys = "/run/instant-init/ssh"
 
 // A machine is what process 1 looks after.
 type machine struct {
@@ -29,9 +30,19 @@ type machine struct {
 	marks     *timeline
 	processes *reaper
 	modules   func() (*kmod.Tree, error)
+	cgroups   string        // where services have theirs; "": nowhere
 	gate      chan struct{} // closed when the key is there: sshd may accept connections
 	serving   chan struct{} // closed when sshd accepts them for the first time
 	ending    chan ending   // takes how and why the machine goes down; the first one counts
+
+	servicesMutex sync.Mutex
+	begun         map[string]chan struct{} // closed when the service of this name was started for the first time
+	services      []*supervised            // that were started, in this order
+
+	sshdOptions []string // more arguments of sshd
+
+	hooksMutex sync.Mutex
+	hooks      []func() error // what to do when the machine wakes up
 }
 
 // boot does not return.
@@ -48,6 +59,7 @@ func boot() {
 		marks:     newTimeline(bootTime, true),
 		processes: newReaper(),
 		modules:   sync.OnceValues(openModules),
+		cgroups:   serviceCgroups,
 		gate:      make(chan struct{}),
 		serving:   make(chan struct{}),
 		ending:    make(chan ending, 1),
@@ -79,19 +91,25 @@ func boot() {
 // bringUp takes the machine from nothing to a login.
 func (m *machine) bringUp() error {
 	mounted := m.marks.stage("mounts")
+	// The kernel's command line says rw; where it does not, this is the moment. A root that cannot be written
+	// should still let somebody in who finds out why.
+	readOnly := remountWritable("/")
 	if err := mountAll(mounts); err != nil {
 		return err
 	}
 	m.log.open()
+	if readOnly != nil {
+		m.log.sayf("the root stays read-only: %v", readOnly)
+	}
 	if err := prepareSystem(); err != nil {
-		return err
+		m.log.sayf("%v", err)
 	}
 	mounted()
 	m.marks.mark("mounted")
 
 	network := m.async("network", m.bringUpNetwork)
-	hostKeys := m.async("host keys", func() error { return ensureHostKeys(sshDirectory, m.marks, m.log) })
-	m.spawn("power button", m.watchPowerButton)
+	hostKeys := m.async("host keys", m.makeHostKeys)
+	m.spawn("buttons", m.watchButtons)
 	settings, err := loadConfig(configFile)
 	if err != nil {
 		return err
@@ -130,7 +148,12 @@ func (m *machine) finishBoot(admission *admission, settings config) error {
 		syscall.Sync()
 		return nil
 	})
+	m.spawn("services", m.completeSystem)
+	user := admission.user
 	data := admission.afterSSHD()
+	m.mountVolumes(data.Mounts)
+	m.startServices(data.Services)
+	m.onResume(func() error { return handOverAgain(user, m.marks, m.log) })
 	if settings.SSMKeys != "" {
 		m.spawn("SSM parameter", func() error {
 			admission.admitParameter(ssmProgram, settings.SSMKeys, m.run)
@@ -146,6 +169,25 @@ func (m *machine) finishBoot(admission *admission, settings config) error {
 	return nil
 }
 
+// handOverAgain asks for the key of the launch once more: who keeps machines asleep wakes one for somebody else.
+// Its client is its own, since the other one is in use.
+func handOverAgain(user account, marks *timeline, log *logger) error {
+	client := imds.New(imds.Default)
+	defer client.Close()
+	again := &admission{client: client, user: user, patience: bootPatience, held: heldKeys, marks: marks, log: log}
+	w := again.waitingFor("the SSH key")
+	for {
+		keys, err := again.launchKeys()
+		if errors.Is(err, imds.ErrNotFound) {
+			return nil
+		}
+		if err == nil {
+			return again.admit(keys)
+		}
+		w.tell(err) // the network may be late
+	}
+}
+
 // tellTimeline writes it down as it is at a mark.
 func (m *machine) tellTimeline(mark string) {
 	read, err := rootReads()
@@ -159,46 +201,35 @@ func (m *machine) tellTimeline(mark string) {
 	m.log.sayf("timeline %s", m.marks.json())
 }
 
-// spawn runs work beside everything else. An error or a panic of it is fatal for the machine.
-func (m *machine) spawn(what string, work func() error) {
-	go func() {
-		if err := m.guarded(what, work); err != nil {
-			m.fatal(err)
-		}
-	}()
-}
-
-// async runs work beside everything else, as a stage of the timeline, and delivers its error.
-func (m *machine) async(what string, work func() error) <-chan error {
-	done := make(chan error, 1)
-	ended := m.marks.stage(what)
-	go func() {
-		err := m.guarded(what, work)
-		if err == nil {
-			ended()
-		}
-		done <- err
-	}()
-	return done
-}
-
-func (m *machine) guarded(what string, work func() error) (err error) {
-	defer func() {
-		if cause := recover(); cause != nil {
-			err = fmt.Errorf("%s: panic: %v\n%s", what, cause, debug.Stack())
-		}
-	}()
-	if err := work(); err != nil {
-		return fmt.Errorf("%s: %w", what, err)
+// completeSystem makes the rest of what a running system has. A login works without any of it, and comes first.
+func (m *machine) completeSystem() error {
+	if err := delegateControllers(); err != nil {
+		m.log.sayf("control groups: %v", err)
 	}
+	m.startServices(nil)
+	m.spawnLoose("root volume", func() error { return grow("/", m.log) })
 	return nil
 }
 
-func (m *machine) fatal(cause error) {
-	m.log.sayf("fatal: %v", cause)
-	m.log.sayf("powering off in %s", fatalPause)
-	time.Sleep(fatalPause)
-	m.powerOff("a fatal error")
+// makeHostKeys falls back on keys in memory: a machine with a read-only or a full root has another identity at each
+// start, but somebody can log in and see to it.
+func (m *machine) makeHostKeys() error {
+	err := ensureHostKeys(sshDirectory, m.marks, m.log)
+	if err == nil {
+		return nil
+	}
+	m.log.sayf("host keys: %v; this start has its own, in %s", err, runtimeHostKeys)
+	if err := os.MkdirAll(runtimeHostKeys, 0o700); err != nil {
+		return err
+	}
+	if err := ensureHostKeys(runtimeHostKeys, m.marks, m.log); err != nil {
+		return err
+	}
+	files, err := filepath.Glob(runtimeHostKeys + "/ssh_host_*_key")
+	for _, file := range files {
+		m.sshdOptions = append(m.sshdOptions, "-h", file)
+	}
+	return err
 }
 
 // An ending is how the machine goes down: for good, or to start again.

@@ -19,23 +19,43 @@ var errShuttingDown = errors.New("the machine is shutting down")
 
 func newReaper() *reaper { return &reaper{exits: map[int]chan syscall.WaitStatus{}} }
 
-// start runs a program in a session of its own. The channel gets its status.
-func (r *reaper) start(argv, environment []string, files []uintptr) (<-chan syscall.WaitStatus, error) {
+// A child is a process that a reaper started.
+type child struct {
+	pid  int
+	exit <-chan syscall.WaitStatus // gets its status
+}
+
+// start runs a program in a session of its own, and in the given cgroup (nil: in this process's).
+func (r *reaper) start(argv, environment []string, files []uintptr, group *cgroup) (child, error) {
 	// Held from fork to registration: a child that ends at once is not reaped before it is known.
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
 	if r.closed {
-		return nil, errShuttingDown
+		return child{}, errShuttingDown
+	}
+	system := &syscall.SysProcAttr{Setsid: true}
+	if group != nil {
+		// From its first instruction: what it forks cannot be left behind.
+		system.UseCgroupFD, system.CgroupFD = true, int(group.directory.Fd())
 	}
 	pid, err := syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{
-		Dir: "/", Env: environment, Files: files, Sys: &syscall.SysProcAttr{Setsid: true},
+		Dir: "/", Env: environment, Files: files, Sys: system,
 	})
 	if err != nil {
-		return nil, err
+		return child{}, err
 	}
 	exit := make(chan syscall.WaitStatus, 1)
 	r.exits[pid] = exit
-	return exit, nil
+	return child{pid, exit}, nil
+}
+
+// signal reaches a child that has not been reaped yet: a pid that is waited for cannot be somebody else's.
+func (r *reaper) signal(pid int, s syscall.Signal) {
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	if _, known := r.exits[pid]; known {
+		_ = syscall.Kill(pid, s) // of a zombie: nothing happens
+	}
 }
 
 // close has start refuse from now on, so that a shutdown ends.

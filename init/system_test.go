@@ -1,15 +1,12 @@
 package main
 
 import (
-	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -59,40 +56,6 @@ func TestBootTimeRuns(t *testing.T) {
 	}
 }
 
-func TestPowerPressed(t *testing.T) {
-	event := func(kind, code uint16, value uint32) string {
-		raw := make([]byte, inputEventSize)
-		binary.NativeEndian.PutUint16(raw[16:], kind)
-		binary.NativeEndian.PutUint16(raw[18:], code)
-		binary.NativeEndian.PutUint32(raw[20:], value)
-		return string(raw)
-	}
-	for _, test := range []struct {
-		name, events string
-		want         bool
-	}{
-		{"pressed", event(evKey, keyPower, 1) + event(0, 0, 0), true},
-		{"after others", event(0, 0, 0) + event(evKey, 30, 1) + event(evKey, keyPower, 1), true},
-		{"released", event(evKey, keyPower, 0), false},
-		{"another key", event(evKey, 28, 1), false},
-		{"another kind", event(2, keyPower, 1), false},
-		{"cut off", event(evKey, keyPower, 1)[:20], false},
-		{"nothing", "", false},
-	} {
-		if got := powerPressed([]byte(test.events)); got != test.want {
-			t.Errorf("%s: %v", test.name, got)
-		}
-	}
-}
-
-func TestDiskMounts(t *testing.T) {
-	got := diskMounts("/dev/root / ext4 rw 0 0\nproc /proc proc rw 0 0\n/dev/nvme1n1 /data xfs rw 0 0\n" +
-		"/dev/nvme1n1p2 /data/my\\040disk ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n")
-	if strings.Join(got, "|") != "/data|/data/my disk" {
-		t.Fatalf("got %q", got)
-	}
-}
-
 func TestMountTableIsInOrder(t *testing.T) {
 	seen := map[string]bool{}
 	for _, entry := range mounts {
@@ -100,42 +63,6 @@ func TestMountTableIsInOrder(t *testing.T) {
 			t.Errorf("%s comes before %s", entry.target, parent)
 		}
 		seen[entry.target] = true
-	}
-}
-
-func TestReaper(t *testing.T) {
-	r := newReaper()
-	exit, err := r.start([]string{"/bin/sh", "-c", "exit 7"}, nil, []uintptr{0, 1, 2})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for end := time.Now().Add(10 * time.Second); r.reap() && time.Now().Before(end); {
-		time.Sleep(time.Millisecond)
-	}
-	select {
-	case status := <-exit:
-		if describe(status) != "status 7" {
-			t.Errorf("ended with %s", describe(status))
-		}
-	default:
-		t.Error("nobody was told of the end")
-	}
-	if _, err := r.start([]string{"/does/not/exist"}, nil, nil); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("a missing program: %v", err)
-	}
-	r.close()
-	if _, err := r.start([]string{"/bin/true"}, nil, nil); !errors.Is(err, errShuttingDown) || !r.isClosed() {
-		t.Errorf("after close: %v", err)
-	}
-}
-
-func TestTailKeepsTheLastLines(t *testing.T) {
-	words := newTail()
-	for _, line := range []string{"one", "two", "three", "four"} {
-		words.add(line)
-	}
-	if got := words.last(); got != "two / three / four" {
-		t.Fatalf("got %q", got)
 	}
 }
 
@@ -180,13 +107,6 @@ func TestPluggedPipeHoldsAProgramUp(t *testing.T) {
 	}
 	if _, err := os.Stat(done); err != nil {
 		t.Error(err)
-	}
-}
-
-func TestGuardedTurnsAPanicIntoAnError(t *testing.T) {
-	err := (&machine{}).guarded("network", func() error { panic("slice out of luck") })
-	if err == nil || !strings.Contains(err.Error(), "network: panic: slice out of luck") {
-		t.Fatalf("got %v", err)
 	}
 }
 
@@ -274,12 +194,6 @@ func TestNotifyReady(t *testing.T) {
 			t.Errorf("%s: got %q, %v", name, buffer[:length], err)
 		}
 		socket.Close()
-	}
-}
-
-func TestDescribe(t *testing.T) {
-	if got := describe(syscall.WaitStatus(9)); got != "signal: killed" {
-		t.Errorf("got %q", got)
 	}
 }
 

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// How long a machine that has failed stays on. It never starts again by itself: what failed once would fail again.
+const (
+	// fatalPause, when nobody can log in, leaves the cause on the console long enough for EC2 to record it.
+	fatalPause = 10 * time.Second
+	// servingPause, when sshd runs, leaves people the time to log in, to look, and to save what they have there.
+	servingPause = 5 * time.Minute
+)
+
+// errNoServer says that nobody can log in any more.
+var errNoServer = errors.New("there is no server to log in to")
+
+// spawn runs work beside everything else. An error or a panic of it is fatal for the machine.
+func (m *machine) spawn(what string, work func() error) {
+	go func() {
+		if err := m.guarded(what, work); err != nil {
+			m.fatal(err)
+		}
+	}()
+}
+
+// spawnLoose runs work beside everything else that a login does without: an error of it is told. A panic, which is a
+// fault of this program and not of the machine's surroundings, is fatal all the same.
+func (m *machine) spawnLoose(what string, work func() error) {
+	m.spawn(what, func() error {
+		if err := work(); err != nil {
+			m.log.sayf("%s: %v", what, err)
+		}
+		return nil
+	})
+}
+
+// async runs work beside everything else, as a stage of the timeline, and delivers its error.
+func (m *machine) async(what string, work func() error) <-chan error {
+	done := make(chan error, 1)
+	ended := m.marks.stage(what)
+	go func() {
+		err := m.guarded(what, work)
+		if err == nil {
+			ended()
+		}
+		done <- err
+	}()
+	return done
+}
+
+func (m *machine) guarded(what string, work func() error) (err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			err = fmt.Errorf("%s: panic: %v\n%s", what, cause, debug.Stack())
+		}
+	}()
+	injectFault(what)
+	if err := work(); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// fatal tells why the machine is of no use, and how it stands, and powers it off when that had time to be read.
+func (m *machine) fatal(cause error) {
+	m.log.sayf("fatal: %v", cause)
+	pause := servingPause
+	if !m.isServing() || errors.Is(cause, errNoServer) {
+		pause = fatalPause
+		for _, line := range condition("/") {
+			m.log.sayf("%s", line)
+		}
+	}
+	m.log.sayf("powering off in %s", pause)
+	time.Sleep(pause)
+	m.powerOff("a fatal error")
+}
+
+// isServing tells whether sshd has ever accepted connections.
+func (m *machine) isServing() bool {
+	select {
+	case <-m.serving:
+		return true
+	default:
+		return false
+	}
+}
+
+// condition describes the machine in a few lines to somebody who has nothing but its console: memory, root file
+// system, network interfaces, the kernel's latest complaints. The directory is where /proc and /sys are.
+func condition(root string) (lines []string) {
+	if text, err := os.ReadFile(filepath.Join(root, "proc/meminfo")); err == nil {
+		var memory []string
+		for line := range strings.Lines(string(text)) {
+			if strings.HasPrefix(line, "MemTotal:") || strings.HasPrefix(line, "MemAvailable:") {
+				memory = append(memory, strings.Join(strings.Fields(line), " "))
+			}
+		}
+		lines = append(lines, "memory: "+strings.Join(memory, ", "))
+	}
+	var status syscall.Statfs_t
+	if err := syscall.Statfs(root, &status); err == nil {
+		mode := "writable"
+		if status.Flags&syscall.MS_RDONLY != 0 {
+			mode = "read-only"
+		}
+		free := status.Bavail * uint64(status.Bsize) >> 20
+		lines = append(lines, fmt.Sprintf("root: %s, %d MiB and %d inodes free", mode, free, status.Ffree))
+	}
+	nics, _ := filepath.Glob(filepath.Join(root, "sys/class/net/*")) // the only error is a bad pattern
+	for _, nic := range nics {
+		state, _ := readLine(nic + "/operstate")
+		address, _ := readLine(nic + "/address")
+		received, _ := readLine(nic + "/statistics/rx_packets")
+		sent, _ := readLine(nic + "/statistics/tx_packets")
+		lines = append(lines, fmt.Sprintf("network: %s %s %s, %s packets received, %s sent",
+			filepath.Base(nic), state, address, received, sent))
+	}
+	for _, complaint := range kernelComplaints(filepath.Join(root, "dev/kmsg"), 5) {
+		lines = append(lines, "kernel: "+complaint)
+	}
+	return lines
+}
+
+// kernelComplaints are the last of the kernel's own messages at level warning or worse.
+func kernelComplaints(path string, most int) (found []string) {
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil
+	}
+	defer file.Close()
+	// One record each read (Documentation/ABI/testing/dev-kmsg): "priority,sequence,time,flags;text".
+	fd := int(file.Fd()) // blocking again, which the loop undoes: the runtime would wait for more at the end
+	if err := syscall.SetNonblock(fd, true); err != nil {
+		return nil
+	}
+	for buffer := make([]byte, 8192); ; {
+		n, err := syscall.Read(fd, buffer)
+		if errors.Is(err, syscall.EPIPE) {
+			continue // records were overwritten meanwhile
+		}
+		if err != nil || n <= 0 {
+			return found[max(0, len(found)-most):]
+		}
+		header, text, _ := strings.Cut(string(buffer[:n]), ";")
+		number, _, _ := strings.Cut(header, ",")
+		if priority, err := strconv.Atoi(number); err != nil || priority > 4 {
+			continue // facility 0 is the kernel, 4 is warning
+		}
+		text, _, _ = strings.Cut(text, "\n")
+		found = append(found, text)
+	}
+}

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"instantenv/init/internal/disk"
+)
+
+// hibernate writes the machine's memory to the swap that the kernel's command line names as resume= and powers off.
+// At the next start the kernel finds it there, before it mounts the root, and goes on here. An image without
+// resume= is not made for it, and ignores the key: memory that nobody would read again is lost memory.
+func (m *machine) hibernate() {
+	device, err := resumeDevice("/sys")
+	if err != nil {
+		m.log.sayf("the sleep key is ignored: %v", err)
+		return
+	}
+	m.log.sayf("hibernating to %s", device)
+	begin := bootTime()
+	if err := suspendTo(device); err != nil {
+		m.log.sayf("cannot hibernate: %v", err)
+		return
+	}
+	m.log.sayf("awake again, after %s", (bootTime() - begin).Round(time.Second))
+	m.hooksMutex.Lock()
+	defer m.hooksMutex.Unlock()
+	for _, hook := range m.hooks {
+		m.spawnLoose("after the sleep", hook)
+	}
+}
+
+// onResume registers what is to be done each time the machine wakes up; an error of it is told.
+func (m *machine) onResume(hook func() error) {
+	m.hooksMutex.Lock()
+	defer m.hooksMutex.Unlock()
+	m.hooks = append(m.hooks, hook)
+}
+
+// resumeDevice finds the device of the kernel's resume= by its number in sysfs.
+func resumeDevice(sys string) (string, error) {
+	number, err := readLine(sys + "/power/resume")
+	if err != nil {
+		return "", fmt.Errorf("the kernel cannot hibernate: %w", err)
+	}
+	if number == "0:0" || number == "" {
+		return "", errors.New("the kernel's command line has no resume=")
+	}
+	if offset, err := readLine(sys + "/power/resume_offset"); err == nil && offset != "0" {
+		return "", errors.New("resume_offset=: swap files are not supported, only partitions")
+	}
+	target, err := os.Readlink(sys + "/dev/block/" + number)
+	if err != nil {
+		return "", fmt.Errorf("resume device: %w", err)
+	}
+	return "/dev/" + filepath.Base(target), nil
+}
+
+// suspendTo returns when the machine is awake again, or could not go to sleep.
+func suspendTo(device string) error {
+	if err := prepareSwap(device); err != nil {
+		return err
+	}
+	// EBUSY: it is in use as swap already.
+	err := swap(syscall.SYS_SWAPON, device)
+	if err != nil && !errors.Is(err, syscall.EBUSY) {
+		return fmt.Errorf("swap on %s: %w", device, err)
+	}
+	ours := err == nil
+	syscall.Sync() // should the image be lost, then no file is
+	err = os.WriteFile("/sys/power/state", []byte("disk"), 0)
+	if ours {
+		_ = swap(syscall.SYS_SWAPOFF, device) // it may stay
+	}
+	if err != nil {
+		return fmt.Errorf("/sys/power/state: %w", err)
+	}
+	return nil
+}
+
+// prepareSwap makes swap of a blank device, and refuses what is neither that nor swap.
+func prepareSwap(path string) error {
+	file, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	page := make([]byte, os.Getpagesize())
+	if _, err := file.ReadAt(page, 0); err != nil {
+		return err
+	}
+	if strings.HasSuffix(string(page), swapSignature) {
+		return nil
+	}
+	size, blank, err := disk.Blank(file)
+	if err != nil {
+		return err
+	}
+	if !blank {
+		return fmt.Errorf("%s holds something that is not swap", path)
+	}
+	header, err := swapHeader(size, len(page))
+	if err != nil {
+		return err
+	}
+	if _, err := file.WriteAt(header, 0); err != nil {
+		return err
+	}
+	return file.Sync()
+}
+
+// swapSignature ends the first page of swap (union swap_header in linux/swap.h).
+const swapSignature = "SWAPSPACE2"
+
+func swapHeader(size int64, pageSize int) ([]byte, error) {
+	page := make([]byte, pageSize)
+	binary.NativeEndian.PutUint32(page[1024:], 1)                              // version
+	binary.NativeEndian.PutUint32(page[1028:], uint32(size/int64(pageSize)-1)) // last page
+	if _, err := rand.Read(page[1036:1052]); err != nil {                      // UUID, after the count of bad pages
+		return nil, err
+	}
+	copy(page[pageSize-len(swapSignature):], swapSignature)
+	return page, nil
+}
+
+// swap is swapon(2) without flags, or swapoff(2).
+func swap(call uintptr, path string) error {
+	name, err := syscall.BytePtrFromString(path)
+	if err != nil {
+		return err
+	}
+	if _, _, errno := syscall.Syscall(call, uintptr(unsafe.Pointer(name)), 0, 0); errno != 0 {
+		return errno
+	}
+	return nil
+}

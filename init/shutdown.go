@@ -1,0 +1,188 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Time that a shutdown gives to each of its parts, and to all of it. The parts sum up to less than the whole, which
+// counts: at its end the power goes off, whatever hangs. With nothing stuck all of it takes tenths of a second.
+const (
+	serviceGrace  = 2 * time.Second // to each service, of
+	servicesLimit = 4 * time.Second // to all of them
+	termGrace     = time.Second     // to all other processes after SIGTERM and SIGHUP
+	killGrace     = 500 * time.Millisecond
+	syncLimit     = 2 * time.Second
+	swapLimit     = 500 * time.Millisecond
+	unmountLimit  = 300 * time.Millisecond // to each file system
+	unmountsLimit = time.Second            // to all of them
+	shutdownLimit = 9500 * time.Millisecond
+)
+
+// shutDown ends all processes, writes everything to the disk and powers off or restarts. It does not return, and it
+// takes a bounded time.
+func (m *machine) shutDown(how ending) {
+	what, finish := "powering off", powerOffNow
+	if how.restart {
+		what, finish = "restarting", restartNow
+	}
+	begin := time.Now()
+	go func() {
+		time.Sleep(shutdownLimit)
+		finish()
+	}()
+	defer finish() // also after a panic
+	m.log.sayf("%s: %s", what, how.reason)
+	m.processes.close()
+	m.stopServices(begin.Add(servicesLimit))
+	// Interactive shells ignore SIGTERM, but not a hangup.
+	m.end(termGrace, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGCONT)
+	if m.end(killGrace, syscall.SIGKILL) {
+		m.log.sayf("processes are stuck: %s", stuckProcesses())
+	}
+	if !within(syncLimit, syscall.Sync) {
+		m.log.sayf("not everything could be written to the disks within %s", syncLimit)
+	}
+	if !within(swapLimit, swapOff) {
+		m.log.sayf("swap: what is in it could not be read back within %s", swapLimit)
+	}
+	m.unmountAll(time.Now().Add(unmountsLimit))
+	m.log.sayf("%s now, after %s", what, time.Since(begin).Round(time.Millisecond))
+}
+
+// end signals every process but this one and waits until all are gone, at most for the given time. It tells whether
+// any is left.
+func (m *machine) end(grace time.Duration, signals ...syscall.Signal) (left bool) {
+	for _, s := range signals {
+		_ = syscall.Kill(-1, s) // ESRCH when nobody is left
+	}
+	until := time.Now().Add(grace)
+	for m.processes.reap() {
+		if time.Now().After(until) {
+			return true
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return false
+}
+
+// within runs what may hang in the kernel, and tells whether it returned in time. If not, its thread stays behind.
+func within(limit time.Duration, work func()) bool {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		work()
+	}()
+	select {
+	case <-done:
+		return true
+	case <-time.After(max(limit, 0)):
+		return false
+	}
+}
+
+// stuckProcesses names the processes that SIGKILL did not end: those that wait in the kernel, for a disk mostly.
+func stuckProcesses() string {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return err.Error()
+	}
+	var found []string
+	for _, entry := range entries {
+		line, err := readLine("/proc/" + entry.Name() + "/stat")
+		if err != nil || entry.Name() == "1" {
+			continue
+		}
+		name, rest, _ := strings.Cut(line, ") ")
+		fields := strings.Fields(rest)
+		// Of proc_pid_stat(5): state, ppid, ...; kernel threads are children of process 2.
+		if len(fields) > 1 && fields[1] != "0" && fields[1] != "2" && fields[0] != "Z" {
+			found = append(found, fmt.Sprintf("%s) %s", name, fields[0]))
+		}
+	}
+	return strings.Join(found[:min(len(found), 10)], ", ")
+}
+
+// swapOff gives swap files back, which would keep their file system from being unmounted.
+func swapOff() {
+	text, err := os.ReadFile("/proc/swaps")
+	if err != nil {
+		return // a kernel without swap
+	}
+	for _, line := range strings.Split(string(text), "\n")[1:] {
+		if fields := strings.Fields(line); len(fields) > 0 {
+			_ = swap(syscall.SYS_SWAPOFF, fields[0]) // what hinders an unmount is told there
+		}
+	}
+}
+
+// unmountAll takes away what is mounted beside the kernel's own file systems, the latest first, and leaves the root
+// read-only. What cannot be unmounted, because something below it could not, is made read-only.
+func (m *machine) unmountAll(deadline time.Time) {
+	text, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		m.log.sayf("unmount: %v", err)
+	}
+	targets := foreignMounts(string(text))
+	bounded := func(target string, work func() error) {
+		var err error
+		// The root is left for last, and has its own time.
+		limit := unmountLimit
+		if target != "/" {
+			limit = min(limit, time.Until(deadline))
+		}
+		if !within(limit, func() { err = work() }) {
+			m.log.sayf("unmount %s: hangs", target)
+		} else if err != nil {
+			m.log.sayf("unmount %s: %v", target, err)
+		}
+	}
+	for i := len(targets) - 1; i >= 0; i-- {
+		target := targets[i]
+		bounded(target, func() error {
+			err := syscall.Unmount(target, 0)
+			if err != nil && readOnly(target) != nil {
+				return err
+			}
+			return nil
+		})
+	}
+	bounded("/", func() error { return readOnly("/") })
+}
+
+func readOnly(target string) error {
+	return syscall.Mount("", target, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, "")
+}
+
+// foreignMounts picks from /proc/mounts the mount points, other than the root, of file systems that hold data: those
+// with a device, and what lies over them (overlay).
+func foreignMounts(table string) []string {
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	var targets []string
+	for line := range strings.Lines(table) {
+		fields := strings.Fields(line)
+		if len(fields) < 3 || fields[1] == "/" {
+			continue
+		}
+		if strings.HasPrefix(fields[0], "/dev/") || fields[2] == "overlay" {
+			targets = append(targets, unescape.Replace(fields[1]))
+		}
+	}
+	return targets
+}
+
+// restartNow falls back on powering off: a machine that is down can be started, one that hangs cannot.
+func restartNow() {
+	_ = syscall.Reboot(syscall.LINUX_REBOOT_CMD_RESTART)
+	powerOffNow()
+}
+
+func powerOffNow() {
+	_ = syscall.Reboot(syscall.LINUX_REBOOT_CMD_POWER_OFF)
+	// Without a way to cut the power, a halted machine is the next best; process 1 must not end.
+	_ = syscall.Reboot(syscall.LINUX_REBOOT_CMD_HALT)
+	select {}
+}

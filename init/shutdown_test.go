@@ -1,0 +1,146 @@
+package main
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestPressed(t *testing.T) {
+	event := func(kind, code uint16, value uint32) string {
+		raw := make([]byte, inputEventSize)
+		binary.NativeEndian.PutUint16(raw[16:], kind)
+		binary.NativeEndian.PutUint16(raw[18:], code)
+		binary.NativeEndian.PutUint32(raw[20:], value)
+		return string(raw)
+	}
+	for _, test := range []struct{ name, events, want string }{
+		{"power", event(evKey, keyPower, 1) + event(0, 0, 0), "[116]"},
+		{"sleep", event(evKey, keySleep, 1) + event(0, 0, 0), "[142]"},
+		{"after others", event(0, 0, 0) + event(evKey, 30, 1) + event(evKey, keyPower, 1), "[30 116]"},
+		{"released", event(evKey, keyPower, 0), "[]"},
+		{"another kind", event(2, keyPower, 1), "[]"},
+		{"cut off", event(evKey, keyPower, 1)[:20], "[]"},
+		{"nothing", "", "[]"},
+	} {
+		if got := fmt.Sprint(pressed([]byte(test.events))); got != test.want {
+			t.Errorf("%s: %v", test.name, got)
+		}
+	}
+}
+
+func TestForeignMounts(t *testing.T) {
+	got := foreignMounts("/dev/root / ext4 rw 0 0\nproc /proc proc rw 0 0\n/dev/nvme1n1 /data xfs rw 0 0\n" +
+		"/dev/nvme1n1p2 /data/my\\040disk ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n" +
+		"overlay /var/lib/docker/x overlay rw 0 0\ndevtmpfs /dev devtmpfs rw 0 0\n\n")
+	if strings.Join(got, "|") != "/data|/data/my disk|/var/lib/docker/x" {
+		t.Fatalf("got %q", got)
+	}
+}
+
+func TestThePartsOfAShutdownFitIntoTheWhole(t *testing.T) {
+	parts := servicesLimit + termGrace + killGrace + syncLimit + swapLimit + unmountsLimit + unmountLimit
+	if parts > shutdownLimit || shutdownLimit > 10*time.Second {
+		t.Errorf("%s in %s", parts, shutdownLimit)
+	}
+}
+
+func TestWithin(t *testing.T) {
+	if !within(20*time.Second, func() {}) {
+		t.Error("work that returns counts as hanging")
+	}
+	hang := make(chan struct{})
+	defer close(hang)
+	if within(time.Millisecond, func() { <-hang }) || within(-time.Second, func() { <-hang }) {
+		t.Error("work that hangs counts as done")
+	}
+}
+
+func TestResumeDevice(t *testing.T) {
+	for _, test := range []struct{ resume, offset, want, cause string }{
+		{"259:2", "0", "/dev/nvme0n1p2", ""},
+		{"259:2", "", "/dev/nvme0n1p2", ""},
+		{"0:0", "0", "", "no resume="},
+		{"259:2", "34816", "", "resume_offset"},
+		{"259:9", "0", "", "resume device"},
+		{"", "", "", "cannot hibernate"},
+	} {
+		sys := t.TempDir()
+		if test.resume != "" {
+			write(t, filepath.Join(sys, "power", "resume"), test.resume+"\n")
+		}
+		if test.offset != "" {
+			write(t, filepath.Join(sys, "power", "resume_offset"), test.offset+"\n")
+		}
+		if err := os.MkdirAll(filepath.Join(sys, "dev", "block"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		link := filepath.Join(sys, "dev", "block", "259:2")
+		if err := os.Symlink("../../devices/pci/nvme0/nvme0n1/nvme0n1p2", link); err != nil {
+			t.Fatal(err)
+		}
+		got, err := resumeDevice(sys)
+		if got != test.want || (err == nil) != (test.cause == "") ||
+			err != nil && !strings.Contains(err.Error(), test.cause) {
+			t.Errorf("%+v: %q, %v", test, got, err)
+		}
+	}
+}
+
+func TestPrepareSwap(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "partition")
+	create := func(content string) {
+		write(t, path, content)
+		if err := os.Truncate(path, 8<<20); err != nil {
+			t.Fatal(err)
+		}
+	}
+	create("")
+	if err := prepareSwap(path); err != nil {
+		t.Fatal(err)
+	}
+	made := read(t, path)
+	if err := prepareSwap(path); err != nil || read(t, path) != made {
+		t.Errorf("swap is not left alone: %v", err)
+	}
+	page := os.Getpagesize()
+	if got := binary.NativeEndian.Uint32([]byte(made[1028:])); int(got) != 8<<20/page-1 {
+		t.Errorf("last page %d", got)
+	}
+	if made[page-10:page] != swapSignature {
+		t.Error("no signature")
+	}
+	create(strings.Repeat("data", 1000))
+	if err := prepareSwap(path); err == nil || !strings.HasPrefix(read(t, path), "datadata") {
+		t.Errorf("what is on the device counts for nothing: %v", err)
+	}
+}
+
+func TestCondition(t *testing.T) {
+	root := t.TempDir()
+	write(t, filepath.Join(root, "proc/meminfo"), "MemTotal:  991 kB\nMemFree: 3 kB\nMemAvailable:  87 kB\n")
+	write(t, filepath.Join(root, "sys/class/net/eth0/operstate"), "down\n")
+	write(t, filepath.Join(root, "sys/class/net/eth0/address"), "02:00:00:00:00:01\n")
+	write(t, filepath.Join(root, "sys/class/net/eth0/statistics/rx_packets"), "0\n")
+	write(t, filepath.Join(root, "sys/class/net/eth0/statistics/tx_packets"), "7\n")
+	text := strings.Join(condition(root), "\n")
+	for _, want := range []string{
+		"memory: MemTotal: 991 kB, MemAvailable: 87 kB", "root: writable, ",
+		"network: eth0 down 02:00:00:00:00:01, 0 packets received, 7 sent",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	condition("/") // on whatever this is
+}
+
+func TestStuckProcessesNamesOthers(t *testing.T) {
+	if got := stuckProcesses(); strings.HasPrefix(got, "1 (") || !strings.Contains(got, "(") {
+		t.Errorf("got %q", got)
+	}
+}

@@ -1,0 +1,322 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A safeBuffer takes what several goroutines log.
+type safeBuffer struct {
+	mutex  sync.Mutex
+	buffer bytes.Buffer
+}
+
+func (b *safeBuffer) Write(text []byte) (int, error) {
+	b.mutex.Lock()
+	defer b.mutex.Unlock()
+	return b.buffer.Write(text)
+}
+
+func (b *safeBuffer) String() string {
+	b.mutex.Lock()
+	defer b.mutex.Unlock()
+	return b.buffer.String()
+}
+
+// testMachine has a reaper that reaps and a console to look at; no cgroups.
+func testMachine(t *testing.T) (*machine, *safeBuffer) {
+	t.Helper()
+	console := &safeBuffer{}
+	m := &machine{
+		log: &logger{console: console}, processes: newReaper(), serving: make(chan struct{}),
+		marks: newTimeline(bootTime, true), ending: make(chan ending, 1),
+	}
+	done := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-done:
+				return
+			case <-time.After(time.Millisecond):
+				m.processes.reap()
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		m.processes.close()
+		m.stopServices(time.Now().Add(time.Second))
+		close(done)
+	})
+	return m, console
+}
+
+func shell(t *testing.T, name, script string) *supervised {
+	t.Helper()
+	log := newServiceLog(name, nil)
+	log.path = filepath.Join(t.TempDir(), name+".log")
+	return &supervised{service: service{Name: name, Argv: []string{"/bin/sh", "-c", script}}, log: log}
+}
+
+func waitFor(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !condition(); {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain for: %s", what)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+func TestReaper(t *testing.T) {
+	r := newReaper()
+	process, err := r.start([]string{"/bin/sh", "-c", "exit 7"}, nil, []uintptr{0, 1, 2}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); r.reap() && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	select {
+	case status := <-process.exit:
+		if describe(status) != "status 7" {
+			t.Errorf("ended with %s", describe(status))
+		}
+	default:
+		t.Error("nobody was told of the end")
+	}
+	if _, err := r.start([]string{"/does/not/exist"}, nil, nil, nil); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a missing program: %v", err)
+	}
+	r.close()
+	if _, err := r.start([]string{"/bin/true"}, nil, nil, nil); !errors.Is(err, errShuttingDown) || !r.isClosed() {
+		t.Errorf("after close: %v", err)
+	}
+}
+
+func TestAServiceIsStartedAgainLaterEachTime(t *testing.T) {
+	m, console := testMachine(t)
+	s := shell(t, "flaky", "echo I give up; exit 3")
+	starts := 0
+	m.spawn("flaky", func() error { return m.supervise(s, func() { starts++ }) })
+	waitFor(t, "the fourth start", func() bool { return strings.Contains(console.String(), "again in 400ms") })
+	for _, pause := range []string{"100ms", "200ms", "400ms"} {
+		line := "flaky ended: status 3; starting it again in " + pause + "; its last words: I give up"
+		if strings.Count(console.String(), line) != 1 {
+			t.Errorf("no %q in\n%s", line, console)
+		}
+	}
+	if starts != 1 {
+		t.Errorf("told of its first start %d times", starts)
+	}
+}
+
+func TestRestartsBecomeQuiet(t *testing.T) {
+	m, console := testMachine(t)
+	s := shell(t, "sad", "")
+	for _, pause := range []time.Duration{time.Second, restartPauseMost, restartPauseMost, restartPauseMost} {
+		m.tellRestart(s, "ended", pause)
+	}
+	if got := strings.Count(console.String(), "\n"); got != 2 || !strings.Contains(console.String(), "from now on") {
+		t.Errorf("%d lines:\n%s", got, console)
+	}
+}
+
+func TestRestartPolicy(t *testing.T) {
+	m, console := testMachine(t)
+	for i, test := range []struct {
+		restart string
+		status  int
+		again   bool
+	}{
+		{restartAlways, 0, true}, {restartOnFailure, 0, false}, {restartOnFailure, 1, true}, {restartNot, 1, false},
+	} {
+		name := fmt.Sprintf("job%d", i)
+		s := shell(t, name, fmt.Sprintf("exit %d", test.status))
+		s.Restart = test.restart
+		done := m.async(name, func() error { return m.supervise(s, func() {}) })
+		if test.again {
+			waitFor(t, "a restart", func() bool { return strings.Contains(console.String(), name+" ended") })
+			continue
+		}
+		select {
+		case err := <-done:
+			if err != nil || strings.Contains(console.String(), name) {
+				t.Errorf("%v: %v, %s", test, err, console)
+			}
+		case <-time.After(20 * time.Second):
+			t.Errorf("%v: not done", test)
+		}
+	}
+}
+
+func TestARequiredProgramThatCannotRun(t *testing.T) {
+	m, _ := testMachine(t)
+	s := shell(t, "gone", "")
+	s.Argv, s.required = []string{"/does/not/exist"}, true
+	if err := m.supervise(s, func() {}); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("got %v", err)
+	}
+	for err, want := range map[error]bool{syscall.EAGAIN: true, syscall.ENOENT: false, os.ErrPermission: false} {
+		if transient(err) != want {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+func TestServicesStopInReverseOrder(t *testing.T) {
+	m, console := testMachine(t)
+	order := filepath.Join(t.TempDir(), "order")
+	for _, name := range []string{"first", "second", "third"} {
+		s := shell(t, name, `trap 'echo `+name+` >>`+order+`; exit 0' TERM; echo up; while :; do sleep 0.01; done`)
+		m.spawn(name, func() error { return m.supervise(s, func() {}) })
+		waitFor(t, name, func() bool { return s.log.last() == "up" })
+	}
+	stubborn := shell(t, "stubborn", `trap '' TERM; echo up; while :; do sleep 0.01; done`)
+	m.spawn("stubborn", func() error { return m.supervise(stubborn, func() {}) })
+	waitFor(t, "stubborn", func() bool { return stubborn.log.last() == "up" })
+	m.processes.close()
+	begin := time.Now()
+	m.stopServices(begin.Add(servicesLimit))
+	if took := time.Since(begin); took < serviceGrace || took > servicesLimit+5*time.Second {
+		t.Errorf("took %s", took)
+	}
+	if got := read(t, order); got != "third\nsecond\nfirst\n" {
+		t.Errorf("stopped in the order %q", got)
+	}
+	if !strings.Contains(console.String(), "stubborn does not end: killing it") {
+		t.Error(console)
+	}
+}
+
+func TestServiceLog(t *testing.T) {
+	directory := t.TempDir()
+	var seen []string
+	log := &serviceLog{
+		path: filepath.Join(directory, "s.log"), size: 200,
+		onLine: func(line string) { seen = append(seen, line) },
+		clock:  func() time.Time { return time.Date(2026, 11, 21, 18, 0, 0, 0, time.UTC) },
+	}
+	long := strings.Repeat("x", lineSize+10)
+	log.follow(strings.NewReader("one\r\n\ntwo\n" + long + "\nlast"))
+	want := []string{"one", "two", strings.Repeat("x", lineSize), "xxxxxxxxxx", "last"}
+	if !slices.Equal(seen, want) {
+		t.Errorf("lines %.20q", seen)
+	}
+	if got := log.last(); got != want[2]+" / "+want[3]+" / last" {
+		t.Errorf("last words %.50q", got)
+	}
+	stamp := "2026-11-21T18:00:00.000Z "
+	if got := read(t, log.path); got != stamp+"xxxxxxxxxx\n"+stamp+"last\n" {
+		t.Errorf("the log has %q", got)
+	}
+	if got := read(t, log.path+".1"); got != stamp+"one\n"+stamp+"two\n"+stamp+want[2]+"\n" {
+		t.Errorf("put aside was %.60q", got)
+	}
+	log.follow(strings.NewReader(strings.Repeat("more\n", 1000)))
+	for _, path := range []string{log.path, log.path + ".1"} {
+		if info, err := os.Stat(path); err != nil || info.Size() > 200+100 {
+			t.Errorf("%s: %v, %d bytes", path, err, info.Size())
+		}
+	}
+	log.path = log.path + "/below/a/file.log"
+	log.follow(strings.NewReader("unwritten\n"))
+	if !strings.HasSuffix(log.last(), "unwritten") {
+		t.Error("without a file nothing is read")
+	}
+}
+
+func TestParseService(t *testing.T) {
+	got, err := parseService("docker", []byte(`{"argv": ["/usr/bin/dockerd"], "environment": {"A": "1"},
+		"start": "named", "after": ["chrony"], "mounts": ["/var/lib/docker"]}`))
+	if err != nil || got.Name != "docker" || got.Start != startNamed || got.Restart != restartAlways ||
+		got.Environment[0] != "A=1" || got.After[0] != "chrony" || got.Mounts[0] != "/var/lib/docker" {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	for text, cause := range map[string]string{
+		`{"argv": []}`:                             "absolute path",
+		`{"argv": ["dockerd"]}`:                    "absolute path",
+		`{"argv": ["/d"], "start": "later"}`:       "later",
+		`{"argv": ["/d"], "restart": "sometimes"}`: "sometimes",
+		`{"argv": ["/d"], "mounts": ["var"]}`:      "var",
+		`{"argv": ["/d"], "user": "nobody"}`:       "user",
+		`{"argv": "/d"}`:                           "argv",
+		`{"argv": ["/d"]`:                          "",
+		``:                                         "",
+	} {
+		if _, err := parseService("x", []byte(text)); err == nil || !strings.Contains(err.Error(), cause) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+	if _, err := parseService("sshd", []byte(`{"argv": ["/d"]}`)); err == nil {
+		t.Error("a second sshd")
+	}
+}
+
+func TestLoadServices(t *testing.T) {
+	directory := t.TempDir()
+	write(t, filepath.Join(directory, "b.json"), `{"argv": ["/b"]}`)
+	write(t, filepath.Join(directory, "a.json"), `{"argv": ["/a"]}`)
+	write(t, filepath.Join(directory, "broken.json"), `{`)
+	write(t, filepath.Join(directory, "README"), `not one`)
+	found, complaints := loadServices(directory)
+	if len(found) != 2 || found[0].Name != "a" || found[1].Name != "b" || len(complaints) != 1 ||
+		!strings.Contains(complaints[0].Error(), "broken.json") {
+		t.Errorf("%v, %v", found, complaints)
+	}
+}
+
+func TestChooseServices(t *testing.T) {
+	declare := func(name, start string, after ...string) service {
+		return service{Name: name, Start: start, After: after}
+	}
+	for _, test := range []struct {
+		name       string
+		declared   []service
+		named      []string
+		want       string
+		complaints int
+	}{
+		{"nothing", nil, nil, "", 0},
+		{"by name", []service{declare("a", startAlways), declare("b", startAlways)}, nil, "a b", 0},
+		{"after", []service{declare("a", startAlways, "b"), declare("b", startAlways)}, nil, "b a", 0},
+		{"only always", []service{declare("a", startNamed), declare("b", startAlways)}, nil, "b", 0},
+		{"named", []service{declare("a", startNamed), declare("b", startAlways)}, []string{"a"}, "a b", 0},
+		{"brings another", []service{declare("a", startNamed), declare("b", startAlways, "a")}, nil, "a b", 0},
+		{"twice", []service{declare("a", startAlways)}, []string{"a", "a"}, "a", 0},
+		{"unknown", []service{declare("a", startAlways)}, []string{"b"}, "a", 1},
+		{"after unknown", []service{declare("a", startAlways, "x")}, nil, "a", 1},
+		{"circle", []service{declare("a", startAlways, "b"), declare("b", startAlways, "a")}, nil, "b a", 1},
+		{"after itself", []service{declare("a", startAlways, "a")}, nil, "a", 1},
+	} {
+		chosen, complaints := chooseServices(test.declared, test.named)
+		var names []string
+		for _, s := range chosen {
+			names = append(names, s.Name)
+		}
+		if got := strings.Join(names, " "); got != test.want || len(complaints) != test.complaints {
+			t.Errorf("%s: %q, %v", test.name, got, complaints)
+		}
+	}
+}
+
+func TestGuardedTurnsAPanicIntoAnError(t *testing.T) {
+	err := (&machine{}).guarded("network", func() error { panic("slice out of luck") })
+	if err == nil || !strings.Contains(err.Error(), "network: panic: slice out of luck") {
+		t.Fatalf("got %v", err)
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	if got := describe(syscall.WaitStatus(9)); got != "signal: killed" {
+		t.Errorf("got %q", got)
+	}
+}

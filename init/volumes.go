@@ -1,0 +1,141 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"instantenv/init/internal/disk"
+)
+
+// How often a volume that is not there is looked for: EC2 attaches within seconds of the launch, people when they like.
+const (
+	volumePause     = 100 * time.Millisecond
+	volumePauseLate = time.Second
+	volumeLate      = 10 * time.Second
+)
+
+// taken are places where a volume would hide what the machine runs on, beside those of the table of mounts.
+var taken = []string{"/bin", "/boot", "/etc", "/lib", "/lib64", "/root", "/sbin", "/sys/fs", "/usr"}
+
+// mountVolumes mounts what user data asks for, each when its volume is there, and returns at once. A volume is
+// waited for for as long as the machine runs.
+func (m *machine) mountVolumes(requests []mountRequest) {
+	ready := make([]chan struct{}, len(requests))
+	for i, request := range requests {
+		ready[i] = make(chan struct{})
+		m.spawn("volume on "+request.Path, func() error {
+			for j, other := range requests[:i] {
+				if strings.HasPrefix(request.Path, other.Path+"/") {
+					<-ready[j] // /data before /data/cache
+				}
+			}
+			if err := m.mountVolume(request); err != nil {
+				m.log.sayf("volume %s is not mounted on %s: %v", request.Device, request.Path, err)
+			}
+			close(ready[i])
+			return nil
+		})
+	}
+}
+
+func (m *machine) mountVolume(request mountRequest) error {
+	ofTable := slices.ContainsFunc(mounts, func(entry mount) bool { return entry.target == request.Path })
+	if ofTable || slices.Contains(taken, request.Path) {
+		return errors.New("the machine needs what is there")
+	}
+	path := m.waitForVolume(request)
+	kind, err := m.fileSystemFor(path, request)
+	if err != nil {
+		return err
+	}
+	if tree, err := m.modules(); err == nil {
+		// Not there: it is built in, or the mount says what is wrong.
+		if err := tree.Load(kind); err != nil && !errors.Is(err, os.ErrNotExist) {
+			m.log.sayf("volume %s: %v", path, err)
+		}
+	}
+	if err := os.MkdirAll(request.Path, 0o755); err != nil {
+		return err
+	}
+	if err := syscall.Mount(path, request.Path, kind, 0, ""); err != nil {
+		return fmt.Errorf("mount %s as %s: %w", path, kind, err)
+	}
+	m.log.notef("mounted %s on %s", path, request.Path)
+	return nil
+}
+
+// waitForVolume returns the device's path when it is there.
+func (m *machine) waitForVolume(request mountRequest) string {
+	pause := volumePause
+	for begin := time.Now(); ; time.Sleep(pause) {
+		path, err := disk.Find("/sys", "/dev", request.Device)
+		if err == nil {
+			return path
+		}
+		if pause == volumePause && time.Since(begin) > volumeLate {
+			m.log.sayf("waiting for volume %s, to be mounted on %s: %v", request.Device, request.Path, err)
+			pause = volumePauseLate
+		}
+	}
+}
+
+// fileSystemFor tells what to mount the device as, after formatting it if that was asked for and nothing is on it.
+func (m *machine) fileSystemFor(path string, request mountRequest) (string, error) {
+	// Exclusive: a device that is mounted, or has a partition that is, is not to be touched.
+	device, err := os.OpenFile(path, os.O_RDONLY|syscall.O_EXCL, 0)
+	if err != nil {
+		return "", err
+	}
+	defer device.Close()
+	present, err := disk.FileSystem(device)
+	switch {
+	case err != nil:
+		return "", err
+	case present != "" && request.Filesystem != "" && request.Filesystem != present:
+		return "", fmt.Errorf("%s holds %s, not %s", path, present, request.Filesystem)
+	case present != "":
+		return present, nil
+	case request.Format != "blank":
+		return "", fmt.Errorf("%s holds no file system that is known here, and user data does not say to format it", path)
+	}
+	_, blank, err := disk.Blank(device)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", path, err)
+	}
+	if !blank {
+		return "", fmt.Errorf("%s is not blank, so it is not formatted", path)
+	}
+	device.Close() // mkfs wants it for itself
+	return request.Filesystem, m.makeFileSystem(request.Filesystem, path)
+}
+
+// makeFileSystem runs the image's mkfs.
+func (m *machine) makeFileSystem(kind, path string) error {
+	for _, directory := range []string{"/usr/sbin", "/sbin"} {
+		program := directory + "/mkfs." + kind
+		if _, err := os.Stat(program); err != nil {
+			continue
+		}
+		m.log.notef("making %s on %s", kind, path)
+		status, words, err := m.runLogged([]string{program, "-q", path})
+		if err == nil && status != 0 {
+			err = fmt.Errorf("%s ended: %s: %s", program, describe(status), words)
+		}
+		return err
+	}
+	return fmt.Errorf("the image has no mkfs.%s", kind)
+}
+
+// grow enlarges the file system on target to its volume.
+func grow(target string, log *logger) error {
+	report, err := disk.Grow(target)
+	if report.Partition || report.System {
+		log.notef("grew %s", report)
+	}
+	return err
+}

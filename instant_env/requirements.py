@@ -173,6 +173,10 @@ TABLE: tuple[Requirement, ...] = (
         apt="systemd-boot-efi", dnf="systemd-boot-unsigned",
     ),
     Requirement(
+        name="mkfs.xfs", needed_for="a volume with XFS in the tests of init/", scope=Scope.TESTS,
+        programs=("mkfs.xfs",), apt="xfsprogs", dnf="xfsprogs",
+    ),
+    Requirement(
         name="shellcheck", needed_for="checking shell scripts in the tests", scope=Scope.TESTS,
         programs=("shellcheck",), apt="shellcheck", dnf="ShellCheck", brew="shellcheck",
     ),

@@ -88,6 +88,24 @@ Of the image it asks: the root file system is named to the kernel, which mounts 
 and null unless the kernel mounts devtmpfs by itself (CONFIG_DEVTMPFS_MOUNT), because the Go runtime needs them
 before main; the login user exists; sshd is installed. /etc/fstab is not read.
 
+# Network
+
+Every Ethernet card is configured by DHCP (IPv4), as soon as the kernel tells of it and beside the others, also one
+that is attached to a running machine; the driver of such a card is loaded. What goes is forgotten. IPv6 is left to
+the kernel's own configuration, and nothing waits for it. Without a network it keeps trying, and says on the console
+what it waits for, after five seconds and then every half minute.
+
+The card with the lowest index comes first: its default route has the lowest metric (a hundred times the index), and
+the machine has the host name, search domain and name servers of its lease. "hostname" in user data comes before the
+server's. Every other card has a routing table (10000 and its index) that a rule leads packets with its address as
+their source to, since EC2 drops what leaves by another card than its own.
+
+The DHCP client repeats a message after 100 ms, 200 ms and so on up to 4 s, with one xid. The server is asked to
+renew a lease when half of its time is over, by broadcast when seven eighths are, or when the server says; the lease
+is checked at once after hibernation and when a lost link is back. An address has no lifetime in the kernel. It stays
+when nobody answers, even when the lease has ended, and when the server refuses it, until there is another one: on EC2
+it belongs to the card, and a machine without any can be reached by nobody.
+
 # As key agent
 
 For images that keep their init, which is systemd. It does the same with keys, host keys and time limit, and stays to

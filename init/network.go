@@ -4,214 +4,374 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
+	"slices"
 	"strings"
-	"syscall"
+	"sync"
 	"time"
 
-	"instantenv/init/internal/atomicfile"
 	"instantenv/init/internal/dhcp"
 	"instantenv/init/internal/netif"
 )
 
-// nicPause is how often a machine without a network interface looks for one.
-const nicPause = 5 * time.Millisecond
+// A machine without a network says after these times what it waits for, and goes on waiting.
+const (
+	firstWord = 5 * time.Second
+	nextWord  = 30 * time.Second
+)
 
-// bringUpNetwork returns when one interface has an address. Others go on trying; the one with the lowest index has
-// the preferred default route.
+const retryPause = time.Second
+
+// Every interface has a metric and a routing table by its index. amazon-ec2-net-utils numbers tables in the same way.
+const (
+	metricStep = 100
+	firstTable = 10000
+)
+
+// A network is all network interfaces of the machine. Each is configured by DHCP as it comes, beside the others, and
+// forgotten when it goes. The one with the lowest index, which is the first that the kernel found, has the preferred
+// default route and names the machine; IPv6 is left to the kernel, and nothing waits for it.
+//
+// What has an address of another interface as its source leaves by that interface, by a rule for each address: EC2
+// drops packets that leave by the wrong one.
+type network struct {
+	machine           *machine
+	wanted            func(name string) bool // which interfaces are ours
+	resolvConf, hosts string
+
+	changed chan struct{} // an interface came, went, or has another link
+	devices chan struct{} // a device came that may lack a driver
+	up      chan struct{} // closed when the first interface has an address
+	stop    chan struct{} // closed by tests
+
+	mutex    sync.Mutex
+	nics     map[int]*nic // by index
+	drivers  error        // why there may be no interface
+	hostname string       // wished for in user data
+	named    *dhcp.Lease  // whose names the machine has
+}
+
+// A nic is one interface. The network's mutex guards it.
+type nic struct {
+	netif.Interface
+	client  *dhcp.Client
+	table   int         // of routing; 0 for the first interface, whose routes the main table prefers
+	lease   *dhcp.Lease // nil before the first one
+	address netif.Address
+	trouble error // why there is no lease, or no longer
+}
+
+func newNetwork(m *machine) *network {
+	return &network{
+		machine: m, wanted: netif.HasDevice, resolvConf: "/etc/resolv.conf", hosts: "/etc/hosts",
+		changed: make(chan struct{}, 1), devices: make(chan struct{}, 1), up: make(chan struct{}),
+		stop: make(chan struct{}), nics: map[int]*nic{},
+	}
+}
+
+// bringUpNetwork returns when one interface has an address, however long that takes.
 func (m *machine) bringUpNetwork() error {
-	if err := netif.Up("lo"); err != nil {
+	if err := m.network.start(); err != nil {
 		return err
 	}
-	deadline := time.Now().Add(networkLimit)
-	nics, err := m.findInterfaces(deadline)
-	if err != nil {
-		return err
-	}
-	m.marks.mark("nic_found")
-	results := make(chan error, len(nics))
-	for rank, nic := range nics {
-		m.spawn("DHCP on "+nic.Name, func() error {
-			lease, err := m.configure(nic, rank, deadline)
-			if err == nil {
-				m.marks.mark("network_up")
-			}
-			results <- err
-			if err == nil && rank == 0 {
-				m.nameHost(lease)
+	began := time.Now()
+	for pause := firstWord; ; pause = nextWord {
+		select {
+		case <-m.network.up:
+			if time.Since(began) >= firstWord {
+				m.log.sayf("the network is up")
 			}
 			return nil
-		})
-	}
-	var failures []error
-	for range nics {
-		err := <-results
-		if err == nil {
-			return nil
+		case <-time.After(pause):
+			m.log.sayf("no network after %d s: waiting for %s", int(time.Since(began).Seconds()), m.network.waitingFor())
 		}
-		failures = append(failures, err)
-	}
-	return errors.Join(failures...)
-}
-
-func (m *machine) findInterfaces(deadline time.Time) ([]netif.Interface, error) {
-	for tried := false; ; tried = true {
-		nics, err := netif.List()
-		if err != nil {
-			return nil, err
-		}
-		if len(nics) > 0 {
-			return nics, nil
-		}
-		if !tried {
-			if err := m.loadDrivers(); err != nil {
-				m.log.sayf("network drivers: %v", err)
-			}
-			continue
-		}
-		if time.Now().After(deadline) {
-			return nil, errors.New("no network interface")
-		}
-		time.Sleep(nicPause)
 	}
 }
 
-// loadDrivers loads what drives the network devices. A virtio device shows on its own bus only after the driver of
-// the PCI device behind it is there, hence two passes.
-func (m *machine) loadDrivers() error {
-	tree, err := m.modules()
+// networkResumed has all leases checked: the machine slept, and their time went on.
+func (m *machine) networkResumed() {
+	m.network.mutex.Lock()
+	defer m.network.mutex.Unlock()
+	for _, nic := range m.network.nics {
+		nic.client.Check()
+	}
+}
+
+// start listens before it looks, so that nothing comes unseen.
+func (n *network) start() error {
+	links, err := netif.LinkBell()
 	if err != nil {
 		return err
 	}
-	for _, bus := range []struct{ name, network string }{
-		{"pci", "bc02"},          // base class 02: network controller
-		{"virtio", "d00000001v"}, // device type 1: network card
-	} {
-		drivers, err := tree.Resolve(modaliases("/sys/bus/"+bus.name+"/devices", bus.network))
-		if err != nil {
+	devices, err := netif.DeviceBell(isNetworkDevice)
+	if err != nil {
+		return err
+	}
+	if err := netif.Up(netif.Loopback); err != nil {
+		return fmt.Errorf("lo: %w", err)
+	}
+	n.machine.spawn("network links", func() error { return n.listen(links, n.changed) })
+	n.machine.spawn("network devices", func() error { return n.listen(devices, n.devices) })
+	n.machine.spawn("network interfaces", n.watch)
+	return nil
+}
+
+func (n *network) listen(bell *netif.Bell, ring chan<- struct{}) error {
+	go func() {
+		<-n.stop
+		bell.Close()
+	}()
+	for {
+		switch err := bell.Wait(); {
+		case errors.Is(err, os.ErrClosed):
+			return nil
+		case err != nil: // then it is polled
+			n.machine.log.notef("netlink: %v", err)
+			time.Sleep(retryPause)
+		}
+		knock(ring)
+	}
+}
+
+// knock makes who waits look, unless it will anyway.
+func knock(ring chan<- struct{}) {
+	select {
+	case ring <- struct{}{}:
+	default:
+	}
+}
+
+func (n *network) watch() error {
+	n.lookAgain()
+	// Until there is a login only a machine without any interface loads drivers; another card's can wait.
+	if n.count() == 0 {
+		n.drive()
+		n.lookAgain()
+	}
+	serving := n.machine.serving
+	for {
+		select {
+		case <-n.stop:
+			return nil
+		case <-n.changed:
+		case <-n.devices:
+			n.drive()
+		case <-serving:
+			serving = nil
+			n.drive()
+		}
+		n.lookAgain()
+	}
+}
+
+// lookAgain looks, and once more a second later if the kernel does not tell: it is no reason to give up a machine.
+func (n *network) lookAgain() {
+	if err := n.look(); err != nil {
+		n.machine.log.notef("network interfaces: %v", err)
+		time.AfterFunc(retryPause, func() { knock(n.changed) })
+	}
+}
+
+func (n *network) count() int {
+	n.mutex.Lock()
+	defer n.mutex.Unlock()
+	return len(n.nics)
+}
+
+// drive loads drivers and says what is missing, once.
+func (n *network) drive() {
+	err := n.machine.loadDrivers()
+	n.mutex.Lock()
+	news := err != nil && (n.drivers == nil || n.drivers.Error() != err.Error())
+	n.drivers = err
+	n.mutex.Unlock()
+	if news {
+		n.machine.log.sayf("network drivers: %v", err)
+	}
+}
+
+// look compares the interfaces that are there with those that are known.
+func (n *network) look() error {
+	present, err := netif.List(n.wanted)
+	if err != nil {
+		return err
+	}
+	n.mutex.Lock()
+	defer n.mutex.Unlock()
+	fresh := false
+	for _, found := range present {
+		if n.nics[found.Index] == nil {
+			fresh = true
+			if err := netif.Up(found.Index); err != nil {
+				n.machine.log.sayf("%s: %v", found.Name, err) // it may have gone again
+			}
+		}
+	}
+	if fresh { // which of them have a link, now that they are up
+		if present, err = netif.List(n.wanted); err != nil {
 			return err
 		}
-		for _, driver := range drivers {
-			if err := tree.Load(driver); err != nil {
-				return err
-			}
-			m.log.notef("loaded %s", driver)
+	}
+	there := map[int]bool{}
+	for _, found := range present {
+		there[found.Index] = true
+		known := n.nics[found.Index]
+		if known == nil {
+			n.adopt(found)
+			continue
+		}
+		if found.Linked && !known.Linked {
+			known.client.Check()
+		}
+		known.Interface = found
+	}
+	for index, gone := range n.nics {
+		if !there[index] {
+			n.drop(gone)
 		}
 	}
 	return nil
 }
 
-// modaliases returns those of the devices on a bus that contain the given text.
-func modaliases(directory, text string) []string {
-	files, _ := filepath.Glob(directory + "/*/modalias") // the only error is a bad pattern
-	var found []string
-	for _, file := range files {
-		if modalias, err := readLine(file); err == nil && strings.Contains(modalias, text) {
-			found = append(found, modalias)
-		}
-	}
-	return found
+// adopt begins to look after an interface.
+func (n *network) adopt(found netif.Interface) {
+	n.machine.marks.mark("nic_found")
+	added := &nic{Interface: found, table: n.table(found.Index)}
+	added.client = dhcp.NewClient(dhcp.Hooks{
+		MAC:       found.MAC,
+		Raw:       func() (dhcp.Link, error) { return dhcp.OpenRaw(found.Index) },
+		UDP:       func(server [4]byte) (dhcp.Link, error) { return dhcp.OpenUDP(found.Index, server) },
+		OnLease:   func(lease dhcp.Lease) error { return n.leased(added, lease) },
+		OnTrouble: func(err error) { n.troubled(added, err) },
+	})
+	n.nics[found.Index] = added
+	n.machine.spawn("DHCP on "+found.Name, func() error {
+		added.client.Run()
+		return nil
+	})
 }
 
-func (m *machine) configure(nic netif.Interface, rank int, deadline time.Time) (dhcp.Lease, error) {
-	if err := netif.Up(nic.Name); err != nil {
-		return dhcp.Lease{}, err
+// drop forgets an interface that has gone.
+func (n *network) drop(gone *nic) {
+	delete(n.nics, gone.Index)
+	gone.client.Close()
+	n.machine.log.notef("%s has gone", gone.Name)
+	if gone.lease == nil {
+		return
 	}
-	link, err := dhcp.OpenLink(nic.Index)
-	if err != nil {
-		return dhcp.Lease{}, fmt.Errorf("%s: %w", nic.Name, err)
+	if err := netif.Forget(gone.Index, gone.address); err != nil {
+		n.machine.log.notef("%s: %v", gone.Name, err)
 	}
-	defer link.Close()
-	lease, err := dhcp.Obtain(link, nic.MAC, deadline)
-	if err != nil {
-		return lease, fmt.Errorf("%s: %w", nic.Name, err)
+	n.rename()
+}
+
+func (n *network) troubled(nic *nic, err error) {
+	n.mutex.Lock()
+	defer n.mutex.Unlock()
+	if n.nics[nic.Index] != nic {
+		return
 	}
-	err = netif.Configure(nic.Name, netif.Address{
-		IP: lease.IP, Mask: lease.Mask, Gateway: lease.Router, MTU: lease.MTU, Metric: 100 * rank,
-	})
+	news := nic.trouble == nil || nic.trouble.Error() != err.Error()
+	nic.trouble = err
+	if news {
+		n.machine.log.sayf("%s: %v", nic.Name, err)
+	}
+}
+
+// leased installs what the server gave.
+func (n *network) leased(nic *nic, lease dhcp.Lease) error {
+	n.mutex.Lock()
+	defer n.mutex.Unlock()
+	if n.nics[nic.Index] != nic {
+		return os.ErrClosed
+	}
+	address := netif.Address{
+		IP: lease.IP, Mask: lease.Mask, Gateway: lease.Router, MTU: lease.MTU,
+		Metric: metricStep * nic.Index, Table: nic.table,
+	}
+	if nic.lease != nil && (nic.address.IP != address.IP || nic.address.Mask != address.Mask) {
+		n.machine.log.sayf("%s: the address changes from %s", nic.Name, dhcp.Dotted(nic.address.IP))
+		if err := netif.Forget(nic.Index, nic.address); err != nil {
+			n.machine.log.sayf("%s: %v", nic.Name, err)
+		}
+	}
+	err := netif.Configure(nic.Index, address)
 	var mtu *netif.MTUError
 	if errors.As(err, &mtu) {
-		m.log.sayf("%v", mtu)
+		n.machine.log.sayf("%s: %v", nic.Name, mtu)
 		err = nil
-	}
-	return lease, err
-}
-
-// nameHost tells the machine its name and who resolves others. A login works without, so errors are only logged.
-func (m *machine) nameHost(lease dhcp.Lease) {
-	name := hostName(lease)
-	if err := syscall.Sethostname([]byte(name)); err != nil {
-		m.log.sayf("host name: %v", err)
-	}
-	if err := writeResolvConf("/etc/resolv.conf", lease); err != nil {
-		m.log.sayf("resolv.conf: %v", err)
-	}
-	// sudo looks up the machine's own name and waits for DNS when it is nowhere else.
-	if err := writeHosts("/etc/hosts", name, lease.Domain); err != nil {
-		m.log.sayf("hosts: %v", err)
-	}
-}
-
-// hostName is the server's choice or, as EC2 names machines, made of the address.
-func hostName(lease dhcp.Lease) string {
-	if short, _, _ := strings.Cut(lease.Hostname, "."); short != "" {
-		return short
-	}
-	return fmt.Sprintf("ip-%d-%d-%d-%d", lease.IP[0], lease.IP[1], lease.IP[2], lease.IP[3])
-}
-
-// writeResolvConf writes what a symbolic link into /run points at, as systemd-resolved leaves one behind, and
-// replaces anything else.
-func writeResolvConf(path string, lease dhcp.Lease) error {
-	text := "# written by instant-init\n"
-	if lease.Domain != "" {
-		text += "search " + lease.Domain + "\n"
-	}
-	for _, server := range lease.DNS {
-		text += fmt.Sprintf("nameserver %d.%d.%d.%d\n", server[0], server[1], server[2], server[3])
-	}
-	if target, err := os.Readlink(path); err == nil {
-		if !filepath.IsAbs(target) {
-			target = filepath.Join(filepath.Dir(path), target)
-		}
-		if strings.HasPrefix(target, "/run/") {
-			path = target
-		}
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	return replace(path, text)
-}
-
-// hostsMark ends the line of /etc/hosts that is ours.
-const hostsMark = "# instant-init"
-
-func writeHosts(path, name, domain string) error {
-	old, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		old, err = []byte("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"), nil
 	}
 	if err != nil {
 		return err
 	}
-	text := ""
-	for line := range strings.Lines(string(old)) {
-		if line = strings.TrimRight(line, "\n"); !strings.HasSuffix(line, hostsMark) {
-			text += line + "\n"
-		}
+	n.machine.log.notef("%s has %s from %s for %s", nic.Name, dhcp.Dotted(lease.IP), dhcp.Dotted(lease.Server), lease.Duration)
+	nic.lease, nic.address, nic.trouble = &lease, address, nil
+	select {
+	case <-n.up:
+	default:
+		n.machine.marks.mark("network_up")
+		close(n.up)
 	}
-	names := name
-	if domain != "" {
-		names = name + "." + domain + " " + name
-	}
-	return replace(path, text+"127.0.1.1 "+names+" "+hostsMark+"\n")
+	n.rename()
+	return nil
 }
 
-// replace writes a file that root owns and all may read, unless it has that content.
-func replace(path, text string) error {
-	if old, err := os.ReadFile(path); err == nil && string(old) == text {
-		return nil
+func (n *network) table(index int) int {
+	for other := range n.nics {
+		if other < index {
+			return firstTable + index
+		}
 	}
-	return atomicfile.Write(path, []byte(text), 0o644, atomicfile.Root)
+	return 0
+}
+
+// first is the interface with the lowest index that has an address, or nil.
+func (n *network) first() *nic {
+	var first *nic
+	for _, nic := range n.nics {
+		if nic.lease != nil && (first == nil || nic.Index < first.Index) {
+			first = nic
+		}
+	}
+	return first
+}
+
+// rename gives the machine the names that its first interface brings.
+func (n *network) rename() {
+	if first := n.first(); first != nil && first.lease != n.named {
+		n.named = first.lease
+		n.setNames(*first.lease, n.hostname)
+	}
+}
+
+// setHostname gives the machine a name that no DHCP server changes, for example build-7 or build-7.example.org.
+func (n *network) setHostname(name string) {
+	n.mutex.Lock()
+	defer n.mutex.Unlock()
+	n.hostname, n.named = name, nil
+	n.rename()
+}
+
+// waitingFor says, for people, what is missing before the machine has a network.
+func (n *network) waitingFor() string {
+	n.mutex.Lock()
+	defer n.mutex.Unlock()
+	if len(n.nics) == 0 {
+		if n.drivers != nil {
+			return fmt.Sprintf("a network interface (%v)", n.drivers)
+		}
+		return "a network interface"
+	}
+	var missing []string
+	for _, nic := range n.nics {
+		switch {
+		case !nic.Linked:
+			missing = append(missing, "a link on "+nic.Name)
+		case nic.trouble != nil:
+			missing = append(missing, fmt.Sprintf("an address for %s (%v)", nic.Name, nic.trouble))
+		default:
+			missing = append(missing, "a DHCP answer on "+nic.Name)
+		}
+	}
+	slices.Sort(missing)
+	return strings.Join(missing, ", ")
 }

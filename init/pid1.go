@@ -16,11 +16,6 @@ import (
 // acpiTinyPowerButton is the signal that a kernel with CONFIG_ACPI_TINY_POWER_BUTTON sends by default.
 const acpiTinyPowerButton = syscall.Signal(38)
 
-// Time limits of a boot.
-const (
-	networkLimit = 120 * time.Second
-)
-
 // runtimeHostKeys is where host keys are made when they cannot be in sshDirectory.
 const runtimeHostKeys = "/run/instant-init/ssh"
 
@@ -29,6 +24,7 @@ type machine struct {
 	log       *logger
 	marks     *timeline
 	processes *reaper
+	network   *network
 	modules   func() (*kmod.Tree, error)
 	cgroups   string        // where services have theirs; "": nowhere
 	gate      chan struct{} // closed when the key is there: sshd may accept connections
@@ -64,6 +60,7 @@ func boot() {
 		serving:   make(chan struct{}),
 		ending:    make(chan ending, 1),
 	}
+	m.network = newNetwork(m)
 	m.marks.mark("init_start")
 	m.spawn("reaper", func() error {
 		for range children {
@@ -151,6 +148,9 @@ func (m *machine) finishBoot(admission *admission, settings config) error {
 	m.spawn("services", m.completeSystem)
 	user := admission.user
 	data := admission.afterSSHD()
+	if data.Hostname != "" {
+		m.network.setHostname(data.Hostname)
+	}
 	m.mountVolumes(data.Mounts)
 	m.startServices(data.Services)
 	m.onResume(func() error { return handOverAgain(user, m.marks, m.log) })

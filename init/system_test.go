@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -161,13 +162,36 @@ func TestWriteResolvConf(t *testing.T) {
 	}
 }
 
-func TestModaliases(t *testing.T) {
+func TestUndriven(t *testing.T) {
 	directory := t.TempDir()
-	write(t, filepath.Join(directory, "0000:00:03.0", "modalias"), "pci:v00001D0Fd0000EC20sv0sd0bc02sc00i00\n")
+	nic := "pci:v00001D0Fd0000EC20sv0sd0bc02sc00i00"
+	write(t, filepath.Join(directory, "0000:00:03.0", "modalias"), nic+"\n")
 	write(t, filepath.Join(directory, "0000:00:04.0", "modalias"), "pci:v00001D0Fd00008061sv0sd0bc01sc08i02\n")
-	got := modaliases(directory, "bc02")
-	if len(got) != 1 || got[0] != "pci:v00001D0Fd0000EC20sv0sd0bc02sc00i00" {
+	write(t, filepath.Join(directory, "0000:00:05.0", "modalias"), nic+"\n")
+	write(t, filepath.Join(directory, "0000:00:05.0", "driver"), "")
+	if got := undriven(directory, "bc02"); len(got) != 1 || got[0] != nic {
 		t.Fatalf("got %q", got)
+	}
+}
+
+func TestIsNetworkDevice(t *testing.T) {
+	event := func(words ...string) []byte { return []byte(strings.Join(words, "\x00") + "\x00") }
+	nic := "MODALIAS=pci:v00001D0Fd0000EC20sv0sd0bc02sc00i00"
+	for _, test := range []struct {
+		name  string
+		event []byte
+		want  bool
+	}{
+		{"ENA", event("add@/devices/pci0000:00/0000:00:06.0", "ACTION=add", "SUBSYSTEM=pci", nic), true},
+		{"virtio", event("add@/devices/pci0000:00/0000:00:06.0/virtio3", "MODALIAS=virtio:d00000001v00001AF4"), true},
+		{"removed", event("remove@/devices/pci0000:00/0000:00:06.0", nic), false},
+		{"driven", event("bind@/devices/pci0000:00/0000:00:06.0", nic), false},
+		{"a disk", event("add@/devices/pci0000:00/0000:00:07.0", "MODALIAS=pci:v00001D0Fd00008061sv0sd0bc01sc08i02"), false},
+		{"nothing", nil, false},
+	} {
+		if got := isNetworkDevice(test.event); got != test.want {
+			t.Errorf("%s: %v", test.name, got)
+		}
 	}
 }
 

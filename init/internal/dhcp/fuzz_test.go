@@ -4,17 +4,28 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+	"time"
 )
 
-// FuzzDecode feeds whole packets, as the socket delivers them.
+// FuzzDecode feeds whole packets, as a raw socket delivers them.
 func FuzzDecode(f *testing.F) {
 	ip := [4]byte{172, 31, 5, 10}
-	f.Add(reply(7, mac, ip, 53, 1, 5, 54, 4, 172, 31, 0, 1, 1, 4, 255, 255, 240, 0, 255))
-	f.Add(reply(7, mac, ip, 53, 1, 6))
-	f.Add(message{kind: discover, xid: 7, mac: mac}.encode())
+	for _, bootp := range [][]byte{
+		reply(7, mac, ip, 53, 1, 5, 54, 4, 172, 31, 0, 1, 1, 4, 255, 255, 240, 0, 255),
+		reply(7, mac, ip, 53, 1, 6),
+		message{kind: discover, xid: 7, mac: mac}.encode(),
+	} {
+		packet := encapsulate(bootp)
+		packet[ipHeader+3] = clientPort
+		f.Add(packet)
+	}
 	f.Fuzz(func(t *testing.T, packet []byte) {
 		before := bytes.Clone(packet)
-		m, err := decode(packet)
+		var m message
+		bootp, err := decapsulate(packet)
+		if err == nil {
+			m, err = decode(bootp)
+		}
 		if !bytes.Equal(packet, before) {
 			t.Fatal("the packet was changed")
 		}
@@ -41,6 +52,16 @@ func FuzzOptions(f *testing.F) {
 func check(t *testing.T, m message) {
 	if m.kind == 0 {
 		t.Error("a message without a type")
+	}
+	if lease, err := m.lease.usable(); err == nil {
+		if lease.Duration < 0 || lease.T1 > lease.T2 || lease.T2 > lease.Duration {
+			t.Errorf("impossible times: %+v", lease)
+		}
+		for age := time.Duration(0); age < lease.Duration; age += lease.rest(age) {
+			if lease.rest(age) <= 0 {
+				t.Fatalf("no rest at the age of %s: %+v", age, lease)
+			}
+		}
 	}
 	for _, text := range []string{m.lease.Hostname, m.lease.Domain} {
 		if strings.ContainsAny(text, " \t\r\n\x00#/") {

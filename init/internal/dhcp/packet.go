@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 )
 
 // Message types (RFC 2132, section 9.6).
@@ -26,10 +27,13 @@ const (
 	optDomain      = 15
 	optMTU         = 26
 	optRequestedIP = 50
+	optLeaseTime   = 51
 	optMessageType = 53
 	optServerID    = 54
 	optParameters  = 55
 	optMaxSize     = 57
+	optT1          = 58
+	optT2          = 59
 	optEnd         = 255
 )
 
@@ -47,30 +51,33 @@ const (
 )
 
 // wanted is what the client asks the server for.
-var wanted = []byte{optMask, optRouter, optDNS, optHostname, optDomain, optMTU}
+var wanted = []byte{optMask, optRouter, optDNS, optHostname, optDomain, optMTU, optLeaseTime, optT1, optT2}
 
 // A message is the part of a DHCP message that this client writes or reads.
 type message struct {
 	kind      byte
 	xid       uint32
 	mac       [6]byte
+	current   [4]byte // ciaddr: the address that the client has, only sent
 	server    [4]byte // option 54
 	requested [4]byte // option 50, only sent
 	lease     Lease   // only received
 }
 
-// encode returns an IPv4 packet from 0.0.0.0 to the broadcast address.
+// encode returns the payload of UDP. A request with a current address renews, one without accepts an offer
+// (RFC 2131, section 4.3.2).
 func (m message) encode() []byte {
 	bootp := make([]byte, fixed, minimum)
 	bootp[0], bootp[1], bootp[2] = 1, 1, 6 // request, Ethernet, length of a MAC
 	binary.BigEndian.PutUint32(bootp[4:], m.xid)
+	copy(bootp[12:], m.current[:])
 	copy(bootp[28:], m.mac[:])
 	binary.BigEndian.PutUint32(bootp[236:], cookie)
 	option := func(code byte, value ...byte) {
 		bootp = append(append(bootp, code, byte(len(value))), value...)
 	}
 	option(optMessageType, m.kind)
-	if m.kind == request {
+	if m.kind == request && m.current == [4]byte{} {
 		option(optRequestedIP, m.requested[:]...)
 		option(optServerID, m.server[:]...)
 	}
@@ -80,9 +87,10 @@ func (m message) encode() []byte {
 	for len(bootp) < minimum {
 		bootp = append(bootp, optPad)
 	}
-	return encapsulate(bootp)
+	return bootp
 }
 
+// encapsulate makes an IPv4 packet from 0.0.0.0 to the broadcast address.
 func encapsulate(payload []byte) []byte {
 	packet := make([]byte, ipHeader+udpHeader, ipHeader+udpHeader+len(payload))
 	packet = append(packet, payload...)
@@ -94,11 +102,11 @@ func encapsulate(payload []byte) []byte {
 
 	ip[0] = 4<<4 | ipHeader/4
 	binary.BigEndian.PutUint16(ip[2:], uint16(len(packet)))
-	ip[8], ip[9] = 64, 17 // TTL, UDP
+	ip[8], ip[9] = 64, protocolUDP // 64: time to live
 	copy(ip[16:], []byte{255, 255, 255, 255})
 
 	// The pseudo header of RFC 768: both addresses, the protocol, the length.
-	sum := checksum(udp, addUp(ip[12:20], 17+uint32(len(udp))))
+	sum := checksum(udp, addUp(ip[12:20], protocolUDP+uint32(len(udp))))
 	if sum == 0 {
 		sum = 0xffff // zero would say "no checksum"
 	}
@@ -128,24 +136,30 @@ func checksum(data []byte, start uint32) uint16 {
 
 var errNotOurs = errors.New("not a DHCP reply")
 
-// decode reads an IPv4 packet. Checksums are not verified: an offloading NIC leaves them unfinished on packets
-// from the same host, and xid, MAC and cookie are a better filter.
-func decode(packet []byte) (message, error) {
-	if len(packet) < ipHeader || packet[0]>>4 != 4 || packet[9] != 17 {
-		return message{}, errNotOurs
+// decapsulate returns the payload of an IPv4 packet to the client's UDP port. Checksums are not verified: an
+// offloading NIC leaves them unfinished on packets from the same host, and xid, MAC and cookie are a better filter.
+func decapsulate(packet []byte) ([]byte, error) {
+	if len(packet) < ipHeader || packet[0]>>4 != 4 || packet[9] != protocolUDP {
+		return nil, errNotOurs
 	}
 	udp := packet[min(int(packet[0]&0xf)*4, len(packet)):]
-	if len(udp) < udpHeader+fixed || binary.BigEndian.Uint16(udp[2:]) != clientPort {
-		return message{}, errNotOurs
+	if len(udp) < udpHeader || binary.BigEndian.Uint16(udp[2:]) != clientPort {
+		return nil, errNotOurs
 	}
-	bootp := udp[udpHeader:]
-	if bootp[0] != 2 || binary.BigEndian.Uint32(bootp[236:]) != cookie {
+	return udp[udpHeader:], nil
+}
+
+// decode reads what a server sent.
+func decode(bootp []byte) (message, error) {
+	if len(bootp) < fixed || bootp[0] != 2 || binary.BigEndian.Uint32(bootp[236:]) != cookie {
 		return message{}, errNotOurs
 	}
 	m := message{xid: binary.BigEndian.Uint32(bootp[4:])}
 	copy(m.mac[:], bootp[28:])
 	copy(m.lease.IP[:], bootp[16:])
-	return m, m.options(bootp[fixed:])
+	err := m.options(bootp[fixed:])
+	m.lease.Server = m.server
+	return m, err
 }
 
 func (m *message) options(data []byte) error {
@@ -187,10 +201,23 @@ func (m *message) option(code byte, value []byte) {
 		if len(value) == 2 {
 			m.lease.MTU = int(binary.BigEndian.Uint16(value))
 		}
+	case optLeaseTime:
+		copySeconds(&m.lease.Duration, value)
+	case optT1:
+		copySeconds(&m.lease.T1, value)
+	case optT2:
+		copySeconds(&m.lease.T2, value)
 	case optHostname:
 		m.lease.Hostname = name(value)
 	case optDomain:
 		m.lease.Domain = name(value)
+	}
+}
+
+// copySeconds leaves 0 for what never ends (RFC 2132, section 9.2: all bits set).
+func copySeconds(to *time.Duration, value []byte) {
+	if len(value) == 4 && [4]byte(value) != [4]byte{255, 255, 255, 255} {
+		*to = time.Duration(binary.BigEndian.Uint32(value)) * time.Second
 	}
 }
 

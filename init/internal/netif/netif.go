@@ -1,231 +1,250 @@
-// Package netif configures IPv4 on network interfaces by the classic ioctls (netdevice(7)): an address set
-// this way has no lifetime, so a lease that nobody renews does not take the machine off the network.
+// Package netif finds, watches and configures network interfaces over rtnetlink (rtnetlink(7)). Addresses are
+// installed without a lifetime: a lease that nobody could renew does not take the machine off the network.
 package netif
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
-	"math"
+	"math/bits"
 	"os"
-	"sort"
-	"strconv"
+	"slices"
 	"strings"
 	"syscall"
-	"unsafe"
 )
 
-// sysClassNet is where the kernel lists interfaces.
-const sysClassNet = "/sys/class/net"
+// Loopback is the index of `lo` in every network namespace (LOOPBACK_IFINDEX, linux/net/net_namespace.h).
+const Loopback = 1
 
-// An Interface is an Ethernet device with hardware behind it.
+// Of linux/rtnetlink.h, if_addr.h and fib_rules.h; package syscall lacks them.
+const (
+	routeByDHCP    = 16      // RTPROT_DHCP
+	routeTable     = 15      // RTA_TABLE
+	addressMetric  = 9       // IFA_RT_PRIORITY: of the route to the subnet (Linux 4.18)
+	ruleSource     = 2       // FRA_SRC
+	rulePriority   = 6       // FRA_PRIORITY
+	ruleTable      = 15      // FRA_TABLE
+	ruleHeaderSize = 12      // struct fib_rule_hdr
+	ruleToTable    = 1       // FR_ACT_TO_TBL
+	lowerUp        = 1 << 16 // IFF_LOWER_UP (linux/if.h)
+)
+
+// An Interface is an Ethernet device.
 type Interface struct {
-	Name  string
-	Index int
-	MAC   [6]byte
+	Name   string
+	Index  int
+	MAC    [6]byte
+	Linked bool // it has a carrier (IFF_LOWER_UP)
 }
 
 // Address is what DHCP gives an interface.
 type Address struct {
-	IP, Mask, Gateway [4]byte // a zero Gateway sets no route
+	IP, Mask, Gateway [4]byte // a zero Gateway sets no default route
 	MTU               int     // 0 leaves the driver's
-	Metric            int     // of the default route; lower wins
+	Metric            int     // of the routes in the main table; lower wins
+	// Table, unless 0, has routes of its own for packets from IP, and the rule that leads there: they leave by this
+	// interface whatever the main table prefers.
+	Table int
 }
 
-// List returns the Ethernet interfaces that a device stands behind, lowest index first.
-func List() ([]Interface, error) {
-	entries, err := os.ReadDir(sysClassNet)
+// HasDevice tells a network card from what is software alone: lo, bridges, tunnels, a container's end of a veth pair.
+func HasDevice(name string) bool {
+	_, err := os.Stat("/sys/class/net/" + name + "/device")
+	return err == nil
+}
+
+// List returns the Ethernet interfaces with a name that is wanted, lowest index first.
+func List(wanted func(name string) bool) ([]Interface, error) {
+	dump, err := syscall.NetlinkRIB(syscall.RTM_GETLINK, syscall.AF_UNSPEC)
+	if err != nil {
+		return nil, fmt.Errorf("list network interfaces: %w", err)
+	}
+	found, err := parseLinks(dump)
+	if err != nil {
+		return nil, fmt.Errorf("list network interfaces: %w", err)
+	}
+	var nics []Interface
+	for _, nic := range found {
+		if wanted(nic.Name) {
+			// Before those with a higher index: the kernel goes by a hash.
+			place := len(nics)
+			for place > 0 && nics[place-1].Index > nic.Index {
+				place--
+			}
+			nics = slices.Insert(nics, place, nic)
+		}
+	}
+	return nics, nil
+}
+
+func parseLinks(dump []byte) ([]Interface, error) {
+	messages, err := syscall.ParseNetlinkMessage(dump)
 	if err != nil {
 		return nil, err
 	}
 	var found []Interface
-	for _, entry := range entries {
-		nic, err := inspect(entry.Name())
-		if err == nil {
-			found = append(found, nic)
+	for _, message := range messages {
+		if message.Header.Type != syscall.RTM_NEWLINK || len(message.Data) < syscall.SizeofIfInfomsg {
+			continue
 		}
+		// struct ifinfomsg: family, padding, type (2 bytes), index, flags, change mask (4 bytes each).
+		if binary.NativeEndian.Uint16(message.Data[2:]) != syscall.ARPHRD_ETHER {
+			continue
+		}
+		nic := Interface{
+			Index:  int(int32(binary.NativeEndian.Uint32(message.Data[4:]))),
+			Linked: binary.NativeEndian.Uint32(message.Data[8:])&lowerUp != 0,
+		}
+		attributes, err := syscall.ParseNetlinkRouteAttr(&message)
+		if err != nil {
+			return nil, err
+		}
+		for _, attribute := range attributes {
+			switch attribute.Attr.Type {
+			case syscall.IFLA_IFNAME:
+				nic.Name = strings.TrimRight(string(attribute.Value), "\x00")
+			case syscall.IFLA_ADDRESS:
+				copy(nic.MAC[:], attribute.Value)
+			}
+		}
+		found = append(found, nic)
 	}
-	sort.Slice(found, func(i, j int) bool { return found[i].Index < found[j].Index })
 	return found, nil
 }
 
-func inspect(name string) (Interface, error) {
-	directory := sysClassNet + "/" + name
-	if _, err := os.Stat(directory + "/device"); err != nil {
-		return Interface{}, err // lo, bridges, tunnels
-	}
-	kind, err := os.ReadFile(directory + "/type")
-	if err != nil {
-		return Interface{}, err
-	}
-	if strings.TrimSpace(string(kind)) != strconv.Itoa(syscall.ARPHRD_ETHER) {
-		return Interface{}, fmt.Errorf("%s is not Ethernet", name)
-	}
-	text, err := os.ReadFile(directory + "/ifindex")
-	if err != nil {
-		return Interface{}, err
-	}
-	index, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		return Interface{}, err
-	}
-	text, err = os.ReadFile(directory + "/address")
-	if err != nil {
-		return Interface{}, err
-	}
-	mac, err := parseMAC(strings.TrimSpace(string(text)))
-	return Interface{Name: name, Index: index, MAC: mac}, err
-}
-
-func parseMAC(text string) (mac [6]byte, err error) {
-	parts := strings.Split(text, ":")
-	if len(parts) != len(mac) {
-		return mac, fmt.Errorf("%q is no MAC address", text)
-	}
-	for i, part := range parts {
-		value, err := strconv.ParseUint(part, 16, 8)
-		if err != nil {
-			return mac, fmt.Errorf("%q is no MAC address", text)
-		}
-		mac[i] = byte(value)
-	}
-	return mac, nil
-}
-
-// request is struct ifreq of linux/if.h on 64-bit machines.
-type request struct {
-	name [syscall.IFNAMSIZ]byte
-	data [24]byte
-}
-
-// route is struct rtentry of linux/route.h on 64-bit machines.
-type route struct {
-	_                    uint64
-	destination, gateway [16]byte
-	mask                 [16]byte
-	flags                uint16
-	_                    int16
-	_                    uint64
-	_                    uintptr
-	metric               int16
-	device               *byte
-	mtu, window          uint64
-	irtt                 uint16
-}
-
 // Up sets IFF_UP. The kernel gives `lo` its addresses when it comes up.
-func Up(name string) error {
-	return withSocket(func(socket int) error {
-		flags := newRequest(name)
-		if err := ioctl(socket, syscall.SIOCGIFFLAGS, unsafe.Pointer(&flags)); err != nil {
-			return fmt.Errorf("read flags of %s: %w", name, err)
-		}
-		value := binary.NativeEndian.Uint16(flags.data[:]) | syscall.IFF_UP
-		binary.NativeEndian.PutUint16(flags.data[:], value)
-		if err := ioctl(socket, syscall.SIOCSIFFLAGS, unsafe.Pointer(&flags)); err != nil {
-			return fmt.Errorf("bring %s up: %w", name, err)
-		}
-		return nil
-	})
+func Up(index int) error {
+	change := linkRequest(index)
+	binary.NativeEndian.PutUint32(change.data[syscall.SizeofNlMsghdr+8:], syscall.IFF_UP)
+	binary.NativeEndian.PutUint32(change.data[syscall.SizeofNlMsghdr+12:], syscall.IFF_UP)
+	return run([]step{{"bring it up", change, 0}})
 }
 
-// Configure installs address, mask, MTU and default route, in the order that the kernel wants.
-func Configure(name string, address Address) error {
-	return withSocket(func(socket int) error {
-		// The MTU may fail (a driver that cannot do 9001) without costing the login.
-		var mtu error
-		if address.MTU > 0 {
-			change := newRequest(name)
-			binary.NativeEndian.PutUint32(change.data[:], uint32(address.MTU))
-			mtu = ioctl(socket, syscall.SIOCSIFMTU, unsafe.Pointer(&change))
-		}
-		for _, step := range []struct {
-			what    string
-			request uintptr
-			value   [4]byte
-		}{
-			{"address", syscall.SIOCSIFADDR, address.IP},
-			{"netmask", syscall.SIOCSIFNETMASK, address.Mask},
-			{"broadcast address", syscall.SIOCSIFBRDADDR, broadcast(address)},
-		} {
-			change := newRequest(name)
-			copy(change.data[:], socketAddress(step.value))
-			if err := ioctl(socket, step.request, unsafe.Pointer(&change)); err != nil {
-				return fmt.Errorf("set %s of %s: %w", step.what, name, err)
-			}
-		}
-		if address.Gateway != [4]byte{} {
-			if err := addDefaultRoute(socket, name, address); err != nil {
-				return fmt.Errorf("default route on %s: %w", name, err)
-			}
-		}
-		if mtu != nil {
-			return &MTUError{name, address.MTU, mtu}
-		}
-		return nil
-	})
+// Configure installs MTU, address and routes. What is there already is no error, so it also mends what was taken
+// away. An MTUError says that all but the MTU was done.
+func Configure(index int, address Address) error {
+	var mtu error
+	if address.MTU > 0 {
+		change := linkRequest(index)
+		change.number(syscall.IFLA_MTU, uint32(address.MTU))
+		// A driver that cannot do 9001 does not cost the login.
+		mtu = run([]step{{"MTU", change, 0}})
+	}
+	if err := run(address.install(index)); err != nil {
+		return err
+	}
+	if mtu != nil {
+		return &MTUError{address.MTU, mtu}
+	}
+	return nil
 }
 
 // MTUError says that all but the MTU was set.
 type MTUError struct {
-	Name string
-	MTU  int
-	Err  error
+	MTU int
+	Err error
 }
 
-func (e *MTUError) Error() string { return fmt.Sprintf("set MTU %d of %s: %v", e.MTU, e.Name, e.Err) }
+func (e *MTUError) Error() string { return fmt.Sprintf("MTU %d: %v", e.MTU, e.Err) }
 func (e *MTUError) Unwrap() error { return e.Err }
 
-func addDefaultRoute(socket int, name string, address Address) error {
-	device := append([]byte(name), 0)
-	entry := route{
-		flags: syscall.RTF_UP | syscall.RTF_GATEWAY,
-		// The ioctl counts metrics from 1, for BSD's sake.
-		metric: int16(min(address.Metric+1, math.MaxInt16)),
-		device: &device[0],
+// Forget takes away what Configure installed, but for the MTU; what has gone with the interface is no error. The
+// routes go with their source address.
+func Forget(index int, address Address) error {
+	steps := []step{{"remove the address", address.message(syscall.RTM_DELADDR, 0, index), syscall.EADDRNOTAVAIL}}
+	if address.Table != 0 {
+		steps = append(steps, step{"remove the rule", address.rule(syscall.RTM_DELRULE, 0), syscall.ENOENT})
 	}
-	copy(entry.destination[:], socketAddress([4]byte{}))
-	copy(entry.mask[:], socketAddress([4]byte{}))
-	copy(entry.gateway[:], socketAddress(address.Gateway))
-	err := ioctl(socket, syscall.SIOCADDRT, unsafe.Pointer(&entry))
-	if err == syscall.EEXIST {
-		return nil
+	var failures []error
+	for _, one := range steps {
+		if err := run([]step{one}); err != nil && !errors.Is(err, syscall.ENODEV) {
+			failures = append(failures, err)
+		}
 	}
-	return err
+	return errors.Join(failures...)
 }
 
-func broadcast(address Address) (out [4]byte) {
+const (
+	create  = syscall.NLM_F_CREATE
+	replace = syscall.NLM_F_REPLACE
+)
+
+func (a Address) install(index int) []step {
+	steps := []step{{"address", a.message(syscall.RTM_NEWADDR, create|replace, index), 0}}
+	if a.Gateway != [4]byte{} {
+		steps = append(steps, step{"default route", a.route(index, syscall.RT_TABLE_MAIN, false), 0})
+	}
+	if a.Table == 0 {
+		return steps
+	}
+	steps = append(steps, step{"route to the subnet", a.route(index, a.Table, true), 0})
+	if a.Gateway != [4]byte{} {
+		steps = append(steps, step{"default route by source", a.route(index, a.Table, false), 0})
+	}
+	return append(steps, step{"rule", a.rule(syscall.RTM_NEWRULE, create|syscall.NLM_F_EXCL), syscall.EEXIST})
+}
+
+func (a Address) prefix() int { return bits.OnesCount32(binary.BigEndian.Uint32(a.Mask[:])) }
+
+func (a Address) broadcast() (out [4]byte) {
 	for i := range out {
-		out[i] = address.IP[i] | ^address.Mask[i]
+		out[i] = a.IP[i] | ^a.Mask[i]
 	}
 	return out
 }
 
-func newRequest(name string) (r request) {
-	copy(r.name[:len(r.name)-1], name)
+func (a Address) network() (out [4]byte) {
+	for i := range out {
+		out[i] = a.IP[i] & a.Mask[i]
+	}
+	return out
+}
+
+// message is struct ifaddrmsg with its attributes.
+func (a Address) message(kind, flags uint16, index int) *request {
+	r := newRequest(kind, flags, []byte{syscall.AF_INET, byte(a.prefix()), 0, syscall.RT_SCOPE_UNIVERSE, 0, 0, 0, 0})
+	binary.NativeEndian.PutUint32(r.data[syscall.SizeofNlMsghdr+4:], uint32(index))
+	r.bytes(syscall.IFA_LOCAL, a.IP[:])
+	r.bytes(syscall.IFA_ADDRESS, a.IP[:])
+	if kind == syscall.RTM_NEWADDR {
+		broadcast := a.broadcast()
+		r.bytes(syscall.IFA_BROADCAST, broadcast[:])
+		r.number(addressMetric, uint32(a.Metric))
+	}
 	return r
 }
 
-// socketAddress is struct sockaddr_in with port 0.
-func socketAddress(ip [4]byte) []byte {
-	out := make([]byte, 16)
-	binary.NativeEndian.PutUint16(out, syscall.AF_INET)
-	copy(out[4:], ip[:])
-	return out
+// route is struct rtmsg with its attributes: to the subnet, or the default by the gateway.
+func (a Address) route(index, table int, subnet bool) *request {
+	header := make([]byte, syscall.SizeofRtMsg)
+	header[0], header[4] = syscall.AF_INET, syscall.RT_TABLE_UNSPEC // RTA_TABLE, which has room, says it
+	header[5], header[6], header[7] = routeByDHCP, syscall.RT_SCOPE_UNIVERSE, syscall.RTN_UNICAST
+	if subnet {
+		header[1], header[6] = byte(a.prefix()), syscall.RT_SCOPE_LINK
+	}
+	r := newRequest(syscall.RTM_NEWROUTE, create|replace, header)
+	r.number(routeTable, uint32(table))
+	r.number(syscall.RTA_OIF, uint32(index))
+	r.bytes(syscall.RTA_PREFSRC, a.IP[:])
+	if subnet {
+		network := a.network()
+		r.bytes(syscall.RTA_DST, network[:])
+	} else {
+		r.bytes(syscall.RTA_GATEWAY, a.Gateway[:])
+	}
+	if table == syscall.RT_TABLE_MAIN {
+		r.number(syscall.RTA_PRIORITY, uint32(a.Metric))
+	}
+	return r
 }
 
-func withSocket(work func(socket int) error) error {
-	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer syscall.Close(socket)
-	return work(socket)
-}
-
-func ioctl(socket int, request uintptr, argument unsafe.Pointer) error {
-	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(socket), request, uintptr(argument))
-	if errno != 0 {
-		return errno
-	}
-	return nil
+// rule sends packets from the address to its table.
+func (a Address) rule(kind, flags uint16) *request {
+	header := make([]byte, ruleHeaderSize)
+	header[0], header[2], header[7] = syscall.AF_INET, 32, ruleToTable
+	r := newRequest(kind, flags, header)
+	r.bytes(ruleSource, a.IP[:])
+	r.number(rulePriority, uint32(a.Table))
+	r.number(ruleTable, uint32(a.Table))
+	return r
 }

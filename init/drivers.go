@@ -1,0 +1,83 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// networkBuses say how a network device is known on a bus, by its modalias, before it has a driver. A virtio device
+// shows on its own bus only after the driver of the PCI device behind it is there, hence the order.
+var networkBuses = []struct{ name, network string }{
+	{"pci", "bc02"},          // base class 02: network controller
+	{"virtio", "d00000001v"}, // device type 1: network card
+}
+
+// loadDrivers loads what drives the network devices that have no driver, and does nothing when there are none. The
+// error names a device that stays without.
+func (m *machine) loadDrivers() error {
+	for _, bus := range networkBuses {
+		devices := undriven("/sys/bus/"+bus.name+"/devices", bus.network)
+		if len(devices) == 0 {
+			continue
+		}
+		tree, err := m.modules()
+		if err != nil {
+			return fmt.Errorf("no driver for %s: %w", devices[0], err)
+		}
+		drivers, err := tree.Resolve(devices)
+		if err != nil {
+			return err
+		}
+		if len(drivers) == 0 {
+			return fmt.Errorf("no module drives %s", devices[0])
+		}
+		var failures []error
+		for _, driver := range drivers {
+			if err := tree.Load(driver); err != nil {
+				failures = append(failures, err)
+				continue
+			}
+			m.log.notef("loaded %s", driver)
+		}
+		if len(failures) > 0 {
+			return errors.Join(failures...)
+		}
+	}
+	return nil
+}
+
+// undriven returns the modaliases of the devices on a bus that contain the text and have no driver.
+func undriven(directory, text string) []string {
+	files, _ := filepath.Glob(directory + "/*/modalias") // the only error is a bad pattern
+	var found []string
+	for _, file := range files {
+		modalias, err := readLine(file)
+		if err != nil || !strings.Contains(modalias, text) {
+			continue
+		}
+		if _, err := os.Lstat(filepath.Join(filepath.Dir(file), "driver")); err != nil {
+			found = append(found, modalias)
+		}
+	}
+	return found
+}
+
+// isNetworkDevice tells whether the kernel's word to udev is of a network device that has just come.
+func isNetworkDevice(event []byte) bool {
+	action, variables, _ := strings.Cut(string(event), "\x00")
+	if !strings.HasPrefix(action, "add@") {
+		return false
+	}
+	for _, variable := range strings.Split(variables, "\x00") {
+		for _, bus := range networkBuses {
+			modalias, found := strings.CutPrefix(variable, "MODALIAS="+bus.name+":")
+			if found && strings.Contains(modalias, bus.network) {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"instantenv/init/internal/atomicfile"
+	"instantenv/init/internal/dhcp"
+)
+
+// setNames tells the machine its name and who resolves others. A login works without, so errors are only logged.
+// The name that is wished for, unless empty, comes before the server's.
+func (n *network) setNames(lease dhcp.Lease, wished string) {
+	name, domain := hostName(lease), lease.Domain
+	if wished != "" {
+		var rest string
+		if name, rest, _ = strings.Cut(wished, "."); rest != "" {
+			domain = rest
+		}
+	}
+	if err := syscall.Sethostname([]byte(name)); err != nil {
+		n.machine.log.sayf("host name: %v", err)
+	}
+	if err := writeResolvConf(n.resolvConf, lease); err != nil {
+		n.machine.log.sayf("resolv.conf: %v", err)
+	}
+	// sudo looks up the machine's own name and waits for DNS when it is nowhere else.
+	if err := writeHosts(n.hosts, name, domain); err != nil {
+		n.machine.log.sayf("hosts: %v", err)
+	}
+}
+
+// hostName is the server's choice or, as EC2 names machines, made of the address.
+func hostName(lease dhcp.Lease) string {
+	if short, _, _ := strings.Cut(lease.Hostname, "."); short != "" {
+		return short
+	}
+	return strings.ReplaceAll("ip-"+dhcp.Dotted(lease.IP), ".", "-")
+}
+
+// writeResolvConf writes what a symbolic link into /run points at, as systemd-resolved leaves one behind, and
+// replaces anything else.
+func writeResolvConf(path string, lease dhcp.Lease) error {
+	text := "# written by instant-init\n"
+	if lease.Domain != "" {
+		text += "search " + lease.Domain + "\n"
+	}
+	for _, server := range lease.DNS {
+		text += "nameserver " + dhcp.Dotted(server) + "\n"
+	}
+	if target, err := os.Readlink(path); err == nil {
+		if !filepath.IsAbs(target) {
+			target = filepath.Join(filepath.Dir(path), target)
+		}
+		if strings.HasPrefix(target, "/run/") {
+			path = target
+		}
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return replace(path, text)
+}
+
+// hostsMark ends the line of /etc/hosts that is ours.
+const hostsMark = "# instant-init"
+
+func writeHosts(path, name, domain string) error {
+	old, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		old, err = []byte("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"), nil
+	}
+	if err != nil {
+		return err
+	}
+	text := ""
+	for line := range strings.Lines(string(old)) {
+		if line = strings.TrimRight(line, "\n"); !strings.HasSuffix(line, hostsMark) {
+			text += line + "\n"
+		}
+	}
+	names := name
+	if domain != "" {
+		names = name + "." + domain + " " + name
+	}
+	return replace(path, text+"127.0.1.1 "+names+" "+hostsMark+"\n")
+}
+
+// replace writes a file that root owns and all may read, unless it has that content.
+func replace(path, text string) error {
+	if old, err := os.ReadFile(path); err == nil && string(old) == text {
+		return nil
+	}
+	return atomicfile.Write(path, []byte(text), 0o644, atomicfile.Root)
+}

@@ -156,6 +156,13 @@ def network(
     )  # fmt: skip
 
 
+@task(help={"instance": "next (the default): the one that starts next", **_TIME_HELP})
+@verb
+def unplugged(_: Context, instance: str = "next", seconds: float = 0.0, json: bool = False) -> None:
+    """Start the next machine without its network card; clearing the fault plugs it in."""
+    _inject(json, kind="unplugged", instance=instance, seconds=seconds)
+
+
 @task(name="list", default=True, help=_JSON_HELP)
 @verb
 def list_(_: Context, json: bool = False) -> None:
@@ -185,4 +192,6 @@ def clear(_: Context, id: str = "", json: bool = False) -> None:
         say(f"cleared {', '.join(cleared)}" if cleared else "no faults")
 
 
-fault = Collection("fault", error, delay, drop, unknown, kill, freeze, disk, imds, network, list_, clear)
+fault = Collection(
+    "fault", error, delay, drop, unknown, kill, freeze, disk, imds, network, unplugged, list_, clear
+)  # fmt: skip

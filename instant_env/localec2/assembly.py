@@ -122,7 +122,9 @@ class Assembly:
         self.refresh_groups()
         interfaces = self.interfaces(instance, self.write_metadata(instance))
         self._cables[instance.id] = [self.network.plug(interface) for interface in interfaces]
-        return tuple(self.nic(interface) for interface in interfaces)
+        # A fault keeps the primary card back; its cable waits for it.
+        first = 1 if self.state.faults.unplugged(instance.id) else 0
+        return tuple(self.nic(interface) for interface in interfaces[first:])
 
     @staticmethod
     def nic(interface: Interface) -> qemu.Nic:

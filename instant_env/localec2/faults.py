@@ -166,6 +166,13 @@ class NetworkFault(_Fault):
         return self
 
 
+class UnpluggedFault(_Fault):
+    """The machine starts without its network card, which is plugged in when the fault is over."""
+
+    kind: Literal["unplugged"] = "unplugged"
+    instance: str = _Id
+
+
 Fault = Annotated[
     ErrorFault
     | DelayFault
@@ -175,7 +182,8 @@ Fault = Annotated[
     | FreezeFault
     | DiskFault
     | ImdsFault
-    | NetworkFault,
+    | NetworkFault
+    | UnpluggedFault,
     Field(discriminator="kind"),
 ]
 _ADAPTER: TypeAdapter[Fault] = TypeAdapter(Fault)
@@ -321,6 +329,10 @@ class Faults:
         """What is wrong with the packets of an instance: the newest fault wins."""
         found = [item.fault for item in self.of_machine(instance_id) if isinstance(item.fault, NetworkFault)]
         return found[-1] if found else None
+
+    def unplugged(self, instance_id: str) -> bool:
+        """Whether an instance's machine is to start without its network card."""
+        return any(isinstance(item.fault, UnpluggedFault) for item in self.of_machine(instance_id))
 
     def imds(self, instance_id: str) -> dict[str, int | str]:
         """What the metadata file says of its faults; the newest fault wins."""

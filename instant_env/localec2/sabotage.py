@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instant_env.errors import InstantEnvError
+from instant_env.localec2 import qemu
 from instant_env.localec2.faults import (
     ALL,
     NEXT,
@@ -21,6 +22,7 @@ from instant_env.localec2.faults import (
     ImdsFault,
     KillFault,
     NetworkFault,
+    UnpluggedFault,
 )
 from instant_env.localec2.machine import Machine
 from instant_env.localec2.qmp import QmpError
@@ -49,6 +51,8 @@ class Sabotage:
         """Put a fault in the table and do what it does now. Raises FaultError."""
         instance = getattr(fault, "instance", ALL)
         if instance not in (ALL, NEXT):
+            if isinstance(fault, UnpluggedFault):
+                raise FaultError(f"{instance} has its network card; this fault is for `next`")
             self._require(instance, running=isinstance(fault, KillFault | FreezeFault))
         active = self._faults.add(fault)
         log.info("fault %s: %s", active.id, fault)
@@ -126,6 +130,14 @@ class Sabotage:
             machine.throttle(0, 0)
         elif isinstance(active.fault, NetworkFault):
             self._disturb(machine.spec.instance_id)
+        elif isinstance(active.fault, UnpluggedFault) and active.struck:
+            machine.attach_nic(self._primary_nic(machine.spec.instance_id), 1)
+
+    def _primary_nic(self, instance_id: str) -> qemu.Nic:
+        assembly = self._plane.lifecycle.assembly
+        with self._plane.state.lock:
+            instance = self._plane.state.instances[instance_id]
+            return assembly.nic(assembly.interfaces(instance, Path())[0])
 
     def _disturb(self, instance_id: str) -> None:
         """Make an instance's interfaces as bad as the table says now. Raises NetworkError."""
@@ -147,8 +159,8 @@ class Sabotage:
         """An instance's interfaces are there, its machine is not yet: the first packet counts."""
         if self._faults.network(instance_id) is not None:
             self._disturb(instance_id)
-            for active in self._faults.of_machine(instance_id):
-                active.struck += isinstance(active.fault, NetworkFault)
+        for active in self._faults.of_machine(instance_id):
+            active.struck += isinstance(active.fault, NetworkFault | UnpluggedFault)
 
     def _rewrite_metadata(self, active: Active) -> None:
         """IMDS reads the file again with every request."""
@@ -162,7 +174,7 @@ class Sabotage:
     def _started(self, machine: Machine) -> None:
         """A machine runs: what was made for it before."""
         for active in self._faults.of_machine(machine.spec.instance_id):
-            if isinstance(active.fault, NetworkFault):
+            if isinstance(active.fault, NetworkFault | UnpluggedFault):
                 continue  # done before it started
             try:
                 self._apply(active, [machine])

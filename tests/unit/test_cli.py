@@ -19,6 +19,7 @@ VERBS = (
     "local.down", "local.env", "local.status", "local.up", "report",
     *(f"local.fault.{name}" for name in (
         "clear", "delay", "disk", "drop", "error", "freeze", "imds", "kill", "list", "network", "unknown",
+        "unplugged",
     )),
 )  # fmt: skip
 

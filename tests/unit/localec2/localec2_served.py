@@ -69,6 +69,7 @@ class PretendMachine(Machine):
         self.power_off(guest=False)
 
     started = True
+    plugged: tuple[Nic, ...] = ()
     frozen = False
     limits = (0, 0)
 
@@ -86,8 +87,8 @@ class PretendMachine(Machine):
     def throttle(self, bytes_per_second: int, operations_per_second: int) -> None:
         self.limits = (bytes_per_second, operations_per_second)
 
-    def attach_nic(self, nic: Nic, index: int) -> None:
-        pass
+    def attach_nic(self, nic: Nic, index: int) -> None:  # noqa: ARG002 - there are no slots
+        self.plugged = (*self.plugged, nic)
 
     def detach_nic(self, interface_id: str, timeout_s: float) -> None:
         pass

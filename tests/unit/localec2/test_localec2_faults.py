@@ -225,6 +225,21 @@ def test_packets_are_lost_from_the_first_one_until_the_fault_is_cleared(served: 
     assert served.network.faults[interface_id] == good
 
 
+def test_a_machine_starts_without_its_card_until_the_fault_is_over(served: Served) -> None:
+    inject(served, kind="unplugged", instance="next")
+    instance_id = launch(served)
+    until(lambda: state_of(served, instance_id) == "running")
+    other = launch(served)
+    until(lambda: state_of(served, other) == "running")
+    machine, normal = served.machine(instance_id), served.machine(other)
+    interface_id = served.state.instances[instance_id].interface_id
+    assert machine.spec.nics == ()
+    assert len(normal.spec.nics) == 1
+    ask(served, "DELETE")
+    assert [nic.interface_id for nic in machine.plugged] == [interface_id]
+    assert normal.plugged == ()
+
+
 @pytest.mark.parametrize(
     ("fault", "status", "word"),
     [
@@ -234,6 +249,7 @@ def test_packets_are_lost_from_the_first_one_until_the_fault_is_cleared(served: 
         ({"kind": "disk"}, 400, "bytes_per_second"),
         ({"kind": "kill", "instance": "i-0123456789abcdef0"}, 409, "no instance"),
         ({"kind": "kill", "instance": "*"}, 400, "instance"),
+        ({"kind": "unplugged", "instance": "i-0123456789abcdef0"}, 409, "next"),
     ],
 )
 def test_a_fault_that_makes_no_sense(served: Served, fault: dict[str, Any], status: int, word: str) -> None:

@@ -37,6 +37,10 @@ STAGE_COLOURS = {
     Stage.FIRMWARE: _PURPLE,
     Stage.KERNEL: _ORANGE,
     Stage.SYSTEMD: _ORANGE,
+    Stage.INITRAMFS: _ORANGE,
+    Stage.UNITS: _SKY,
+    Stage.CLOUD_INIT: _PURPLE,
+    Stage.INIT: _GREEN,
     Stage.NETWORK: _YELLOW,
     Stage.KEY: _GREEN,
     Stage.SSHD: _VERMILLION,
@@ -45,7 +49,14 @@ STAGE_COLOURS = {
 }
 
 #: Two stages of one colour never look alike, and what is unexplained looks so.
-_HATCHES = {Stage.SYSTEMD: "////", Stage.UNEXPLAINED: "xxxx"}
+_HATCHES = {
+    Stage.SYSTEMD: "////",
+    Stage.INITRAMFS: "....",
+    Stage.UNITS: "////",
+    Stage.CLOUD_INIT: "----",
+    Stage.INIT: "////",
+    Stage.UNEXPLAINED: "xxxx",
+}
 
 #: On these, labels are white.
 _DARK = {_BLUE, _GREEN, _VERMILLION}

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness import guests
 from harness.results import Row, cell, label
 from instant_env.errors import UsageError
 
@@ -43,7 +44,8 @@ class Kind:
 @dataclass(frozen=True)
 class Record:
     """One attempt. ``technique`` is the row's label, variant included. ``numbers`` holds every cell that is a
-    number, ``texts`` every cell that is not empty."""
+    number, ``texts`` every cell that is not empty. ``boot`` is what the machine's systemd and cloud-init said
+    of their boot: a line of the run's .guests.jsonl, empty without one."""
 
     kind: Kind
     technique: str
@@ -52,6 +54,7 @@ class Record:
     timeout_ms: float
     numbers: Mapping[str, float]
     texts: Mapping[str, str]
+    boot: Mapping[str, Any] = field(default_factory=dict)
 
     def ms(self, column: str) -> float | None:
         """The cell as a number; None when it is empty, no number, or there is no such column."""
@@ -153,10 +156,29 @@ def read_results(path: Path) -> Results:
         raise UsageError(
             f"cannot read {path}: {error}", hint="give a CSV that `invoke bench` wrote"
         ) from error
-    counted = tuple(record for record in records if record.block > 0)
+    boots = _boots(guests.path_of(path))
+    counted = tuple(
+        dataclasses.replace(record, boot=boots.get(record.texts.get("attempt", ""), {}))
+        for record in records
+        if record.block > 0
+    )
     if not counted:
         raise UsageError(f"{path} holds no attempts", hint="it is of a run that was stopped at once")
     return Results(path, counted, len(records) - len(counted), _metadata(path.with_suffix(".json")))
+
+
+def _boots(path: Path) -> dict[str, Mapping[str, Any]]:
+    """By attempt. Raises UsageError."""
+    found: dict[str, Mapping[str, Any]] = {}
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            boot = json.loads(line)
+            found[str(boot["attempt"])] = boot
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"cannot read {path}: {error!r}", hint="move it away to go without") from error
+    return found
 
 
 def _metadata(path: Path) -> Mapping[str, Any]:

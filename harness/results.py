@@ -108,11 +108,11 @@ COLUMNS: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(Row)
 
 
 def cell(value: object) -> str:
-    """A value as the CSV has it: times to the microsecond, empty for what is not known."""
+    """A value as the CSV has it, empty for what is not known. An attempt may cost some 0.001 USD."""
     if value is None:
         return ""
     if isinstance(value, float):
-        return f"{value:.3f}".rstrip("0").rstrip(".")
+        return f"{value:.6f}".rstrip("0").rstrip(".")
     return str(value)
 
 

@@ -2,6 +2,7 @@
 
 Host's and guest's marks are put on one axis (``guest_boot_ms`` is the guest's zero on the host's clock). What
 no mark accounts for is a stage of its own, *unexplained*: its share says how much of t4 nobody can explain.
+Where a machine has systemd, its own records and cloud-init's (the run's .guests.jsonl) split that further.
 A mark more in :data:`MARKS` splits stretches further; columns that a CSV does not have are no marks of it.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +27,10 @@ class Stage(StrEnum):
     FIRMWARE = "firmware and loader"
     KERNEL = "kernel"
     SYSTEMD = "kernel and systemd"
+    INITRAMFS = "initramfs"
+    UNITS = "systemd"
+    CLOUD_INIT = "cloud-init"
+    INIT = "init"
     NETWORK = "network"
     KEY = "key"
     SSHD = "sshd"
@@ -45,7 +51,8 @@ MARKS = (
     Mark("t1_ms", Stage.API),
     Mark("t2_ms", Stage.RUNNING),
     Mark("guest_boot_ms", Stage.FIRMWARE),
-    Mark("init_start_ms", Stage.KERNEL, guest=True),
+    Mark("kernel_handoff_ms", Stage.KERNEL, guest=True),
+    Mark("init_start_ms", Stage.INIT, guest=True),
     Mark("network_up_ms", Stage.NETWORK, guest=True),
     Mark("key_received_ms", Stage.KEY, guest=True),
     Mark("key_written_ms", Stage.KEY, guest=True),
@@ -58,6 +65,9 @@ MARKS = (
 
 #: Only our init as PID 1 starts sshd itself.
 _PID1_MARK = "sshd_started_ms"
+
+#: Debian's, and Amazon Linux's.
+_SSHD_UNITS = ("ssh.service", "sshd.service")
 
 
 @dataclass(frozen=True)
@@ -94,20 +104,47 @@ def stretches(record: Record) -> list[Stretch]:
 
 def _instants(record: Record, pid1: bool) -> list[tuple[float, Stage]]:
     boot_ms = record.ms("guest_boot_ms")
+    boot = _boot_instants(record) if boot_ms is not None else []
     found = []
     for mark in MARKS:
         value = record.ms(mark.column)
         if value is None or (mark.guest and boot_ms is None):
             continue
         stage = mark.ends
-        if not pid1:
-            if stage is Stage.KERNEL:
-                stage = Stage.SYSTEMD
-            elif mark.column == "t3_ms":
-                # Between the last mark and sshd's answer somebody else's init was at work, unseen.
-                stage = Stage.UNEXPLAINED
+        if mark.column == "init_start_ms" and not pid1:
+            stage = Stage.UNITS if boot else Stage.SYSTEMD
+        elif mark.column == "init_start_ms" and record.ms("kernel_handoff_ms") is None:
+            stage = Stage.KERNEL
+        elif mark.column == "t3_ms" and not pid1 and not boot:
+            # Between the last mark and sshd's answer somebody else's init was at work, unseen.
+            stage = Stage.UNEXPLAINED
         found.append((value + (boot_ms or 0.0) if mark.guest else value, stage))
-    return found
+    return found + [(ms + (boot_ms or 0.0), stage) for ms, stage in boot]
+
+
+def _boot_instants(record: Record) -> list[tuple[float, Stage]]:
+    """What systemd and cloud-init said, in ms from kernel start; nothing unless it reaches to sshd's start.
+
+    What began after sshd was started no longer holds up the login. cloud-init's own stages count, not the
+    modules within them, and not when its clock was stepped meanwhile.
+    """
+
+    def spans(name: str) -> list[dict[str, Any]]:
+        return [span for span in record.boot.get(name, ()) if span.get("ended_ms") is not None]
+
+    sshd = [span["began_ms"] for span in record.boot.get("units", ()) if span["name"] in _SSHD_UNITS]
+    if not sshd:
+        return []
+    until = min(sshd)
+    stages = {"kernel": Stage.KERNEL, "initrd": Stage.INITRAMFS}
+    found = [(span["ended_ms"], stages[span["name"]]) for span in spans("stages") if span["name"] in stages]
+    if not record.boot.get("clock_stepped"):
+        for span in spans("cloud_init"):
+            if "/" not in span["name"] and span["began_ms"] < until:
+                found.append((span["began_ms"], Stage.UNITS))
+                found.append((min(span["ended_ms"], until), Stage.CLOUD_INIT))
+    # Last: of two marks at one instant the first names the stretch, and cloud-init may be cut off there.
+    return [(ms, stage) for ms, stage in found if ms <= until] + [(until, Stage.UNITS)]
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from harness_rows import records, row
+from harness_rows import records, row, write_run
 
+from harness.records import read_results
 from harness.waterfall import Stage, breakdowns, stretches
+from instant_env.errors import UsageError
 
 PID1 = {
     "t1_ms": 100.0, "t2_ms": 500.0, "t3_ms": 9_500.0, "guest_boot_ms": 4_000.0, "init_start_ms": 2_000.0,
@@ -33,6 +37,10 @@ def test_all_of_t4_is_in_one_stage_or_another() -> None:
     ]
 
 
+def test_the_kernels_end_is_told_from_our_inits_start() -> None:
+    assert stages(kernel_handoff_ms=1_900.0)[3:5] == [(Stage.KERNEL, 1_900.0), (Stage.INIT, 100.0)]
+
+
 def test_what_no_mark_explains_says_so() -> None:
     """A machine without our init: what its kernel and its init did before sshd answered, nobody saw."""
     bare = dict.fromkeys(name for name in PID1 if name.endswith(("start_ms", "up_ms", "ed_ms", "en_ms")))
@@ -44,6 +52,47 @@ def test_what_no_mark_explains_says_so() -> None:
         (Stage.SYSTEMD, 2_000.0), (Stage.NETWORK, 1_000.0), (Stage.KEY, 300.0), (Stage.UNEXPLAINED, 2_200.0),
         (Stage.AUTH, 500.0),
     ]  # fmt: skip
+
+
+def span(name: str, began_ms: float, ended_ms: float | None) -> dict[str, Any]:
+    return {"name": name, "began_ms": began_ms, "ended_ms": ended_ms, "result": ""}
+
+
+def test_systemd_and_cloud_init_account_for_a_stock_image(tmp_path: Path) -> None:
+    marks: dict[str, Any] = {"t1_ms": 100.0, "t2_ms": 500.0, "guest_boot_ms": 4_000.0, "t3_ms": 29_000.0}
+    path = write_run(tmp_path / "20260101T000000Z-x.csv", [row("cold", 30_000.0, **marks)])
+    boot: dict[str, Any] = {
+        "attempt": 1,
+        "stages": [span("kernel", 0, 2_000), span("initrd", 2_000, 5_000), span("userspace", 5_000, None)],
+        "units": [span("cloud-init.service", 8_000, 15_000), span("ssh.service", 20_000, None)],
+        "cloud_init": [
+            span("init-local", 6_000, 7_000), span("init-network", 9_000, 15_000),
+            span("init-network/check-cache", 9_100, 9_200), span("modules-config", 19_000, 22_000),
+            span("modules-final", 23_000, None),
+        ],
+        "clock_stepped": False,
+    }  # fmt: skip
+
+    def told() -> dict[Stage, float]:
+        path.with_suffix(".guests.jsonl").write_text(json.dumps(boot) + "\n")
+        pieces = stretches(read_results(path).records[0])
+        assert sum(piece.ms for piece in pieces) == pytest.approx(30_000)
+        return {stage: sum(p.ms for p in pieces if p.stage is stage) for stage in {p.stage for p in pieces}}
+
+    expected = {
+        Stage.API: 100, Stage.RUNNING: 400, Stage.FIRMWARE: 3_500, Stage.KERNEL: 2_000,
+        Stage.INITRAMFS: 3_000, Stage.UNITS: 7_000, Stage.CLOUD_INIT: 8_000, Stage.SSHD: 5_000, Stage.AUTH: 1_000,
+    }  # fmt: skip
+    assert told() == expected
+    boot["clock_stepped"] = True  # cloud-init's wall clock cannot be joined
+    assert told() == {key: ms for key, ms in expected.items() if key is not Stage.CLOUD_INIT} | {
+        Stage.UNITS: 15_000
+    }
+    boot["units"] = []
+    assert Stage.UNEXPLAINED in told()
+    path.with_suffix(".guests.jsonl").write_text("{")
+    with pytest.raises(UsageError, match="guests"):
+        read_results(path)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ import boto3
 from botocore.config import Config
 
 from instant_env.cloud.session import Cloud
+from instant_env.launch import guest
 from instant_env.settings import CloudName, Settings
 
 NETWORK = "127.77.0"
@@ -180,7 +181,10 @@ def _report(address: str, what: str, at_ns: int) -> None:
 
 
 class _Server(asyncssh.SSHServer):
-    """Lets any key in, and tells when it did."""
+    """Lets any key in, and tells when it knew that it would.
+
+    That is before the client can know: ``auth_completed`` comes after the answer is out.
+    """
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -189,9 +193,6 @@ class _Server(asyncssh.SSHServer):
         del conn
         _report(self._address, "answered_ns", time.monotonic_ns())
 
-    def auth_completed(self) -> None:
-        _report(self._address, "authenticated_ns", time.monotonic_ns())
-
     def begin_auth(self, username: str) -> bool:
         return bool(username)
 
@@ -199,15 +200,19 @@ class _Server(asyncssh.SSHServer):
         return True
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        # asked for the offer and again for the signature; the last one stays
+        _report(self._address, "authenticated_ns", time.monotonic_ns())
         return bool(username and key)
 
 
 async def _answer(process: asyncssh.SSHServerProcess[str]) -> None:
-    """The guest's report: a boot id, a kernel, and its clock as often as asked."""
+    """What launch/guest.py asks: no root disk, a boot id, a kernel, the clock at each line; no timeline."""
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text()
-    process.stdout.write(f"{boot_id}stand-in\n--instant-env-end--\n")
-    async for _ in process.stdin:
+    process.stdout.write(f"\n{boot_id}stand-in\n")
+    for _ in range(guest.CLOCK_READINGS):
+        await process.stdin.readline()
         process.stdout.write(Path("/proc/uptime").read_text().split()[0] + "\n")
+    process.stdout.write(f"{guest.END}\n")
     process.exit(0)
 
 

@@ -32,6 +32,7 @@ from instant_env.cloud.network import temporary_security_group
 from instant_env.cloud.session import Cloud, CloudError, connect
 from instant_env.cloud.tags import Role, new_run_id
 from instant_env.errors import InstantEnvError, UsageError
+from instant_env.launch.lag import short_pauses
 from instant_env.launch.techniques import Prepared, Technique, find_technique
 from instant_env.launch.timeline import Outcome
 from instant_env.settings import Settings
@@ -272,7 +273,8 @@ class Run:
                     progress=self._progress,
                     on_row=lambda row: self._tell(row, conductor),
                 )
-                asyncio.run(self._run_all(conductor))
+                with short_pauses():
+                    asyncio.run(self._run_all(conductor))
             status = "over_budget" if conductor.over_budget else "finished"
         except (KeyboardInterrupt, asyncio.CancelledError):
             status = "stopped"

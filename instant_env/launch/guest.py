@@ -27,9 +27,9 @@ TIMELINE_VERSIONS = (1, 2)
 _UPTIME_STEP_MS = 10.0
 
 #: The clock is asked this often and the quickest answer taken: the first one pays for cold caches.
-_CLOCK_READINGS = 5
+CLOCK_READINGS = 5
 
-_END = "--instant-env-end--"
+END = "--instant-env-end--"
 # The root's disk is found by its number; a partition lies below its disk in the kernel's tree, with a file
 # `partition`. The timeline comes last: PID 1 learns of the login from sshd's log, a moment after we do.
 _SCRIPT = f"""
@@ -38,10 +38,10 @@ while read -r x x d x m x; do [ "$m" = / ] && s=/sys/dev/block/$d; done </proc/s
 x=; [ ! -r "$s/stat" ] || read -r x <"$s/stat"; echo "$x"
 read -r x </proc/sys/kernel/random/boot_id; echo "$x"
 read -r x </proc/sys/kernel/osrelease; echo "$x"
-n={_CLOCK_READINGS}
+n={CLOCK_READINGS}
 while [ $n -gt 0 ]; do read -r x; read -r x y </proc/uptime; echo "$x"; n=$((n-1)); done
 if [ -r {TIMELINE_PATH} ]; then while read -r x || [ -n "$x" ]; do echo "$x"; done <{TIMELINE_PATH}; fi
-echo {_END}
+echo {END}
 """
 
 
@@ -114,7 +114,7 @@ async def read_guest(connection: asyncssh.SSHClientConnection) -> GuestReport:
             boot_id, kernel = await _line(process), await _line(process)
             boot_at_ns, error_ms = await _read_clock(process)
             timeline = []
-            while (line := await _line(process)) != _END:
+            while (line := await _line(process)) != END:
                 timeline.append(line)
             process.stdin.write_eof()
     except (asyncssh.Error, OSError) as error:
@@ -127,7 +127,7 @@ async def read_guest(connection: asyncssh.SSHClientConnection) -> GuestReport:
 async def _read_clock(process: asyncssh.SSHClientProcess[str]) -> tuple[int, float]:
     """The zero of the guest's clock as host nanoseconds, and the bound of its error in ms."""
     best: tuple[int, int] | None = None  # (round trip, boot instant), both ns
-    for _ in range(_CLOCK_READINGS):
+    for _ in range(CLOCK_READINGS):
         asked = time.monotonic_ns()
         process.stdin.write("\n")
         text = await _line(process)

@@ -1,0 +1,90 @@
+"""How a machine goes down, and how it sleeps."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from init_guest import console, start, stop, wait_for_line, wait_until
+
+if TYPE_CHECKING:
+    from tiny_cloud import TinyCloud
+
+pytest_plugins = ("tiny_cloud",)
+pytestmark = [pytest.mark.boot, pytest.mark.slow, pytest.mark.timeout(600)]
+
+ZONE = "us-east-1a"
+#: What process 1 promises (init/shutdown.go), whatever hangs.
+SHUTDOWN_LIMIT_S = 10.0
+
+
+def took_s(said: str) -> float:
+    """How long the shutdown took until the power went off, as the machine's last line tells."""
+    found = re.search(r"(?:powering off|restarting) now, after (?:([0-9.]+)s|([0-9]+)ms)", said)
+    assert found, said
+    return float(found[1]) if found[1] else int(found[2]) / 1000
+
+
+def test_power_button_signal_and_what_hangs(tiny_cloud: TinyCloud) -> None:
+    instance_id = tiny_cloud.launch_tiny()
+    guest = tiny_cloud.login(instance_id)
+    volume_id = tiny_cloud.ec2.create_volume(Size=1, AvailabilityZone=ZONE)["VolumeId"]
+    tiny_cloud.ec2.attach_volume(VolumeId=volume_id, InstanceId=instance_id, Device="/dev/sdf")
+    device = guest.device(volume_id)
+    guest.run(
+        f"mkfs.ext4 -q {device} && mount {device} /mnt && echo precious >/mnt/file; echo root >/root/file"
+    )
+
+    said = stop(tiny_cloud, instance_id)
+    assert "powering off: the power button was pressed" in said
+    assert "unmount" not in said
+    print(f"power button: {took_s(said):.3f} s")
+    assert took_s(said) < SHUTDOWN_LIMIT_S
+
+    # What was written is there, and the journals have nothing to tell: everything was unmounted.
+    guest = start(tiny_cloud, instance_id)
+    assert guest.run("cat /root/file") == "root"
+    device = guest.device(volume_id)
+    guest.run(f"mount {device} /mnt && grep -q precious /mnt/file")
+    assert guest.status("dmesg | grep -i -e 'recovery complete' -e 'orphan cleanup'") != 0
+    guest.run("kill -HUP 1; kill -USR1 1; kill -QUIT 1; sleep 1; kill -0 1")
+
+    # A file system that never answers, a process that waits for it and cannot be killed, and one that ignores
+    # SIGTERM: the machine goes down all the same.
+    guest.run("fsfreeze -f /mnt; dd if=/dev/zero of=/mnt/more bs=1M count=1 </dev/null >/dev/null 2>&1 &")
+    stubborn = "trap : TERM HUP; while :; do sleep 1; done"
+    guest.run(f"sh -c '{stubborn}' </dev/null >/dev/null 2>&1 &")
+    wait_until(guest, "grep -q '(dd) D' /proc/[0-9]*/stat")
+    guest.run("(sleep 1; kill -TERM 1) </dev/null >/dev/null 2>&1 &")
+    wait_for_line(tiny_cloud, instance_id, "powering off: signal: terminated")
+    begin = time.monotonic()
+    tiny_cloud.wait(instance_id, "stopped", timeout_s=60)
+    said = console(tiny_cloud, instance_id)
+    print(f"with a frozen file system: {time.monotonic() - begin:.1f} s on the host's clock")
+    assert re.search(r"processes are stuck: .*\(dd\) D", said), said
+    assert took_s(said) < SHUTDOWN_LIMIT_S
+
+
+def test_a_machine_sleeps_and_goes_on(tiny_cloud: TinyCloud) -> None:
+    encrypted: Any = [{"DeviceName": "/dev/xvda", "Ebs": {"Encrypted": True, "VolumeSize": 2}}]
+    instance_id = tiny_cloud.launch_tiny(
+        HibernationOptions={"Configured": True}, BlockDeviceMappings=encrypted
+    )
+    guest = tiny_cloud.login(instance_id)
+    boot_id = guest.run("cat /proc/sys/kernel/random/boot_id")
+    guest.run("(sleep 100000 & echo $! >/run/sleeper) </dev/null >/dev/null 2>&1")
+    # Twice: the second time the partition is swap already.
+    for _ in range(2):
+        tiny_cloud.ec2.stop_instances(InstanceIds=[instance_id], Hibernate=True)
+        stopped = tiny_cloud.wait(instance_id, "stopped", timeout_s=150)
+        assert stopped["StateReason"]["Code"] == "Client.UserInitiatedHibernate", stopped["StateReason"]
+        assert "hibernating to /dev/nvme0n1p2" in console(tiny_cloud, instance_id)
+        guest = start(tiny_cloud, instance_id)
+        assert guest.run("cat /proc/sys/kernel/random/boot_id") == boot_id
+        assert guest.status("kill -0 $(cat /run/sleeper)") == 0, "its processes live on"
+        wait_for_line(tiny_cloud, instance_id, "awake again, after ")
+        assert guest.run("grep -c nvme /proc/swaps; true") == "0", "swap is for sleeping only"
+    said = stop(tiny_cloud, instance_id)
+    assert "the power button was pressed" in said

@@ -198,11 +198,20 @@ def test_reboot(contract: ContractCloud, second: str) -> None:
     assert contract.describe(second)["PublicIpAddress"] == address
 
 
+#: In the guest: a process that notes whether it was asked to end, as everything is in an orderly shutdown.
+WITNESS = (
+    'rm -f /var/asked; setsid sh -c \'trap "echo yes >/var/asked; sync" TERM HUP; touch /run/witness; '
+    "while sleep 1; do :; done' </dev/null >/dev/null 2>&1 & "
+    "while ! [ -e /run/witness ]; do sleep 1; done; sync"
+)
+
+
 def test_stop_and_start_with_other_user_data(contract: ContractCloud, second: str) -> None:
     ec2, guest = contract.ec2, contract.login(second)
     before = contract.describe(second)
     boot_id = guest.boot_id
     guest.run("echo kept >/var/kept && sync")
+    guest.run(WITNESS)
     with refused("IncorrectInstanceState"):
         ec2.modify_instance_attribute(InstanceId=second, UserData={"Value": b"too early"})
     contract.log_out(second)
@@ -220,5 +229,44 @@ def test_stop_and_start_with_other_user_data(contract: ContractCloud, second: st
     guest = contract.login(second)
     assert guest.boot_id != boot_id
     assert guest.run("cat /var/kept") == "kept"
+    assert guest.run("cat /var/asked") == "yes", "the system was shut down in order"
     assert guest.imds("user-data") == "changed while stopped"
     assert contract.describe(second)["LaunchTime"] > before["LaunchTime"]
+
+
+@pytest.mark.slow
+def test_guests_that_end_by_themselves_and_guests_that_nobody_asks(contract: ContractCloud) -> None:
+    """A guest's power-off stops or terminates, as the attribute says; SkipOsShutdown and Force ask nobody."""
+    ec2 = contract.ec2
+    instance_id = contract.launch(InstanceInitiatedShutdownBehavior="stop")
+    power_off = "(sleep 1; poweroff -f) </dev/null >/dev/null 2>&1 &"
+    contract.login(instance_id).run(power_off)
+    contract.log_out(instance_id)
+    stopped = contract.wait(instance_id, "stopped")
+    assert stopped["StateReason"]["Code"] == "Client.InstanceInitiatedShutdown"
+    (root,) = stopped["BlockDeviceMappings"]
+
+    how: list[dict[str, bool]] = [{"SkipOsShutdown": True}, {"Force": True}]
+    ec2.start_instances(InstanceIds=[instance_id])
+    guest = contract.login(instance_id)
+    for options in how:
+        guest.run(WITNESS)
+        contract.log_out(instance_id)
+        ec2.stop_instances(InstanceIds=[instance_id], **options)
+        assert contract.wait(instance_id, "stopped")["StateReason"]["Code"] == "Client.UserInitiatedShutdown"
+        ec2.start_instances(InstanceIds=[instance_id])
+        guest = contract.login(instance_id)
+        assert guest.status("test -e /var/asked") == 1, "the plug was pulled"
+    ec2.modify_instance_attribute(
+        InstanceId=instance_id, InstanceInitiatedShutdownBehavior={"Value": "terminate"}
+    )
+    guest.run(power_off)
+    contract.log_out(instance_id)
+    ended = contract.wait(instance_id, "terminated")
+    assert ended["StateReason"]["Code"] == "Client.InstanceInitiatedShutdown"
+    gone = [{"Name": "volume-id", "Values": [root["Ebs"]["VolumeId"]]}]
+    left = contract.eventually(
+        lambda: ec2.describe_volumes(Filters=gone)["Volumes"],  # type: ignore[arg-type]
+        lambda volumes: not volumes,
+    )
+    assert left == []

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tiny_cloud import KEY_NAME, Guest
+
+from instant_env.arch import Arch
+from instant_env.bake.ssh import wait_for_login
+from instant_env.localec2 import starter
+from instant_env.localec2.hibernation import SLEEP_TIMEOUT_S
 
 if TYPE_CHECKING:
     from tiny_cloud import TinyCloud
@@ -13,10 +21,13 @@ pytest_plugins = ("tiny_cloud",)
 pytestmark = [pytest.mark.boot, pytest.mark.slow]
 
 
+def encrypted_root(size_gib: int) -> Any:
+    return [{"DeviceName": "/dev/xvda", "Ebs": {"Encrypted": True, "VolumeSize": size_gib}}]
+
+
 def test_a_guest_hibernates_and_goes_on(tiny_cloud: TinyCloud) -> None:
-    encrypted: Any = [{"DeviceName": "/dev/xvda", "Ebs": {"Encrypted": True, "VolumeSize": 2}}]
     instance_id = tiny_cloud.launch_tiny(
-        HibernationOptions={"Configured": True}, BlockDeviceMappings=encrypted
+        HibernationOptions={"Configured": True}, BlockDeviceMappings=encrypted_root(2)
     )
     guest = tiny_cloud.login(instance_id)
     boot_id = guest.run("cat /proc/sys/kernel/random/boot_id")
@@ -32,3 +43,79 @@ def test_a_guest_hibernates_and_goes_on(tiny_cloud: TinyCloud) -> None:
     assert again.run("cat /proc/sys/kernel/random/boot_id") == boot_id
     assert float(again.run("cut -d' ' -f1 /proc/uptime")) > uptime_s
     assert again.status("kill -0 $(cat /run/sleeper)") == 0, "its processes live on"
+
+
+def test_a_guest_that_only_suspends_to_memory_is_shut_down(tiny_cloud: TinyCloud) -> None:
+    """What a stock systemd does at the sleep key. It is woken up, shut down, and the reason says so."""
+    instance_id = tiny_cloud.launch_tiny(
+        HibernationOptions={"Configured": True}, BlockDeviceMappings=encrypted_root(2)
+    )
+    guest = tiny_cloud.login(instance_id)
+    boot_id = guest.run("cat /proc/sys/kernel/random/boot_id")
+    guest.run("echo kept >/var/kept; sync")
+    print(guest.run("cat /sys/power/state; cat /sys/power/mem_sleep || true"))
+    guest.run(r"printf '#!/bin/sh\necho mem >/sys/power/state\n' >/etc/acpi/sleep-key")
+    guest.run("hibinit")
+    asked = time.monotonic()
+    tiny_cloud.ec2.stop_instances(InstanceIds=[instance_id], Hibernate=True)
+    stopped = tiny_cloud.wait(instance_id, "stopped", timeout_s=250)
+    assert "did not hibernate" in stopped["StateReason"]["Message"], stopped["StateReason"]
+    assert stopped["StateReason"]["Code"] == "Client.UserInitiatedShutdown"
+    assert time.monotonic() - asked < SLEEP_TIMEOUT_S, "it was seen to sleep, not waited for"
+    tiny_cloud.ec2.start_instances(InstanceIds=[instance_id])
+    again = tiny_cloud.login(instance_id)
+    assert again.run("cat /proc/sys/kernel/random/boot_id") != boot_id
+    assert again.run("cat /var/kept") == "kept"
+
+
+#: A stock Debian guest prepared as its user would: a swap file, its place on the kernel's command line, and
+#: systemd-logind told what the sleep key is for. On EC2 ec2-hibinit-agent does the same.
+_PREPARE_DEBIAN = r"""set -e
+fallocate -l 1200M /swap
+chmod 600 /swap
+mkswap /swap >/dev/null
+swapon /swap
+echo '/swap none swap sw 0 0' >>/etc/fstab
+offset=$(filefrag -v /swap | awk '$1 == "0:" { print $4 + 0 }')
+uuid=$(findmnt -no PARTUUID /)
+echo "GRUB_CMDLINE_LINUX=\"\$GRUB_CMDLINE_LINUX resume=PARTUUID=$uuid resume_offset=$offset\"" \
+    >/etc/default/grub.d/90-resume.cfg
+update-grub 2>&1
+mkdir -p /etc/systemd/logind.conf.d
+printf "[Login]\nHandleSuspendKey=hibernate\nHandleHibernateKey=hibernate\n" \
+    >/etc/systemd/logind.conf.d/hibernate.conf
+# What the next boot's command line will say, this kernel has to be told.
+echo "$offset" >/sys/power/resume_offset
+cat "/sys/class/block/$(basename "$(findmnt -no SOURCE /)")/dev" >/sys/power/resume || true
+systemctl restart systemd-logind
+grep -c resume_offset /boot/grub/grub.cfg
+"""
+
+
+@pytest.mark.timeout(1500)
+def test_stock_debian_hibernates_and_goes_on(tiny_cloud: TinyCloud) -> None:
+    image_id = starter.ensure_stock(tiny_cloud.settings, "debian-12", Arch.X86_64)
+    instance_id = tiny_cloud.launch(
+        image_id, KeyName=KEY_NAME, SecurityGroupIds=[tiny_cloud.group_id],
+        HibernationOptions={"Configured": True}, BlockDeviceMappings=encrypted_root(4),
+    )  # fmt: skip
+
+    def login() -> Guest:
+        address = tiny_cloud.wait(instance_id, "running")["PublicIpAddress"]
+        port = tiny_cloud.endpoint.ssh_port
+        return Guest(instance_id, wait_for_login(address, port, "admin", tiny_cloud.key, timeout_s=600))
+
+    guest = login()
+    boot_id = guest.run("cat /proc/sys/kernel/random/boot_id")
+    guest.run(f"sudo sh -c {shlex.quote(_PREPARE_DEBIAN)}", timeout_s=300)
+    guest.run("(sleep 100000 & echo $! >/tmp/sleeper) </dev/null >/dev/null 2>&1")
+
+    tiny_cloud.ec2.stop_instances(InstanceIds=[instance_id], Hibernate=True)
+    stopped = tiny_cloud.wait(instance_id, "stopped", timeout_s=300)
+    console = tiny_cloud.ec2.get_console_output(InstanceId=instance_id)["Output"][-3000:]
+    assert stopped["StateReason"]["Code"] == "Client.UserInitiatedHibernate", console
+
+    tiny_cloud.ec2.start_instances(InstanceIds=[instance_id])
+    again = login()
+    assert again.run("cat /proc/sys/kernel/random/boot_id") == boot_id
+    assert again.status("kill -0 $(cat /tmp/sleeper)") == 0, "its processes live on"

@@ -1,0 +1,312 @@
+"""What our init adds to a boot: a login to custom-init against the floor, and what is read until then.
+
+    .venv/bin/python benchmarks/init.py [--arch x86_64] [--blocks 5] [--cold 1]
+
+Needs a custom-init AMI (`invoke bake --recipe custom-init`), whose disk is copied twice: once with the init
+of this checkout, once with a PID 1 that prints one line and waits, which is the floor. So firmware, kernel
+and command line are the same. Both are launched in one localec2, one at a time, interleaved; `--cold` adds
+launches of the base, for what it reads.
+
+Milliseconds count from the call of RunInstances. The floor's end at the line on the serial console, looked
+for every 5 ms, with the same probe running beside it that looks for sshd on the other machine.
+`processor_ms` is what QEMU has used of the host's processors by then, which says more than the time where
+others use the host. Init's own figures are from its timeline, on the guest's clock. Prints one JSON object;
+figures of different machines are not comparable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import asyncssh
+
+from instant_env.arch import Arch
+from instant_env.launch.guest import read_guest
+from instant_env.launch.login import authenticate, client_options
+from instant_env.launch.probe import DIRECT, Found, ProbeStats, probe
+from instant_env.localec2 import starter
+from instant_env.localec2.layout import Layout
+from instant_env.localec2.stock.model import StockImage
+from instant_env.settings import Settings, load
+from instant_env.toolchain import go_build
+
+if TYPE_CHECKING:
+    from mypy_boto3_ec2 import EC2Client
+
+INSTANCE_TYPE: Literal["t3.micro"] = "t3.micro"
+LIMIT_S = 400.0
+LINE = b"floor"
+ASK = "grep VmRSS /proc/1/status; df -B1 --output=used / | tail -n 1; cat /run/instant-init/timeline.json"
+
+#: What a launch is measured by, as it is named in the output.
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One server, one key and one group for all launches."""
+
+    settings: Settings
+    endpoint: starter.Endpoint
+    ec2: EC2Client
+    key: asyncssh.SSHKey
+    key_name: str
+    group_id: str
+
+    async def launch(self, image_id: str, follow: Callable[[Machine], Awaitable[Figures]]) -> Figures:
+        """Launch, measure, end the machine whatever happened."""
+        started_ns = time.monotonic_ns()
+        made = self.ec2.run_instances(
+            ImageId=image_id, InstanceType=INSTANCE_TYPE, KeyName=self.key_name, MinCount=1, MaxCount=1,
+            SecurityGroupIds=[self.group_id],
+        )  # fmt: skip
+        instance_id = made["Instances"][0]["InstanceId"]
+        try:
+            address = await self._running(instance_id)
+            async with asyncio.timeout(LIMIT_S):
+                return await follow(Machine(instance_id, address, started_ns))
+        finally:
+            self.ec2.terminate_instances(InstanceIds=[instance_id])
+            while self._describe(instance_id)["State"]["Name"] != "terminated":
+                await asyncio.sleep(0.05)
+
+    def _describe(self, instance_id: str) -> Any:
+        found = self.ec2.describe_instances(InstanceIds=[instance_id])
+        return found["Reservations"][0]["Instances"][0]
+
+    async def _running(self, instance_id: str) -> str:
+        while (found := self._describe(instance_id))["State"]["Name"] == "pending":
+            await asyncio.sleep(0.02)
+        return str(found["PublicIpAddress"])
+
+    def _probe(self, machine: Machine) -> asyncio.Task[Found]:
+        looking = probe(
+            machine.address, self.endpoint.ssh_port, DIRECT, ProbeStats(), not_before_ns=time.monotonic_ns()
+        )
+        return asyncio.create_task(looking)
+
+    async def floor(self, machine: Machine) -> Figures:
+        """Until its line is on the console."""
+        console = Layout(self.settings.local_dir.resolve()).instance(machine.instance_id) / "console.log"
+        looking = self._probe(machine)
+        try:
+            while not console.exists() or LINE not in console.read_bytes():
+                await asyncio.sleep(0.005)
+            return {"t4_ms": machine.elapsed_ms(), "processor_ms": machine.processor_ms()}
+        finally:
+            looking.cancel()
+
+    def login(self, username: str) -> Callable[[Machine], Awaitable[Figures]]:
+        """Until the key was accepted, and then the machine's own account."""
+
+        async def follow(machine: Machine) -> Figures:
+            found = await self._probe(machine)
+            login = await authenticate(found.sock, client_options(username, self.key))
+            figures = {
+                "t3_ms": machine.elapsed_ms(found.banner_ns),
+                "t4_ms": machine.elapsed_ms(login.authenticated_ns),
+                "processor_ms": machine.processor_ms(),
+            }
+            figures["volume_requests"], figures["volume_bytes"] = starter.root_reads(
+                self.endpoint, machine.instance_id
+            )
+            report = await read_guest(login.connection)
+            if report.root_reads is not None:
+                figures["disk_requests"], figures["disk_bytes"] = report.root_reads
+            await asyncio.sleep(1)  # PID 1 completes its timeline
+            told = (await login.connection.run(ASK, check=False)).stdout
+            login.connection.abort()
+            return figures | own_account(str(told))
+
+        return follow
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One launch."""
+
+    instance_id: str
+    address: str
+    started_ns: int
+
+    def elapsed_ms(self, at_ns: int | None = None) -> float:
+        return round(((at_ns or time.monotonic_ns()) - self.started_ns) / 1e6, 1)
+
+    def processor_ms(self) -> float:
+        """User and system time of its QEMU."""
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.instance_id.encode() in (process / "cmdline").read_bytes():
+                    fields = (process / "stat").read_text().rpartition(")")[2].split()
+                    return 1000 * (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            except OSError:  # it ended while we looked
+                continue
+        raise RuntimeError(f"no process of {self.instance_id}")
+
+
+def own_account(text: str) -> Figures:
+    """From ASK's answer: memory, the file system's use, and the spans of the timeline."""
+    lines = text.splitlines()
+    figures = {"root_used_bytes": float(lines[1])}
+    if len(lines) < 3:  # systemd's memory is not of interest
+        return figures
+    timeline = json.loads(lines[2])
+    figures["resident_kib"] = float(lines[0].split()[1])
+    marks = {mark["name"]: mark["boottime_ms"] for mark in timeline["marks"]}
+    for name, first, last in (
+        ("handoff_to_init", "kernel_handoff", "init_start"),
+        ("handoff_to_sshd_executed", "kernel_handoff", "sshd_started"),
+        ("handoff_to_key_written", "kernel_handoff", "key_written"),
+        ("handoff_to_sshd_listening", "kernel_handoff", "sshd_listening"),
+        ("sshd_listening_to_first_login", "sshd_listening", "first_login"),
+    ):
+        if first in marks and last in marks:
+            figures[f"{name}_ms"] = round(marks[last] - marks[first], 1)
+    for stage in timeline["stages"]:
+        if stage["end_ms"] is not None:
+            figures[f"stage_{stage['name'].replace(' ', '_')}_ms"] = round(
+                stage["end_ms"] - stage["start_ms"], 1
+            )
+    for reads in timeline["root_reads"]:
+        if reads["mark"] == "first_login":
+            figures["init_requests"], figures["init_bytes"] = reads["requests"], reads["bytes"]
+    return figures
+
+
+def tool(*command: str | Path, text: str | None = None) -> str:
+    return subprocess.run(
+        [str(part) for part in command], input=text, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def register(bench: Bench, image: Any, arch: Arch, package: str, directory: Path) -> str:
+    """The AMI's disk with the program of a Go package where its init is."""
+    program = go_build(package, arch, directory)
+    name = f"{program.name}-{os.urandom(4).hex()}"
+    raw, disk = directory / "disk.raw", directory / f"{name}.qcow2"
+    snapshot = image["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]
+    tool(
+        "qemu-img", "convert", "-O", "raw", Layout(bench.settings.local_dir.resolve()).snapshot(snapshot), raw
+    )
+    partitions = json.loads(tool("sfdisk", "--json", raw))["partitiontable"]["partitions"]
+    start = max(partitions, key=lambda partition: int(partition["size"]))["start"] * 512
+    path = "/usr/sbin/instant-init"
+    commands = [f"rm {path}", f"write {program} {path}", f"sif {path} mode 0100755"]
+    tool("debugfs", "-w", "-f", "-", f"{raw}?offset={start}", text="\n".join(commands))
+    tool("qemu-img", "convert", "-O", "qcow2", raw, disk)
+    raw.unlink()
+    stock = StockImage(
+        base="debian-12", arch=arch, name=name, owner_id="000000000000", disk=disk,
+        description=f"custom-init's disk with {package}", ssm_parameter=f"/instant-env/benchmark/{name}",
+        root_device_name="/dev/xvda", size_gib=2, boot_mode="uefi", digest=name, created=datetime.now(UTC),
+    )  # fmt: skip
+    return starter.register(bench.endpoint, stock)
+
+
+@contextmanager
+def prepared(settings: Settings) -> Iterator[Bench]:
+    """A key pair and a group, gone afterwards."""
+    endpoint = starter.up(settings)
+    ec2: EC2Client = starter.client(endpoint, "ec2")
+    key, name = asyncssh.generate_private_key("ssh-ed25519"), f"init-{os.urandom(4).hex()}"
+    ec2.import_key_pair(KeyName=name, PublicKeyMaterial=key.export_public_key())
+    group_id = ec2.create_security_group(GroupName=name, Description="SSH from this host")["GroupId"]
+    ec2.authorize_security_group_ingress(
+        GroupId=group_id, IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp="127.0.0.1/32"
+    )
+    try:
+        yield Bench(settings, endpoint, ec2, key, name, group_id)
+    finally:
+        ec2.delete_security_group(GroupId=group_id)
+        ec2.delete_key_pair(KeyName=name)
+
+
+def newest(ec2: EC2Client, arch: Arch) -> Any:
+    filters: Any = [
+        {"Name": "tag:instant-env:recipe", "Values": ["custom-init"]},
+        {"Name": "architecture", "Values": [arch.value]},
+    ]
+    images = ec2.describe_images(Owners=["self"], Filters=filters)["Images"]
+    if not images:
+        raise SystemExit(f"no custom-init AMI for {arch}: run invoke bake --arch {arch} --recipe custom-init")
+    return max(images, key=lambda image: image["CreationDate"])
+
+
+def summary(launches: list[Figures]) -> dict[str, object]:
+    """Median, least and most of every figure that all launches have."""
+    common = set.intersection(*(set(launch) for launch in launches))
+    return {
+        name: {
+            "p50": statistics.median(values := [launch[name] for launch in launches]),
+            "min": min(values),
+            "max": max(values),
+        }
+        for name in launches[0]
+        if name in common
+    }
+
+
+def measure(bench: Bench, arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
+    arch = Arch(arguments.arch)
+    image = newest(bench.ec2, arch)
+    base = starter.ensure_stock(bench.settings, "debian-12", arch)
+    follow = {"floor": bench.floor, "custom-init": bench.login("admin"), "cold": bench.login("admin")}
+    images = {
+        "floor": register(bench, image, arch, "benchmarks/floor", directory),
+        "custom-init": register(bench, image, arch, "init", directory),
+        "cold": base,
+    }
+    launches: dict[str, list[Figures]] = {name: [] for name in follow}
+    load_1min = os.getloadavg()[0]  # before we make some
+    for block in range(arguments.blocks):
+        order = ["floor", "custom-init", *(["cold"] if block < arguments.cold else [])]
+        random.shuffle(order)
+        for name in order:
+            launches[name].append(asyncio.run(bench.launch(images[name], follow[name])))
+    result: dict[str, Any] = {
+        name: {"n": len(all_), **summary(all_)} for name, all_ in launches.items() if all_
+    }
+    pairs = list(zip(launches["custom-init"], launches["floor"], strict=True))
+    for figure in ("t4_ms", "processor_ms"):
+        ratios = [ours[figure] / floor[figure] for ours, floor in pairs]
+        result[f"{figure}_to_floor"] = {
+            "of_medians": round(result["custom-init"][figure]["p50"] / result["floor"][figure]["p50"], 3),
+            "median_of_blocks": round(statistics.median(ratios), 3), "target": 1.2,
+        }  # fmt: skip
+    return result | {
+        "image": image["ImageId"],
+        "machine": {
+            "cores": os.cpu_count(), "kernel": platform.release(), "accelerator": bench.endpoint.accelerator,
+            "qemu": tool("qemu-system-x86_64", "--version").splitlines()[0],
+            "load_1min": [round(load_1min, 2), round(os.getloadavg()[0], 2)],
+        },
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure what our init adds to a boot.")
+    parser.add_argument("--arch", default="x86_64", choices=[arch.value for arch in Arch])
+    parser.add_argument("--blocks", type=int, default=5)
+    parser.add_argument("--cold", type=int, default=1, help="launches of the base, at most as many as blocks")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="instant-env-init-") as name, prepared(load()) as bench:
+        print(json.dumps(measure(bench, arguments, Path(name)), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -39,7 +39,11 @@ def _arch(text: str) -> Arch:
     return Arch.parse(text)
 
 
+_SET_HELP = {"set": "value of one of the recipe's parameters, as key=value; repeatable"}
+
+
 @task(
+    iterable=["set"],
     help={
         "recipe": "recipe to bake: a folder under recipes/",
         "arch": "architecture: x86_64 (the default) or arm64",
@@ -48,9 +52,10 @@ def _arch(text: str) -> Arch:
         "force": "bake even when an AMI already holds this plan",
         "dry-run": "print the plan and stop; nothing is launched",
         "verbose": "show the output of every step as it comes",
+        **_SET_HELP,
         **_CLOUD_HELP,
         **_JSON_HELP,
-    }
+    },
 )
 @verb
 def bake(
@@ -62,24 +67,27 @@ def bake(
     force: bool = False,
     dry_run: bool = False,
     verbose: bool = False,
+    set: list[str] | None = None,
     cloud: str = "",
     region: str = "",
     json: bool = False,
 ) -> None:
     """Bake an AMI from a recipe, prove it by booting it, and make it `latest`."""
     from instant_env.bake import bake as bakery
+    from instant_env.bake import parameters
     from instant_env.cloud.session import connect
 
     settings = _settings(cloud=cloud, region=region)
     wanted = _arch(arch)
+    given = parameters.split(set or ())
     with Reporter().live() as report:
-        bakery.check(settings, recipe, wanted, base or None)
+        bakery.check(settings, recipe, wanted, base or None, given)
         connection = connect(settings, report)
         if dry_run:
-            plan = bakery.prepare_plan(connection, settings, recipe, wanted, base or None, report)
+            plan = bakery.prepare_plan(connection, settings, recipe, wanted, base or None, report, given)
         else:
             result = bakery.bake(
-                connection, settings, recipe, wanted, base_name=base or None,
+                connection, settings, recipe, wanted, base_name=base or None, given=given,
                 instance_type=instance_type or None, force=force,
                 verbose=sys.stderr if verbose else None, progress=report,
             )  # fmt: skip
@@ -322,6 +330,53 @@ def clean(
 
 @task(help=_JSON_HELP)
 @verb
+def recipes(_: Context, json: bool = False) -> None:
+    """List the recipes, with what they extend and the parameters they take."""
+    from instant_env import listing
+    from instant_env.bake import show as showing
+
+    found = showing.list_recipes(_settings().recipes_dir)
+    if json:
+        print_json({"recipes": found})
+    else:
+        show(listing.recipe_table(found))
+
+
+@task(
+    name="show",
+    positional=["name"],
+    iterable=["set"],
+    help={
+        "name": "recipe: a folder under recipes/",
+        "base": "base to render it for (default debian-12, with --cloud aws al2023)",
+        "arch": "architecture: x86_64 (the default) or arm64",
+        "cloud": "whose default base it is: local (the default) or aws",
+        **_SET_HELP,
+        **_JSON_HELP,
+    },
+)
+@verb
+def recipe_show(
+    _: Context, name: str, base: str = "", arch: str = "x86_64", set: list[str] | None = None,
+    cloud: str = "", json: bool = False,
+) -> None:  # fmt: skip
+    """Print a recipe's plan with every script rendered; no cloud, machine or build is needed."""
+    from instant_env.bake import parameters
+    from instant_env.bake import show as showing
+    from instant_env.cloud.session import default_base
+
+    settings = _settings(cloud=cloud)
+    plan = showing.rendered(
+        settings.recipes_dir, name, base or default_base(settings), _arch(arch), parameters.split(set or ())
+    )
+    if json:
+        print_json(plan)
+    else:
+        say("\n".join(showing.as_text(plan)))
+
+
+@task(help=_JSON_HELP)
+@verb
 def doctor(_: Context, json: bool = False) -> None:
     """Say what this machine lacks, and the exact command that installs it."""
     from instant_env import doctor as physician
@@ -408,5 +463,6 @@ def env(_: Context) -> None:
 
 local = Collection("local", up, down, status, env)
 local.add_collection(fault)
-namespace = Collection(bake, bench, report, compare, amis, clean, doctor, local)
+namespace = Collection(bake, bench, report, compare, amis, clean, recipes, doctor, local)
 namespace.add_collection(Collection("init", init_build))
+namespace.add_collection(Collection("recipe", recipe_show))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,20 @@ def image_row(image: BakedImage) -> dict[str, Any]:
         "login_user": image.login_user,
         "snapshots": list(image.snapshot_ids),
     }
+
+
+def recipe_table(recipes: Sequence[Mapping[str, Any]]) -> Table:
+    """Recipes for people; a parameter that must be given is marked with *."""
+    table = Table("recipe", "extends", "bases", "parameters (* needed)", "description", box=None)
+    for recipe in recipes:
+        parameters = [
+            name + ("" if "default" in declared else "*") for name, declared in recipe["parameters"].items()
+        ]
+        table.add_row(
+            recipe["recipe"], " < ".join(recipe["lineage"][1:]), " ".join(recipe["families"]),
+            " ".join(parameters), recipe["description"],
+        )  # fmt: skip
+    return table
 
 
 def image_table(images: Sequence[BakedImage]) -> Table:

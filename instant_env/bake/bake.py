@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -88,7 +89,10 @@ def _base_image(cloud: Cloud, base: Base, arch: Arch) -> ImageTypeDef:
     return image
 
 
-def check(settings: Settings, recipe_name: str, arch: Arch, base_name: str | None) -> tuple[Base, BakePlan]:
+def check(
+    settings: Settings, recipe_name: str, arch: Arch, base_name: str | None,
+    given: Mapping[str, str] | None = None,
+) -> tuple[Base, BakePlan]:  # fmt: skip
     """What can be known without a cloud: recipe and base read, every script rendered, artefacts built.
 
     Run before anything is started, so that a typo costs a second. The plan's base AMI is a stand-in.
@@ -103,14 +107,15 @@ def check(settings: Settings, recipe_name: str, arch: Arch, base_name: str | Non
     recipe = resolve(settings.recipes_dir, recipe_name, base.family)
     wanted = {step.spec.upload for step in recipe.steps if step.spec.upload is not None}
     made = artefacts.build({str(name) for name in wanted}, arch, settings.cache_dir)
-    return base, make_plan(recipe, base, "ami-00000000", arch, made)
+    return base, make_plan(recipe, base, "ami-00000000", arch, made, given)
 
 
 def prepare_plan(
-    cloud: Cloud, settings: Settings, recipe_name: str, arch: Arch, base_name: str | None, progress: Progress
-) -> BakePlan:
+    cloud: Cloud, settings: Settings, recipe_name: str, arch: Arch, base_name: str | None, progress: Progress,
+    given: Mapping[str, str] | None = None,
+) -> BakePlan:  # fmt: skip
     """The plan against this cloud: as `check`, with the base AMI resolved (made known where it is not)."""
-    base, plan = check(settings, recipe_name, arch, base_name)
+    base, plan = check(settings, recipe_name, arch, base_name, given)
     cloud.ensure_base(base.base, arch, progress)
     return dataclasses.replace(plan, base_ami=_base_image(cloud, base, arch)["ImageId"])
 
@@ -199,6 +204,7 @@ def bake(
     arch: Arch,
     *,
     base_name: str | None = None,
+    given: Mapping[str, str] | None = None,
     instance_type: str | None = None,
     force: bool = False,
     verbose: TextIO | None = None,
@@ -206,11 +212,12 @@ def bake(
 ) -> BakeResult:
     """Bake ``recipe_name`` for ``arch``; return the AMI that holds the plan, made now or before.
 
-    ``verbose`` gets the steps' output as it comes. Everything temporary is removed on every path. Raises
-    UsageError before anything is launched, StepError, LoginError, VerifyError or CloudError after.
+    ``given`` are the recipe's parameters as text. ``verbose`` gets the steps' output as it comes. Everything
+    temporary is removed on every path. Raises UsageError before anything is launched, StepError, LoginError,
+    VerifyError or CloudError after.
     """
     begun = time.monotonic()
-    plan = prepare_plan(cloud, settings, recipe_name, arch, base_name, progress)
+    plan = prepare_plan(cloud, settings, recipe_name, arch, base_name, progress, given)
     progress(
         f"plan {plan.hash[:12]}: {recipe_name} on {plan.base.base} ({plan.base_ami}), {len(plan.steps)} steps"
     )

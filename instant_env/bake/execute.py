@@ -20,7 +20,7 @@ import paramiko
 from invoke.exceptions import CommandTimedOut
 from invoke.runners import Result
 
-from instant_env.bake.plan import Script, Step, Upload
+from instant_env.bake.plan import File, Script, Step, Upload
 from instant_env.errors import InstantEnvError
 
 WORK_DIR = "/run/instant-bake"
@@ -139,9 +139,10 @@ def _run_script(connection: fabric.Connection, script: Script, index: int, log: 
         )
 
 
-def _upload(connection: fabric.Connection, upload: Upload, log: StepLog) -> None:
+def _upload(connection: fabric.Connection, upload: Upload | File, log: StepLog) -> None:
     staged = f"{WORK_DIR}/.upload"
-    put_bytes(connection, upload.source.read_bytes(), staged)
+    content = upload.content if isinstance(upload, File) else upload.source.read_bytes()
+    put_bytes(connection, content, staged)
     run_as_root(
         connection, ["install", "-o", "root", "-g", "root", "-m", upload.mode, staged, upload.to], log
     )

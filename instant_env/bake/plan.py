@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from instant_env.arch import Arch
-from instant_env.bake.recipe import Base, ResolvedRecipe, render_script
+from instant_env.bake.parameters import Value, settle
+from instant_env.bake.recipe import Base, ResolvedRecipe, read_file, render_script
 from instant_env.bake.seal import seal_script
 
 
@@ -43,7 +44,20 @@ class Upload:
         return ["upload", self.name, self.sha256, self.to, self.mode]
 
 
-Step = Script | Upload
+@dataclass(frozen=True)
+class File:
+    """A file of the recipe's own, owned by root. ``mode`` is octal text, as ``0644``."""
+
+    name: str
+    content: bytes = field(repr=False)
+    to: str
+    mode: str
+
+    def identity(self) -> list[str]:
+        return ["file", self.name, hashlib.sha256(self.content).hexdigest(), self.to, self.mode]
+
+
+Step = Script | Upload | File
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,7 @@ class BakePlan:
     arch: Arch
     steps: tuple[Step, ...]
     seal: str = field(repr=False)
+    parameters: Mapping[str, Value] = field(default_factory=dict)
 
     @property
     def hash(self) -> str:
@@ -81,6 +96,7 @@ class BakePlan:
             "base_ami": self.base_ami,
             "arch": self.arch.value,
             "hash": self.hash,
+            "parameters": dict(self.parameters),
             "steps": [
                 dict(zip(("kind", "name", "sha256"), step.identity(), strict=False)) for step in self.steps
             ],
@@ -94,18 +110,23 @@ def file_sha256(path: Path) -> str:
 
 
 def make_plan(
-    recipe: ResolvedRecipe, base: Base, base_ami: str, arch: Arch, artefacts: Mapping[str, Path]
-) -> BakePlan:
-    """Render every step. ``artefacts`` maps the names that uploads use to built files.
+    recipe: ResolvedRecipe, base: Base, base_ami: str, arch: Arch, artefacts: Mapping[str, Path],
+    given: Mapping[str, str] | None = None,
+) -> BakePlan:  # fmt: skip
+    """Render every step. ``artefacts`` maps the names that uploads use to built files; ``given`` are values
+    of the recipe's parameters as text.
 
-    Raises UsageError when a script cannot be rendered.
+    Raises UsageError when a parameter is wrong or missing, or a script cannot be rendered.
     """
+    values = settle(recipe.name, recipe.parameters, given or {}, arch)
     steps: list[Step] = []
     for step in recipe.steps:
         spec = step.spec
         if spec.upload is not None and spec.to is not None:
             source = artefacts[spec.upload]
             steps.append(Upload(spec.name, source, file_sha256(source), spec.to, spec.mode))
+        elif spec.file is not None and spec.to is not None:
+            steps.append(File(spec.name, read_file(step, recipe, base, arch, values), spec.to, spec.mode))
         else:
-            steps.append(Script(spec.name, render_script(step, recipe, base, arch), spec.timeout_s))
-    return BakePlan(recipe, base, base_ami, arch, tuple(steps), seal_script(base))
+            steps.append(Script(spec.name, render_script(step, recipe, base, arch, values), spec.timeout_s))
+    return BakePlan(recipe, base, base_ami, arch, tuple(steps), seal_script(base), values)

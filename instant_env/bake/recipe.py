@@ -1,4 +1,4 @@
-"""Recipes and bases: YAML, validated; inheritance resolved; scripts rendered by Jinja.
+"""Recipes and bases: YAML, validated; inheritance resolved; scripts and files rendered by Jinja.
 
 Everything here is a pure function of the files under recipes/. All errors are UsageErrors that name the
 file and, where there is one, the key or line.
@@ -7,15 +7,17 @@ file and, where there is one, the key or line.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import jinja2
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from instant_env.arch import Arch
+from instant_env.bake.parameters import Parameter, Value
 from instant_env.errors import UsageError
 from instant_env.settings import explain
 
@@ -66,12 +68,23 @@ class Base(_Strict):
         return _environment().from_string(self.ssm_parameter).render(arch=arch)
 
 
+#: Beside the recipe or below it: a path that leads out of its folder would be another recipe's business.
+FileName = Annotated[
+    str, StringConstraints(pattern=r"^([A-Za-z0-9_{][A-Za-z0-9_.{}-]*/)*[A-Za-z0-9_{][A-Za-z0-9_.{}-]*$")
+]
+ParameterName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
 class StepSpec(_Strict):
-    """One step as written: either a script to run or a file to upload."""
+    """One step as written: a script to run, a file that lies beside the recipe, or a built one to upload.
+
+    ``file`` is put there as it is; one whose name ends in ``.j2`` is rendered first.
+    """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
     phase: Phase
-    script: str | None = None
+    script: FileName | None = None
+    file: FileName | None = None
     upload: Literal["instant-init", "instant-ssm", "imagetool", "efi-stub"] | None = None
     to: str | None = None
     mode: str = Field(default="0644", pattern=r"^0[0-7]{3}$")
@@ -79,10 +92,10 @@ class StepSpec(_Strict):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if (self.script is None) == (self.upload is None):
-            raise ValueError(f"step {self.name} needs either script or upload")
-        if (self.upload is None) != (self.to is None):
-            raise ValueError(f"step {self.name}: upload and to go together")
+        if sum(kind is not None for kind in (self.script, self.file, self.upload)) != 1:
+            raise ValueError(f"step {self.name} needs one of script, file and upload")
+        if (self.script is None) == (self.to is None):
+            raise ValueError(f"step {self.name}: to goes with file and upload")
         if self.to is not None and not self.to.startswith("/"):
             raise ValueError(f"step {self.name}: to must be an absolute path")
         return self
@@ -103,6 +116,7 @@ class Recipe(_Strict):
     ssm_keys: str | None = Field(
         default=None, pattern=r"^/[A-Za-z0-9_./-]{1,1010}$", description="SSM parameter with SSH keys"
     )
+    parameters: dict[ParameterName, Parameter] = Field(default_factory=dict)
     steps: list[StepSpec] = Field(default_factory=list)
 
 
@@ -132,6 +146,7 @@ class ResolvedRecipe(_Strict):
     kernel_arguments: list[str]
     arch_kernel_arguments: dict[Arch, list[str]]
     ssm_keys: str | None
+    parameters: dict[str, Parameter]
     steps: list[ResolvedStep]
 
 
@@ -187,7 +202,8 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
 
     ``remove`` adds up; ``keep`` and the kernel arguments of the child replace the parent's if given;
     a step of the same name replaces the parent's in its place; ``initramfs`` is the child's own, ``ssm_keys``
-    the nearest one's.
+    the nearest one's; a parameter of the same name replaces the parent's, which is how a child sets a
+    default.
     """
     chain: list[tuple[Recipe, Path]] = []
     next_name: str | None = name
@@ -206,12 +222,14 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     keep: list[str] = []
     arguments: list[str] = []
     arch_arguments: dict[Arch, list[str]] = {}
+    parameters: dict[str, Parameter] = {}
     steps: dict[str, ResolvedStep] = {}
     for recipe, directory in reversed(chain):
         remove |= recipe.remove.get(family, {})
         keep = recipe.keep.get(family, keep)
         arguments = recipe.kernel_arguments or arguments
         arch_arguments |= recipe.arch_kernel_arguments
+        parameters |= recipe.parameters
         steps |= {spec.name: ResolvedStep(spec=spec, directory=directory) for spec in recipe.steps}
     order = list(Phase)
     ssm_keys = next((recipe.ssm_keys for recipe, _ in chain if recipe.ssm_keys), None)
@@ -230,6 +248,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
         kernel_arguments=arguments,
         arch_kernel_arguments=arch_arguments,
         ssm_keys=ssm_keys,
+        parameters=parameters,
         steps=sorted(steps.values(), key=lambda step: order.index(step.spec.phase)),
     )
 
@@ -247,18 +266,14 @@ def _environment(directory: Path | None = None) -> jinja2.Environment:
     return environment
 
 
-def render_script(step: ResolvedStep, recipe: ResolvedRecipe, base: Base, arch: Arch) -> str:
-    """Render a step's script; ``set -eu`` and a shebang are put in front."""
-    if step.spec.script is None:
-        raise ValueError(f"step {step.spec.name} has no script")
-    file = step.spec.script.replace("{family}", recipe.family)
-    path = step.directory / file
-    if not path.is_file():
-        raise UsageError(f"step {step.spec.name} of recipe {recipe.name}: no file {path}")
+def _render(
+    file: str, step: ResolvedStep, recipe: ResolvedRecipe, base: Base, arch: Arch, values: Mapping[str, Value]
+) -> str:
+    path = _file_of(file, step, recipe)
     try:
-        body = (
+        return (
             _environment(step.directory)
-            .get_template(file)
+            .get_template(path.relative_to(step.directory).as_posix())
             .render(
                 arch=arch,
                 base=base,
@@ -266,11 +281,39 @@ def render_script(step: ResolvedStep, recipe: ResolvedRecipe, base: Base, arch: 
                 remove=recipe.remove,
                 keep=recipe.keep,
                 kernel_arguments=[*recipe.kernel_arguments, *recipe.arch_kernel_arguments.get(arch, ())],
+                parameters=values,
             )
         )
     except jinja2.TemplateSyntaxError as error:
         raise UsageError(f"{path}:{error.lineno}: {error.message}") from error
     except jinja2.UndefinedError as error:
-        hint = "variables: arch, base, recipe, remove, keep, kernel_arguments"
+        hint = "variables: arch, base, recipe, remove, keep, kernel_arguments, parameters"
         raise UsageError(f"{path}: {error.message}", hint=hint) from error
+
+
+def _file_of(file: str, step: ResolvedStep, recipe: ResolvedRecipe) -> Path:
+    path = step.directory / file.replace("{family}", recipe.family)
+    if not path.is_file():
+        raise UsageError(f"step {step.spec.name} of recipe {recipe.name}: no file {path}")
+    return path
+
+
+def render_script(
+    step: ResolvedStep, recipe: ResolvedRecipe, base: Base, arch: Arch, values: Mapping[str, Value]
+) -> str:
+    """Render a step's script; ``set -eu`` and a shebang are put in front."""
+    if step.spec.script is None:
+        raise ValueError(f"step {step.spec.name} has no script")
+    body = _render(step.spec.script, step, recipe, base, arch, values)
     return f"#!/bin/sh\n# {recipe.name}: {step.spec.name}\nset -eu\n{body}"
+
+
+def read_file(
+    step: ResolvedStep, recipe: ResolvedRecipe, base: Base, arch: Arch, values: Mapping[str, Value]
+) -> bytes:
+    """The bytes of a step's file, rendered when its name ends in ``.j2``."""
+    if step.spec.file is None:
+        raise ValueError(f"step {step.spec.name} has no file")
+    if step.spec.file.endswith(".j2"):
+        return _render(step.spec.file, step, recipe, base, arch, values).encode()
+    return _file_of(step.spec.file, step, recipe).read_bytes()

@@ -38,7 +38,7 @@ def install(connection: fabric.Connection) -> None:
     recipe, base = resolve(RECIPES, "minimal", "apt"), load_base(RECIPES, "debian-12")
     for step in recipe.steps:
         if step.spec.name in ("key-agent", "sshd"):
-            script = render_script(step, recipe, base, Arch.X86_64)
+            script = render_script(step, recipe, base, Arch.X86_64, {})
             connection.put(io.BytesIO(script.encode()), "/tmp/step")  # noqa: S108 - a guest's
             connection.run("sudo sh /tmp/step", hide=True)
 

@@ -16,7 +16,7 @@ from instant_env.settings import ROOT
 INVOKE = Path(sys.executable).parent / "invoke"
 VERBS = (
     "amis", "bake", "bench", "clean", "compare", "doctor", "init.build",
-    "local.down", "local.env", "local.status", "local.up", "report",
+    "local.down", "local.env", "local.status", "local.up", "recipe.show", "recipes", "report",
     *(f"local.fault.{name}" for name in (
         "clear", "delay", "disk", "drop", "error", "freeze", "imds", "kill", "list", "network", "unknown",
         "unplugged",
@@ -71,6 +71,9 @@ def test_every_flag_of_every_verb_has_help(verb: str, tmp_path: Path) -> None:
             ["bake", "--recipe", "minimal", "--arch", "sparc"],
             ("unknown architecture 'sparc'", "x86_64 or arm64"),
         ),
+        (["bake", "--recipe", "minimal", "--set", "colour=red"], ("no parameter colour", "it has none")),
+        (["bake", "--recipe", "minimal", "--set", "colour"], ("--set colour", "key=value")),
+        (["recipe.show", "nope"], ("unknown recipe 'nope'", "minimal")),
         (["bake", "--recipe", "minimal", "--base", "beos"], ("unknown base 'beos'", "debian-12")),
         (["bake", "--recipe", "minimal", "--cloud", "moon"], ("cloud", "'local' or 'aws'")),
         (["bench", "--technique", "magic"], ("unknown technique 'magic'", "cold")),
@@ -102,6 +105,25 @@ def test_a_typo_in_a_recipes_key(tmp_path: Path) -> None:
     )
     assert_one_line(result, "custom-init/recipe.yml", "extedns", "known keys", "extends")
     assert not (tmp_path / "localec2").exists()
+
+
+def test_a_plan_is_shown_without_a_cloud_or_a_build(tmp_path: Path) -> None:
+    """For the other family and architecture, with what would have to be fetched or compiled out of reach."""
+    env = {"INSTANT_ENV_CACHE_DIR": str(tmp_path / "nothing")}
+    arguments = ("recipe.show", "custom-init", "--base", "al2023", "--arch", "arm64")
+    result = invoke(*arguments, state=tmp_path, env=env)
+    assert result.returncode == 0, result.stderr
+    assert "efi-stub to /run/instant-bake/efi-stub" in result.stdout
+    assert "al2023-ami-kernel-6.1-arm64" in result.stdout
+    assert "EFI/BOOT/BOOTAA64.EFI" in result.stdout
+    plan = json.loads(invoke(*arguments, "--json", state=tmp_path, env=env).stdout)
+    assert plan["lineage"] == ["custom-init", "minimal"]
+    assert "dnf" in next(step["text"] for step in plan["steps"] if step["name"] == "strip")
+    assert list(tmp_path.iterdir()) == []
+
+    listed = json.loads(invoke("recipes", "--json", state=tmp_path).stdout)["recipes"]
+    assert {"custom-init", "minimal"} <= {recipe["recipe"] for recipe in listed}
+    assert "custom-init" in invoke("recipes", state=tmp_path).stdout
 
 
 def test_a_base_that_does_not_exist_for_the_architecture(tmp_path: Path) -> None:

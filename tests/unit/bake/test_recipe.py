@@ -110,7 +110,10 @@ def test_missing_script_names_step_and_file(copied: Path, artefacts: dict[str, P
         ("- a list\n", "must hold keys and values"),
         ("recipe: [\n", "is not YAML"),
         ("recipe: loop\ndescription: x\nfamilies: [dnf]\n", "is not for apt bases"),
-        ("recipe: loop\ndescription: x\nsteps: [{name: a, phase: check}]\n", "needs either script or upload"),
+        (
+            "recipe: loop\ndescription: x\nsteps: [{name: a, phase: check}]\n",
+            "needs one of script, file and upload",
+        ),
         (
             "recipe: loop\ndescription: x\nremove: {apt: {sudo: x}}\nkeep: {apt: [sudo]}\n",
             "removes and keeps",

@@ -87,12 +87,50 @@ def copy_layer(source: Path, target: Path, backing: Path) -> None:
     _convert(source, target, "-B", str(backing.resolve()), "-F", "qcow2")
 
 
-def _convert(source: Path, target: Path, *options: str) -> None:
+def from_raw(source: Path, target: Path) -> None:
+    """A self-contained qcow2 of a raw disk. Zeros take no room."""
+    _convert(source, target, source_format="raw")
+
+
+def open_raw(source: Path, scratch: Path) -> int:
+    """A descriptor on the bytes that a guest would see; they lie at ``scratch``, without a name soon.
+
+    The room they take is given back when the descriptor is closed, and at the latest with the process.
+    """
+    scratch.unlink(missing_ok=True)
+    try:
+        _qemu_img(
+            "convert", "-q", "-W", "-U", "-f", "qcow2", "-O", "raw", str(source), str(scratch),
+            timeout_s=COPY_TIMEOUT_S,
+        )  # fmt: skip
+        return os.open(scratch, os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def extents(path: Path) -> list[tuple[int, int]]:
+    """(offset, length) in bytes of what the disk and everything under it hold; the rest reads as zeros."""
+    found = json.loads(_qemu_img("map", "--output=json", "-U", "-f", "qcow2", str(path)))
+    return [(item["start"], item["length"]) for item in found if item["data"] and not item["zero"]]
+
+
+def _convert(source: Path, target: Path, *options: str, source_format: str = "qcow2") -> None:
     part = target.with_suffix(".part")
     part.unlink(missing_ok=True)
     try:
         # -W: clusters may be written out of order, which is faster; the copy's layout does not matter.
-        arguments = ["convert", "-q", "-W", "-f", "qcow2", "-O", "qcow2", *options, str(source), str(part)]
+        arguments = [
+            "convert",
+            "-q",
+            "-W",
+            "-f",
+            source_format,
+            "-O",
+            "qcow2",
+            *options,
+            str(source),
+            str(part),
+        ]
         _qemu_img(*arguments, timeout_s=COPY_TIMEOUT_S)
         finish(part, target)
     finally:

@@ -103,6 +103,14 @@ class Layout:
     def snapshot(self, snapshot_id: str) -> Path:
         return self.snapshots / f"{snapshot_id}.qcow2"
 
+    def upload(self, snapshot_id: str) -> Path:
+        """The blocks of a snapshot that is being written, raw and sparse."""
+        return self.snapshots / f"{snapshot_id}.upload"
+
+    def upload_log(self, snapshot_id: str) -> Path:
+        """Which of them were written, with their checksums."""
+        return self.snapshots / f"{snapshot_id}.blocks"
+
     def instance(self, instance_id: str) -> Path:
         """Directory of an instance's console, firmware variables and metadata (made when missing)."""
         return _private(self.instances / instance_id)

@@ -154,7 +154,7 @@ def ssm_parameter(**fields: Any) -> Any:
 @functools.cache
 def known_actions() -> frozenset[str]:
     """The names of all actions of the services that are served (botocore's models, which moto has loaded)."""
-    services = ("ec2", "ssm", "sts", "iam", "ec2-instance-connect")
+    services = ("ec2", "ssm", "sts", "iam", "ec2-instance-connect", "ebs")
     return frozenset(name for service in services for name in get_service_model(service).operation_names)
 
 

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from instant_env.localec2.blocks import Blocks
 from instant_env.localec2.credentials import issue_time
 from instant_env.localec2.images import Images
 from instant_env.localec2.interfaces import Interfaces
@@ -24,6 +25,7 @@ from instant_env.localec2.sabotage import Sabotage
 from instant_env.localec2.snapshots import Snapshots
 from instant_env.localec2.spot import Spot
 from instant_env.localec2.state import State, now
+from instant_env.localec2.uploads import Uploads
 from instant_env.localec2.volumes import Volumes
 
 #: API_GetConsoleOutput: "the most recent 64 KB".
@@ -37,6 +39,8 @@ class Plane:
     state: State
     lifecycle: Lifecycle
     snapshots: Snapshots = field(init=False)
+    uploads: Uploads = field(init=False)
+    blocks: Blocks = field(init=False)
     images: Images = field(init=False)
     volumes: Volumes = field(init=False)
     spot: Spot = field(init=False)
@@ -47,6 +51,8 @@ class Plane:
 
     def __post_init__(self) -> None:
         self.snapshots = Snapshots(self.state, self.lifecycle)
+        self.uploads = Uploads(self.state, self.snapshots)
+        self.blocks = Blocks(self.state)
         self.images = Images(self.state, self.lifecycle, self.snapshots)
         self.volumes = Volumes(self.state, self.lifecycle)
         self.interfaces = Interfaces(self.state, self.lifecycle)
@@ -55,9 +61,11 @@ class Plane:
         self.room = Room(self.lifecycle, self.state.layout.state_dir)
 
     def purge(self) -> None:
-        """Forget what ended an hour ago."""
+        """Forget what ended an hour ago, and give up what nobody goes on with."""
         self.lifecycle.purge()
         self.spot.purge()
+        self.uploads.expire(now())
+        self.blocks.close_idle()
 
     def instance_changed(self, instance: InstanceRecord) -> None:
         """Let the machine's IMDS tell what changed."""

@@ -80,6 +80,7 @@ class ServerProcess:
             self.state.load()
             restore.settle(self.state, lifecycle, self.plane.images, lost)
             self.plane.interfaces.settle()
+            self.plane.uploads.resume()
         self.server = LocalServer(self.plane, record.port)
         record.address_block, record.port = self.network.addresses.number, self.server.server_address[1]
         store.save(record)

@@ -54,6 +54,17 @@ class ServerRecord(Record):
         return "server"
 
 
+class UploadTerms(BaseModel):
+    """How a snapshot is written block by block (StartSnapshot); they stay for the client token's sake."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    client_token: str | None
+    request_digest: str
+    timeout_min: int  # given up when no block is written for this long
+    sealed: bool = False  # CompleteSnapshot was answered
+
+
 class SnapshotRecord(ResourceRecord):
     """An EBS snapshot: a qcow2 in ``snapshots/``, an overlay of other snapshots' files when it has layers."""
 
@@ -67,6 +78,7 @@ class SnapshotRecord(ResourceRecord):
     start_time: datetime
     state: Literal["pending", "completed", "error"]
     state_message: str = ""
+    upload: UploadTerms | None = None
 
 
 class ImageMapping(BaseModel):

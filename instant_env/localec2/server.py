@@ -20,7 +20,7 @@ from xml.sax.saxutils import escape
 from pydantic import ValidationError
 
 from instant_env.errors import InstantEnvError
-from instant_env.localec2 import allowed, callers, connect, faults, signature
+from instant_env.localec2 import allowed, callers, connect, direct, faults, signature
 from instant_env.localec2.iam import LocalIam
 from instant_env.localec2.images import StockRegistration
 from instant_env.localec2.journal import StorageError
@@ -36,14 +36,16 @@ from instant_env.settings import explain
 log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
-#: The largest real request is a RunInstances with 16 KiB of user data.
+#: The largest real request is a PutSnapshotBlock with 512 KiB.
 MAX_BODY = 1 << 20
 #: A connection that is silent this long is closed.
 IDLE_TIMEOUT_S = 120.0
 
-#: Service -> moto's class of its requests. Instance Connect, which moto does not have, is apart.
+#: Service -> moto's class of its requests. Instance Connect, which moto does not have, and EBS are apart.
 SERVICES: dict[str, Any] = {"ec2": LocalResponse, "ssm": LocalParameters, "sts": LocalTokens, "iam": LocalIam}
 INSTANCE_CONNECT = "ec2-instance-connect"
+#: The EBS direct APIs: the only ones whose paths say what is asked for.
+EBS = "ebs"
 #: What a service calls a call that the caller's policies do not allow.
 DENIALS = {"ec2": "UnauthorizedOperation", "ssm": "AccessDeniedException", INSTANCE_CONNECT: "AuthException"}
 
@@ -92,6 +94,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._serve()
 
+    def do_PUT(self) -> None:
+        self._serve()
+
     def do_DELETE(self) -> None:
         self._serve()
 
@@ -123,13 +128,15 @@ class Handler(BaseHTTPRequestHandler):
             return _text(403, "this is localec2; its name is " + HOST)
         if path.startswith("/_localec2/"):
             return self._own(path.removeprefix("/_localec2/"), body)
-        if path != "/":
+        if path != "/" and not direct.is_route(path):
             return _text(404, "no such path")
         headers = {name.lower(): value for name, value in self.headers.items()}
         url = f"http://{headers['host']}{self.path}"
         try:
             scope, caller = callers.identify(self.server.plane.state, self.command, url, headers, body)
         except signature.SignatureError as error:
+            if path != "/":
+                return direct.refusal(403, error.code, str(error))
             return _refusal("", headers.get("content-type", ""), error.code, str(error))
         return self._aws(scope, caller, url, body)
 
@@ -139,14 +146,22 @@ class Handler(BaseHTTPRequestHandler):
         if not callers.serves_region(state, scope):
             message = f"localec2 serves the region {state.region} only, not {scope.region}."
             return _refusal(scope.service, kind, "UnsupportedOperation", message)
-        if scope.service not in SERVICES and scope.service != INSTANCE_CONNECT:
-            known = ", ".join([*SERVICES, INSTANCE_CONNECT])
+        if scope.service not in SERVICES and scope.service not in (INSTANCE_CONNECT, EBS):
+            known = ", ".join([*SERVICES, INSTANCE_CONNECT, EBS])
             message = f"localec2 serves {known}, not {scope.service}."
             return _refusal(scope.service, kind, "UnsupportedOperation", message)
-        action, fields = self._parsed(body)
+        path = urlsplit(self.path).path
+        if (scope.service == EBS) != direct.is_route(path):
+            return _text(404, f"{scope.service} has no such path")
+        call = direct.find(self.command, self.path)
+        if scope.service == EBS and call is None:
+            return direct.refusal(404, "UnknownOperationException", "no such operation")
+        action, fields = (call.action, []) if call is not None else self._parsed(body)
         if sentence := allowed.query_refusal(scope.service, action, fields):
             return _refusal(scope.service, kind, "UnsupportedOperation", sentence)
         if sentence := callers.refusal(state, caller, scope.service, action):
+            if scope.service == EBS:
+                return direct.refusal(403, "AccessDeniedException", sentence, "UNAUTHORIZED_ACCOUNT")
             code = DENIALS.get(scope.service, "AccessDenied")
             return _refusal(scope.service, kind, code, sentence, 400 if "json" in kind else 403)
         named = [value for name, value in fields if name == "InstanceId" or name.startswith("InstanceId.")]
@@ -156,9 +171,15 @@ class Handler(BaseHTTPRequestHandler):
         if strike.drop == "before":
             raise DroppedError
         if strike.error is not None:
+            if scope.service == EBS:
+                return direct.refusal(*strike.error)
             return _refusal(scope.service, kind, strike.error[1], strike.error[2], strike.error[0])
-        if scope.service == INSTANCE_CONNECT:
-            answer = connect.serve(self.server.plane, action, body, caller.arn)
+        if scope.service == INSTANCE_CONNECT or call is not None:
+            if call is not None:
+                lowered = {name.lower(): value for name, value in self.headers.items()}
+                answer = direct.serve(self.server.plane, call, lowered, body)
+            else:
+                answer = connect.serve(self.server.plane, action, body, caller.arn)
             if strike.drop == "after":
                 raise DroppedError
             return answer

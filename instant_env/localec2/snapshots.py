@@ -179,7 +179,7 @@ class Snapshots:
         for part in [*self.state.layout.snapshots.glob("*.part"), *self.state.layout.volumes.glob("*.part")]:
             part.unlink(missing_ok=True)
         for snapshot in list(self.state.snapshots.values()):
-            if snapshot.state == "pending":
+            if snapshot.state == "pending" and snapshot.upload is None:
                 whole = self.state.layout.snapshot(snapshot.id).exists()
                 self.settle(snapshot, "" if whole else "localec2 ended while the copy was made")
 

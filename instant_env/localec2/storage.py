@@ -29,7 +29,7 @@ class Storage:
         self.collect()
 
     def collect(self) -> None:
-        """Remove the files of deleted snapshots that nothing builds on any more."""
+        """Remove the files of deleted snapshots that nothing builds on any more, and of ended uploads."""
         needed = self.arriving | set(self.state.snapshots)
         for volume in self.state.volumes.values():
             needed |= {volume.snapshot_id or "", *volume.layers}
@@ -37,4 +37,11 @@ class Storage:
             needed.update(snapshot.layers)
         for path in self.state.layout.snapshots.glob("*.qcow2"):
             if path.stem not in needed:
+                path.unlink(missing_ok=True)
+        written = {name for name, snapshot in self.state.snapshots.items() if snapshot.state == "pending"}
+        for path in [
+            *self.state.layout.snapshots.glob("*.upload"),
+            *self.state.layout.snapshots.glob("*.blocks"),
+        ]:
+            if path.stem not in written:
                 path.unlink(missing_ok=True)

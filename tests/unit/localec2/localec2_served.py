@@ -179,6 +179,7 @@ class Served:
             self.state.load()
             restore.settle(self.state, self.plane.lifecycle, self.plane.images, lost or set())
             self.plane.interfaces.settle()
+            self.plane.uploads.resume()
         self.server = LocalServer(self.plane, 0)
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         self.ec2: EC2Client = self.client("ec2")

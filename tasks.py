@@ -18,6 +18,7 @@ from instant_env.front import Reporter, print_json, say, show, verb
 
 if TYPE_CHECKING:
     from instant_env.arch import Arch
+    from instant_env.bake.request import Request
     from instant_env.settings import Settings
 
 _CLOUD_HELP = {
@@ -45,13 +46,14 @@ _SET_HELP = {"set": "value of one of the recipe's parameters, as key=value; repe
 @task(
     iterable=["set"],
     help={
-        "recipe": "recipe to bake: a folder under recipes/",
-        "arch": "architecture: x86_64 (the default) or arm64",
+        "recipe": "recipe to bake, several with commas: folders under recipes/",
+        "arch": "architecture, both with a comma: x86_64 (the default), arm64",
         "base": "base to bake from (default debian-12 in the local cloud, al2023 on aws)",
-        "instance-type": "type of the builder (default m7i.large, m7g.large)",
+        "builder-type": "type of the builder, one for each architecture (default m7i.large,m7g.large)",
         "force": "bake even when an AMI already holds this plan",
+        "parallel": "how many to bake at a time (default: all)",
         "dry-run": "print the plan and stop; nothing is launched",
-        "verbose": "show the output of every step as it comes",
+        "verbose": "show the output of every step as it comes; of one bake only",
         **_SET_HELP,
         **_CLOUD_HELP,
         **_JSON_HELP,
@@ -63,8 +65,9 @@ def bake(
     recipe: str = "",
     arch: str = "x86_64",
     base: str = "",
-    instance_type: str = "",
+    builder_type: str = "",
     force: bool = False,
+    parallel: int = 0,
     dry_run: bool = False,
     verbose: bool = False,
     set: list[str] | None = None,
@@ -72,30 +75,40 @@ def bake(
     region: str = "",
     json: bool = False,
 ) -> None:
-    """Bake an AMI from a recipe, prove it by booting it, and make it `latest`."""
+    """Bake AMIs from recipes, prove each by booting it, and make it `latest`."""
     from instant_env.bake import bake as bakery
     from instant_env.bake import parameters
+    from instant_env.bake.request import requests
     from instant_env.cloud.session import connect
+    from instant_env.errors import UsageError
 
     settings = _settings(cloud=cloud, region=region)
-    wanted = _arch(arch)
     given = parameters.split(set or ())
+    wanted = requests(recipe, arch, base=base or None, builder_types=builder_type, force=force, given=given)
+    if verbose and len(wanted) > 1:
+        raise UsageError("--verbose shows one bake at a time", hint="each has a log, named when it begins")
     with Reporter().live() as report:
-        bakery.check(settings, recipe, wanted, base or None, given)
+        for request in wanted:
+            bakery.check(settings, request)
         connection = connect(settings, report)
         if dry_run:
-            plan = bakery.prepare_plan(connection, settings, recipe, wanted, base or None, report, given)
+            plans = [bakery.prepare_plan(connection, settings, request, report) for request in wanted]
+        elif len(wanted) > 1:
+            _bake_side_by_side(settings, wanted, parallel, report, json)
+            return
         else:
+            (request,) = wanted
             result = bakery.bake(
-                connection, settings, recipe, wanted, base_name=base or None, given=given,
-                instance_type=instance_type or None, force=force,
-                verbose=sys.stderr if verbose else None, progress=report,
-            )  # fmt: skip
+                connection, settings, request, verbose=sys.stderr if verbose else None, progress=report
+            )
     if dry_run:
         if json:
-            print_json(plan.as_dict())
-        else:
-            say(f"plan {plan.hash}: {recipe} for {wanted} on {plan.base.base} ({plan.base_ami})")
+            print_json({"plans": [plan.as_dict() for plan in plans]})
+            return
+        for request, plan in zip(wanted, plans, strict=True):
+            say(
+                f"plan {plan.hash}: {request.recipe} for {request.arch} on {plan.base.base} ({plan.base_ami})"
+            )
             for step in plan.steps:
                 say(f"  {step.identity()[0]:6}  {step.name}")
         return
@@ -104,7 +117,25 @@ def bake(
     elif result.reused:
         say(f"{result.image.id} already holds plan {result.image.plan_hash[:12]}; --force bakes it again")
     else:
-        say(f"{result.image.id} ({recipe}, {wanted}) baked and verified in {result.seconds:.0f} s")
+        say(f"{result.image.id} ({request.label}) baked and verified in {result.seconds:.0f} s")
+
+
+def _bake_side_by_side(
+    settings: Settings, wanted: list[Request], parallel: int, report: Reporter, json: bool
+) -> None:
+    from instant_env.bake import screen, several
+    from instant_env.bake.bake import bake_in_process
+
+    shown = screen.Screen(report, settings, wanted)
+    ended = several.bake_all(
+        bake_in_process, settings, wanted, parallel=parallel, hear=shown.hear, ended=shown.ended
+    )
+    if json:
+        print_json({"bakes": [one.as_dict() for one in ended]})
+    else:
+        show(screen.summary(ended))
+    if code := several.exit_code(ended):
+        raise Exit(code=code)
 
 
 @task(

@@ -20,6 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from invoke.exceptions import Exit
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
 from instant_env.errors import InstantEnvError
 
@@ -45,10 +46,15 @@ class Reporter:
 
     def __call__(self, text: str) -> None:
         elapsed_s = time.monotonic() - self._started
-        _stderr.print(f"[dim]{elapsed_s:7.1f} s[/dim]  ", end="")
-        _stderr.print(text, markup=False)
+        # One call: what is shown live comes between two.
+        _stderr.print(Text.assemble((f"{elapsed_s:7.1f} s", "dim"), "  ", text))
         if self._status is not None and self._shown is None:
             self._status.update(f"[dim]after: {text[:60].replace('[', '(')}[/dim]")
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether people watch it; elsewhere it is lines in a file."""
+        return _stderr.is_terminal
 
     def show(self, renderable: Any) -> None:
         """Show this beside the spinner from now on, in place of the last event; nothing off a terminal."""
@@ -79,21 +85,26 @@ def fail(message: str, hint: str, exit_code: int) -> NoReturn:
 
 
 @contextmanager
-def interrupts() -> Iterator[None]:
+def interrupts(*, quiet: bool = False) -> Iterator[None]:
     """SIGINT and SIGTERM raise KeyboardInterrupt once, so that every ``finally`` runs; more of them are
-    answered with a word, since cutting a clean-up short is what leaves machines running."""
+    answered with a word, since cutting a clean-up short is what leaves machines running. ``quiet`` is for
+    processes that share a screen with the one that speaks; these need no terminal, and clean up without."""
     seen = False
 
     def handle(signum: int, _: FrameType | None) -> None:
         nonlocal seen
+        if seen and quiet:
+            return
         if seen:
             print("still cleaning up; machines would stay behind otherwise", file=sys.stderr, flush=True)
             return
         seen = True
-        print(f"\n{signal.Signals(signum).name}: cleaning up", file=sys.stderr, flush=True)
+        if not quiet:
+            print(f"\n{signal.Signals(signum).name}: cleaning up", file=sys.stderr, flush=True)
         raise KeyboardInterrupt
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if quiet else [])]
+    previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:

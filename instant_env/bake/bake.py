@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,12 +19,13 @@ from instant_env.bake.execute import StepTime, make_work_dir, run_as_root, run_s
 from instant_env.bake.manifest import git_revision, manifest, write_atomically
 from instant_env.bake.plan import BakePlan, make_plan
 from instant_env.bake.recipe import Base, load_base, resolve
+from instant_env.bake.request import Request
 from instant_env.bake.seal import SEALED
 from instant_env.bake.verify import VerifyError, verify
 from instant_env.cloud import instances, runs
 from instant_env.cloud.images import BakedImage, deregister, list_baked, mark_verified, parameter_name
-from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, default_base
-from instant_env.cloud.tags import Role, new_run_id, tag_specifications
+from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, connect, default_base
+from instant_env.cloud.tags import Role, tag_specifications
 from instant_env.errors import UsageError
 from instant_env.settings import Settings
 
@@ -89,35 +89,29 @@ def _base_image(cloud: Cloud, base: Base, arch: Arch) -> ImageTypeDef:
     return image
 
 
-def check(
-    settings: Settings, recipe_name: str, arch: Arch, base_name: str | None,
-    given: Mapping[str, str] | None = None,
-) -> tuple[Base, BakePlan]:  # fmt: skip
+def check(settings: Settings, request: Request) -> tuple[Base, BakePlan]:
     """What can be known without a cloud: recipe and base read, every script rendered, artefacts built.
 
     Run before anything is started, so that a typo costs a second. The plan's base AMI is a stand-in.
     Raises UsageError, or MissingToolError when a binary cannot be built.
     """
-    base = load_base(settings.recipes_dir, base_name or default_base(settings))
+    base, arch = load_base(settings.recipes_dir, request.base or default_base(settings)), request.arch
     if arch not in base.architectures:
         raise UsageError(
             f"base {base.base} does not exist for {arch}",
             hint=f"it does for: {', '.join(base.architectures)}",
         )
-    recipe = resolve(settings.recipes_dir, recipe_name, base.family)
+    recipe = resolve(settings.recipes_dir, request.recipe, base.family)
     wanted = {step.spec.upload for step in recipe.steps if step.spec.upload is not None}
     made = artefacts.build({str(name) for name in wanted}, arch, settings.cache_dir)
-    return base, make_plan(recipe, base, "ami-00000000", arch, made, given)
+    return base, make_plan(recipe, base, "ami-00000000", arch, made, request.given)
 
 
-def prepare_plan(
-    cloud: Cloud, settings: Settings, recipe_name: str, arch: Arch, base_name: str | None, progress: Progress,
-    given: Mapping[str, str] | None = None,
-) -> BakePlan:  # fmt: skip
+def prepare_plan(cloud: Cloud, settings: Settings, request: Request, progress: Progress) -> BakePlan:
     """The plan against this cloud: as `check`, with the base AMI resolved (made known where it is not)."""
-    base, plan = check(settings, recipe_name, arch, base_name, given)
-    cloud.ensure_base(base.base, arch, progress)
-    return dataclasses.replace(plan, base_ami=_base_image(cloud, base, arch)["ImageId"])
+    base, plan = check(settings, request)
+    cloud.ensure_base(base.base, request.arch, progress)
+    return dataclasses.replace(plan, base_ami=_base_image(cloud, base, request.arch)["ImageId"])
 
 
 def _already_baked(cloud: Cloud, plan: BakePlan) -> BakedImage | None:
@@ -200,35 +194,31 @@ def _wait_available(cloud: Cloud, image_id: str, plan: BakePlan) -> BakedImage:
 def bake(
     cloud: Cloud,
     settings: Settings,
-    recipe_name: str,
-    arch: Arch,
+    request: Request,
     *,
-    base_name: str | None = None,
-    given: Mapping[str, str] | None = None,
-    instance_type: str | None = None,
-    force: bool = False,
     verbose: TextIO | None = None,
     progress: Progress,
 ) -> BakeResult:
-    """Bake ``recipe_name`` for ``arch``; return the AMI that holds the plan, made now or before.
+    """Bake; return the AMI that holds the plan, made now or before.
 
-    ``given`` are the recipe's parameters as text. ``verbose`` gets the steps' output as it comes. Everything
+    ``verbose`` gets the steps' output as it comes. Everything
     temporary is removed on every path. Raises UsageError before anything is launched, StepError, LoginError,
     VerifyError or CloudError after.
     """
     begun = time.monotonic()
-    plan = prepare_plan(cloud, settings, recipe_name, arch, base_name, progress, given)
+    plan = prepare_plan(cloud, settings, request, progress)
     progress(
-        f"plan {plan.hash[:12]}: {recipe_name} on {plan.base.base} ({plan.base_ami}), {len(plan.steps)} steps"
+        f"plan {plan.hash[:12]}: {request.recipe} on {plan.base.base} ({plan.base_ami}), "
+        f"{len(plan.steps)} steps"
     )
-    if not force and (existing := _already_baked(cloud, plan)):
+    if not request.force and (existing := _already_baked(cloud, plan)):
         _publish(cloud, existing)
         return BakeResult(existing, True, None, None, time.monotonic() - begun)
 
-    kind = instances.default_type(cloud, arch, instance_type)
-    run_id = new_run_id()
+    kind = instances.default_type(cloud, request.arch, next(iter(request.builder_types), None))
+    run_id = request.run_id
     expires_at = datetime.now(UTC) + timedelta(seconds=MACHINE_TTL_S)
-    log_path = settings.state_dir / "logs" / f"bake-{run_id}-{recipe_name}-{arch}.log"
+    log_path = request.log_path(settings)
     with ExitStack() as stack:
         stack.enter_context(runs.alive(cloud.settings, run_id))
         log = stack.enter_context(step_log(log_path, verbose))
@@ -250,7 +240,7 @@ def bake(
             started = time.monotonic()
             verdict = verify(
                 cloud, image, instance_type=kind,
-                imagetool=artefacts.build({"imagetool"}, arch, settings.cache_dir)["imagetool"],
+                imagetool=artefacts.build({"imagetool"}, request.arch, settings.cache_dir)["imagetool"],
                 forbidden=[builder.key.body], run_id=run_id, expires_at=expires_at, log=log,
                 progress=progress, ttl_s=MACHINE_TTL_S,
             )  # fmt: skip
@@ -289,3 +279,8 @@ def _publish(cloud: Cloud, image: BakedImage) -> None:
         )
     except ClientError as error:
         raise cloud_error(error, f"writing SSM parameter {name}") from error
+
+
+def bake_in_process(settings: Settings, request: Request, progress: Progress) -> BakeResult:
+    """Bake with a connection of this process's own: see `several`."""
+    return bake(connect(settings, progress), settings, request, progress=progress)

@@ -241,8 +241,8 @@ def bake(
             verdict = verify(
                 cloud, image, instance_type=kind,
                 imagetool=artefacts.build({"imagetool"}, request.arch, settings.cache_dir)["imagetool"],
-                forbidden=[builder.key.body], run_id=run_id, expires_at=expires_at, log=log,
-                progress=progress, ttl_s=MACHINE_TTL_S,
+                forbidden=[builder.key.body], allow_setuid=plan.recipe.allow_setuid,
+                run_id=run_id, expires_at=expires_at, log=log, progress=progress, ttl_s=MACHINE_TTL_S,
             )  # fmt: skip
             times.append(StepTime("verify", round(time.monotonic() - started, 3)))
             mark_verified(cloud, image)

@@ -117,6 +117,7 @@ class Recipe(_Strict):
         default=None, pattern=r"^/[A-Za-z0-9_./-]{1,1010}$", description="SSM parameter with SSH keys"
     )
     parameters: dict[ParameterName, Parameter] = Field(default_factory=dict)
+    allow_setuid: list[str] = Field(default_factory=list, description="paths that the audit lets be setuid")
     steps: list[StepSpec] = Field(default_factory=list)
 
 
@@ -147,6 +148,7 @@ class ResolvedRecipe(_Strict):
     arch_kernel_arguments: dict[Arch, list[str]]
     ssm_keys: str | None
     parameters: dict[str, Parameter]
+    allow_setuid: list[str]
     steps: list[ResolvedStep]
 
 
@@ -200,10 +202,10 @@ def load_recipe(recipes_dir: Path, name: str) -> Recipe:
 def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     """Fold a recipe's parents in.
 
-    ``remove`` adds up; ``keep`` and the kernel arguments of the child replace the parent's if given;
-    a step of the same name replaces the parent's in its place; ``initramfs`` is the child's own, ``ssm_keys``
-    the nearest one's; a parameter of the same name replaces the parent's, which is how a child sets a
-    default.
+    ``remove`` and ``allow_setuid`` add up; ``keep`` and the kernel arguments of the child replace the
+    parent's if given; a step of the same name replaces the parent's in its place; ``initramfs`` is the
+    child's own, ``ssm_keys`` the nearest one's; a parameter of the same name replaces the parent's, which is
+    how a child sets a default.
     """
     chain: list[tuple[Recipe, Path]] = []
     next_name: str | None = name
@@ -223,6 +225,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     arguments: list[str] = []
     arch_arguments: dict[Arch, list[str]] = {}
     parameters: dict[str, Parameter] = {}
+    allow_setuid: list[str] = []
     steps: dict[str, ResolvedStep] = {}
     for recipe, directory in reversed(chain):
         remove |= recipe.remove.get(family, {})
@@ -230,6 +233,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
         arguments = recipe.kernel_arguments or arguments
         arch_arguments |= recipe.arch_kernel_arguments
         parameters |= recipe.parameters
+        allow_setuid += [path for path in recipe.allow_setuid if path not in allow_setuid]
         steps |= {spec.name: ResolvedStep(spec=spec, directory=directory) for spec in recipe.steps}
     order = list(Phase)
     ssm_keys = next((recipe.ssm_keys for recipe, _ in chain if recipe.ssm_keys), None)
@@ -249,6 +253,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
         arch_kernel_arguments=arch_arguments,
         ssm_keys=ssm_keys,
         parameters=parameters,
+        allow_setuid=allow_setuid,
         steps=sorted(steps.values(), key=lambda step: order.index(step.spec.phase)),
     )
 

@@ -19,8 +19,8 @@ _FORGET_FILES = (
     "/home/*/.bash_history /home/*/.lesshst /home/*/.viminfo /home/*/.cache",
     "/home/*/.sudo_as_admin_successful",
     "/var/lib/cloud/instances /var/lib/cloud/instance /var/lib/cloud/data /var/lib/cloud/sem",
-    "/var/log/journal/* /var/log/*.log /var/log/*.gz /var/log/*.[0-9] /var/log/apt /var/log/dnf*",
-    "/var/log/audit /var/log/wtmp /var/log/btmp /var/log/lastlog /var/log/amazon",
+    "/var/lib/cloud/seed",
+    "/var/log/journal/* /var/log/apt /var/log/dnf* /var/log/audit /var/log/amazon /var/lib/amazon/ssm",
     "/var/lib/dhcp/*.leases /var/lib/NetworkManager /var/lib/systemd/random-seed /var/lib/systemd/timers",
     "/var/lib/systemd/credential.secret /var/lib/systemd/network",
     "/var/lib/chrony/* /var/spool/mail/* /var/tmp/* /tmp/*",
@@ -49,6 +49,8 @@ for unit in systemd-journald.socket systemd-journald-dev-log.socket systemd-jour
     systemctl stop "$unit" 2>/dev/null || true
 done
 {forget}
+# Directories stay: they may belong to a service that does not make its own.
+find /var/log -xdev -type f -delete
 if [ -s /etc/machine-id ]; then : >/etc/machine-id; fi
 rm -f /var/lib/dbus/machine-id
 : >/etc/hostname

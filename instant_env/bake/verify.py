@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -72,7 +72,7 @@ def _timeline(found: Machine, log: StepLog) -> dict[str, Any]:
 
 def _audit(
     cloud: Cloud, found: Machine, image: BakedImage, imagetool: Path, forbidden: Sequence[str],
-    run_id: str, expires_at: datetime, log: StepLog,
+    allow_setuid: Sequence[str], run_id: str, expires_at: datetime, log: StepLog,
 ) -> dict[str, Any]:  # fmt: skip
     with ExitStack() as stack:
         volume_id = stack.enter_context(
@@ -87,6 +87,8 @@ def _audit(
         run_as_root(found.connection, ["chmod", "0755", f"{WORK_DIR}/imagetool"], log)
         command = [f"{WORK_DIR}/imagetool", "audit", "--device", device, "--json"]
         command += ["--allow-user", image.login_user]
+        for path in allow_setuid:
+            command += ["--allow-setuid", path]
         for text in forbidden:
             command += ["--forbid", text]
         # Exit 1 means findings, which the JSON tells better.
@@ -98,6 +100,23 @@ def _audit(
         return report
 
 
+def judge(audit: Mapping[str, Any], image_id: str, log_path: Path) -> None:
+    """Raise VerifyError when the audit found anything; name the first few, each with its reason."""
+    findings = audit["findings"]
+    if not findings:
+        return
+    shown = "; ".join(
+        f"{found['rule']} in {found.get('path') or 'free space at byte ' + str(found.get('offset'))}"
+        f" ({found['reason']})"
+        for found in findings[:5]
+    )
+    count = len(findings) + audit.get("findings_dropped", 0)
+    raise VerifyError(
+        f"the audit of {image_id} has {count} finding{'s' * (count != 1)}: {shown}",
+        hint=f"all of them: {log_path}",
+    )
+
+
 def verify(
     cloud: Cloud,
     image: BakedImage,
@@ -105,6 +124,7 @@ def verify(
     instance_type: str,
     imagetool: Path,
     forbidden: Sequence[str],
+    allow_setuid: Sequence[str] = (),
     run_id: str,
     expires_at: datetime,
     log: StepLog,
@@ -113,7 +133,8 @@ def verify(
 ) -> Verdict:
     """Boot ``image``, log in with a fresh key, check user and sudo, audit. Raises VerifyError.
 
-    ``forbidden`` are texts that must not stand anywhere in the image's bytes (the builder's key).
+    ``forbidden`` are texts that must not stand anywhere in the image's bytes (the builder's key),
+    ``allow_setuid`` the programs that may be setuid besides those that distributions ship so.
     """
     with machine(
         cloud, image_id=image.id, instance_type=instance_type, run_id=run_id, role=Role.VERIFY,
@@ -125,17 +146,9 @@ def verify(
         timeline = _timeline(found, log)
         started = time.monotonic()
         try:
-            audit = _audit(cloud, found, image, imagetool, forbidden, run_id, expires_at, log)
+            audit = _audit(cloud, found, image, imagetool, forbidden, allow_setuid, run_id, expires_at, log)
         except ClientError as error:
             raise cloud_error(error, f"attaching {image.id}'s snapshot for the audit") from error
-    findings = audit["findings"]
-    if findings:
-        shown = "; ".join(
-            f"{f['rule']} in {f.get('path') or 'free space at byte ' + str(f.get('offset'))}"
-            for f in findings[:5]
-        )
-        raise VerifyError(
-            f"the audit of {image.id} has {len(findings)} findings: {shown}", hint=f"all of them: {log.path}"
-        )
+    judge(audit, image.id, log.path)
     progress(f"audit clean, {audit['bytes_scanned'] >> 20} MiB read in {time.monotonic() - started:.1f} s")
     return Verdict(timeline, audit)

@@ -26,6 +26,7 @@ type finding struct {
 	Rule   string `json:"rule"`
 	Path   string `json:"path,omitempty"`   // in the image's root file system; absent for raw
 	Detail string `json:"detail,omitempty"` // for people
+	Reason string `json:"reason"`           // why it must not be there
 	Where  string `json:"where"`            // "file", or "raw" for bytes of the device that no file has
 	Offset *int64 `json:"offset,omitempty"` // of found bytes, from the start of the file or of the device
 
@@ -55,6 +56,11 @@ func (r *report) addHit(h hit, path string, offset int64) {
 	})
 }
 
+// add adds what was found by its place or its mode.
+func (r *report) add(rule, path, detail string) {
+	r.Findings = append(r.Findings, finding{Rule: rule, Path: path, Detail: detail, Where: "file"})
+}
+
 // settle orders, drops what was found twice and keys that are public, and cuts what is too much.
 func (r *report) settle(public map[string]bool) {
 	counts := map[string]int{}
@@ -70,6 +76,7 @@ func (r *report) settle(public map[string]bool) {
 			r.Dropped++
 			continue
 		}
+		f.Reason = reasons[f.Rule]
 		kept = append(kept, f)
 	}
 	r.Findings = kept
@@ -97,15 +104,20 @@ func (t *texts) Set(value string) error {
 }
 
 func runAudit(args []string, stdout io.Writer) (int, error) {
-	var allowed, forbidden texts
+	var allowed, allowedSetID, forbidden texts
 	flags := flag.NewFlagSet("audit", flag.ContinueOnError)
 	device := flags.String("device", "", "block device, or a regular file with a disk image")
 	rawOnly := flags.Bool("raw-only", false, "do not mount: scan the bytes only, which needs no root")
 	asJSON := flags.Bool("json", false, "print one JSON object")
+	listRules := flags.Bool("rules", false, "print what is looked for and why, and do nothing else")
+	flags.Var(&allowedSetID, "allow-setuid", "path of a program that may be setuid or setgid, besides the known ones")
 	flags.Var(&allowed, "allow-user", "login account that may exist; when given, all others are findings")
 	flags.Var(&forbidden, "forbid", "text that no byte range of the device may hold")
 	if err := parse(flags, args); err != nil {
 		return exitError, err
+	}
+	if *listRules {
+		return exitOK, printRules(stdout)
 	}
 	if *device == "" {
 		return exitError, fmt.Errorf("%w: --device is needed", errUsage)
@@ -115,7 +127,7 @@ func runAudit(args []string, stdout io.Writer) (int, error) {
 			return exitError, fmt.Errorf("%w: a --forbid text has fewer than %d bytes", errUsage, minForbidden)
 		}
 	}
-	result, err := audit(*device, *rawOnly, newMatcher(forbidden), pathRules(allowed))
+	result, err := audit(*device, *rawOnly, newMatcher(forbidden), pathRules(allowed), newModeRules(allowedSetID))
 	if err != nil {
 		return exitError, err
 	}
@@ -137,7 +149,7 @@ func (r *report) print(out io.Writer, asJSON bool) error {
 		if f.Where == "raw" {
 			place = fmt.Sprintf("byte %d of the device", *f.Offset)
 		}
-		fmt.Fprintf(out, "%s: %s: %s\n", f.Rule, place, f.Detail)
+		fmt.Fprintf(out, "%s: %s: %s (%s)\n", f.Rule, place, f.Detail, f.Reason)
 	}
 	_, err := fmt.Fprintf(out, "%d findings (%d more not shown), %d files and %d bytes scanned\n",
 		len(r.Findings), r.Dropped, r.Files, r.BytesScanned)
@@ -154,14 +166,14 @@ type scanned struct {
 // audit scans the device's bytes and, at the same time, walks its files; what was found in bytes is
 // then told by the file that has them. An error of either is an error of the whole, because half an
 // audit proves nothing.
-func audit(path string, rawOnly bool, matcher *matcher, rules []pathRule) (*report, error) {
+func audit(path string, rawOnly bool, matcher *matcher, rules []pathRule, modes modeRules) (*report, error) {
 	device, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer device.Close()
 	result := &report{Version: reportVersion, Device: path}
-	w := &walker{rules: rules, result: result}
+	w := &walker{rules: rules, modes: modes, result: result}
 	root := rootPartition{}
 	if !rawOnly {
 		if root, err = findRoot(device); err != nil {

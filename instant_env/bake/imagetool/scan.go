@@ -65,6 +65,7 @@ func newMatcher(forbidden []string) *matcher {
 	rules := []contentRule{
 		{name: "private-key", pattern: exactly(keyHeaderEnd), judge: judgePrivateKey},
 		{name: "aws-credentials", pattern: accessKeyPattern(), worth: base32Follows, judge: judgeAccessKey},
+		{name: "token", pattern: tokenPattern(), worth: alphanumericsFollow, judge: judgeToken},
 	}
 	for i, text := range forbidden {
 		detail := fmt.Sprintf("forbidden text number %d", i+1)

@@ -189,3 +189,53 @@ func looksRandom(text []byte) bool {
 	}
 	return upper > 1 && lower > 1 && digit > 0 && alphabet(text) >= secretAlphabet
 }
+
+// GitHub's tokens: ghp_, gho_, ghu_, ghs_ or ghr_ and 36 letters and digits, the last six a checksum
+// (github.blog, "Behind GitHub's new authentication token formats").
+const (
+	alphanumeric  = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+	tokenPrefix   = 4
+	tokenLength   = tokenPrefix + 36
+	tokenAlphabet = 16 // 36 random characters have about 28 different ones
+)
+
+func tokenPattern() (pattern [stride]string) {
+	copy(pattern[:], []string{"g", "h", "pousr", "_"})
+	for i := tokenPrefix; i < stride; i++ {
+		pattern[i] = alphanumeric
+	}
+	return pattern
+}
+
+// alphanumericsFollow: behind each of the first sixteen characters come 24 more, but for the underscore
+// among the first four.
+func alphanumericsFollow(window []byte, sample int) bool {
+	end := sample + tokenLength - stride + 1
+	if end > len(window) {
+		return false
+	}
+	for i, c := range window[sample+1 : end] {
+		letter := c|0x20 >= 'a' && c|0x20 <= 'z'
+		if !letter && (c < '0' || c > '9') && !(c == '_' && i < tokenPrefix-1) {
+			return false
+		}
+	}
+	return true
+}
+
+// judgeToken is called at gh?_ and twelve letters and digits.
+func judgeToken(window []byte, at int) (detail, fingerprint string, found bool) {
+	end := at + tokenLength
+	if end > len(window) || at > 0 && isWord(window[at-1]) || end < len(window) && isWord(window[end]) {
+		return "", "", false
+	}
+	digits := window[at+tokenPrefix : end]
+	if len(bytes.Trim(digits, alphanumeric)) > 0 || alphabet(digits) < tokenAlphabet {
+		return "", "", false
+	}
+	return "token of GitHub", "", true
+}
+
+func isWord(c byte) bool {
+	return c == '_' || c|0x20 >= 'a' && c|0x20 <= 'z' || c >= '0' && c <= '9'
+}

@@ -14,70 +14,12 @@ import (
 	"syscall"
 )
 
-// A file that a path rule reads is text; a huge one under such a name is a finding by its content rules.
-const maxJudgedBytes = 1 << 20
-
-// pathRule judges files by their place in the image. A pattern (path.Match, with * only) without a
-// slash is for the base name anywhere. judge gets the content of a regular file, and nil for anything else.
-type pathRule struct {
-	name    string
-	pattern string
-	judge   func(content []byte) (detail string, found bool)
-}
-
-func pathRules(allowedUsers []string) []pathRule {
-	rules := []pathRule{
-		{"host-key", "etc/ssh/ssh_host_*", notEmpty},
-		{"host-key", "etc/dropbear/*_host_key", notEmpty},
-		{"authorized-keys", "authorized_keys", holdsLines},
-		{"authorized-keys", "authorized_keys2", holdsLines},
-		{"password", "etc/shadow", judgeShadow},
-		{"password", "etc/shadow-", judgeShadow},
-		{"password", "etc/passwd", judgePasswd},
-		{"password", "etc/passwd-", judgePasswd},
-		{"history", ".*_history", notEmpty},
-		{"history", ".lesshst", notEmpty},
-		{"history", ".viminfo", notEmpty},
-		{"machine-id", "etc/machine-id", judgeMachineID},
-		{"machine-id", "var/lib/dbus/machine-id", judgeMachineID},
-		{"random-seed", "var/lib/systemd/random-seed", notEmpty},
-		{"cloud-init", "var/lib/cloud/instance", exists},
-		{"cloud-init", "var/lib/cloud/instances/*", exists},
-		{"cloud-init", "var/lib/cloud/data/*instance-id", notEmpty},
-		{"bake-leftover", "tmp/instant-bake*", exists},
-		{"bake-leftover", "var/tmp/instant-bake*", exists},
-		{"bake-leftover", "root/instant-bake*", exists},
-		{"bake-leftover", "home/*/instant-bake*", exists},
-	}
-	if len(allowedUsers) > 0 {
-		rules = append(rules, pathRule{"account", "etc/passwd", func(content []byte) (string, bool) {
-			return judgeAccounts(content, allowedUsers)
-		}})
-	}
-	return rules
-}
-
-// matches is called for every name in the image, so it compares the fixed start of a pattern first.
-func (r pathRule) matches(name string) bool {
-	if !strings.Contains(r.pattern, "/") {
-		name = name[strings.LastIndexByte(name, '/')+1:]
-	}
-	fixed, _, wild := strings.Cut(r.pattern, "*")
-	if !wild {
-		return name == fixed
-	}
-	if !strings.HasPrefix(name, fixed) {
-		return false
-	}
-	matched, err := path.Match(r.pattern, name)
-	return err == nil && matched
-}
-
 // walker goes through the mounted image; layout is its result, with what it adds to the report.
 type walker struct {
 	origin  int64 // of the file system on the device, in bytes
 	scanner *scanner
 	rules   []pathRule
+	modes   modeRules
 	result  *report
 	layout  layout
 }
@@ -96,7 +38,7 @@ func (w *walker) walk(directory string) error {
 			return err
 		}
 		if !entry.Type().IsRegular() {
-			return nil
+			return w.judgeOther(name, entry)
 		}
 		w.result.Files++
 		return w.locate(full, "/"+name)
@@ -111,6 +53,11 @@ func (w *walker) locate(full, name string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
+	var status syscall.Stat_t
+	if err := syscall.Fstat(descriptor, &status); err != nil {
+		return errors.Join(fmt.Errorf("%s: %w", name, err), syscall.Close(descriptor))
+	}
+	w.judgeMode(name, status.Mode)
 	extents, whole := extentsOf(descriptor, name, w.origin)
 	if err := syscall.Close(descriptor); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
@@ -148,13 +95,34 @@ func judgePath(full, name string, entry fs.DirEntry, rules []pathRule, result *r
 			}
 		}
 		if detail, found := rule.judge(content); found {
-			result.Findings = append(result.Findings, finding{Rule: rule.name, Path: "/" + name, Detail: detail, Where: "file"})
+			result.add(rule.name, "/"+name, detail)
 		}
 	}
 	return nil
 }
 
 func exists([]byte) (string, bool) { return "is there", true }
+
+// judgeOther is for what is no regular file: directories that all may write to, and devices out of place.
+func (w *walker) judgeOther(name string, entry fs.DirEntry) error {
+	switch {
+	case entry.Type()&fs.ModeDevice != 0 && !strings.HasPrefix(name, "dev/"):
+		w.result.add("device-node", "/"+name, "is a device")
+	case entry.IsDir():
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		w.judgeMode("/"+name, info.Sys().(*syscall.Stat_t).Mode)
+	}
+	return nil
+}
+
+func (w *walker) judgeMode(name string, mode uint32) {
+	if rule, detail := w.modes.judge(name, mode, mode&syscall.S_IFMT == syscall.S_IFDIR); rule != "" {
+		w.result.add(rule, name, detail)
+	}
+}
 
 func notEmpty(content []byte) (string, bool) {
 	return fmt.Sprintf("%d bytes", len(content)), len(content) > 0
@@ -169,6 +137,28 @@ func holdsLines(content []byte) (string, bool) {
 		}
 	}
 	return fmt.Sprintf("%d lines", count), count > 0
+}
+
+// notZeros is for logs with a place per account, which are made full of zeros.
+func notZeros(content []byte) (string, bool) {
+	return fmt.Sprintf("%d bytes", len(content)), len(bytes.Trim(content, "\x00")) > 0
+}
+
+// holds looks for one of some words: such files are no secret without.
+func holds(words ...string) func([]byte) (string, bool) {
+	return func(content []byte) (string, bool) {
+		for _, word := range words {
+			if bytes.Contains(content, []byte(word)) {
+				return "holds " + word, true
+			}
+		}
+		return "", false
+	}
+}
+
+func judgeHostname(content []byte) (string, bool) {
+	name := string(bytes.TrimSpace(content))
+	return "is set", name != "" && name != "localhost" && name != "localhost.localdomain"
 }
 
 func judgeMachineID(content []byte) (string, bool) {
@@ -197,6 +187,17 @@ func judgeShadow(content []byte) (string, bool) {
 			details = append(details, name+" has a password hash")
 		case field[0] != '!' && field[0] != '*':
 			details = append(details, name+" has a password hash")
+		}
+	})
+	return strings.Join(details, ", "), len(details) > 0
+}
+
+// judgeGroupShadow finds passwords of groups, which let whoever knows one become a member.
+func judgeGroupShadow(content []byte) (string, bool) {
+	var details []string
+	accounts(content, 4, func(group []string) {
+		if strings.Trim(group[1], "!*x") != "" {
+			details = append(details, group[0]+" has a group password")
 		}
 	})
 	return strings.Join(details, ", "), len(details) > 0

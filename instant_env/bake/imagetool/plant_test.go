@@ -1,0 +1,271 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// plant is one thing that must not be in an image, as a file of it.
+type plant struct {
+	path, content string
+	mode          os.FileMode // 0644 when it is zero
+	found         []string    // rules, in order of their names; none: it may be there
+}
+
+const githubToken = "ghp_" + "Q7wErT9yUi3OpAs5DfGh" + "J1kLzX8cVbN2m4Qe" // put together, as scanners would take it for leaked
+
+func plants(t *testing.T) []plant {
+	key := ed25519Key(t)
+	log, leased := []string{"log"}, []string{"lease"}
+	token, cache, leftover := []string{"token"}, []string{"package-cache"}, []string{"bake-leftover"}
+	return []plant{
+		{"etc/ssh/ssh_host_ed25519_key", key, 0o600, []string{"host-key", "private-key"}},
+		{"etc/ssh/ssh_host_rsa_key.pub", "ssh-rsa AAAA", 0, []string{"host-key"}},
+		{"etc/ssh/sshd_config", "Port 22\n", 0, nil},
+		{"var/lib/systemd/credential.secret", "0123", 0o400, []string{"host-key"}},
+		{"root/.ssh/authorized_keys", "ssh-ed25519 AAAA a\n", 0o600, []string{"authorized-keys"}},
+		{"etc/shadow", "root:$y$j9T$abc:1::::::\n", 0o640, []string{"password"}},
+		{"etc/passwd", "root:x:0:0::/root:/bin/sh\nbob:x:1000:1000::/:/bin/sh\n", 0, []string{"account"}},
+		{"etc/gshadow", "wheel:$y$j9T$abc::\nadm:*::\nx:!::\n", 0o640, []string{"password"}},
+		{"root/.aws/credentials", "[default]\n", 0o600, token},
+		{"srv/aws.env", "AWS_ACCESS_KEY_ID=" + keyID + "\nAWS_SECRET_ACCESS_KEY=" + secret + "\n", 0, []string{"aws-credentials"}},
+		{"root/.docker/config.json", `{"auths": {"https://a": {"auth": "dTpw"}}}`, 0o600, token},
+		{"home/admin/.docker/config.json", `{"auths": {}}`, 0o600, nil},
+		{"root/.git-credentials", "https://u:p@a\n", 0o600, token},
+		{"root/.netrc", "machine a login b password c\n", 0o600, token},
+		{"root/.npmrc", "registry=https://a\n", 0, nil},
+		{"home/admin/.npmrc", "//a/:_authToken=b\n", 0, token},
+		{"root/.kube/config", "users:\n- user:\n    token: abc\n", 0o600, token},
+		{"root/.cargo/credentials.toml", "[registry]\n", 0o600, token},
+		{"opt/app/.env", "GITHUB=" + githubToken + "\n", 0, token},
+		{"root/.bash_history", "ls\n", 0o600, []string{"history"}},
+		{"home/admin/.python_history", "1+1\n", 0o600, []string{"history"}},
+		{"root/.lesshst", "x", 0o600, []string{"history"}},
+		{"etc/machine-id", "0123456789abcdef0123456789abcdef\n", 0o444, []string{"machine-id"}},
+		{"var/lib/systemd/random-seed", "seed", 0o600, []string{"random-seed"}},
+		{"etc/hostname", "ip-10-0-0-1\n", 0, []string{"hostname"}},
+		{"var/lib/cloud/instances/i-1/user-data.txt", "#!/bin/sh\n", 0o600, nil}, // told by its directory
+		{"var/lib/cloud/data/instance-id", "i-1\n", 0, []string{"cloud-init"}},
+		{"var/lib/cloud/seed/nocloud/user-data", "#!/bin/sh\n", 0o600, []string{"cloud-init"}},
+		{"var/lib/cloud/scripts/per-boot/a", "#!/bin/sh\n", 0o755, nil},
+		{"var/lib/amazon/ssm/registration", "{}", 0o600, []string{"cloud-agent"}},
+		{"var/log/auth.log", "Accepted publickey\n", 0o640, log},
+		{"var/log/deep/er/x.log.1", "words", 0o640, log},
+		{"var/log/journal/0123/system.journal", "LPKSHHRH", 0o640, log},
+		{"var/log/faillog", strings.Repeat("\x00", 512), 0, nil},
+		{"var/log/wtmp", "", 0o664, nil},
+		{"var/spool/mail/root", "From: a\n", 0o600, log},
+		{"etc/resolv.conf", "# by us\nnameserver 10.0.0.2\n", 0, []string{"resolver"}},
+		{"var/lib/dhcp/dhclient.eth0.leases", "lease {}\n", 0, leased},
+		{"var/lib/NetworkManager/internal-1-eth0.lease", "ADDRESS=10.0.0.1\n", 0, leased},
+		{"var/lib/systemd/network/lease", "x", 0, leased},
+		{"var/cache/apt/pkgcache.bin", "x", 0, cache},
+		{"var/cache/apt/archives/a_1_all.deb", "x", 0, cache},
+		{"var/lib/apt/lists/deb.debian.org_debian_dists_bookworm_InRelease", "x", 0, cache},
+		{"var/cache/dnf/amazonlinux-0123/repodata/primary.xml.gz", "x", 0, cache},
+		{"var/lib/dnf/history.sqlite", "x", 0, cache},
+		{"instant-bake.zero", "", 0o600, leftover},
+		{"root/instant-bake.sh", "x", 0, leftover},
+		{"usr/sbin/update-initramfs.instant-bake", "x", 0o755, leftover},
+		{"etc/kernel/install.d/50-dracut.install", "", 0, leftover},
+		{"tmp/deep/notes", "x", 0, leftover},
+		{"var/tmp/empty", "", 0, nil},
+		{"run/instant-bake/01-strip.sh", "x", 0, leftover}, // it should have been memory
+		{"usr/bin/sudo", "x", 0o755 | os.ModeSetuid, nil},
+		{"usr/bin/wall", "x", 0o755 | os.ModeSetgid, nil},
+		{"usr/bin/fping", "x", 0o755 | os.ModeSetuid, nil}, // allowed by flag
+		{"usr/local/bin/rootsh", "x", 0o755 | os.ModeSetuid, []string{"setuid"}},
+		{"usr/local/bin/group", "x", 0o755 | os.ModeSetgid, []string{"setuid"}},
+		{"etc/open.conf", "x", 0o666, []string{"world-writable"}},
+	}
+}
+
+// plantTree writes the things below a directory; file systems are made of it without root.
+func plantTree(t *testing.T, things []plant) string {
+	t.Helper()
+	tree := filepath.Join(t.TempDir(), "tree")
+	for _, thing := range things {
+		path := filepath.Join(tree, thing.path)
+		mode := thing.mode
+		if mode == 0 {
+			mode = 0o644
+		}
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(thing.content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, mode := range map[string]os.FileMode{"srv/open": 0o777, "srv/sticky": 0o777 | os.ModeSticky, "srv/group": 0o775 | os.ModeSetgid, "dev": 0o755} {
+		path := filepath.Join(tree, name)
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("../run/systemd/resolve/stub-resolv.conf", filepath.Join(tree, "etc/link.conf")); err != nil {
+		t.Fatal(err)
+	}
+	return tree
+}
+
+func wantOf(things []plant) (want []string) {
+	for _, thing := range things {
+		for _, rule := range thing.found {
+			want = append(want, rule+"@/"+thing.path)
+		}
+	}
+	return append(want, "cloud-init@/var/lib/cloud/instances/i-1", "world-writable@/srv/open",
+		"bake-leftover@/run/instant-bake", "device-node@/opt/null", "private-key@raw")
+}
+
+func makeExt4(t *testing.T, things []plant, deleted string) string {
+	tools(t, "mkfs.ext4", "debugfs")
+	things = append(slices.Clone(things), plant{path: "root/deleted", content: deleted})
+	disk := filepath.Join(t.TempDir(), "disk")
+	command(t, "", "mkfs.ext4", "-q", "-b", "1024", "-d", plantTree(t, things), disk, "16M")
+	command(t, "rm root/deleted\ncd opt\nmknod null c 1 3\ncd ../dev\nmknod null c 1 3\n", "debugfs", "-w", "-f", "-", disk)
+	return disk
+}
+
+// makeXFS writes the deleted bytes to where no file is: there is no tool that deletes without a mount.
+func makeXFS(t *testing.T, things []plant, deleted string) string {
+	tools(t, "mkfs.xfs")
+	tree := plantTree(t, things)
+	directory := t.TempDir()
+	disk, proto := filepath.Join(directory, "disk"), filepath.Join(directory, "proto")
+	var lines bytes.Buffer
+	lines.WriteString("-\n0 0\n")
+	protoDirectory(t, &lines, tree, "", 0o755)
+	if err := os.WriteFile(proto, lines.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const size = 320 << 20 // mkfs.xfs makes none below 300 MB
+	file, err := os.Create(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if err := file.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	command(t, "", "mkfs.xfs", "-q", "-p", proto, disk)
+	place := make([]byte, len(deleted))
+	if _, err := file.ReadAt(place, size-1<<20); err != nil || len(bytes.Trim(place, "\x00")) > 0 {
+		t.Fatalf("no free space at the end: %v", err)
+	}
+	if _, err := file.WriteAt([]byte(deleted), size-1<<20); err != nil {
+		t.Fatal(err)
+	}
+	return disk
+}
+
+// protoDirectory writes mkfs.xfs's prototype of a directory and what is below it.
+func protoDirectory(t *testing.T, out *bytes.Buffer, path, name string, mode os.FileMode) {
+	t.Helper()
+	flags := func(kind string, mode os.FileMode) string {
+		setuid, setgid := "-", "-"
+		if mode&os.ModeSetuid != 0 {
+			setuid = "u"
+		}
+		if mode&os.ModeSetgid != 0 {
+			setgid = "g"
+		}
+		return fmt.Sprintf("%s%s%s%03o 0 0", kind, setuid, setgid, mode.Perm())
+	}
+	fmt.Fprintf(out, "%s %s\n", name, flags("d", mode))
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range entries {
+		full := filepath.Join(path, entry.Name())
+		info, err := entry.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case entry.Name() == "sticky": // a prototype has no sticky bit
+		case entry.IsDir():
+			protoDirectory(t, out, full, entry.Name(), info.Mode())
+		case info.Mode()&os.ModeSymlink != 0:
+			target, _ := os.Readlink(full)
+			fmt.Fprintf(out, "%s %s %s\n", entry.Name(), flags("l", 0o777), target)
+		default:
+			fmt.Fprintf(out, "%s %s %s\n", entry.Name(), flags("-", info.Mode()), full)
+		}
+	}
+	if base := filepath.Base(path); name != "" && (base == "opt" || base == "dev") {
+		fmt.Fprintf(out, "null %s 1 3\n", flags("c", 0o666))
+	}
+	fmt.Fprintln(out, "$")
+}
+
+// TestPlanted plants each thing in a small file system made without root, and sees it found: with the reason, and
+// nothing else.
+func TestPlanted(t *testing.T) {
+	needMounts(t)
+	t.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin")
+	things := plants(t)
+	for name, make := range map[string]func(*testing.T, []plant, string) string{"ext4": makeExt4, "xfs": makeXFS} {
+		t.Run(name, func(t *testing.T) {
+			disk := make(t, things, ed25519Key(t))
+			found, result := auditOf(t, exitFindings, "--device", disk, "--allow-user", "admin", "--allow-setuid", "/usr/bin/fping")
+			want := wantOf(things)
+			slices.Sort(found)
+			slices.Sort(want)
+			for _, one := range want {
+				if !slices.Contains(found, one) {
+					t.Errorf("not found: %s", one)
+				}
+			}
+			for _, one := range found {
+				if !slices.Contains(want, one) {
+					t.Errorf("found, and it was not planted: %s", one)
+				}
+			}
+			if result.Filesystem != name || len(found) != len(want) {
+				t.Errorf("%s, %d findings of %d", result.Filesystem, len(found), len(want))
+			}
+			for _, f := range result.Findings {
+				if f.Reason == "" {
+					t.Errorf("%s has no reason", f.Rule)
+				}
+			}
+		})
+	}
+}
+
+// TestRulesAreDocumented: every rule has a reason, every reason a rule, and docs/audit.md has the table.
+func TestRulesAreDocumented(t *testing.T) {
+	var table bytes.Buffer
+	if status := run([]string{"audit", "--rules"}, &table, os.Stderr); status != exitOK {
+		t.Fatalf("exit status %d", status)
+	}
+	for _, rule := range pathRules([]string{""}) {
+		if reasons[rule.name] == "" {
+			t.Errorf("%s has no reason", rule.name)
+		}
+	}
+	if strings.Contains(table.String(), "|  |") {
+		t.Errorf("a reason that no rule has:\n%s", table.String())
+	}
+	document, err := os.ReadFile("../../../docs/audit.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(document), table.String()) {
+		t.Errorf("docs/audit.md has another table; it should be\n%s", table.String())
+	}
+}

@@ -53,9 +53,12 @@ def test_a_guest_that_only_suspends_to_memory_is_shut_down(tiny_cloud: TinyCloud
     guest = tiny_cloud.login(instance_id)
     boot_id = guest.run("cat /proc/sys/kernel/random/boot_id")
     guest.run("echo kept >/var/kept; sync")
-    print(guest.run("cat /sys/power/state; cat /sys/power/mem_sleep || true"))
-    guest.run(r"printf '#!/bin/sh\necho mem >/sys/power/state\n' >/etc/acpi/sleep-key")
-    guest.run("hibinit")
+    # tiny's own init ignores the key when there is an offset, and this takes its place.
+    guest.run("echo 1 >/sys/power/resume_offset")
+    guest.run(
+        "for d in /dev/input/event*; do (dd if=$d bs=24 count=1 && echo mem >/sys/power/state) "
+        "</dev/null >/dev/null 2>&1 & done"
+    )
     asked = time.monotonic()
     tiny_cloud.ec2.stop_instances(InstanceIds=[instance_id], Hibernate=True)
     stopped = tiny_cloud.wait(instance_id, "stopped", timeout_s=250)

@@ -49,10 +49,11 @@ _SET_HELP = {"set": "value of one of the recipe's parameters, as key=value; repe
         "recipe": "recipe to bake, several with commas: folders under recipes/",
         "arch": "architecture, both with a comma: x86_64 (the default), arm64",
         "base": "base to bake from (default debian-12 in the local cloud, al2023 on aws)",
+        "base-ami": "AMI to take for that base: an id, an SSM parameter (/...) or a name with *",
         "builder-type": "type of the builder, one for each architecture (default m7i.large,m7g.large)",
         "force": "bake even when an AMI already holds this plan",
         "parallel": "how many to bake at a time (default: all)",
-        "dry-run": "print the plan and stop; nothing is launched",
+        "dry-run": "print the plan, what it would make and cost; nothing is made",
         "verbose": "show the output of every step as it comes; of one bake only",
         **_SET_HELP,
         **_CLOUD_HELP,
@@ -65,6 +66,7 @@ def bake(
     recipe: str = "",
     arch: str = "x86_64",
     base: str = "",
+    base_ami: str = "",
     builder_type: str = "",
     force: bool = False,
     parallel: int = 0,
@@ -77,14 +79,17 @@ def bake(
 ) -> None:
     """Bake AMIs from recipes, prove each by booting it, and make it `latest`."""
     from instant_env.bake import bake as bakery
-    from instant_env.bake import parameters
-    from instant_env.bake.request import requests
+    from instant_env.bake import parameters, screen
+    from instant_env.bake.request import Options, requests, words
     from instant_env.cloud.session import connect
     from instant_env.errors import UsageError
 
     settings = _settings(cloud=cloud, region=region)
-    given = parameters.split(set or ())
-    wanted = requests(recipe, arch, base=base or None, builder_types=builder_type, force=force, given=given)
+    options = Options(
+        base=base or None, base_ami=base_ami or None, builder_types=tuple(words(builder_type)), force=force,
+        given=parameters.split(set or ()),
+    )  # fmt: skip
+    wanted = requests(recipe, arch, options)
     if verbose and len(wanted) > 1:
         raise UsageError("--verbose shows one bake at a time", hint="each has a log, named when it begins")
     with Reporter().live() as report:
@@ -92,7 +97,7 @@ def bake(
             bakery.check(settings, request)
         connection = connect(settings, report)
         if dry_run:
-            plans = [bakery.prepare_plan(connection, settings, request, report) for request in wanted]
+            told = [bakery.foresee(connection, settings, request, report) for request in wanted]
         elif len(wanted) > 1:
             _bake_side_by_side(settings, wanted, parallel, report, json)
             return
@@ -103,14 +108,9 @@ def bake(
             )
     if dry_run:
         if json:
-            print_json({"plans": [plan.as_dict() for plan in plans]})
-            return
-        for request, plan in zip(wanted, plans, strict=True):
-            say(
-                f"plan {plan.hash}: {request.recipe} for {request.arch} on {plan.base.base} ({plan.base_ami})"
-            )
-            for step in plan.steps:
-                say(f"  {step.identity()[0]:6}  {step.name}")
+            print_json({"plans": [one.as_dict() for one in told]})
+        else:
+            say("\n".join(line for one in told for line in screen.plan_lines(one)))
         return
     if json:
         print_json(result.as_dict())

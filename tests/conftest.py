@@ -7,7 +7,9 @@ import os
 import pytest
 
 # Plugins of tests that these also import by name, which is too late for pytest's own rewriting.
-pytest.register_assert_rewrite("contract_cloud", "front", "localec2_cloud", "terminal", "tiny_cloud")
+pytest.register_assert_rewrite(
+    "contract_cloud", "front", "localec2_cloud", "localec2_served", "pretend_bakery", "terminal", "tiny_cloud"
+)
 
 #: Later in this list is slower. A broken unit test should be known before a machine boots.
 ORDER = ("boot", "e2e", "aws")

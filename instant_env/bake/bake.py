@@ -8,14 +8,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from botocore.exceptions import ClientError
 
-from instant_env.arch import Arch
-from instant_env.bake import artefacts
+from instant_env.bake import artefacts, bases
+from instant_env.bake.bases import BaseImage
 from instant_env.bake.builder import Machine, machine
 from instant_env.bake.execute import StepTime, make_work_dir, run_as_root, run_steps, start_detached, step_log
+from instant_env.bake.forecast import Forecast, forecast
 from instant_env.bake.manifest import git_revision, manifest, write_atomically
 from instant_env.bake.plan import BakePlan, make_plan
 from instant_env.bake.recipe import Base, load_base, resolve
@@ -28,9 +29,6 @@ from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, 
 from instant_env.cloud.tags import Role, tag_specifications
 from instant_env.errors import UsageError
 from instant_env.settings import Settings
-
-if TYPE_CHECKING:
-    from mypy_boto3_ec2.type_defs import ImageTypeDef
 
 #: A builder or verifying machine older than this is nobody's. The machine's own timer uses the same.
 MACHINE_TTL_S = 3600
@@ -65,37 +63,13 @@ class BakeResult:
         }
 
 
-def _base_image(cloud: Cloud, base: Base, arch: Arch) -> ImageTypeDef:
-    """Resolve the base's AMI and refuse one of another architecture or owner."""
-    parameter = base.parameter_for(arch)
-    try:
-        ami = cloud.ssm.get_parameter(Name=parameter)["Parameter"]["Value"]
-        images = cloud.ec2.describe_images(ImageIds=[ami])["Images"]
-    except ClientError as error:
-        raise cloud_error(error, f"looking for base {base.base} by {parameter}") from error
-    if not images:
-        raise CloudError(f"{parameter} names {ami}, which does not exist in {cloud.region}")
-    image = images[0]
-    if image["Architecture"] != arch.value:
-        raise UsageError(
-            f"base {base.base}: {ami} is {image['Architecture']}, not {arch}",
-            hint=f"correct ssm_parameter in recipes/bases/{base.base}.yml",
-        )
-    if not {image.get("OwnerId", ""), image.get("ImageOwnerAlias", "")} & set(base.owners):
-        raise UsageError(
-            f"base {base.base}: {ami} belongs to {image.get('OwnerId')}, not to {' or '.join(base.owners)}",
-            hint=f"correct owners in recipes/bases/{base.base}.yml if you trust that account",
-        )
-    return image
-
-
 def check(settings: Settings, request: Request) -> tuple[Base, BakePlan]:
     """What can be known without a cloud: recipe and base read, every script rendered, artefacts built.
 
     Run before anything is started, so that a typo costs a second. The plan's base AMI is a stand-in.
     Raises UsageError, or MissingToolError when a binary cannot be built.
     """
-    base, arch = load_base(settings.recipes_dir, request.base or default_base(settings)), request.arch
+    base, arch = load_base(settings.recipes_dir, request.options.base or default_base(settings)), request.arch
     if arch not in base.architectures:
         raise UsageError(
             f"base {base.base} does not exist for {arch}",
@@ -104,14 +78,25 @@ def check(settings: Settings, request: Request) -> tuple[Base, BakePlan]:
     recipe = resolve(settings.recipes_dir, request.recipe, base.family)
     wanted = {step.spec.upload for step in recipe.steps if step.spec.upload is not None}
     made = artefacts.build({str(name) for name in wanted}, arch, settings.cache_dir)
-    return base, make_plan(recipe, base, "ami-00000000", arch, made, request.given)
+    return base, make_plan(recipe, base, "ami-00000000", arch, made, request.options.given)
 
 
-def prepare_plan(cloud: Cloud, settings: Settings, request: Request, progress: Progress) -> BakePlan:
-    """The plan against this cloud: as `check`, with the base AMI resolved (made known where it is not)."""
+def prepare(
+    cloud: Cloud, settings: Settings, request: Request, progress: Progress
+) -> tuple[BakePlan, BaseImage]:
+    """The plan against this cloud: as `check`, with the base's AMI found (made known where it is not)."""
     base, plan = check(settings, request)
     cloud.ensure_base(base.base, request.arch, progress)
-    return dataclasses.replace(plan, base_ami=_base_image(cloud, base, request.arch)["ImageId"])
+    image = bases.find(cloud, base, request.arch, request.options.base_ami)
+    return dataclasses.replace(plan, base_ami=image.id), image
+
+
+def foresee(cloud: Cloud, settings: Settings, request: Request, progress: Progress) -> Forecast:
+    """What `bake` would make, and what that would cost. Nothing is made."""
+    plan, base = prepare(cloud, settings, request, progress)
+    existing = None if request.options.force else _already_baked(cloud, plan)
+    kind = instances.default_type(cloud, request.arch, next(iter(request.builder_types), None))
+    return forecast(cloud, request, plan, base, existing, builder_type=kind, ttl_s=MACHINE_TTL_S)
 
 
 def _already_baked(cloud: Cloud, plan: BakePlan) -> BakedImage | None:
@@ -142,15 +127,15 @@ def _seal(cloud: Cloud, builder: Machine, plan: BakePlan, log: Any, progress: Pr
 
 
 def _create_image(
-    cloud: Cloud, builder: Machine, plan: BakePlan, run_id: str, expires_at: datetime, progress: Progress
+    cloud: Cloud, builder: Machine, plan: BakePlan, request: Request, expires_at: datetime, progress: Progress
 ) -> BakedImage:
     """CreateImage of the stopped builder, tagged; wait until it is available. It expires until verified."""
     init_sha256 = next(
         (s.sha256 for s in plan.steps if s.name == "instant-init" and hasattr(s, "sha256")), ""
     )
-    name = f"instant-env-{plan.recipe.name}-{plan.arch}-{run_id}"
+    name = request.image_name
     tags = tag_specifications(
-        "image", "snapshot", run_id=run_id, role=Role.IMAGE, name=name, expires_at=expires_at,
+        "image", "snapshot", run_id=request.run_id, role=Role.IMAGE, name=name, expires_at=expires_at,
         extra={
             "recipe": plan.recipe.name, "base": plan.base.base, "base-ami": plan.base_ami,
             "arch": plan.arch.value, "plan-hash": plan.hash, "login-user": plan.base.login_user,
@@ -206,12 +191,12 @@ def bake(
     VerifyError or CloudError after.
     """
     begun = time.monotonic()
-    plan = prepare_plan(cloud, settings, request, progress)
+    plan, base = prepare(cloud, settings, request, progress)
     progress(
-        f"plan {plan.hash[:12]}: {request.recipe} on {plan.base.base} ({plan.base_ami}), "
+        f"plan {plan.hash[:12]}: {request.recipe} on {plan.base.base} ({base.id} of {base.created[:10]}), "
         f"{len(plan.steps)} steps"
     )
-    if not request.force and (existing := _already_baked(cloud, plan)):
+    if not request.options.force and (existing := _already_baked(cloud, plan)):
         _publish(cloud, existing)
         return BakeResult(existing, True, None, None, time.monotonic() - begun)
 
@@ -234,7 +219,7 @@ def bake(
             _seal(cloud, builder, plan, log, progress)
             times.append(StepTime("seal", round(time.monotonic() - started, 3)))
             started = time.monotonic()
-            image = _create_image(cloud, builder, plan, run_id, expires_at, progress)
+            image = _create_image(cloud, builder, plan, request, expires_at, progress)
             times.append(StepTime("create-image", round(time.monotonic() - started, 3)))
         try:
             started = time.monotonic()

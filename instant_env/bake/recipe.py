@@ -55,7 +55,9 @@ class Base(_Strict):
     description: str
     family: Family
     architectures: list[Arch]
-    ssm_parameter: str = Field(description="template; `arch` is the architecture")
+    ssm_parameter: str | None = Field(default=None, description="names the AMI; template, `arch` is given")
+    ami_name: str | None = Field(default=None, description="name of the AMI, newest of those; template too")
+    ami_ids: dict[Arch, str] = Field(default_factory=dict, description="the AMI itself, by architecture")
     owners: list[str] = Field(description="account ids or aliases its AMIs must belong to")
     login_user: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")
     login_groups: list[str]
@@ -63,9 +65,19 @@ class Base(_Strict):
     esp: str
     ssh_service: str
 
-    def parameter_for(self, arch: Arch) -> str:
-        """The SSM parameter that names the base's AMI for ``arch``."""
-        return _environment().from_string(self.ssm_parameter).render(arch=arch)
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if sum(map(bool, (self.ssm_parameter, self.ami_name, self.ami_ids))) != 1:
+            raise ValueError("name its AMI by one of ssm_parameter, ami_name and ami_ids")
+        if self.ami_ids and set(self.ami_ids) != set(self.architectures):
+            raise ValueError("ami_ids needs one for each architecture")
+        return self
+
+    def reference_for(self, arch: Arch) -> str:
+        """What names the base's AMI for ``arch``: an SSM parameter, a name or an id (see bases.find)."""
+        if self.ami_ids:
+            return self.ami_ids[arch]
+        return _environment().from_string(self.ssm_parameter or self.ami_name or "").render(arch=arch)
 
 
 #: Beside the recipe or below it: a path that leads out of its folder would be another recipe's business.

@@ -14,22 +14,43 @@ from instant_env.settings import Settings
 
 
 @dataclass(frozen=True)
-class Request:
-    """One bake. ``run_id`` names all that it makes. ``builder_types`` are tried in this order, ``given``
-    are the recipe's parameters as text."""
+class Options:
+    """What all bakes of one command share.
 
-    recipe: str
-    arch: Arch
+    ``base_ami`` stands in for the base's own reference to its AMI (see bases.find); ``builder_types`` of any
+    architecture are tried in this order; ``given`` are the recipe's parameters as text.
+    """
+
     base: str | None = None
+    base_ami: str | None = None
     builder_types: tuple[str, ...] = ()
     force: bool = False
     given: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One bake. ``run_id`` names all that it makes."""
+
+    recipe: str
+    arch: Arch
+    options: Options = field(default_factory=Options)
     run_id: str = field(default_factory=new_run_id)
 
     @property
     def label(self) -> str:
         """For people: ``minimal x86_64``."""
         return f"{self.recipe} {self.arch}"
+
+    @property
+    def image_name(self) -> str:
+        """The name of the AMI."""
+        return f"instant-env-{self.recipe}-{self.arch}-{self.run_id}"
+
+    @property
+    def builder_types(self) -> tuple[str, ...]:
+        """Those of the types asked for that are of this architecture."""
+        return tuple(kind for kind in self.options.builder_types if fits(kind, self.arch))
 
     def log_path(self, settings: Settings) -> Path:
         """Where the output of its steps goes."""
@@ -41,43 +62,20 @@ def words(text: str) -> list[str]:
     return list(dict.fromkeys(word for part in text.split(",") if (word := part.strip())))
 
 
-def types_for(arch: Arch, types: str) -> tuple[str, ...]:
-    """Those of the types, a list with commas, that are of this architecture.
+def requests(recipes: str, archs: str, options: Options) -> list[Request]:
+    """One request for each of ``recipes`` and each of ``archs``, both lists with commas.
 
-    Raises UsageError when there are some and none is.
-    """
-    fitting = tuple(kind for kind in words(types) if fits(kind, arch))
-    if words(types) and not fitting:
-        raise UsageError(f"no builder type for {arch} among {types}", hint="name one of each architecture")
-    return fitting
-
-
-def requests(
-    recipes: str,
-    archs: str,
-    *,
-    base: str | None = None,
-    builder_types: str = "",
-    force: bool = False,
-    given: Mapping[str, str] | None = None,
-) -> list[Request]:
-    """One request for each of ``recipes`` and each of ``archs``; all lists are with commas.
-
-    Raises UsageError for an empty list of architectures and for types that do not fit one of them. No recipe
-    makes one request that is in the wrong: who reads it says which recipes there are.
+    Raises UsageError for an empty list of architectures, and when builder types are named but none of one of
+    them. No recipe makes one request that is in the wrong: who reads it says which recipes there are.
     """
     wanted = list(dict.fromkeys(Arch.parse(word) for word in words(archs)))
     if not wanted:
         raise UsageError("no architecture named", hint=f"--arch takes: {', '.join(Arch)}")
-    return [
-        Request(
-            recipe,
-            arch,
-            base=base,
-            builder_types=types_for(arch, builder_types),
-            force=force,
-            given=given or {},
-        )
-        for recipe in words(recipes) or [""]
-        for arch in wanted
-    ]
+    made = [Request(recipe, arch, options) for recipe in words(recipes) or [""] for arch in wanted]
+    for request in made:
+        if options.builder_types and not request.builder_types:
+            raise UsageError(
+                f"no builder type for {request.arch} among {', '.join(options.builder_types)}",
+                hint="name one of each architecture",
+            )
+    return made

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from instant_env.bake.forecast import Forecast
 from instant_env.bake.request import Request
 from instant_env.bake.several import Ended
 from instant_env.front import Reporter
@@ -73,3 +74,19 @@ def summary(ended: Sequence[Ended]) -> Table:
         row = [one.request.recipe, one.request.arch.value, outcome, ami, f"{one.seconds:.0f} s"]
         table.add_row(*row, last)
     return table
+
+
+def plan_lines(told: Forecast) -> Iterator[str]:
+    """What a bake would do, for people."""
+    plan, base = told.plan, told.base
+    yield f"plan {plan.hash}: {plan.recipe.name} for {plan.arch}"
+    yield f"  base  {plan.base.base}: {base.id} of {base.created[:10]}, {base.name}, found by {base.found_by}"
+    for step in plan.steps:
+        yield f"  {step.identity()[0]:6}  {step.name}"
+    yield "  script  seal"
+    if told.existing is not None:
+        yield f"{told.existing.id} holds this plan: nothing would be made"
+    for resource in told.resources:
+        until = "stays" if resource.stays else "goes"
+        yield f"  {until:5}  {resource.kind:14}  {resource.name}: {resource.what}"
+    yield f"cost: {told.cost}"

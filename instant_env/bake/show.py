@@ -88,7 +88,7 @@ def rendered(
 
 def _base(base: Base, arch: Arch) -> dict[str, Any]:
     return {
-        "base": base.base, "family": base.family, "ssm_parameter": base.parameter_for(arch),
+        "base": base.base, "family": base.family, "ami": base.reference_for(arch),
         "owners": base.owners, "login_user": base.login_user,
     }  # fmt: skip
 
@@ -106,7 +106,7 @@ def as_text(plan: Mapping[str, Any]) -> Iterator[str]:
     base = plan["base"]
     yield f"{plan['recipe']} for {plan['arch']} on {base['base']}: {plan['description']}"
     yield f"  extends          {' < '.join(plan['lineage'])}"
-    yield f"  base             {base['ssm_parameter']} of {' or '.join(base['owners'])}"
+    yield f"  base             {base['ami']} of {' or '.join(base['owners'])}"
     yield f"  login user       {base['login_user']}"
     yield f"  initramfs        {plan['initramfs']}"
     if plan["kernel_arguments"]:

@@ -263,7 +263,7 @@ def _aws(stack: ExitStack) -> ContractCloud:
     """Amazon Linux as Amazon publishes it. Never run so far."""
     cloud = connect(load({"cloud": "aws"}))
     base = load_base(ROOT / "recipes", "al2023")
-    parameter = cloud.ssm.get_parameter(Name=base.parameter_for(Arch.X86_64))
+    parameter = cloud.ssm.get_parameter(Name=base.reference_for(Arch.X86_64))
     return _open(cloud, parameter["Parameter"]["Value"], base.login_user, stack)
 
 

@@ -16,7 +16,7 @@ from terminal import Terminal
 from instant_env.arch import Arch
 from instant_env.bake import several
 from instant_env.bake.bake import BakeResult
-from instant_env.bake.request import Request, requests
+from instant_env.bake.request import Options, Request, requests
 from instant_env.cloud.images import BakedImage
 from instant_env.cloud.session import Progress
 from instant_env.errors import UsageError
@@ -69,7 +69,7 @@ class Heard:
 
 
 def wanted(*recipes: str) -> list[Request]:
-    return requests(",".join(recipes), "x86_64")
+    return requests(",".join(recipes), "x86_64", Options())
 
 
 def test_one_that_fails_and_one_that_dies_do_not_stop_the_others(tmp_path: Path) -> None:
@@ -165,7 +165,9 @@ def test_bakes_whose_parent_is_killed_clean_up_by_themselves(tmp_path: Path) -> 
 
 
 def test_lists_make_a_request_for_each_pair_with_its_own_builder_types() -> None:
-    found = requests("minimal, custom-init,minimal", "x86_64,aarch64", builder_types="m7g.large,t3.small")
+    found = requests(
+        "minimal, custom-init,minimal", "x86_64,aarch64", Options(builder_types=("m7g.large", "t3.small"))
+    )
     assert [(one.recipe, one.arch, one.builder_types) for one in found] == [
         ("minimal", Arch.X86_64, ("t3.small",)),
         ("minimal", Arch.ARM64, ("m7g.large",)),
@@ -174,6 +176,6 @@ def test_lists_make_a_request_for_each_pair_with_its_own_builder_types() -> None
     ]
     assert len({one.run_id for one in found}) == 4
     with pytest.raises(UsageError, match="no builder type for arm64"):
-        requests("minimal", "arm64", builder_types="t3.small")
+        requests("minimal", "arm64", Options(builder_types=("t3.small",)))
     with pytest.raises(UsageError, match="no architecture named"):
-        requests("minimal", ",")
+        requests("minimal", ",", Options())

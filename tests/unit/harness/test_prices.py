@@ -8,9 +8,11 @@ from harness_cloud import Ec2Faults, cloud_in_process
 
 from harness import prices
 from harness.experiment import Cell, Experiment
-from harness.prices import Price, Prices
+from harness.prices import Prices
 from instant_env.arch import Arch
+from instant_env.cloud import prices as cloud_prices
 from instant_env.cloud.instances import Market
+from instant_env.cloud.prices import Price
 from instant_env.settings import CloudName
 
 COLD = Cell("cold", Arch.X86_64, "m7i.large")
@@ -41,7 +43,7 @@ def test_a_pool_is_on_demand_and_pays_for_its_filling(tmp_path: Path) -> None:
 def test_without_the_pricing_api_there_is_a_dated_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prices, "_asked", lambda *_: None)
+    monkeypatch.setattr(cloud_prices, "_asked", lambda *_: None)
     strange = Cell("cold", Arch.X86_64, "x9z.large")
     with cloud_in_process(tmp_path, 22, Ec2Faults(), name=CloudName.AWS) as cloud:
         found = prices.find(cloud, [COLD, strange])
@@ -61,10 +63,10 @@ def test_the_pricing_apis_answer_is_read() -> None:
     free = {
         "terms": {"OnDemand": {"a": {"priceDimensions": {"b": {**dimension, "pricePerUnit": {"USD": "0"}}}}}}
     }
-    price = prices._of_products([json.dumps(free), json.dumps(product)])
+    price = cloud_prices._of_products([json.dumps(free), json.dumps(product)])
     assert price is not None
     assert price.usd_per_hour == 0.1008
-    assert prices._of_products([]) is None
+    assert cloud_prices._of_products([]) is None
 
 
 def test_localec2_costs_nothing(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ from rich.console import Console
 from test_bench import assert_nothing_left, bake, run
 
 from harness import live, planning, prices
-from harness.prices import Price, Prices
+from harness.prices import Prices
 from harness.results import read_rows
 from harness.runner import BenchStopped, carry_out, dry_run
 from instant_env.arch import Arch
 from instant_env.cloud.instances import Market
+from instant_env.cloud.prices import Price
 from instant_env.cloud.session import Cloud
 from instant_env.errors import UsageError
 

@@ -209,11 +209,14 @@ class Served:
         self.stop()
         self.start()
 
-    def register(self, name: str = "debian-12-test", digest: str = "0123456789abcdef") -> str:
-        """A stock image with an empty disk; returns its AMI id."""
+    def register(
+        self, name: str = "debian-12-test", digest: str = "0123456789abcdef",
+        parameter: str = "/aws/service/debian/release/12/latest/amd64",
+    ) -> str:  # fmt: skip
+        """A stock image with an empty disk; returns its AMI id. It replaces the one of its parameter."""
         stock = StockRegistration(
             base="debian-12", arch=Arch.X86_64, name=name, description="a test", owner_id="136693071363",
-            ssm_parameter="/aws/service/debian/release/12/latest/amd64", root_device_name="/dev/xvda",
+            ssm_parameter=parameter, root_device_name="/dev/xvda",
             disk=self.disk(name),
             size_gib=2, boot_mode="uefi", digest=digest, created=datetime.now(UTC),
         )  # fmt: skip

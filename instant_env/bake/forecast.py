@@ -1,0 +1,134 @@
+"""What a bake would make and cost, before anything is made.
+
+The costs are an estimate: machines by the second, their disks for as long, and what the snapshot costs each
+month from then on. It counts a snapshot as large as its volume, which is the most that it can be.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from instant_env.bake.bases import BaseImage
+from instant_env.bake.plan import BakePlan
+from instant_env.bake.request import Request
+from instant_env.cloud import prices
+from instant_env.cloud.images import BakedImage, parameter_name
+from instant_env.cloud.instances import Market
+from instant_env.cloud.session import Cloud
+
+#: How long a bake takes where none of this recipe is on record here: Packer's and our own are quicker.
+_USUAL_S = 900.0
+_HOURS_PER_MONTH = 730.0
+
+
+@dataclass(frozen=True)
+class Resource:
+    """One thing that a bake makes. ``stays`` when it is there after a bake that went well."""
+
+    kind: str
+    name: str
+    what: str
+    stays: bool = False
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Of one bake. Money is in USD; ``unknown`` names a type that has no price known."""
+
+    plan: BakePlan
+    base: BaseImage
+    existing: BakedImage | None
+    resources: tuple[Resource, ...]
+    usual_s: float
+    likely_usd: float
+    worst_usd: float
+    monthly_usd: float
+    unknown: str = ""
+
+    @property
+    def cost(self) -> str:
+        if self.existing is not None:
+            return "nothing: the AMI is there"
+        if self.unknown:
+            return f"no price known of {self.unknown}"
+        if not self.worst_usd:
+            return "nothing: these are machines of localec2"
+        return (
+            f"about ${self.likely_usd:.2f} ({self.usual_s / 60:.0f} min), at most ${self.worst_usd:.2f}; "
+            f"then at most ${self.monthly_usd:.2f} a month for the snapshot"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            **self.plan.as_dict(),
+            "base_image": self.base.as_dict(),
+            "existing_ami": self.existing.id if self.existing else None,
+            "resources": [asdict(resource) for resource in self.resources],
+            "cost": {
+                "likely_usd": round(self.likely_usd, 4), "worst_usd": round(self.worst_usd, 4),
+                "monthly_usd": round(self.monthly_usd, 4), "unknown": self.unknown or None,
+            },
+        }  # fmt: skip
+
+
+def forecast(
+    cloud: Cloud, request: Request, plan: BakePlan, base: BaseImage, existing: BakedImage | None, *,
+    builder_type: str, ttl_s: float,
+) -> Forecast:  # fmt: skip
+    """What the bake of this plan comes to. ``ttl_s`` is how long its machines live at most."""
+    usual_s = _last_s(cloud, plan) or _USUAL_S
+    hourly = prices.find(cloud, [(builder_type, Market.ON_DEMAND)]).get((builder_type, Market.ON_DEMAND))
+    gp3_hourly = prices.storage_usd_per_gib_month(cloud, "gp3") * base.size_gib / _HOURS_PER_MONTH
+    snapshot = prices.storage_usd_per_gib_month(cloud, "snapshot") * base.size_gib
+
+    def cost(hours: float) -> float:  # while the image is audited there is one more volume of its size
+        return hours * ((hourly.usd_per_hour if hourly else 0.0) + 2 * gp3_hourly)
+
+    nothing = existing is not None
+    return Forecast(
+        plan, base, existing,
+        resources=() if nothing else _resources(request, plan, base, builder_type),
+        usual_s=usual_s,
+        likely_usd=0.0 if nothing else cost(usual_s / 3600),
+        worst_usd=0.0 if nothing else cost(2 * ttl_s / 3600) + snapshot,
+        monthly_usd=0.0 if nothing else snapshot,
+        unknown="" if hourly or nothing else builder_type,
+    )  # fmt: skip
+
+
+def _resources(request: Request, plan: BakePlan, base: BaseImage, builder_type: str) -> tuple[Resource, ...]:
+    image = request.image_name
+    found: list[Resource] = []
+    for role, source in (("builder", base.id), ("verify", "the new AMI")):
+        name = f"instant-env-{role}-{request.run_id}"
+        found += [
+            Resource("key-pair", name, "ed25519, its private half in memory"),
+            Resource("security-group", name, "SSH from the caller's address only"),
+            Resource("instance", name, f"{builder_type}, on demand, from {source}, IMDSv2 only"),
+            Resource("volume", name, f"gp3, {base.size_gib} GiB: its root"),
+        ]
+    audit = f"instant-env-audit-{request.run_id}"
+    parameter = parameter_name(request.recipe, plan.arch)
+    found += [
+        Resource("volume", audit, f"gp3, {base.size_gib} GiB: read by the audit"),
+        Resource("snapshot", image, f"of {base.size_gib} GiB", stays=True),
+        Resource("image", image, f"{plan.arch}", stays=True),
+        Resource("ssm-parameter", parameter, "names the newest verified AMI", stays=True),
+    ]
+    return tuple(found)
+
+
+def _last_s(cloud: Cloud, plan: BakePlan) -> float:
+    """How long the last bake of this recipe and architecture took in this cloud; 0 when none is on record."""
+    found: list[tuple[str, float]] = []
+    for path in (cloud.settings.state_dir / "manifests").glob("*.json"):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            same = (record["cloud"], record["plan"]["recipe"], record["plan"]["arch"])
+            if same == (cloud.name.value, plan.recipe.name, plan.arch.value):
+                found.append((record["created"], float(record["total_s"])))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not ours, or of another version: it only sharpens an estimate
+    return max(found)[1] if found else 0.0

@@ -1,0 +1,113 @@
+"""What machines and disks cost: asked of AWS, else from a dated table; in localec2 nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+
+from instant_env.cloud.instances import Market
+from instant_env.cloud.session import Cloud
+from instant_env.settings import CloudName
+
+#: EC2 bills a start of a Linux machine by the second, and for a minute at least.
+MIN_BILLED_S = 60.0
+
+_TABLE = Path(__file__).parent / "prices.json"
+
+#: The Pricing API is served from few regions; this one knows the prices of all.
+_PRICING_REGION = "us-east-1"
+
+
+@dataclass(frozen=True)
+class Price:
+    """USD per hour, and where that is from."""
+
+    usd_per_hour: float
+    source: str
+
+
+def find(cloud: Cloud, wanted: Iterable[tuple[str, Market]]) -> dict[tuple[str, Market], Price]:
+    """Prices by type and market; what nobody can tell is missing. Never fails.
+
+    A spot launch may end on demand, so both prices of its type are asked for.
+    """
+    pairs = set(wanted)
+    pairs |= {(kind, Market.ON_DEMAND) for kind, _ in pairs}
+    if cloud.name is CloudName.LOCAL:
+        return {pair: Price(0.0, "localec2") for pair in pairs}
+    known: dict[tuple[str, Market], Price] = {}
+    for kind in sorted({kind for kind, _ in pairs}):
+        on_demand = _asked(cloud, kind) or _from_table(kind)
+        if on_demand is None:
+            continue
+        known[kind, Market.ON_DEMAND] = on_demand
+        if (kind, Market.SPOT) in pairs:  # never dearer than on demand
+            known[kind, Market.SPOT] = _spot(cloud, kind) or on_demand
+    return known
+
+
+def storage_usd_per_gib_month(cloud: Cloud, what: str) -> float:
+    """Of ``gp3`` volumes or standard ``snapshot`` storage; from the table."""
+    if cloud.name is CloudName.LOCAL:
+        return 0.0
+    return float(json.loads(_TABLE.read_text(encoding="utf-8"))["usd_per_gib_month"][what])
+
+
+def _asked(cloud: Cloud, kind: str) -> Price | None:
+    """The Pricing API's answer (API reference, GetProducts); None when it cannot be asked or says nothing."""
+    filters = {
+        "instanceType": kind,
+        "regionCode": cloud.region,
+        "operatingSystem": "Linux",
+        "tenancy": "Shared",
+        "preInstalledSw": "NA",
+        "capacitystatus": "Used",
+    }
+    try:
+        session = boto3.Session(profile_name=cloud.settings.profile, region_name=_PRICING_REGION)
+        answer = session.client("pricing").get_products(
+            ServiceCode="AmazonEC2",
+            Filters=[{"Type": "TERM_MATCH", "Field": k, "Value": v} for k, v in filters.items()],
+        )
+        return _of_products(answer["PriceList"])
+    except (BotoCoreError, ClientError):
+        return None
+
+
+def _of_products(price_list: Sequence[Any]) -> Price | None:
+    """The lowest on-demand price per hour in GetProducts' answer, a list of JSON texts."""
+    found = []
+    for text in price_list:
+        product = json.loads(text)
+        for term in product.get("terms", {}).get("OnDemand", {}).values():
+            for dimension in term.get("priceDimensions", {}).values():
+                if dimension.get("unit") == "Hrs" and (usd := float(dimension["pricePerUnit"]["USD"])) > 0:
+                    found.append(usd)
+    return Price(min(found), f"Pricing API, {datetime.now(UTC):%Y-%m-%d}") if found else None
+
+
+def _from_table(kind: str) -> Price | None:
+    table = json.loads(_TABLE.read_text(encoding="utf-8"))
+    usd = table["usd_per_hour"].get(kind)
+    return Price(usd, f"table of {table['as_of']} for {table['region']}") if usd else None
+
+
+def _spot(cloud: Cloud, kind: str) -> Price | None:
+    """The highest of the zones' current spot prices: which zone it will be is not known yet."""
+    try:
+        history = cloud.ec2.describe_spot_price_history(
+            InstanceTypes=[kind],  # type: ignore[list-item]
+            ProductDescriptions=["Linux/UNIX"],
+            StartTime=datetime.now(UTC),
+        )["SpotPriceHistory"]
+    except (BotoCoreError, ClientError):
+        return None
+    prices = [float(item["SpotPrice"]) for item in history]
+    return Price(max(prices), f"DescribeSpotPriceHistory, {datetime.now(UTC):%Y-%m-%d}") if prices else None

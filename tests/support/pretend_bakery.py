@@ -1,0 +1,254 @@
+"""A whole bake in a second: localec2's own API over HTTP, and a guest that says yes to everything.
+
+The machines only pretend to run (localec2_served); they answer SSH by a real server on loopback, which keeps
+what is uploaded and runs nothing. What the cloud is asked, in which order, and what is left of it afterwards
+are real. What a guest would have done is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import pytest
+import yaml
+from botocore.config import Config
+from localec2_served import Served
+
+from instant_env.arch import Arch
+from instant_env.bake import artefacts
+from instant_env.bake.bake import BakeResult, bake
+from instant_env.bake.request import Options, Request
+from instant_env.cloud.session import Cloud
+from instant_env.settings import CloudName, Settings
+
+#: Whose stock images are.
+OWNER = "136693071363"
+BASE_PARAMETER = "/pretend/base"
+
+_RECIPE = {"recipe": "pretend", "description": "two steps", "families": ["apt"], "steps": [
+    {"name": "first", "phase": "check", "script": "first.sh.j2"},
+    {"name": "imagetool", "phase": "install", "upload": "imagetool", "to": "/usr/bin/imagetool"},
+]}  # fmt: skip
+_BASE = {
+    "base": "pretend", "description": "an empty disk", "family": "apt", "architectures": ["x86_64"],
+    "ssm_parameter": BASE_PARAMETER, "owners": [OWNER], "login_user": "admin", "login_groups": ["adm"],
+    "root_filesystem": "ext4", "esp": "/boot/efi", "ssh_service": "ssh",
+}  # fmt: skip
+
+
+class _Sshd(asyncssh.SSHServer):
+    """Takes any key of anybody."""
+
+    def begin_auth(self, username: str) -> bool:  # noqa: ARG002 - asyncssh's signature
+        return True
+
+    def public_key_auth_supported(self) -> bool:
+        return True
+
+    def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:  # noqa: ARG002
+        return True
+
+
+@dataclass
+class Guest:
+    """All machines' sshd. ``answers`` are (regular expression of a command, what it prints, exit status)."""
+
+    root: Path
+    sealed: Callable[[], None]
+    volumes: Callable[[], list[str]]
+    port: int = 0
+    commands: list[str] = field(default_factory=list)
+    answers: list[tuple[str, str, int]] = field(default_factory=list)
+
+    def answer(self, command: str) -> tuple[str, int]:
+        self.commands.append(command)
+        for pattern, text, status in self.answers:
+            if re.search(pattern, command):
+                return text, status
+        if "instant-bake-seal" in command:
+            self.sealed()
+        if command.endswith("id -un"):
+            return "root\n", 0
+        if "timeline.json" in command:
+            return json.dumps({"marks": [], "pid1": False}), 0
+        if "device/serial" in command:
+            return "".join(
+                f"/sys/class/block/nvme{n}n1/device/serial:{volume.replace('-', '')}\n"
+                for n, volume in enumerate(self.volumes())
+            ), 0
+        if command.endswith("audit.json"):
+            return json.dumps({"findings": [], "bytes_scanned": 1 << 20}), 0
+        return "", 0
+
+    async def _serve(self, process: asyncssh.SSHServerProcess[str]) -> None:
+        text, status = self.answer(process.command or "")
+        process.stdout.write(text)
+        process.exit(status)
+
+    @contextmanager
+    def serving(self) -> Iterator[Guest]:
+        ready, loop, stop = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
+
+        async def serve() -> None:
+            server = await asyncssh.listen(
+                "127.0.0.1", 0, server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
+                server_factory=_Sshd, process_factory=self._serve,
+                sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=bytes(self.root)),
+            )  # fmt: skip
+            self.port = server.sockets[0].getsockname()[1]
+            ready.set()
+            await stop.wait()
+            server.close()
+            await server.wait_closed()
+
+        thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
+        thread.start()
+        assert ready.wait(10)
+        try:
+            yield self
+        finally:
+            loop.call_soon_threadsafe(stop.set)
+            thread.join(10)
+
+
+def answer_here(cloud: Cloud) -> None:
+    """Machines of this cloud answer on 127.0.0.1, where the guest listens."""
+
+    def change(parsed: dict[str, Any], **_: Any) -> None:
+        for reservation in parsed.get("Reservations", []):
+            for instance in reservation["Instances"]:
+                if "PublicIpAddress" in instance:
+                    instance["PublicIpAddress"] = "127.0.0.1"
+
+    cloud.ec2.meta.events.register("after-call.ec2.DescribeInstances", change)
+
+
+@dataclass
+class Bakery:
+    """A cloud with one base, a recipe for it, and what a bake of them needs."""
+
+    served: Served
+    cloud: Cloud
+    settings: Settings
+    guest: Guest
+
+    def request(self, **options: Any) -> Request:
+        return Request("pretend", Arch.X86_64, Options(base="pretend", **options))
+
+    def bake(self, progress: Callable[[str], None] = lambda _: None, **options: Any) -> BakeResult:
+        return bake(self.cloud, self.settings, self.request(**options), progress=progress)
+
+    def new_base(self, name: str) -> str:
+        """Another AMI for the base's parameter to name."""
+        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        image_id = self.served.register(name, digest, f"/aws/service/{name}")
+        self.served.ssm.put_parameter(Name=BASE_PARAMETER, Value=image_id, Type="String", Overwrite=True)
+        return image_id
+
+    def left(self) -> dict[str, list[str]]:
+        """What there is of ours that a bake should not leave."""
+        ec2 = self.served.ec2
+        machines = [i for r in ec2.describe_instances()["Reservations"] for i in r["Instances"]]
+        groups = [g["GroupName"] for g in ec2.describe_security_groups()["SecurityGroups"]]
+        return {
+            "instances": [i["InstanceId"] for i in machines if i["State"]["Name"] != "terminated"],
+            "volumes": [volume["VolumeId"] for volume in ec2.describe_volumes()["Volumes"]],
+            "key pairs": [key["KeyName"] for key in ec2.describe_key_pairs()["KeyPairs"]],
+            "groups": [name for name in groups if name != "default"],
+        }
+
+    def images(self) -> list[str]:
+        """AMIs of ours."""
+        filters: Any = [{"Name": "tag:Project", "Values": ["instant-env"]}]
+        return [image["ImageId"] for image in self.served.ec2.describe_images(Filters=filters)["Images"]]
+
+    def snapshots(self) -> list[str]:
+        filters: Any = [{"Name": "tag:Project", "Values": ["instant-env"]}]
+        found = self.served.ec2.describe_snapshots(OwnerIds=["self"], Filters=filters)["Snapshots"]
+        return [snapshot["SnapshotId"] for snapshot in found]
+
+
+NOTHING: dict[str, list[str]] = {"instances": [], "volumes": [], "key pairs": [], "groups": []}
+
+
+def make_cloud(served: Served, settings: Settings, port: int) -> Cloud:
+    """A connection to the server as `connect` makes it, with a caller's address that needs no URL."""
+    config = Config(retries={"mode": "standard", "max_attempts": 2})
+    cloud = Cloud(
+        name=CloudName.LOCAL,
+        settings=settings,
+        ec2=served.client("ec2", config=config),
+        ssm=served.client("ssm", config=config),
+        instance_connect=served.client("ec2-instance-connect", config=config),
+        region="us-east-1",
+        ssh_port=port,
+        caller_ip_url=f"{served.server.url}/_localec2/caller-ip",
+        accelerator="ec2",  # the console of a machine that pretends stays empty
+    )
+    answer_here(cloud)
+    return cloud
+
+
+def write_recipes(directory: Path) -> Path:
+    (directory / "bases").mkdir(parents=True)
+    (directory / "pretend").mkdir()
+    (directory / "bases" / "pretend.yml").write_text(yaml.safe_dump(_BASE))
+    (directory / "pretend" / "recipe.yml").write_text(yaml.safe_dump(_RECIPE))
+    (directory / "pretend" / "first.sh.j2").write_text("true\n")
+    return directory
+
+
+@pytest.fixture
+def bakery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bakery]:
+    """Polls are cut short, and what a recipe uploads is not compiled."""
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.005)))
+    binary = tmp_path / "imagetool"
+    binary.write_bytes(b"not really")
+    monkeypatch.setattr(artefacts, "build", lambda names, *_: dict.fromkeys(names, binary))
+    (tmp_path / "guest" / "run" / "instant-bake").mkdir(parents=True)
+    served = Served(tmp_path / "server")
+    settings = Settings(state_dir=tmp_path / "state", recipes_dir=write_recipes(tmp_path / "recipes"))
+
+    def sealed() -> None:
+        for machine in list(served.plane.lifecycle.machines.values()):
+            machine.press_power_button()
+
+    def volumes() -> list[str]:
+        return [volume["VolumeId"] for volume in served.ec2.describe_volumes()["Volumes"]]
+
+    with Guest(tmp_path / "guest", sealed, volumes).serving() as guest:
+        made = Bakery(served, make_cloud(served, settings, guest.port), settings, guest)
+        made.new_base("first-base")
+        try:
+            yield made
+        finally:
+            served.stop()
+
+
+class Calls:
+    """What a cloud is asked, in order: ``(RunInstances, its parameters)``."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self.made: list[tuple[str, dict[str, Any]]] = []
+        for client in (cloud.ec2, cloud.ssm):
+            client.meta.events.register("before-parameter-build", self._note)
+
+    def _note(self, params: dict[str, Any], event_name: str, **_: Any) -> None:
+        self.made.append((event_name.rpartition(".")[2], dict(params)))
+
+    @property
+    def changing(self) -> list[str]:
+        """Actions that change something."""
+        return [action for action, _ in self.made if not action.startswith(("Describe", "Get", "List"))]

@@ -1,0 +1,116 @@
+"""A bake against localec2's API, with a guest that says yes: what is asked for, what is left of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from pretend_bakery import NOTHING, Bakery, Calls
+
+from instant_env.bake.bake import foresee
+from instant_env.bake.screen import plan_lines
+from instant_env.cloud.session import CloudError
+from instant_env.errors import UsageError
+from instant_env.settings import CloudName
+
+pytest_plugins = ("pretend_bakery",)
+
+
+def test_a_bake_leaves_an_image_and_nothing_else(bakery: Bakery) -> None:
+    said: list[str] = []
+    result = bakery.bake(said.append)
+    print(*said, sep="\n")
+    assert bakery.images() == [result.image.id]
+    assert bakery.left() == NOTHING
+    again = bakery.bake()
+    assert again.reused
+    assert again.image.id == result.image.id
+
+
+#: What makes which kinds of resources.
+MAKERS = {
+    "ImportKeyPair": {"key-pair"}, "CreateSecurityGroup": {"security-group"}, "CreateVolume": {"volume"},
+    "RunInstances": {"instance", "volume"}, "CreateImage": {"image", "snapshot"},
+    "PutParameter": {"ssm-parameter"},
+}  # fmt: skip
+
+
+def made_by(calls: Calls, run_id: str) -> set[tuple[str, str]]:
+    """(kind, name) of what the calls made, without what is the run's own in the name."""
+    found = set()
+    for action, parameters in calls.made:
+        names = [
+            tag["Value"]
+            for specification in parameters.get("TagSpecifications", [])
+            for tag in specification["Tags"]
+            if tag["Key"] == "Name"
+        ] or [parameters.get("Name", "")]
+        found |= {(kind, names[0].replace(run_id, "RUN")) for kind in MAKERS.get(action, ())}
+    return found
+
+
+def test_a_forecast_makes_nothing_and_names_all_that_the_bake_makes(bakery: Bakery) -> None:
+    calls = Calls(bakery.cloud)
+    request = bakery.request()
+    told = foresee(bakery.cloud, bakery.settings, request, lambda _: None)
+    assert calls.changing == []
+    assert told.cost == "nothing: these are machines of localec2"
+    foreseen = {(one.kind, one.name.replace(request.run_id, "RUN")) for one in told.resources}
+    result = bakery.bake()
+    assert foreseen == made_by(calls, result.image.run_id)
+    staying = {one.kind for one in told.resources if one.stays}
+    assert staying == {"image", "snapshot", "ssm-parameter"}
+    lines = "\n".join(plan_lines(told))
+    assert told.plan.hash in lines
+    assert "script  first" in lines
+    again = foresee(bakery.cloud, bakery.settings, bakery.request(), lambda _: None)
+    assert again.resources == ()
+    assert f"{result.image.id} holds this plan" in "\n".join(plan_lines(again))
+
+
+def test_a_forecast_for_aws_has_the_price_of_machine_and_disks(
+    bakery: Bakery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """m7i.large at $0.1008 an hour; twice 2 GiB of gp3 at $0.08 a month beside it; the snapshot at $0.05."""
+    monkeypatch.setattr("instant_env.cloud.prices._asked", lambda *_: None)
+    aws = dataclasses.replace(bakery.cloud, name=CloudName.AWS)
+    told = foresee(aws, bakery.settings, bakery.request(), lambda _: None)
+    hour = 0.1008 + 2 * 2 * 0.08 / 730
+    assert told.likely_usd == pytest.approx(hour / 4)  # a quarter of an hour, when none is on record
+    assert told.worst_usd == pytest.approx(2 * hour + 2 * 0.05)  # both machines until their timers end them
+    assert told.monthly_usd == pytest.approx(2 * 0.05)
+    assert "about $0.03 (15 min), at most $0.30" in told.cost
+    result = bakery.bake()
+    on_record = foresee(bakery.cloud, bakery.settings, bakery.request(force=True), lambda _: None)
+    assert on_record.usual_s == pytest.approx(result.seconds, abs=0.06)
+    strange = foresee(aws, bakery.settings, bakery.request(builder_types=("x9z.large",)), lambda _: None)
+    assert strange.cost in ("no price known of x9z.large", "nothing: the AMI is there")
+
+
+def test_a_base_is_found_by_parameter_name_or_id_and_a_newer_one_makes_the_plan_new(bakery: Bakery) -> None:
+    first = bakery.bake()
+    second_base = bakery.new_base("second-base")
+    second = bakery.bake()
+    assert not second.reused
+    assert second.image.base_ami == second_base
+    assert second.image.plan_hash != first.image.plan_hash
+    assert bakery.bake(base_ami="first-*").image.id == first.image.id
+    assert bakery.bake(base_ami="*-base").image.id == second.image.id  # the newest of that name
+    assert bakery.bake(base_ami=first.image.base_ami).image.id == first.image.id
+    with pytest.raises(CloudError, match="looking for base pretend by third-\\*: no such AMI"):
+        bakery.bake(base_ami="third-*")
+    with pytest.raises(UsageError, match=r"belongs to 123456789012, not to 136693071363"):
+        bakery.bake(base_ami=first.image.id)
+
+
+def test_a_base_names_its_ami_in_one_way(bakery: Bakery) -> None:
+    path = bakery.settings.recipes_dir / "bases" / "pretend.yml"
+    text = path.read_text()
+    path.write_text(text + "ami_name: first-{{ arch }}-*\n")
+    with pytest.raises(UsageError, match="name its AMI by one of ssm_parameter, ami_name and ami_ids"):
+        bakery.bake()
+    path.write_text(text.replace("ssm_parameter: /pretend/base", "ami_name: 'second-{{ arch }}*'"))
+    image_id = bakery.new_base("second-x86_64-base")
+    assert bakery.bake().image.base_ami == image_id
+    path.write_text(text.replace("ssm_parameter: /pretend/base", f"ami_ids: {{x86_64: {image_id}}}"))
+    assert bakery.bake().reused

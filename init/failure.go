@@ -157,6 +157,6 @@ func kernelComplaints(path string, most int) (found []string) {
 			continue // facility 0 is the kernel, 4 is warning
 		}
 		text, _, _ = strings.Cut(text, "\n")
-		found = append(found, text)
+		found = append(found, strings.ReplaceAll(text, `\x0a`, " ")) // the kernel's own escape of a newline
 	}
 }

@@ -17,6 +17,10 @@ from the instance metadata service (IMDSv2), adds it to authorized_keys of the l
 there are none, and starts sshd. No shell and no other program but sshd is run. What does not depend on each
 other runs at the same time.
 
+sshd is loaded while the key comes. It listens as soon as it can and accepts nobody before the key is there: whoever
+connects early waits in the backlog, and is not turned away. (Its pid file is a FIFO that it cannot open until then,
+which does not depend on sshd_config; /run/sshd.pid has the process id afterwards.)
+
 Then it stays: it keeps sshd and the services running, reaps orphans, makes the root file system as large as its
 volume, mounts what user data asks for, and goes down in order when it gets SIGTERM or SIGPWR, when the power button is
 pressed (EC2's StopInstances), or when the machine's time is up. On SIGINT, which is what Ctrl-Alt-Del comes as (EC2's

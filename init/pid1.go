@@ -19,6 +19,9 @@ const acpiTinyPowerButton = syscall.Signal(38)
 // runtimeHostKeys is where host keys are made when they cannot be in sshDirectory.
 const runtimeHostKeys = "/run/instant-init/ssh"
 
+// servingLimit is when the boot goes on without a server that accepts connections. It is far more than sshd takes.
+const servingLimit = time.Minute
+
 // A machine is what process 1 looks after.
 type machine struct {
 	log       *logger
@@ -34,6 +37,7 @@ type machine struct {
 	servicesMutex sync.Mutex
 	begun         map[string]chan struct{} // closed when the service of this name was started for the first time
 	services      []*supervised            // that were started, in this order
+	complaints    []string                 // about declarations, which are read more than once
 
 	sshdOptions []string // more arguments of sshd
 
@@ -138,8 +142,13 @@ func (m *machine) bringUp() error {
 
 // finishBoot is what can wait until sshd serves.
 func (m *machine) finishBoot(admission *admission, settings config) error {
-	<-m.serving
-	m.tellTimeline("sshd_listening")
+	select {
+	case <-m.serving:
+		m.tellTimeline("sshd_listening")
+	case <-time.After(servingLimit):
+		// Whatever sshd does: the machine's time limit has to be known.
+		m.log.sayf("sshd has the key for %s and does not accept connections", servingLimit)
+	}
 	// The new host keys and authorized_keys are whole on the disk already; now their names are, too.
 	m.spawn("sync", func() error {
 		syscall.Sync()

@@ -165,11 +165,14 @@ func chooseServices(declared []service, named []string) (chosen []service, compl
 func (m *machine) startServices(named []string) {
 	declared, complaints := loadServices(servicesDirectory)
 	chosen, more := chooseServices(declared, named)
-	for _, complaint := range append(complaints, more...) {
-		m.log.sayf("services: %v", complaint)
-	}
 	m.servicesMutex.Lock()
 	defer m.servicesMutex.Unlock()
+	for _, complaint := range append(complaints, more...) {
+		if text := complaint.Error(); !slices.Contains(m.complaints, text) {
+			m.complaints = append(m.complaints, text)
+			m.log.sayf("services: %s", text)
+		}
+	}
 	if m.begun == nil {
 		m.begun = map[string]chan struct{}{}
 	}

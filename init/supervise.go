@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,10 +27,10 @@ const searchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 type supervised struct {
 	service
 	log      *serviceLog
-	required bool            // without it the machine is of no use
-	gate     <-chan struct{} // while it is not closed, the service cannot print anything; may be nil
-	sessions bool            // its children are people's sessions, which stay when it ends by itself
-	quiet    bool            // the console knows that it fails again and again
+	required bool  // without it the machine is of no use
+	gate     *gate // at which it waits before it accepts connections; may be nil
+	sessions bool  // its children are people's sessions, which stay when it ends by itself
+	quiet    bool  // the console knows that it fails again and again
 
 	group *cgroup // set before it is remembered, if at all
 	mutex sync.Mutex
@@ -138,9 +137,19 @@ func (m *machine) launch(s *supervised) (*loggedProcess, error) {
 			m.log.notef("%s: no cgroup: %v", s.Name, err)
 		}
 	}
-	process, err := m.start(s.Argv, append([]string{searchPath}, s.Environment...), s.group, s.log, s.gate)
+	if s.gate != nil {
+		if err := s.gate.prepare(); err != nil && !s.gate.isOpen() {
+			return nil, err
+		} else if err != nil { // memory is short; there is nobody to keep out any more
+			m.log.notef("%s: %v", s.Name, err)
+		}
+	}
+	process, err := m.start(s.Argv, append([]string{searchPath}, s.Environment...), s.group, s.log)
 	if err != nil {
 		return nil, err
+	}
+	if s.gate != nil {
+		m.spawn("gate of "+s.Name, func() error { return s.gate.attend(process.gone) })
 	}
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
@@ -151,7 +160,7 @@ func (m *machine) launch(s *supervised) (*loggedProcess, error) {
 // runLogged runs a program to its end, and returns its status and its last words.
 func (m *machine) runLogged(argv []string) (syscall.WaitStatus, string, error) {
 	log := newServiceLog(filepath.Base(argv[0]), nil)
-	process, err := m.start(argv, []string{searchPath}, nil, log, nil)
+	process, err := m.start(argv, []string{searchPath}, nil, log)
 	if err != nil {
 		return 0, "", err
 	}
@@ -160,17 +169,9 @@ func (m *machine) runLogged(argv []string) (syscall.WaitStatus, string, error) {
 	return status, log.last(), nil
 }
 
-// start starts a program with its output going to a log; while the gate is there and not closed, it cannot print.
-func (m *machine) start(argv, environment []string, group *cgroup, log *serviceLog, gate <-chan struct{}) (*loggedProcess, error) {
-	var reader *os.File
-	var writer int
-	var plug int64
-	var err error
-	if gate != nil {
-		reader, writer, plug, err = pluggedPipe()
-	} else {
-		reader, writer, err = pipe()
-	}
+// start starts a program with its output going to a log.
+func (m *machine) start(argv, environment []string, group *cgroup, log *serviceLog) (*loggedProcess, error) {
+	reader, writer, err := pipe()
 	if err != nil {
 		return nil, err
 	}
@@ -191,19 +192,25 @@ func (m *machine) start(argv, environment []string, group *cgroup, log *serviceL
 	m.spawn("log of "+argv[0], func() error {
 		defer close(started.read)
 		defer reader.Close()
-		if gate != nil {
-			select {
-			case <-gate:
-			case <-started.gone:
-			}
-			if _, err := io.CopyN(io.Discard, reader, plug); err != nil {
-				return err
-			}
-		}
 		log.follow(reader)
 		return nil
 	})
 	return started, nil
+}
+
+// pipe has a reading end that the Go runtime polls, instead of keeping a thread in read, and a writing end that blocks,
+// as a program expects of its standard error.
+func pipe() (reader *os.File, writer int, err error) {
+	var ends [2]int
+	if err := syscall.Pipe2(ends[:], syscall.O_CLOEXEC); err != nil {
+		return nil, 0, fmt.Errorf("pipe: %w", err)
+	}
+	if err := syscall.SetNonblock(ends[0], true); err != nil {
+		syscall.Close(ends[0])
+		syscall.Close(ends[1])
+		return nil, 0, fmt.Errorf("pipe: %w", err)
+	}
+	return os.NewFile(uintptr(ends[0]), "pipe"), ends[1], nil
 }
 
 // remember adds a service to those that a shutdown stops.
@@ -231,6 +238,10 @@ func (m *machine) stop(s *supervised, grace time.Duration) {
 	s.mutex.Lock()
 	main := s.main
 	s.mutex.Unlock()
+	if s.gate != nil && !s.gate.isOpen() {
+		// It waits in a call that goes on after a signal. Nobody is in.
+		m.processes.signal(main.pid, syscall.SIGKILL)
+	}
 	m.processes.signal(main.pid, syscall.SIGTERM)
 	select {
 	case <-main.gone:

@@ -2,10 +2,8 @@ package main
 
 import (
 	"encoding/json"
-	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -14,20 +12,6 @@ import (
 
 	"instantenv/init/internal/dhcp"
 )
-
-func TestWaitUntilFollowsTheClock(t *testing.T) {
-	now, naps := 30*time.Second, []time.Duration(nil)
-	waitUntil(150*time.Second, func() time.Duration { return now }, func(d time.Duration) {
-		naps = append(naps, d)
-		now += d
-		if len(naps) == 1 {
-			now += 45 * time.Second // the machine was asleep
-		}
-	})
-	if len(naps) != 2 || naps[0] != time.Minute || naps[1] != 15*time.Second {
-		t.Fatalf("slept %v", naps)
-	}
-}
 
 func TestTimeline(t *testing.T) {
 	now := 800 * time.Millisecond
@@ -76,38 +60,6 @@ func TestParseDiskStat(t *testing.T) {
 		if got, err := parseDiskStat(line); err == nil {
 			t.Errorf("%q: got %+v", line, got)
 		}
-	}
-}
-
-// A program whose first word is held back gets no further, and loses no word.
-func TestPluggedPipeHoldsAProgramUp(t *testing.T) {
-	reader, writer, plug, err := pluggedPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer reader.Close()
-	done := filepath.Join(t.TempDir(), "done")
-	command := exec.Command("/bin/sh", "-c", `echo listening >&2; : >"$0"`, done)
-	command.Stderr = os.NewFile(uintptr(writer), "writer")
-	if err := command.Start(); err != nil {
-		t.Fatal(err)
-	}
-	syscall.Close(writer)
-	time.Sleep(200 * time.Millisecond)
-	if _, err := os.Stat(done); err == nil {
-		t.Error("it went on before it was let")
-	}
-	if _, err := io.CopyN(io.Discard, reader, plug); err != nil {
-		t.Fatal(err)
-	}
-	if said, err := io.ReadAll(reader); string(said) != "listening\n" || err != nil {
-		t.Errorf("it said %q, %v", said, err)
-	}
-	if err := command.Wait(); err != nil {
-		t.Error(err)
-	}
-	if _, err := os.Stat(done); err != nil {
-		t.Error(err)
 	}
 }
 

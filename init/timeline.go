@@ -30,14 +30,6 @@ func bootTime() time.Duration {
 	return time.Duration(now.Nano())
 }
 
-// waitUntil returns when the clock has reached the given time. It looks again every minute, because the clock runs
-// on while a machine sleeps and the sleep function's does not.
-func waitUntil(end time.Duration, clock func() time.Duration, sleep func(time.Duration)) {
-	for left := end - clock(); left > 0; left = end - clock() {
-		sleep(min(left, time.Minute))
-	}
-}
-
 // A timeline records when something happened for the first time, how long each stage took, and how much had been
 // read from the root disk by then.
 type timeline struct {

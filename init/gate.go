@@ -1,0 +1,85 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const (
+	gateFile = timelineDirectory + "/sshd.gate"
+	// sshdPIDFile is where people look for the server's process id: its default, which the gate takes the place of.
+	sshdPIDFile = "/run/sshd.pid"
+)
+
+// A gate keeps a server that listens from accepting connections until it is open: whoever connects by then waits in
+// the backlog, and no authentication can fail for a key that has not come yet.
+//
+// It is the server's pid file, a FIFO. sshd writes that file after it has bound its sockets and before it accepts
+// anybody (main() in sshd.c), and cannot open a FIFO that nobody reads. No other part of its configuration has to do
+// with that; what it logs, and when, depends on LogLevel.
+type gate struct {
+	path   string
+	open   chan struct{}    // closed to open it
+	passed func(pid string) // called when a server goes on to accept connections
+}
+
+// prepare makes the FIFO for a server that is about to be started: one that ends in order removes it.
+func (g *gate) prepare() error {
+	if err := os.Remove(g.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("gate: %w", err)
+	}
+	if err := syscall.Mkfifo(g.path, 0o600); err != nil {
+		return fmt.Errorf("gate %s: %w", g.path, err)
+	}
+	return nil
+}
+
+func (g *gate) isOpen() bool {
+	select {
+	case <-g.open:
+		return true
+	default:
+		return false
+	}
+}
+
+// attend lets a server through when the gate is open, and returns then, or when gone is closed because it ended.
+func (g *gate) attend(gone <-chan struct{}) error {
+	select {
+	case <-g.open:
+	case <-gone:
+		return nil
+	}
+	// For writing, too: a FIFO without any writer would be at its end.
+	fifo, err := os.OpenFile(g.path, os.O_RDWR|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // the server has ended, in order
+	}
+	if err != nil {
+		return fmt.Errorf("gate: %w", err)
+	}
+	defer fifo.Close()
+	read := make(chan struct{})
+	defer close(read)
+	go func() {
+		select {
+		case <-gone:
+			_ = fifo.SetReadDeadline(time.Unix(1, 0)) // ends Read; a FIFO can be polled
+		case <-read:
+		}
+	}()
+	pid := make([]byte, 32)
+	length, err := fifo.Read(pid)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("gate: %w", err)
+	}
+	g.passed(strings.TrimSpace(string(pid[:length])))
+	return nil
+}

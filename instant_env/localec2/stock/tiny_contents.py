@@ -176,6 +176,9 @@ DIRECTORIES = {
 }  # fmt: skip
 
 _CONSOLES = {Arch.X86_64: "ttyS0,115200n8", Arch.ARM64: "ttyAMA0"}
+#: Under KVM, and so on EC2, the kernel leaves this check out by itself. An emulated processor that gets too
+#: little of a busy host's time fails it: "Kernel panic - not syncing: IO-APIC + timer doesn't work!"
+_NO_TIMER_CHECK = {Arch.X86_64: ["no_timer_check"], Arch.ARM64: []}
 
 
 def kernel_arguments(arch: Arch, ids: Identifiers) -> str:
@@ -185,6 +188,6 @@ def kernel_arguments(arch: Arch, ids: Identifiers) -> str:
             f"root=PARTUUID={ids.root_partition}", "rootwait", "rw", "init=/usr/sbin/instant-init",
             f"resume=PARTUUID={ids.swap_partition}", f"console={_CONSOLES[arch]}",
             # As in AL2023 and the recipe custom-init: EBS may stall, and rdrand is trusted.
-            "nvme_core.io_timeout=4294967295", "random.trust_cpu=on", "quiet",
+            "nvme_core.io_timeout=4294967295", "random.trust_cpu=on", *_NO_TIMER_CHECK[arch], "quiet",
         ]
     )  # fmt: skip

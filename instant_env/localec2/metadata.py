@@ -1,4 +1,4 @@
-"""What a machine learns about itself: the file that the IMDS helper serves (its format: imds/README.md).
+"""What a machine learns about itself: the file that the metadata service serves (its format: imds/README.md).
 
 Only what EC2 lists for an instance of its kind: cloud-init fetches every name, one request each.
 """

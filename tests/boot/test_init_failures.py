@@ -24,18 +24,22 @@ if TYPE_CHECKING:
 pytest_plugins = ("tiny_cloud",)
 pytestmark = [pytest.mark.boot, pytest.mark.slow, pytest.mark.timeout(600)]
 
+#: Of a test build: names the work that is to panic.
+FAULT = "/etc/instant-init.fault"
 
-def test_a_panic_and_a_full_root(tiny_cloud: TinyCloud, tmp_path: Path) -> None:
-    instance_id = tiny_cloud.launch_tiny()
-    guest = tiny_cloud.login(instance_id)
+
+def test_a_full_root_a_panic_and_no_server(shared_tiny_cloud: TinyCloud, tmp_path: Path) -> None:
+    cloud = shared_tiny_cloud
+    instance_id = cloud.launch_tiny()
+    guest = cloud.login(instance_id)
 
     # A root without a block left, and no host keys: those of this start are in memory.
     guest.run("rm /etc/ssh/ssh_host_*; dd if=/dev/zero of=/root/fill bs=1M; sync; "
               "dd if=/dev/zero of=/root/rest bs=1k; sync")  # fmt: skip
-    stop(tiny_cloud, instance_id)
-    guest = start(tiny_cloud, instance_id)
+    stop(cloud, instance_id)
+    guest = start(cloud, instance_id)
     assert guest.run("df -m / | awk 'END {print $4}'") == "0"
-    wait_for_line(tiny_cloud, instance_id, "host keys: .*no space left on device; this start has its own")
+    wait_for_line(cloud, instance_id, "host keys: .*no space left on device; this start has its own")
     guest.run("rm /root/fill /root/rest")
 
     # A panic beside a running sshd: people have minutes to look. In a test build only: it has a tag.
@@ -44,43 +48,55 @@ def test_a_panic_and_a_full_root(tiny_cloud: TinyCloud, tmp_path: Path) -> None:
     guest.run(
         "chmod 0755 /usr/sbin/instant-init.faults; mv /usr/sbin/instant-init.faults /usr/sbin/instant-init"
     )
-    write_file(guest, "/etc/instant-init.fault", "root volume")
-    stop(tiny_cloud, instance_id)
-    guest = start(tiny_cloud, instance_id)
-    wait_for_line(tiny_cloud, instance_id, "fatal: root volume: panic: injected fault")
-    wait_for_line(tiny_cloud, instance_id, r"instant-init: powering off in 5m0s")
-    assert tiny_cloud.login(instance_id).run("echo in") == "in"
+    write_file(guest, FAULT, "root volume")
+    stop(cloud, instance_id)
+    guest = start(cloud, instance_id)
+    wait_for_line(cloud, instance_id, "fatal: root volume: panic: injected fault")
+    wait_for_line(cloud, instance_id, r"instant-init: powering off in 5m0s")
+    assert cloud.login(instance_id).run("echo in") == "in"
 
-    # One before anybody can log in: cause and condition on the console, then off, and off it stays.
-    write_file(guest, "/etc/instant-init.fault", "network")
-    stop(tiny_cloud, instance_id)
-    tiny_cloud.ec2.start_instances(InstanceIds=[instance_id])
-    tiny_cloud.wait(instance_id, "running")
-    tiny_cloud.wait(instance_id, "stopped", timeout_s=PATIENCE_S)
-    said = console(tiny_cloud, instance_id)
+    # No sshd any more, so nobody has a use for the machine: cause and condition on the console, then off.
+    write_file(guest, FAULT, "network")
+    guest.run("sync; mv /usr/sbin/sshd /usr/sbin/sshd.away")
+    guest.run("kill -KILL $(cat /run/sshd.pid)")
+    wait_for_line(cloud, instance_id, "fatal: sshd: start /usr/sbin/sshd: no such file or directory")
+    cloud.wait(instance_id, "stopped", timeout_s=PATIENCE_S)
+    explained(console(cloud, instance_id), nic="eth0")
+
+    # A panic before anybody can log in, or a driver is loaded: the same, and off it stays.
+    cloud.ec2.start_instances(InstanceIds=[instance_id])
+    cloud.wait(instance_id, "running")
+    cloud.wait(instance_id, "stopped", timeout_s=PATIENCE_S)
+    said = console(cloud, instance_id)
+    assert "fatal: boot: network: panic: injected fault" in said, said
+    assert "goroutine " in said, "and where"
+    explained(said, nic="lo")
+
+
+def explained(said: str, nic: str) -> None:
+    """A machine that nobody can log in to tells how it stands before it ends."""
     for words in (
-        "fatal: boot: network: panic: injected fault", "goroutine ", "root: writable, ", "memory: MemTotal: ",
-        "network: eth0 ", "powering off in 10s", "powering off: a fatal error",
+        "memory: MemTotal: ", "root: writable, ", f"network: {nic} ", "powering off in 10s",
+        "powering off: a fatal error", "powering off now, after ",
     ):  # fmt: skip
         assert words in said, said
 
 
-def test_a_read_only_root(tiny_cloud: TinyCloud, tmp_path: Path) -> None:
+def test_a_read_only_root(shared_tiny_cloud: TinyCloud, tmp_path: Path) -> None:
     """ext4 that is marked read-only, as a damaged one or somebody's mistake may be: no remount helps."""
-    image = stock.build("tiny", Arch.X86_64, tiny_cloud.settings.cache_dir, print)
+    cloud = shared_tiny_cloud
+    image = stock.build("tiny", Arch.X86_64, cloud.settings.cache_dir, print)
     disk = edited(image.disk, tmp_path, "feature read-only")
     changes = {"disk": disk, "digest": "read-only", "name": "tiny-read-only"}
-    image_id = starter.register(tiny_cloud.endpoint, image.model_copy(update=changes))
-    instance_id = tiny_cloud.launch(image_id, KeyName="tests", SecurityGroupIds=[tiny_cloud.group_id])
-    guest = tiny_cloud.login(instance_id)
+    image_id = starter.register(cloud.endpoint, image.model_copy(update=changes))
+    instance_id = cloud.launch(image_id, KeyName="tests", SecurityGroupIds=[cloud.group_id])
+    guest = cloud.login(instance_id)
     assert guest.run("grep ' / ' /proc/mounts | cut -d' ' -f4 | cut -d, -f1") == "ro"
     assert guest.run("touch /file 2>&1; true").endswith("Read-only file system")
-    wait_for_line(
-        tiny_cloud, instance_id, "the root stays read-only: remount / writable: read-only file system"
-    )
-    wait_for_line(tiny_cloud, instance_id, "host keys: .*; this start has its own, in /run/instant-init/ssh")
+    wait_for_line(cloud, instance_id, "the root stays read-only: remount / writable: read-only file system")
+    wait_for_line(cloud, instance_id, "host keys: .*; this start has its own, in /run/instant-init/ssh")
     assert guest.run("ls /run/instant-init/ssh").count("_key") == 4
-    assert "fatal" not in stop(tiny_cloud, instance_id)
+    assert "fatal" not in stop(cloud, instance_id)
 
 
 def edited(disk: Path, directory: Path, command: str) -> Path:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import time
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from init_guest import console, start, stop, wait_for_line, wait_until
+from init_guest import PATIENCE_S, console, start, stop, wait_for_line, wait_until
+
+from instant_env.localec2 import starter
 
 if TYPE_CHECKING:
     from tiny_cloud import TinyCloud
@@ -18,6 +21,8 @@ pytestmark = [pytest.mark.boot, pytest.mark.slow, pytest.mark.timeout(600)]
 ZONE = "us-east-1a"
 #: What process 1 promises (init/shutdown.go), whatever hangs.
 SHUTDOWN_LIMIT_S = 10.0
+#: Between the end that a tag says and now: for what the test has to do to the machine before it sleeps.
+NOTICE_S = 30
 
 
 def took_s(said: str) -> float:
@@ -67,24 +72,43 @@ def test_power_button_signal_and_what_hangs(tiny_cloud: TinyCloud) -> None:
     assert took_s(said) < SHUTDOWN_LIMIT_S
 
 
-def test_a_machine_sleeps_and_goes_on(tiny_cloud: TinyCloud) -> None:
+def test_a_machine_sleeps_goes_on_and_ends_when_its_time_was_up_meanwhile(tiny_cloud: TinyCloud) -> None:
+    cloud = tiny_cloud
     encrypted: Any = [{"DeviceName": "/dev/xvda", "Ebs": {"Encrypted": True, "VolumeSize": 2}}]
-    instance_id = tiny_cloud.launch_tiny(
-        HibernationOptions={"Configured": True}, BlockDeviceMappings=encrypted
-    )
-    guest = tiny_cloud.login(instance_id)
+    instance_id = cloud.launch_tiny(
+        HibernationOptions={"Configured": True}, BlockDeviceMappings=encrypted,
+        MetadataOptions={"InstanceMetadataTags": "enabled"},
+    )  # fmt: skip
+    guest = cloud.login(instance_id)
     boot_id = guest.run("cat /proc/sys/kernel/random/boot_id")
     guest.run("(sleep 100000 & echo $! >/run/sleeper) </dev/null >/dev/null 2>&1")
-    # Twice: the second time the partition is swap already.
-    for _ in range(2):
-        tiny_cloud.ec2.stop_instances(InstanceIds=[instance_id], Hibernate=True)
-        stopped = tiny_cloud.wait(instance_id, "stopped", timeout_s=150)
-        assert stopped["StateReason"]["Code"] == "Client.UserInitiatedHibernate", stopped["StateReason"]
-        assert "hibernating to /dev/nvme0n1p2" in console(tiny_cloud, instance_id)
-        guest = start(tiny_cloud, instance_id)
-        assert guest.run("cat /proc/sys/kernel/random/boot_id") == boot_id
-        assert guest.status("kill -0 $(cat /run/sleeper)") == 0, "its processes live on"
-        wait_for_line(tiny_cloud, instance_id, "awake again, after ")
-        assert guest.run("grep -c nvme /proc/swaps; true") == "0", "swap is for sleeping only"
-    said = stop(tiny_cloud, instance_id)
-    assert "the power button was pressed" in said
+    # Who keeps machines asleep wakes one for somebody else: keys are asked for again.
+    guest.run("rm /root/.ssh/authorized_keys")
+    sleep(cloud, instance_id)
+    guest = start(cloud, instance_id)
+    assert guest.run("cat /proc/sys/kernel/random/boot_id") == boot_id
+    assert guest.status("kill -0 $(cat /run/sleeper)") == 0, "its processes live on"
+    wait_for_line(cloud, instance_id, "awake again, after ")
+    assert guest.run("grep -c nvme /proc/swaps; true") == "0", "swap is for sleeping only"
+
+    # Its time runs on while it sleeps, and nobody has to tell it so.
+    at = datetime.now(UTC) + timedelta(seconds=NOTICE_S)
+    expires = [{"Key": "instant-env:expires-at", "Value": at.strftime("%Y-%m-%dT%H:%M:%SZ")}]
+    cloud.ec2.create_tags(Resources=[instance_id], Tags=expires)  # type: ignore[arg-type]
+    wait_until(guest, "dmesg | grep -q 'powering off in [0-9]*s: the tag instant-env:expires-at says'")
+    starter.inject(cloud.endpoint, kind="imds", instance=instance_id, answer="refused")
+    sleep(cloud, instance_id)
+    time.sleep(max(0.0, (at - datetime.now(UTC)).total_seconds()))
+    cloud.ec2.start_instances(InstanceIds=[instance_id])
+    cloud.wait(instance_id, "running")
+    cloud.wait(instance_id, "stopped", timeout_s=PATIENCE_S)
+    said = console(cloud, instance_id)
+    assert "awake again, after " in said, said
+    assert "powering off: its time is up: the tag instant-env:expires-at says" in said, said
+
+
+def sleep(cloud: TinyCloud, instance_id: str) -> None:
+    cloud.ec2.stop_instances(InstanceIds=[instance_id], Hibernate=True)
+    stopped = cloud.wait(instance_id, "stopped", timeout_s=150)
+    assert stopped["StateReason"]["Code"] == "Client.UserInitiatedHibernate", stopped["StateReason"]
+    assert "hibernating to /dev/nvme0n1p2" in console(cloud, instance_id)

@@ -1,134 +1,54 @@
 """The debian-12 base boots as EC2 would boot it: firmware, GRUB, initramfs, systemd, cloud-init, SSH.
 
-One boot of the cached image under QEMU, with IMDS behind user-mode networking; every test looks at that
-machine, or at the image's own bytes. The image is built when it is not cached (one to three minutes).
+One boot of it; every test looks at that machine, or at the image's own bytes, and the last one makes of it
+what recipe `minimal` makes. The image is built when it is not cached (one to three minutes).
 """
 
 from __future__ import annotations
 
-import asyncio
+import io
 import json
 import os
-import secrets
-import shutil
-import socket
 import subprocess
-import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
-import asyncssh
 import pytest
+from init_guest import console
 
 from instant_env.arch import Arch
-from instant_env.localec2 import stock
+from instant_env.bake.recipe import load_base, render_script, resolve
+from instant_env.bake.ssh import wait_for_login
+from instant_env.cloud.keys import KeyPair
+from instant_env.localec2 import starter, stock
 from instant_env.localec2.stock import disk
 from instant_env.localec2.stock.command import search_path
-from instant_env.settings import load
+from instant_env.settings import ROOT, load
 from instant_env.toolchain import go_build
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import fabric
+    from tiny_cloud import TinyCloud
+
+pytest_plugins = ("tiny_cloud",)
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(900)]
 
-OVMF = Path("/usr/share/OVMF")
-ADDRESS, MAC = "172.31.5.10", "02:00:ac:1f:05:0a"
-HOST_NAME = "ip-172-31-5-10"
-INSTANCE_ID = "i-0123456789abcdef0"
-BOOT_TIMEOUT_S = 300
+BOOT_TIMEOUT_S = 400.0
 #: Larger than the image, as a volume may be: root has to grow into it.
 VOLUME_GIB = 3
+WISHED = KeyPair.generate("wished")
 
+RECIPES = ROOT / "recipes"
+UNIT = "instant-init-key.service"
+#: RSS of an agent that waits, in KiB. A bound for a leak, not a figure.
+MOST_RSS_KIB = 16 * 1024
 
-@dataclass
-class Machine:
-    """A running guest: where its SSH is forwarded to, who may log in, what its console said."""
-
-    port: int
-    key: asyncssh.SSHKey
-    serial: Path
-    login_s: float = 0.0
-
-    async def connect(self) -> asyncssh.SSHClientConnection:
-        return await asyncssh.connect(
-            "127.0.0.1", self.port, username="admin", client_keys=[self.key], known_hosts=None, config=None,
-            agent_path=None, connect_timeout=10, login_timeout=60,
-        )  # fmt: skip
-
-    def run(self, command: str) -> str:
-        """Standard output of ``command``, run as admin; its failure is the test's."""
-
-        async def once() -> str:
-            async with await self.connect() as connection:
-                result = await connection.run(command, check=True)
-            return str(result.stdout).strip()
-
-        return asyncio.run(once())
-
-    async def wait(self, process: subprocess.Popen[bytes]) -> None:
-        """Return when admin got in; fail when QEMU ends or the time is over."""
-        deadline = time.monotonic() + BOOT_TIMEOUT_S
-        while time.monotonic() < deadline:
-            assert process.poll() is None, "QEMU ended"
-            try:
-                async with await self.connect():
-                    return
-            except (OSError, asyncssh.Error):
-                await asyncio.sleep(0.2)
-        pytest.fail(f"no login within {BOOT_TIMEOUT_S} s; console:\n{self.serial.read_text()[-2000:]}")
-
-
-def metadata(key: asyncssh.SSHKey) -> dict[str, object]:
-    """The imds helper's file: what Debian's cloud-init asks for."""
-    fqdn = f"{HOST_NAME}.ec2.internal"
-    interface = {
-        "device-number": "0", "interface-id": "eni-0123456789abcdef0", "local-hostname": fqdn,
-        "local-ipv4s": ADDRESS, "mac": MAC, "owner-id": "123456789012", "security-groups": "default",
-        "subnet-id": "subnet-1", "subnet-ipv4-cidr-block": "172.31.0.0/20", "vpc-id": "vpc-1",
-        "vpc-ipv4-cidr-block": "172.31.0.0/16", "vpc-ipv4-cidr-blocks": "172.31.0.0/16",
-    }  # fmt: skip
-    tree = {
-        "ami-id": "ami-0123456789abcdef0", "ami-launch-index": "0", "ami-manifest-path": "(unknown)",
-        "hostname": fqdn, "instance-id": INSTANCE_ID, "instance-type": "t3.micro", "local-hostname": fqdn,
-        "local-ipv4": ADDRESS, "mac": MAC, "network": {"interfaces": {"macs": {MAC: interface}}},
-        "placement": {"availability-zone": "us-east-1a", "region": "us-east-1"},
-        "public-keys": {"0": {"openssh-key": key.export_public_key().decode().strip()}},
-        "reservation-id": "r-0123456789abcdef0", "security-groups": "default",
-        "services": {"domain": "amazonaws.com", "partition": "aws"},
-    }  # fmt: skip
-    document = {"accountId": "123456789012", "architecture": "x86_64", "instanceId": INSTANCE_ID}
-    return {
-        "version": 1, "token_key": secrets.token_hex(32), "http_tokens": "required",
-        "http_endpoint": "enabled", "instance_tags": False, "tags": {}, "user_data_base64": None,
-        "tree": tree, "key_names": ["test"], "document": document | {"region": "us-east-1"},
-    }  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def qemu(directory: Path, port: int, imds: Path) -> list[str]:
-    """A machine like a t3.micro: UEFI, NVMe root, EC2's SMBIOS identity, IMDS at its address."""
-    identity = "ec2e1916-9099-7caf-fd21-012345abcdef"
-    network = (
-        f"user,id=n,net=160.0.0.0/4,host=172.31.0.1,dns=172.31.0.2,dhcpstart={ADDRESS},restrict=on,"
-        f"hostfwd=tcp:127.0.0.1:{port}-{ADDRESS}:22,"
-        f"guestfwd=tcp:169.254.169.254:80-cmd:{imds} --metadata {directory / 'metadata.json'}"
-    )
-    return [
-        "nice", "qemu-system-x86_64", "-nodefaults", "-display", "none", "-machine", "q35",
-        "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024",
-        "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={OVMF / 'OVMF_CODE_4M.fd'}",
-        "-drive", f"if=pflash,format=raw,unit=1,file={directory / 'vars.fd'}",
-        "-drive", f"if=none,id=d,format=qcow2,file={directory / 'root.qcow2'},discard=unmap",
-        "-device", "nvme,drive=d,serial=vol0123456789abcdef0",
-        "-netdev", network, "-device", f"virtio-net-pci,netdev=n,mac={MAC},romfile=",
-        "-device", "virtio-rng-pci", "-serial", f"file:{directory / 'serial.log'}",
-        "-smbios", f"type=1,manufacturer=Amazon EC2,uuid={identity},serial={identity}",
-    ]  # fmt: skip
+#: Standard output of a command, run as admin; its failure is the test's.
+Run = Callable[[str], str]
 
 
 @pytest.fixture(scope="module")
@@ -137,47 +57,55 @@ def image() -> stock.StockImage:
 
 
 @pytest.fixture(scope="module")
-def machine(image: stock.StockImage) -> Iterator[Machine]:
-    imds = go_build("instant_env/localec2/imds/cmd/imds", Arch.X86_64)
-    directory = Path(tempfile.mkdtemp(prefix="stock-boot."))
-    machine = Machine(free_port(), asyncssh.generate_private_key("ssh-ed25519"), directory / "serial.log")
-    (directory / "metadata.json").write_text(json.dumps(metadata(machine.key)))
-    shutil.copyfile(OVMF / "OVMF_VARS_4M.fd", directory / "vars.fd")
-    overlay = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(image.disk)]
-    subprocess.run([*overlay, str(directory / "root.qcow2"), f"{VOLUME_GIB}G"], check=True)
-    started = time.monotonic()
-    process = subprocess.Popen(qemu(directory, machine.port, imds))
-    try:
-        asyncio.run(machine.wait(process))
-        machine.login_s = time.monotonic() - started
-        yield machine
-    finally:
-        process.kill()
-        process.wait()
-        shutil.rmtree(directory)
+def instance_id(shared_tiny_cloud: TinyCloud) -> str:
+    """cloud-init has no use for this user data, and says so; the key agent of the last test has."""
+    root: Any = [{"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": VOLUME_GIB}}]
+    return shared_tiny_cloud.launch(
+        starter.ensure_stock(shared_tiny_cloud.settings, "debian-12", Arch.X86_64),
+        KeyName="tests", SecurityGroupIds=[shared_tiny_cloud.group_id], BlockDeviceMappings=root,
+        UserData=json.dumps({"instant-env": {"ttl_s": 3000, "ssh_keys": [WISHED.public_openssh]}}),
+        MetadataOptions={"InstanceMetadataTags": "enabled"},
+    )  # fmt: skip
 
 
-def test_login_with_the_key_from_imds(machine: Machine) -> None:
-    print(f"QEMU start to SSH authenticated: {machine.login_s:.1f} s")
-    assert machine.run("id -un; sudo -n id -un") == "admin\nroot"
-    assert machine.run("hostname") == HOST_NAME
+def log_in(
+    cloud: TinyCloud, instance_id: str, key: KeyPair, timeout_s: float = BOOT_TIMEOUT_S
+) -> fabric.Connection:
+    address = cloud.wait(instance_id, "running")["PublicIpAddress"]
+    return wait_for_login(address, cloud.endpoint.ssh_port, "admin", key, timeout_s=timeout_s)
 
 
-def test_cloud_init_found_ec2_and_is_content(machine: Machine) -> None:
-    status = json.loads(machine.run("cloud-init status --wait --format json"))
+@pytest.fixture(scope="module")
+def connection(shared_tiny_cloud: TinyCloud, instance_id: str) -> Iterator[fabric.Connection]:
+    connection = log_in(shared_tiny_cloud, instance_id, shared_tiny_cloud.key)
+    yield connection
+    connection.close()
+
+
+@pytest.fixture(scope="module")
+def run(connection: fabric.Connection) -> Run:
+    return lambda command: str(connection.run(command, hide=True, timeout=200).stdout).strip()
+
+
+def test_login_with_the_key_from_imds(shared_tiny_cloud: TinyCloud, instance_id: str, run: Run) -> None:
+    assert run("id -un; sudo -n id -un") == "admin\nroot"
+    address = shared_tiny_cloud.describe(instance_id)["PrivateIpAddress"]
+    assert run("hostname") == f"ip-{address.replace('.', '-')}"
+
+
+def test_cloud_init_found_ec2_and_is_content(instance_id: str, run: Run) -> None:
+    status = json.loads(run("cloud-init status --wait --format json"))
     assert (status["status"], status["errors"]) == ("done", [])
-    result = json.loads(machine.run("cat /run/cloud-init/result.json"))
+    result = json.loads(run("cat /run/cloud-init/result.json"))
     assert result["v1"]["datasource"] == "DataSourceEc2Local"
-    assert machine.run("cloud-init query instance_id") == INSTANCE_ID
+    assert run("cloud-init query instance_id") == instance_id
 
 
-def test_the_system_is_up_without_failed_units(machine: Machine) -> None:
-    assert (
-        machine.run("systemctl is-system-running --wait; systemctl --failed --plain --no-legend") == "running"
-    )
+def test_the_system_is_up_without_failed_units(run: Run) -> None:
+    assert run("systemctl is-system-running --wait; systemctl --failed --plain --no-legend") == "running"
 
 
-def test_it_runs_what_debian_runs(machine: Machine) -> None:
+def test_it_runs_what_debian_runs(run: Run) -> None:
     units = (
         "ssh",
         "systemd-networkd",
@@ -186,28 +114,28 @@ def test_it_runs_what_debian_runs(machine: Machine) -> None:
         "unattended-upgrades",
         "apparmor",
     )
-    assert machine.run(f"systemctl is-active {' '.join(units)}").split() == ["active"] * len(units)
-    assert "-cloud-amd64" in machine.run("uname -r")
-    assert "root=PARTUUID=" in machine.run("cat /proc/cmdline")
-    assert "10-netplan" in machine.run("networkctl status 'en*' | grep 'Network File'")
+    assert run(f"systemctl is-active {' '.join(units)}").split() == ["active"] * len(units)
+    assert "-cloud-amd64" in run("uname -r")
+    assert "root=PARTUUID=" in run("cat /proc/cmdline")
+    assert "10-netplan" in run("networkctl status 'en*' | grep 'Network File'")
 
 
-def test_grub_started_it_without_waiting(machine: Machine) -> None:
-    console = machine.serial.read_text(errors="replace")
-    assert "Booting `Debian GNU/Linux'" in console
-    assert "Loading initial ramdisk" in console
-    assert machine.run("sudo grep -c '^  *set timeout=0' /boot/grub/grub.cfg") != "0"
+def test_grub_started_it_without_waiting(shared_tiny_cloud: TinyCloud, instance_id: str, run: Run) -> None:
+    said = console(shared_tiny_cloud, instance_id)
+    assert "Booting `Debian GNU/Linux'" in said
+    assert "Loading initial ramdisk" in said
+    assert run("sudo grep -c '^  *set timeout=0' /boot/grub/grub.cfg") != "0"
 
 
-def test_root_grew_to_the_end_of_the_volume(machine: Machine) -> None:
-    size = int(machine.run("df --output=size --block-size=1 / | tail -1"))
+def test_root_grew_to_the_end_of_the_volume(run: Run) -> None:
+    size = int(run("df --output=size --block-size=1 / | tail -1"))
     assert size > (VOLUME_GIB - 0.25) * 1024**3
-    assert machine.run("findmnt -no FSTYPE /boot/efi") == "vfat"
+    assert run("findmnt -no FSTYPE /boot/efi") == "vfat"
 
 
-def test_identity_was_made_on_this_machine(machine: Machine) -> None:
-    assert len(machine.run("cat /etc/machine-id")) == 32
-    keys = machine.run("stat --format=%Y /etc/ssh/ssh_host_ed25519_key; awk '/btime/ {print $2}' /proc/stat")
+def test_identity_was_made_on_this_machine(run: Run) -> None:
+    assert len(run("cat /etc/machine-id")) == 32
+    keys = run("stat --format=%Y /etc/ssh/ssh_host_ed25519_key; awk '/btime/ {print $2}' /proc/stat")
     made, booted = map(int, keys.split())
     assert made >= booted
 
@@ -237,3 +165,57 @@ def test_the_image_holds_no_identity(image: stock.StockImage, tmp_path: Path) ->
     shadow = {line.split(":")[0]: line.split(":")[1] for line in debugfs("cat /etc/shadow").splitlines()}
     assert "admin" not in shadow
     assert all(password and password.strip("!") in ("", "*") for password in shadow.values())
+
+
+# The last one to use the machine: it changes it, and ends it.
+
+
+def install(connection: fabric.Connection) -> None:
+    """What the bake does: the binary, and the steps that configure the agent and sshd."""
+    binary = go_build("init", Arch.X86_64)
+    connection.put(io.BytesIO(binary.read_bytes()), "/tmp/instant-init")  # noqa: S108 - a guest's
+    connection.run("sudo install -m 0755 /tmp/instant-init /usr/sbin/instant-init", hide=True)
+    recipe, base = resolve(RECIPES, "minimal", "apt"), load_base(RECIPES, "debian-12")
+    for step in recipe.steps:
+        if step.spec.name in ("key-agent", "sshd"):
+            script = render_script(step, recipe, base, Arch.X86_64, {})
+            connection.put(io.BytesIO(script.encode()), "/tmp/step")  # noqa: S108 - a guest's
+            connection.run("sudo sh /tmp/step", hide=True)
+
+
+def test_the_key_agent_stays_hands_over_and_ends_the_machine(
+    shared_tiny_cloud: TinyCloud, instance_id: str, connection: fabric.Connection
+) -> None:
+    """`instant-init key-agent` as the unit of systemd that recipe minimal writes."""
+    cloud, pushed = shared_tiny_cloud, KeyPair.generate("pushed")
+    install(connection)
+
+    def said(command: str) -> str:
+        return str(connection.run(command, hide=True, warn=True).stdout).strip()
+
+    # Started, and ready; it does not go away.
+    said(f"sudo systemctl daemon-reload; sudo systemctl start {UNIT}; sudo systemctl restart ssh")
+    assert said(f"systemctl show -p ActiveState -p SubState -p NRestarts {UNIT}").split() == [
+        "ActiveState=active", "SubState=running", "NRestarts=0",
+    ]  # fmt: skip
+    assert "ttl_s 3000" in said(f"sudo journalctl -u {UNIT}")
+    pid = said(f"systemctl show -P MainPID {UNIT}")
+    assert int(said(f"awk '/VmRSS/ {{ print $2 }}' /proc/{pid}/status")) < MOST_RSS_KIB
+    log_in(cloud, instance_id, WISHED, timeout_s=30).close()
+    timeline = json.loads(said("/usr/sbin/instant-init timeline"))
+    assert timeline["pid1"] is False
+    assert {"imds_token", "key_written"} <= {mark["name"] for mark in timeline["marks"]}
+    assert "denied" in said("/usr/sbin/instant-init key-agent 2>&1"), "by hand it says what it lacks"
+
+    # Root is closed, and a key that is handed over opens.
+    assert said("sudo sshd -T | grep -x 'permitrootlogin no'")
+    starter.client(cloud.endpoint, "ec2-instance-connect").send_ssh_public_key(
+        InstanceId=instance_id, InstanceOSUser="admin", SSHPublicKey=pushed.public_openssh
+    )
+    log_in(cloud, instance_id, pushed, timeout_s=30).close()
+
+    # The tag shortens its life, and it ends in order.
+    at = (datetime.now(UTC) + timedelta(seconds=5)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    cloud.ec2.create_tags(Resources=[instance_id], Tags=[{"Key": "instant-env:expires-at", "Value": at}])
+    cloud.wait(instance_id, "stopped", timeout_s=200)
+    assert "its time is up: the tag instant-env:expires-at says" in console(cloud, instance_id)

@@ -5,17 +5,21 @@ The tiny image, on a host of any architecture.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
+from init_guest import wait_for_line, wait_until
 from localec2_cloud import machines
-from tiny_cloud import TinyCloud, end
+from tiny_cloud import Guest, TinyCloud, end
 
 from instant_env.arch import Arch
 
 pytestmark = [pytest.mark.boot, pytest.mark.slow, pytest.mark.timeout(400)]
+
+ZONE = "us-east-1a"
 
 
 @pytest.fixture
@@ -30,7 +34,10 @@ def test_it_boots_takes_a_volume_reboots_and_stops_by_its_power_button(arm64_clo
     cloud, ec2 = arm64_cloud, arm64_cloud.ec2
     with pytest.raises(ClientError, match="does not match the architecture 'arm64'"):
         cloud.launch_tiny(InstanceType="t3.micro")
-    instance_id = cloud.launch_tiny()
+    volume_id = ec2.create_volume(AvailabilityZone=ZONE, Size=1)["VolumeId"]
+    mount = {"device": volume_id, "path": "/data", "filesystem": "ext4", "format": "blank"}
+    wishes = {"hostname": "arm", "mounts": [mount], "colour": "red"}
+    instance_id = cloud.launch_tiny(UserData=json.dumps({"instant-env": wishes}))
     assert cloud.describe(instance_id)["Architecture"] == "arm64"
     guest = cloud.login(instance_id)
     assert guest.run("uname -m") == "aarch64"
@@ -38,11 +45,9 @@ def test_it_boots_takes_a_volume_reboots_and_stops_by_its_power_button(arm64_clo
     console = ec2.get_console_output(InstanceId=instance_id)["Output"]
     assert "instant-init" in console
 
-    zone = cloud.describe(instance_id)["Placement"]["AvailabilityZone"]
-    volume_id = ec2.create_volume(AvailabilityZone=zone, Size=1)["VolumeId"]
-    ec2.get_waiter("volume_available").wait(VolumeIds=[volume_id], WaiterConfig={"Delay": 1})
     ec2.attach_volume(VolumeId=volume_id, InstanceId=instance_id, Device="/dev/sdf")
     assert guest.device(volume_id).startswith("/dev/nvme")
+    check_init(cloud, guest)
 
     # An orderly reboot: what was written and not synced is there afterwards.
     before = guest.run("cat /proc/sys/kernel/random/boot_id; echo written >/root/mark")
@@ -65,3 +70,25 @@ def test_it_boots_takes_a_volume_reboots_and_stops_by_its_power_button(arm64_clo
     assert stopped["StateReason"]["Code"] == "Client.UserInitiatedShutdown"
     console = ec2.get_console_output(InstanceId=instance_id)["Output"]
     assert console.count("the power button was pressed") == 2
+
+
+def check_init(cloud: TinyCloud, guest: Guest) -> None:
+    """The duties of process 1 whose code, or whose kernel, is not x86_64's."""
+    wait_until(guest, "instant-init timeline | grep -q first_login")
+    timeline = json.loads(guest.run("instant-init timeline"))
+    marks = {mark["name"]: mark["boottime_ms"] for mark in timeline["marks"]}
+    assert 0 < marks["kernel_handoff"] < marks["init_start"] < marks["network_up"] < marks["sshd_listening"]
+    assert {"sshd_listening", "first_login"} == {read["mark"] for read in timeline["root_reads"]}
+    assert int(guest.run("awk '/^VmRSS/ {print $2}' /proc/1/status")) <= 12 * 1024, "the project's figure"
+
+    # User data, and a blank volume.
+    wait_for_line(cloud, guest.instance_id, 'unknown field "colour"')
+    wait_until(guest, "[ $(hostname) = arm ] && grep -q ' /data ext4 ' /proc/mounts")
+
+    # Controllers, orphans, and an sshd that is killed.
+    wait_until(guest, "grep -q '^0::/instant-init$' /proc/1/cgroup")
+    guest.run("(for n in $(seq 100); do : & done)")
+    wait_until(guest, "! grep -q '^[0-9]* (.*) Z' /proc/[0-9]*/stat 2>/dev/null")
+    listener = guest.run("cat /run/sshd.pid")
+    guest.run(f"kill -KILL {listener}")
+    wait_until(guest, f"[ $(cat /run/sshd.pid) != {listener} ]")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import socket
 import time
 from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
+from botocore.utils import InstanceMetadataFetcher
 
 from instant_env.bake.ssh import wait_for_login
 from instant_env.cloud.keys import KeyPair
@@ -106,12 +108,23 @@ def test_what_a_running_machine_is_told(tiny_cloud: TinyCloud) -> None:
     assert client(cloud, "ec2", **keys).describe_instances(InstanceIds=[instance_id])["Reservations"]
     with pytest.raises(Exception, match="UnauthorizedOperation"):
         client(cloud, "ec2", **keys).terminate_instances(InstanceIds=[instance_id])
+    assert found_by_botocore(guest)["access_key"] == found["AccessKeyId"]
 
     # Instance Connect: a key that the machine has never seen logs in, for a minute.
     push_and_log_in(cloud, instance_id, guest)
 
     ec2.modify_instance_metadata_options(InstanceId=instance_id, HttpEndpoint="disabled")
     eventually(guest, "imds -n -s meta-data/instance-id", "403")
+
+
+def found_by_botocore(guest: Guest) -> dict[str, str]:
+    """What botocore's own provider makes of the service, which it reaches through the machine's sshd."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with guest.connection.forward_local(port, remote_port=80, remote_host="169.254.169.254"):
+        fetcher = InstanceMetadataFetcher(timeout=10, base_url=f"http://127.0.0.1:{port}/")
+        found: dict[str, str] = fetcher.retrieve_iam_role_credentials()
+        return found
 
 
 def push_and_log_in(cloud: TinyCloud, instance_id: str, guest: Guest) -> None:

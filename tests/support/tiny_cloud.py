@@ -13,7 +13,7 @@ import pytest
 from localec2_cloud import LocalCloud, machines
 
 from instant_env.arch import Arch
-from instant_env.bake.ssh import wait_for_login
+from instant_env.bake.ssh import LoginError, wait_for_login
 from instant_env.cloud.keys import KeyPair
 from instant_env.localec2 import starter
 
@@ -82,21 +82,36 @@ class TinyCloud(LocalCloud):
         return self.launch(self.image_id, **arguments | more)
 
     def login(self, instance_id: str, timeout_s: float = LOGIN_TIMEOUT_S) -> Guest:
-        """Waits until the machine runs and lets us in."""
+        """Waits until the machine runs and lets us in. A failure shows the machine's console."""
         address = self.wait(instance_id, "running")["PublicIpAddress"]
-        return Guest(
-            instance_id,
-            wait_for_login(address, self.endpoint.ssh_port, "root", self.key, timeout_s=timeout_s),
-        )
+        try:
+            connection = wait_for_login(
+                address, self.endpoint.ssh_port, "root", self.key, timeout_s=timeout_s
+            )
+        except LoginError as error:
+            output = self.ec2.get_console_output(InstanceId=instance_id, Latest=True).get("Output", "")
+            error.add_note(f"console of {instance_id}:\n{output}")
+            raise
+        return Guest(instance_id, connection)
 
 
 @pytest.fixture
 def tiny_cloud(tmp_path: Path) -> Iterator[TinyCloud]:
     """A fresh server, ended with all its machines after the test."""
-    cloud = TinyCloud(tmp_path / "state")
+    yield from _served(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_tiny_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyCloud]:
+    """One server for all tests of a module."""
+    yield from _served(tmp_path_factory.mktemp("shared"))
+
+
+def _served(directory: Path) -> Iterator[TinyCloud]:
+    cloud = TinyCloud(directory / "state")
     yield cloud
     end(cloud)
-    assert machines(str(tmp_path)) == [], "no machine is left"
+    assert machines(str(directory)) == [], "no machine is left"
 
 
 def end(cloud: LocalCloud) -> None:

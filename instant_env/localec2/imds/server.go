@@ -6,8 +6,6 @@
 // replaces it by rename and the guest sees the change at once. Its schema, and what cloud-init needs to find in
 // it, is in README.md. A Server keeps no session state: a token is an expiry time signed with the file's
 // token_key, which any later Server of the same file can check.
-//
-// The package stays free of net/http: its start is part of a measured boot where a process serves one connection.
 package imds
 
 import (

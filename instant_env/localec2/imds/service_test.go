@@ -3,10 +3,6 @@ package imds
 import (
 	"bytes"
 	"fmt"
-	"io"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -243,60 +239,5 @@ func TestConnections(t *testing.T) {
 	var out bytes.Buffer
 	if err := newConnection(strings.NewReader("GET / HT"), &out).serve(s.answer); err == nil || out.Len() > 0 {
 		t.Errorf("cut request: error %v, output %q", err, out.String())
-	}
-}
-
-func build(tb testing.TB) (binary, file string) {
-	tb.Helper()
-	binary, file = filepath.Join(tb.TempDir(), "imds"), filepath.Join(tb.TempDir(), "md.json")
-	command := exec.Command("go", "build", "-ldflags=-s -w", "-o", binary, "./cmd/imds")
-	command.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := command.CombinedOutput(); err != nil {
-		tb.Fatalf("go build: %v\n%s", err, out)
-	}
-	if err := os.WriteFile(file, []byte(fixture), 0o600); err != nil {
-		tb.Fatal(err)
-	}
-	return binary, file
-}
-
-// TestBinary runs the program as QEMU does; the file is replaced between two requests of a connection.
-func TestBinary(t *testing.T) {
-	binary, file := build(t)
-	command := exec.Command(binary, "--metadata", file)
-	in, _ := command.StdinPipe()
-	out, _ := command.StdoutPipe()
-	if err := command.Start(); err != nil {
-		t.Fatal(err)
-	}
-	buffer := make([]byte, 4096)
-	for _, want := range []string{"HTTP/1.1 401 ", "HTTP/1.1 200 "} {
-		io.WriteString(in, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-		if n, err := out.Read(buffer); err != nil || !strings.HasPrefix(string(buffer[:n]), want) {
-			t.Fatalf("%v %q, want %q", err, buffer[:n], want)
-		}
-		replacement := file + ".new"
-		os.WriteFile(replacement, []byte(strings.Replace(fixture, `"required"`, `"optional"`, 1)), 0o600)
-		os.Rename(replacement, file)
-	}
-	in.Close()
-	if err := command.Wait(); err != nil {
-		t.Errorf("after end of input: %v", err)
-	}
-	if err := exec.Command(binary).Run(); err == nil || err.(*exec.ExitError).ExitCode() != 2 {
-		t.Errorf("no arguments: %v, want exit status 2", err)
-	}
-}
-
-// BenchmarkStart is what every new connection of a guest costs on the host.
-func BenchmarkStart(b *testing.B) {
-	binary, file := build(b)
-	b.ResetTimer()
-	for b.Loop() {
-		command := exec.Command(binary, "--metadata", file)
-		command.Stdin = strings.NewReader("GET / HTTP/1.0\r\n\r\n")
-		if out, err := command.Output(); err != nil || len(out) == 0 {
-			b.Fatal(err)
-		}
 	}
 }

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
-import platform
-import socket
 import subprocess
-import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,13 +13,10 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 import pytest
 from botocore.exceptions import ClientError
-from botocore.utils import InstanceMetadataFetcher
 from test_localec2_instances import code_of, run, wait
 
-from instant_env.arch import Arch
 from instant_env.localec2 import credentials, metadata
 from instant_env.localec2.records import InstanceRecord, Interruption
-from instant_env.toolchain import go_build
 
 if TYPE_CHECKING:
     from localec2_served import Served
@@ -321,36 +314,6 @@ def test_imds_says_what_is_wrong_with_a_role(served: Served) -> None:
     assert "security-credentials" not in imds(served, instance_id)["tree"]["iam"]
     iam.delete_instance_profile(InstanceProfileName="web")
     assert json.loads(imds(served, instance_id)["tree"]["iam"]["info"])["Code"] == "InstanceProfileNotFound"
-
-
-def test_botocore_finds_them_by_itself(served: Served) -> None:
-    """The credentials' whole road: API, file, the metadata service in Go, the client's own provider, API."""
-    make_profile(served)
-    instance_id = running(served, IamInstanceProfile={"Name": "web"})
-    program = go_build("instant_env/localec2/imds/cmd/imds", Arch.parse(platform.machine()))
-    file = served.state.layout.instances / instance_id / "metadata.json"
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):  # the listener is closed
-                while True:
-                    connection, _ = listener.accept()
-                    with connection:
-                        command = [str(program), "--metadata", str(file)]
-                        both_ways = connection.fileno()
-                        subprocess.run(command, stdin=both_ways, stdout=both_ways, check=True)
-
-        threading.Thread(target=serve, daemon=True).start()
-        fetcher = InstanceMetadataFetcher(
-            timeout=10, base_url=f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        )
-        found = fetcher.retrieve_iam_role_credentials()
-    keys = {
-        "AccessKeyId": found["access_key"],
-        "SecretAccessKey": found["secret_key"],
-        "Token": found["token"],
-    }
-    assert signed_with(served, "sts", keys).get_caller_identity()["Arn"].endswith(f"/web/{instance_id}")
 
 
 # IAM

@@ -58,7 +58,8 @@ def test_power_button_signal_and_what_hangs(tiny_cloud: TinyCloud) -> None:
 
     # A file system that never answers, a process that waits for it and cannot be killed, and one that ignores
     # SIGTERM: the machine goes down all the same.
-    guest.run("fsfreeze -f /mnt; dd if=/dev/zero of=/mnt/more bs=1M count=1 </dev/null >/dev/null 2>&1 &")
+    guest.run("fsfreeze --freeze /mnt")
+    guest.run("dd if=/dev/zero of=/mnt/more bs=1M count=1 </dev/null >/dev/null 2>&1 &")
     stubborn = "trap : TERM HUP; while :; do sleep 1; done"
     guest.run(f"sh -c '{stubborn}' </dev/null >/dev/null 2>&1 &")
     wait_until(guest, "grep -q '(dd) D' /proc/[0-9]*/stat")

@@ -14,7 +14,7 @@ from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from instant_env.fault_tasks import fault
-from instant_env.front import Reporter, print_json, say, show, verb
+from instant_env.front import Reporter, print_json, say, show, takes_pair, verb
 
 if TYPE_CHECKING:
     from instant_env.arch import Arch
@@ -287,17 +287,44 @@ def compare(
         raise Exit(code=1)
 
 
-@task(help={"recipe": "only this recipe", "arch": "only this architecture", **_CLOUD_HELP, **_JSON_HELP})
+_DIFF_HELP = "what differs between two of them: AMI ids, or files of manifests"
+
+
+@task(
+    klass=takes_pair("diff", _DIFF_HELP),
+    help={
+        "recipe": "only this recipe",
+        "arch": "only this architecture",
+        "diff": _DIFF_HELP,
+        **_CLOUD_HELP,
+        **_JSON_HELP,
+    },
+)
 @verb
 def amis(
-    _: Context, recipe: str = "", arch: str = "", cloud: str = "", region: str = "", json: bool = False
+    _: Context,
+    recipe: str = "",
+    arch: str = "",
+    diff: tuple[str, str] | None = None,
+    cloud: str = "",
+    region: str = "",
+    json: bool = False,
 ) -> None:
-    """List the AMIs we baked, newest first."""
+    """List the AMIs we baked, newest first; with --diff A B, say what differs between two."""
     from instant_env import listing
+    from instant_env.bake import difference
     from instant_env.cloud.images import list_baked
     from instant_env.cloud.session import connect
 
     settings = _settings(cloud=cloud, region=region)
+    if diff:
+        manifests = [difference.load(lambda: connect(settings, Reporter()), settings, name) for name in diff]
+        found = difference.compare(*manifests)
+        if json:
+            print_json(found)
+        else:
+            say("\n".join(difference.as_text(found)))
+        return
     connection = connect(settings, Reporter())
     images = list_baked(connection, recipe=recipe, arch=_arch(arch) if arch else None)
     if json:

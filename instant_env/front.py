@@ -18,6 +18,8 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
 from invoke.exceptions import Exit
+from invoke.parser.argument import Argument
+from invoke.tasks import Task
 from rich.console import Console
 from rich.status import Status
 from rich.text import Text
@@ -147,3 +149,43 @@ def show(renderable: Any) -> None:
 def print_json(value: Any) -> None:
     """The result for programs: one JSON object, the last thing on stdout."""
     print(json.dumps(value, default=str, indent=2), flush=True)
+
+
+class _Pair(Argument):
+    """A flag with two values: ``--diff A B``. Invoke asks a flag for values until it has one."""
+
+    def __init__(self, *names: str, help: str) -> None:
+        super().__init__(names=names, kind=str, help=help)
+        self._pair: list[str] = []
+
+    @property
+    def raw_value(self) -> str | None:
+        return " ".join(self._pair) if len(self._pair) == 2 else None
+
+    @raw_value.setter
+    def raw_value(self, value: Any) -> None:
+        pass  # Argument's own __init__ and set_value keep it; both values count here
+
+    def set_value(self, value: Any, cast: bool = True) -> None:  # noqa: ARG002 - Invoke's signature
+        self._pair.append(str(value))
+
+    @property
+    def value(self) -> Any:
+        return tuple(self._pair) or None
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        self.set_value(value)
+
+
+def takes_pair(flag: str, help: str) -> type[Task[Any]]:
+    """A kind of task (``@task(klass=...)``) whose parameter ``flag`` is two values, a tuple, or None."""
+
+    class PairTask(Task[Any]):
+        def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
+            return [
+                _Pair(*argument.names, help=help) if argument.name == flag else argument
+                for argument in super().get_arguments(ignore_unknown_help)
+            ]
+
+    return PairTask

@@ -12,12 +12,13 @@ from typing import Any, TextIO
 
 from botocore.exceptions import ClientError
 
-from instant_env.bake import artefacts, bases
+from instant_env.bake import artefacts, bases, packages
 from instant_env.bake.bases import BaseImage
 from instant_env.bake.builder import Machine, machine
 from instant_env.bake.execute import StepTime, make_work_dir, run_as_root, run_steps, start_detached, step_log
 from instant_env.bake.forecast import Forecast, forecast
 from instant_env.bake.manifest import git_revision, manifest, write_atomically
+from instant_env.bake.packages import LIST_COMMANDS, Package, bill_of_materials
 from instant_env.bake.plan import BakePlan, make_plan
 from instant_env.bake.recipe import Base, load_base, resolve
 from instant_env.bake.request import Request
@@ -140,6 +141,7 @@ def _create_image(
             "recipe": plan.recipe.name, "base": plan.base.base, "base-ami": plan.base_ami,
             "arch": plan.arch.value, "plan-hash": plan.hash, "login-user": plan.base.login_user,
             "init-sha256": init_sha256, "git-revision": str(git_revision()),
+            "manifest": f"{name}.json",
         },
     )  # fmt: skip
     started = time.monotonic()
@@ -214,7 +216,9 @@ def bake(
         ) as builder:  # fmt: skip
             _arm_timer(builder, log)
             make_work_dir(builder.connection, log)
+            before = _packages(builder, plan, log)
             times = run_steps(builder.connection, plan.steps, log, progress)
+            after = _packages(builder, plan, log)
             started = time.monotonic()
             _seal(cloud, builder, plan, log, progress)
             times.append(StepTime("seal", round(time.monotonic() - started, 3)))
@@ -236,12 +240,19 @@ def bake(
             deregister(cloud, image.id)
             raise
     total_s = time.monotonic() - begun
-    path = settings.state_dir / "manifests" / f"{image.id}.json"
-    write_atomically(
-        path, manifest(image, plan, times, verdict, run_id=run_id, cloud=cloud.name.value, total_s=total_s)
+    path = settings.state_dir / "manifests" / image.manifest
+    record = manifest(
+        image, plan, base, before, after, times, verdict, cloud=cloud.name.value, total_s=total_s
     )
+    write_atomically(path, record)
+    components = record["packages"]["after"]["components"]
+    write_atomically(path.with_suffix(".cdx.json"), bill_of_materials(image.id, image.name, components))
     _publish(cloud, image)
     return BakeResult(image, False, path, log_path, total_s)
+
+
+def _packages(builder: Machine, plan: BakePlan, log: Any) -> list[Package]:
+    return packages.parse(run_as_root(builder.connection, LIST_COMMANDS[plan.base.family], log))
 
 
 def _arm_timer(builder: Machine, log: Any) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from instant_env.bake.bases import BaseImage
 from instant_env.bake.execute import StepTime
+from instant_env.bake.packages import Package, listing
 from instant_env.bake.plan import BakePlan
 from instant_env.bake.verify import Verdict
 from instant_env.cloud.images import BakedImage
 from instant_env.settings import ROOT
 
-SCHEMA_VERSION = 1
+#: 2: base_image and packages, and a file's name that the image bears as a tag.
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,13 @@ def git_revision(root: Path = ROOT) -> GitRevision:
 
 
 def manifest(
-    image: BakedImage, plan: BakePlan, times: list[StepTime], verdict: Verdict, *, run_id: str, cloud: str,
-    total_s: float,
+    image: BakedImage, plan: BakePlan, base: BaseImage, before: Sequence[Package], after: Sequence[Package],
+    times: Sequence[StepTime], verdict: Verdict, *, cloud: str, total_s: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """The manifest as a JSON-able dict; times are seconds of wall clock."""
+    """The manifest as a JSON-able dict; times are seconds of wall clock.
+
+    ``before`` and ``after`` are the packages of the base and of the image, CycloneDX components there.
+    """
     return {
         "schema_version": SCHEMA_VERSION,
         "ami": image.id,
@@ -57,9 +64,11 @@ def manifest(
         "snapshots": list(image.snapshot_ids),
         "created": image.created.isoformat(),
         "cloud": cloud,
-        "run_id": run_id,
+        "run_id": image.run_id,
         "git_revision": str(git_revision()),
         "plan": plan.as_dict(),
+        "base_image": base.as_dict(),
+        "packages": {"before": listing(before, plan.base), "after": listing(after, plan.base)},
         "steps": [asdict(step) for step in times],
         "total_s": round(total_s, 1),
         "timeline": verdict.timeline,

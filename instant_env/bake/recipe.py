@@ -54,6 +54,7 @@ class Base(_Strict):
     base: str
     description: str
     family: Family
+    vendor: str = Field(pattern=r"^[a-z0-9.-]+$", description="of its packages, as package URLs name it")
     architectures: list[Arch]
     ssm_parameter: str | None = Field(default=None, description="names the AMI; template, `arch` is given")
     ami_name: str | None = Field(default=None, description="name of the AMI, newest of those; template too")

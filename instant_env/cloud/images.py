@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class BakedImage:
     """One AMI of ours. ``size_gib`` is the sum of its volumes; ``created`` is aware (UTC).
 
+    ``manifest`` is the name of the file that says how it was made, where it was baked.
+
     An AMI has an expiry until it is verified: a bake that is killed leaves one that anyone may remove then.
     """
 
@@ -38,6 +40,7 @@ class BakedImage:
     snapshot_ids: tuple[str, ...]
     root_device: str = ""
     run_id: str = ""
+    manifest: str = ""
     expires_at: datetime | None = None
 
     @property
@@ -63,6 +66,7 @@ def _from_description(image: ImageTypeDef) -> BakedImage:
         snapshot_ids=tuple(volume["SnapshotId"] for volume in volumes if "SnapshotId" in volume),
         root_device=image.get("RootDeviceName", ""),
         run_id=tags.get(f"{PREFIX}run", ""),
+        manifest=tags.get(f"{PREFIX}manifest", ""),
         expires_at=expiry(tags),
     )
 

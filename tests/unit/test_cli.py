@@ -167,6 +167,25 @@ def test_an_unknown_flag_is_one_line(tmp_path: Path) -> None:
     assert "--colour" in result.stderr
 
 
+def test_a_flag_of_two_values_takes_two(tmp_path: Path) -> None:
+    """`amis --diff A B`; files are compared without a cloud."""
+    components = [{"name": "a", "version": "1", "properties": []}]
+    manifest = {
+        "ami": "ami-1", "plan": {"steps": []}, "steps": [{"name": "strip", "seconds": 1.5}],
+        "packages": {"after": {"components": components, "bytes": 0}},
+    }  # fmt: skip
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(json.dumps({**manifest, "git_revision": name}))
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    result = invoke("amis", "--diff", one, two, "--json", state=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["facts"] == {"git revision": {"a": "one", "b": "two"}}
+    alone = invoke("amis", "--diff", one, state=tmp_path)
+    assert alone.returncode != 0
+    assert "needed value" in alone.stderr
+    assert not (tmp_path / "localec2").exists()
+
+
 SAMPLE = ROOT / "results" / "samples" / "20261121T143032Z-bench.csv"
 
 

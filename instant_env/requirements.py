@@ -176,6 +176,15 @@ TABLE: tuple[Requirement, ...] = (
         name="mkfs.xfs", needed_for="a volume with XFS in the tests of init/", scope=Scope.TESTS,
         programs=("mkfs.xfs",), apt="xfsprogs", dnf="xfsprogs",
     ),
+    # Debian's dnf and rpm, on packages of the test's own; they do not touch this machine's.
+    Requirement(
+        name="dnf", needed_for="stripping packages by the real solver in the tests", scope=Scope.TESTS,
+        programs=("dnf", "rpm"), apt="dnf rpm", dnf="dnf",
+    ),
+    Requirement(
+        name="rpmbuild", needed_for="packages for those tests", scope=Scope.TESTS,
+        programs=("rpmbuild", "createrepo_c"), apt="rpm createrepo-c", dnf="rpm-build createrepo_c",
+    ),
     Requirement(
         name="shellcheck", needed_for="checking shell scripts in the tests", scope=Scope.TESTS,
         programs=("shellcheck",), apt="shellcheck", dnf="ShellCheck", brew="shellcheck",

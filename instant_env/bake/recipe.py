@@ -44,6 +44,13 @@ class Initramfs(StrEnum):
     NONE = "none"
 
 
+class Boot(StrEnum):
+    """How a machine boots without an initramfs and a menu."""
+
+    UKI = "uki"  # the firmware starts one EFI binary with kernel and command line
+    BLS = "bls"  # the base's own GRUB starts the kernel by its Boot Loader Specification entry
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -65,6 +72,13 @@ class Base(_Strict):
     root_filesystem: Literal["ext4", "xfs"]
     esp: str
     ssh_service: str
+    boot: Boot = Field(default=Boot.UKI, description="how a boot without initramfs is done")
+    os_id: str | None = Field(default=None, pattern=r"^[a-z0-9.-]+$", description="ID of os-release(5)")
+    os_version: str | None = Field(
+        default=None, pattern=r"^[0-9.]+$", description="VERSION_ID of os-release(5)"
+    )
+    kernel: str | None = Field(default=None, pattern=r"^[0-9.]+$", description="its release begins with this")
+    ssh_helpers: list[str] = Field(default_factory=list, description="programs that sshd executes")
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -96,6 +110,7 @@ class StepSpec(_Strict):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
     phase: Phase
+    families: list[Family] = Field(default=["apt", "dnf"], min_length=1)
     script: FileName | None = None
     file: FileName | None = None
     upload: Literal["instant-init", "instant-ssm", "imagetool", "efi-stub"] | None = None
@@ -123,7 +138,7 @@ class Recipe(_Strict):
     families: list[Family] = ["apt", "dnf"]
     initramfs: Initramfs = Field(default=Initramfs.KEEP, description="what becomes of the base's initramfs")
     remove: dict[Family, dict[str, str]] = Field(default_factory=dict, description="package: reason")
-    keep: dict[Family, list[str]] = Field(default_factory=dict, description="must be there afterwards")
+    keep: dict[Family, dict[str, str]] = Field(default_factory=dict, description="must stay; package: reason")
     kernel_arguments: list[str] = Field(default_factory=list)
     arch_kernel_arguments: dict[Arch, list[str]] = Field(default_factory=dict, description="after the others")
     ssm_keys: str | None = Field(
@@ -156,7 +171,7 @@ class ResolvedRecipe(_Strict):
     family: Family
     initramfs: Initramfs
     remove: dict[str, str]
-    keep: list[str]
+    keep: dict[str, str]
     kernel_arguments: list[str]
     arch_kernel_arguments: dict[Arch, list[str]]
     ssm_keys: str | None
@@ -234,7 +249,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
             f"recipe {name} is not for {family} bases", hint=f"it is for: {', '.join(child.families)}"
         )
     remove: dict[str, str] = {}
-    keep: list[str] = []
+    keep: dict[str, str] = {}
     arguments: list[str] = []
     arch_arguments: dict[Arch, list[str]] = {}
     parameters: dict[str, Parameter] = {}
@@ -247,7 +262,11 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
         arch_arguments |= recipe.arch_kernel_arguments
         parameters |= recipe.parameters
         allow_setuid += [path for path in recipe.allow_setuid if path not in allow_setuid]
-        steps |= {spec.name: ResolvedStep(spec=spec, directory=directory) for spec in recipe.steps}
+        steps |= {
+            spec.name: ResolvedStep(spec=spec, directory=directory)
+            for spec in recipe.steps
+            if family in spec.families
+        }
     order = list(Phase)
     ssm_keys = next((recipe.ssm_keys for recipe, _ in chain if recipe.ssm_keys), None)
     if ssm_keys is not None:
@@ -287,7 +306,7 @@ def _environment(directory: Path | None = None) -> jinja2.Environment:
 def _render(
     file: str, step: ResolvedStep, recipe: ResolvedRecipe, base: Base, arch: Arch, values: Mapping[str, Value]
 ) -> str:
-    path = _file_of(file, step, recipe)
+    path = _file_of(file, step, recipe, base)
     try:
         return (
             _environment(step.directory)
@@ -309,8 +328,8 @@ def _render(
         raise UsageError(f"{path}: {error.message}", hint=hint) from error
 
 
-def _file_of(file: str, step: ResolvedStep, recipe: ResolvedRecipe) -> Path:
-    path = step.directory / file.replace("{family}", recipe.family)
+def _file_of(file: str, step: ResolvedStep, recipe: ResolvedRecipe, base: Base) -> Path:
+    path = step.directory / file.replace("{family}", recipe.family).replace("{boot}", base.boot)
     if not path.is_file():
         raise UsageError(f"step {step.spec.name} of recipe {recipe.name}: no file {path}")
     return path
@@ -334,4 +353,4 @@ def read_file(
         raise ValueError(f"step {step.spec.name} has no file")
     if step.spec.file.endswith(".j2"):
         return _render(step.spec.file, step, recipe, base, arch, values).encode()
-    return _file_of(step.spec.file, step, recipe).read_bytes()
+    return _file_of(step.spec.file, step, recipe, base).read_bytes()

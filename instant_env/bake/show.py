@@ -115,8 +115,8 @@ def as_text(plan: Mapping[str, Any]) -> Iterator[str]:
         yield f"  parameter        {key} = {value}"
     for package, reason in sorted(plan["remove"].items()):
         yield f"  remove           {package}: {reason}"
-    for package in plan["keep"]:
-        yield f"  keep             {package}"
+    for package, reason in sorted(plan["keep"].items()):
+        yield f"  keep             {package}: {reason}"
     for number, step in enumerate(plan["steps"], start=1):
         yield ""
         head = f"--- {number:02d} {step['phase']} {step['name']} (of {step['from']})"

@@ -115,7 +115,7 @@ def test_missing_script_names_step_and_file(copied: Path, artefacts: dict[str, P
             "needs one of script, file and upload",
         ),
         (
-            "recipe: loop\ndescription: x\nremove: {apt: {sudo: x}}\nkeep: {apt: [sudo]}\n",
+            "recipe: loop\ndescription: x\nremove: {apt: {sudo: x}}\nkeep: {apt: {sudo: x}}\n",
             "removes and keeps",
         ),
     ],

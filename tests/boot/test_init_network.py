@@ -49,6 +49,7 @@ def started(shared_tiny_cloud: TinyCloud) -> dict[str, str]:
     for name, fault in faults.items():
         made = starter.inject(shared_tiny_cloud.endpoint, instance="next", **fault)
         found[name] = shared_tiny_cloud.launch_tiny()
+        shared_tiny_cloud.wait(found[name], "running")  # or it might take the next one's fault, too
         found[f"fault of {name}"] = made["id"]
     return found
 

@@ -190,6 +190,16 @@ def test_process_substitution_and_the_standard_descriptors(ssh: Ssh) -> None:
     )
 
 
+def test_there_is_nothing_of_systemd(ssh: Ssh) -> None:
+    assert (
+        ssh.run("cat /proc/1/comm; ps -e -o comm= | grep -c -e systemd -e cloud-init || true")
+        == "instant-init\n0\n"
+    )
+    assert ssh.run("stat -c '%U %a' ~/.ssh ~/.ssh/authorized_keys") == f"{USER} 700\n{USER} 600\n"
+    assert ssh.run("getent -s files hosts $(hostname)").startswith("127.0.1.1 "), "or sudo waits for DNS"
+    assert ssh.run("/usr/sbin/instant-init key-agent 2>&1 || true").endswith("it needs to be root\n")
+
+
 def test_files_by_scp_and_sftp(ssh: Ssh, tmp_path: Path) -> None:
     """Directories, modes and times; by SFTP and by the old protocol of `scp -O`."""
     tree = tmp_path / "tree"

@@ -130,7 +130,7 @@ def test_it_waits_for_the_metadata_service_and_says_so(tiny_cloud: TinyCloud) ->
     early.start()
     for answer in ANSWERS:
         starter.inject(cloud.endpoint, kind="imds", instance=instance_id, **answer)
-        time.sleep(3)
+        time.sleep(2)
     said = console(cloud, instance_id)
     assert "sshd_listening" not in said
     assert "powering off" not in said

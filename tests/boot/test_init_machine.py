@@ -110,6 +110,7 @@ def test_what_programs_expect_of_a_system(
     name = f"ip-{described['PrivateIpAddress'].replace('.', '-')}"
     assert guest.run("hostname") == name
     assert name in guest.run("grep '^127.0.1.1 ' /etc/hosts").split(), "or sudo waits for DNS"
+    assert guest.run("grep -v '^#' /etc/resolv.conf") == "search ec2.internal\nnameserver 172.31.0.2"
     assert guest.run("stat -c %a /root /root/.ssh /root/.ssh/authorized_keys").split() == [
         "700",
         "700",
@@ -145,8 +146,13 @@ def test_orphans(guest: Guest) -> None:
     assert int(guest.run("sh -c 'echo $$'")) > ORPHANS
 
 
-def test_sshd_is_killed_five_times(shared_tiny_cloud: TinyCloud, instance_id: str, guest: Guest) -> None:
+def test_sshd_is_reloaded_and_killed_five_times(
+    shared_tiny_cloud: TinyCloud, instance_id: str, guest: Guest
+) -> None:
     """This session outlives each of its servers, and a new one is let in."""
+    guest.run("kill -HUP $(cat /run/sshd.pid)")
+    wait_until(guest, "grep -q 'Received SIGHUP; restarting' /run/instant-init/log/sshd.log")
+    assert shared_tiny_cloud.login(instance_id).run("echo back") == "back"
     for _ in range(5):
         listener = guest.run("cat /run/sshd.pid")
         assert guest.run(f"awk '{{print $2, $4}}' /proc/{listener}/stat") == "(sshd) 1"

@@ -21,9 +21,9 @@ pytestmark = [pytest.mark.boot, pytest.mark.slow, pytest.mark.timeout(600)]
 #: Of a machine that nobody logs in to.
 SHORT_S = 25
 #: Of one whose tag gives it longer before it is over.
-TTL_S = 45
+TTL_S = 40
 #: Between a look at the tag and the end that it says: for what the test has to do to the machine.
-NOTICE_S = 40
+NOTICE_S = 30
 
 
 def launch(cloud: TinyCloud, **wishes: object) -> tuple[str, float]:

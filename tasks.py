@@ -51,6 +51,14 @@ _SET_HELP = {"set": "value of one of the recipe's parameters, as key=value; repe
         "base": "base to bake from (default debian-12 in the local cloud, al2023 on aws)",
         "base-ami": "AMI to take for that base: an id, an SSM parameter (/...) or a name with *",
         "builder-type": "type of the builder, one for each architecture (default m7i.large,m7g.large)",
+        "method": "create-image (the default), or register: a snapshot of the root, then RegisterImage",
+        "encrypt": "encrypt the builder's volume and so the image (the default)",
+        "kms-key-id": "KMS key for that (default: the account's own for EBS, whose images cannot be shared)",
+        "on-error": "cleanup (the default), or keep: leave the machine that failed, and say how to log in",
+        "subnet": "subnet of the machines (default: one of the default VPC)",
+        "ssh-private": "reach machines by their private addresses, from within the VPC",
+        "deprecate-after-days": "mark the image as deprecated after so many days (default: never)",
+        "protect": "protect the image against deregistration",
         "force": "bake even when an AMI already holds this plan",
         "parallel": "how many to bake at a time (default: all)",
         "dry-run": "print the plan, what it would make and cost; nothing is made",
@@ -68,6 +76,14 @@ def bake(
     base: str = "",
     base_ami: str = "",
     builder_type: str = "",
+    method: str = "create-image",
+    encrypt: bool = True,
+    kms_key_id: str = "",
+    on_error: str = "cleanup",
+    subnet: str = "",
+    ssh_private: bool = False,
+    deprecate_after_days: int = 0,
+    protect: bool = False,
     force: bool = False,
     parallel: int = 0,
     dry_run: bool = False,
@@ -80,14 +96,16 @@ def bake(
     """Bake AMIs from recipes, prove each by booting it, and make it `latest`."""
     from instant_env.bake import bake as bakery
     from instant_env.bake import parameters, screen
-    from instant_env.bake.request import Options, requests, words
+    from instant_env.bake.request import Method, OnError, Options, choose, requests, words
     from instant_env.cloud.session import connect
     from instant_env.errors import UsageError
 
-    settings = _settings(cloud=cloud, region=region)
+    settings = _settings(cloud=cloud, region=region, subnet=subnet)
     options = Options(
         base=base or None, base_ami=base_ami or None, builder_types=tuple(words(builder_type)), force=force,
-        given=parameters.split(set or ()),
+        given=parameters.split(set or ()), method=choose(Method, method, "--method"), encrypt=encrypt,
+        kms_key_id=kms_key_id or None, on_error=choose(OnError, on_error, "--on-error"),
+        ssh_private=ssh_private, deprecate_after_days=deprecate_after_days or None, protect=protect,
     )  # fmt: skip
     wanted = requests(recipe, arch, options)
     if verbose and len(wanted) > 1:

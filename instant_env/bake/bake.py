@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,30 +14,33 @@ from typing import Any, TextIO
 from botocore.exceptions import ClientError
 
 from instant_env.bake import artefacts, bases, packages
+from instant_env.bake import image as images
 from instant_env.bake.bases import BaseImage
-from instant_env.bake.builder import Machine, machine
+from instant_env.bake.builder import Machine, Order, machine
 from instant_env.bake.execute import StepTime, make_work_dir, run_as_root, run_steps, start_detached, step_log
 from instant_env.bake.forecast import Forecast, forecast
 from instant_env.bake.manifest import git_revision, manifest, write_atomically
 from instant_env.bake.packages import LIST_COMMANDS, Package, bill_of_materials
 from instant_env.bake.plan import BakePlan, make_plan
 from instant_env.bake.recipe import Base, load_base, resolve
-from instant_env.bake.request import Request
+from instant_env.bake.request import OnError, Request
 from instant_env.bake.seal import SEALED
 from instant_env.bake.verify import VerifyError, verify
 from instant_env.cloud import instances, runs
-from instant_env.cloud.images import BakedImage, deregister, list_baked, mark_verified, parameter_name
-from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, connect, default_base
-from instant_env.cloud.tags import Role, tag_specifications
-from instant_env.errors import UsageError
+from instant_env.cloud.images import BakedImage, list_baked, mark_verified, parameter_name
+from instant_env.cloud.instances import LaunchOptions
+from instant_env.cloud.session import Cloud, Progress, cloud_error, connect, default_base
+from instant_env.cloud.tags import Role
+from instant_env.errors import InstantEnvError, UsageError
 from instant_env.settings import Settings
 
 #: A builder or verifying machine older than this is nobody's. The machine's own timer uses the same.
 MACHINE_TTL_S = 3600
 #: Clearing the free space of an 8 GiB gp3 volume at its 125 MiB/s takes a minute; emulation may take longer.
 _SEAL_TIMEOUT_S = 900.0
-#: Creating an AMI copies the volume's dirty blocks; minutes on EC2.
-_IMAGE_TIMEOUT_S = 3600.0
+#: Timers on the builder: armed by its user data, and by us once we are logged in.
+_EARLY_TTL_UNIT = "instant-bake-early-ttl"
+_TTL_UNIT = "instant-bake-ttl"
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,8 @@ def foresee(cloud: Cloud, settings: Settings, request: Request, progress: Progre
     """What `bake` would make, and what that would cost. Nothing is made."""
     plan, base = prepare(cloud, settings, request, progress)
     existing = None if request.options.force else _already_baked(cloud, plan)
-    kind = instances.default_type(cloud, request.arch, next(iter(request.builder_types), None))
-    return forecast(cloud, request, plan, base, existing, builder_type=kind, ttl_s=MACHINE_TTL_S)
+    types = instances.builder_types(cloud, request.arch, request.builder_types)
+    return forecast(cloud, request, plan, base, existing, builder_types=types, ttl_s=MACHINE_TTL_S)
 
 
 def _already_baked(cloud: Cloud, plan: BakePlan) -> BakedImage | None:
@@ -110,10 +114,15 @@ def _already_baked(cloud: Cloud, plan: BakePlan) -> BakedImage | None:
 
 def _seal(cloud: Cloud, builder: Machine, plan: BakePlan, log: Any, progress: Progress) -> None:
     """Run the seal and wait until the builder has powered itself off."""
-    cloud.ec2.modify_instance_attribute(
-        InstanceId=builder.instance_id, InstanceInitiatedShutdownBehavior={"Value": "stop"}
-    )
-    run_as_root(builder.connection, ["systemctl", "stop", "instant-bake-ttl.timer"], log)
+    try:
+        cloud.ec2.modify_instance_attribute(
+            InstanceId=builder.instance_id, InstanceInitiatedShutdownBehavior={"Value": "stop"}
+        )
+    except ClientError as error:
+        raise cloud_error(error, f"preparing {builder.instance_id} for its last power-off") from error
+    run_as_root(builder.connection, ["systemctl", "stop", f"{_TTL_UNIT}.timer"], log)
+    # Where no cloud-init has read our user data there is none of this name.
+    run_as_root(builder.connection, ["sh", "-c", f"systemctl stop {_EARLY_TTL_UNIT}.timer || true"], log)
     started = time.monotonic()
     start_detached(builder.connection, plan.seal, "seal", log)
     builder.connection.close()
@@ -127,57 +136,6 @@ def _seal(cloud: Cloud, builder: Machine, plan: BakePlan, log: Any, progress: Pr
     progress(f"sealed and powered off: {time.monotonic() - started:.1f} s")
 
 
-def _create_image(
-    cloud: Cloud, builder: Machine, plan: BakePlan, request: Request, expires_at: datetime, progress: Progress
-) -> BakedImage:
-    """CreateImage of the stopped builder, tagged; wait until it is available. It expires until verified."""
-    init_sha256 = next(
-        (s.sha256 for s in plan.steps if s.name == "instant-init" and hasattr(s, "sha256")), ""
-    )
-    name = request.image_name
-    tags = tag_specifications(
-        "image", "snapshot", run_id=request.run_id, role=Role.IMAGE, name=name, expires_at=expires_at,
-        extra={
-            "recipe": plan.recipe.name, "base": plan.base.base, "base-ami": plan.base_ami,
-            "arch": plan.arch.value, "plan-hash": plan.hash, "login-user": plan.base.login_user,
-            "init-sha256": init_sha256, "git-revision": str(git_revision()),
-            "manifest": f"{name}.json",
-        },
-    )  # fmt: skip
-    started = time.monotonic()
-    image_id = ""
-    try:
-        image_id = cloud.ec2.create_image(
-            InstanceId=builder.instance_id,
-            Name=name,
-            Description=f"instant-env {plan.recipe.name} on {plan.base.base}, plan {plan.hash[:12]}",
-            TagSpecifications=tags,
-        )["ImageId"]
-        image = _wait_available(cloud, image_id, plan)
-    except ClientError as error:
-        raise cloud_error(error, f"creating the image from {builder.instance_id}") from error
-    except BaseException:
-        if image_id:
-            deregister(cloud, image_id)
-        raise
-    progress(f"image {image.id}: {time.monotonic() - started:.1f} s")
-    return image
-
-
-def _wait_available(cloud: Cloud, image_id: str, plan: BakePlan) -> BakedImage:
-    deadline = time.monotonic() + _IMAGE_TIMEOUT_S
-    while time.monotonic() < deadline:
-        for image in list_baked(cloud, recipe=plan.recipe.name, arch=plan.arch):
-            if image.id != image_id:
-                continue
-            if image.state == "available":
-                return image
-            if image.state in ("failed", "error", "invalid"):
-                raise CloudError(f"{image_id} is {image.state}", hint="is the disk of the machine full?")
-        time.sleep(0.25)
-    raise CloudError(f"{image_id} is not available after {_IMAGE_TIMEOUT_S:.0f} s")
-
-
 def bake(
     cloud: Cloud,
     settings: Settings,
@@ -188,8 +146,8 @@ def bake(
 ) -> BakeResult:
     """Bake; return the AMI that holds the plan, made now or before.
 
-    ``verbose`` gets the steps' output as it comes. Everything
-    temporary is removed on every path. Raises UsageError before anything is launched, StepError, LoginError,
+    ``verbose`` gets the steps' output as it comes. Everything temporary is removed on every path, unless the
+    request says to keep what failed. Raises UsageError before anything is launched, StepError, LoginError,
     VerifyError or CloudError after.
     """
     begun = time.monotonic()
@@ -202,47 +160,77 @@ def bake(
         _publish(cloud, existing)
         return BakeResult(existing, True, None, None, time.monotonic() - begun)
 
-    kind = instances.default_type(cloud, request.arch, next(iter(request.builder_types), None))
-    run_id = request.run_id
+    options, run_id = request.options, request.run_id
     expires_at = datetime.now(UTC) + timedelta(seconds=MACHINE_TTL_S)
     log_path = request.log_path(settings)
+    order = Order(
+        image_id=base.id,
+        instance_types=instances.builder_types(cloud, request.arch, request.builder_types),
+        run_id=run_id,
+        role=Role.BUILDER,
+        login_user=plan.base.login_user,
+        expires_at=expires_at,
+        user_data=_early_timer(),
+        options=LaunchOptions(encrypted=options.encrypt, kms_key_id=options.kms_key_id, volume_type="gp3"),
+        root_device=base.root_device,
+        private=options.ssh_private,
+        keep_key_in=settings.state_dir / "keys" if options.on_error is OnError.KEEP else None,
+    )
     with ExitStack() as stack:
         stack.enter_context(runs.alive(cloud.settings, run_id))
         log = stack.enter_context(step_log(log_path, verbose))
         progress(f"log: {log_path}")
-        with machine(
-            cloud, image_id=plan.base_ami, instance_type=kind, run_id=run_id, role=Role.BUILDER,
-            login_user=plan.base.login_user, expires_at=expires_at, progress=progress,
-        ) as builder:  # fmt: skip
-            _arm_timer(builder, log)
-            make_work_dir(builder.connection, log)
-            before = _packages(builder, plan, log)
-            times = run_steps(builder.connection, plan.steps, log, progress)
-            after = _packages(builder, plan, log)
-            started = time.monotonic()
-            _seal(cloud, builder, plan, log, progress)
-            times.append(StepTime("seal", round(time.monotonic() - started, 3)))
-            started = time.monotonic()
-            image = _create_image(cloud, builder, plan, request, expires_at, progress)
-            times.append(StepTime("create-image", round(time.monotonic() - started, 3)))
         try:
+            with machine(cloud, order, progress) as builder:
+                _arm_timer(builder, log)
+                make_work_dir(builder.connection, log)
+                before = _packages(builder, plan, log)
+                times = run_steps(builder.connection, plan.steps, log, progress)
+                after = _packages(builder, plan, log)
+                started = time.monotonic()
+                _seal(cloud, builder, plan, log, progress)
+                times.append(StepTime("seal", round(time.monotonic() - started, 3)))
+                started = time.monotonic()
+                image = images.make(
+                    cloud, builder.instance_id, plan, base, request, str(git_revision()), expires_at
+                )
+                times.append(StepTime(options.method.value, round(time.monotonic() - started, 3)))
+                progress(f"image {image.id}: {times[-1].seconds:.1f} s")
             started = time.monotonic()
             verdict = verify(
-                cloud, image, instance_type=kind,
+                cloud, image,
+                order=dataclasses.replace(
+                    order, image_id=image.id, role=Role.VERIFY, login_user=image.login_user,
+                    user_data=instances.ttl_user_data(MACHINE_TTL_S), options=LaunchOptions(), root_device="",
+                ),
                 imagetool=artefacts.build({"imagetool"}, request.arch, settings.cache_dir)["imagetool"],
-                forbidden=[builder.key.body], allow_setuid=plan.recipe.allow_setuid,
-                run_id=run_id, expires_at=expires_at, log=log, progress=progress, ttl_s=MACHINE_TTL_S,
+                forbidden=[builder.key.body], allow_setuid=plan.recipe.allow_setuid, log=log,
+                progress=progress,
             )  # fmt: skip
             times.append(StepTime("verify", round(time.monotonic() - started, 3)))
             mark_verified(cloud, image)
+            images.finish(cloud, image, request)
+        except InstantEnvError:
+            if options.on_error is OnError.KEEP:
+                raise  # its images too: they expire, as the machine does
+            images.discard(cloud, run_id)
+            raise
         except BaseException:
-            progress(f"{image.id} is not verified: deregistering it")
-            deregister(cloud, image.id)
+            images.discard(cloud, run_id)
             raise
     total_s = time.monotonic() - begun
     path = settings.state_dir / "manifests" / image.manifest
     record = manifest(
-        image, plan, base, before, after, times, verdict, cloud=cloud.name.value, total_s=total_s
+        image,
+        plan,
+        base,
+        before,
+        after,
+        times,
+        verdict,
+        cloud=cloud.name.value,
+        total_s=total_s,
+        method=options.method.value,
     )
     write_atomically(path, record)
     components = record["packages"]["after"]["components"]
@@ -255,14 +243,22 @@ def _packages(builder: Machine, plan: BakePlan, log: Any) -> list[Package]:
     return packages.parse(run_as_root(builder.connection, LIST_COMMANDS[plan.base.family], log))
 
 
+def _early_timer() -> str:
+    """User data by which a stock base's cloud-init ends the builder after MACHINE_TTL_S, though nobody should
+    ever come to log in. (Cloud config, https://cloudinit.readthedocs.io/en/latest/reference/examples.html.)"""
+    return "#cloud-config\n" + json.dumps({"runcmd": [_timer(_EARLY_TTL_UNIT)]}) + "\n"
+
+
+def _timer(unit: str) -> list[str]:
+    """The command for a timer that powers off, which terminates the machine (its shutdown behaviour)."""
+    return [
+        "systemd-run", "--quiet", f"--on-active={MACHINE_TTL_S}s", f"--unit={unit}", "systemctl", "poweroff"
+    ]  # fmt: skip
+
+
 def _arm_timer(builder: Machine, log: Any) -> None:
-    """The builder ends itself after MACHINE_TTL_S, whatever becomes of us (shutdown behaviour: terminate)."""
-    run_as_root(
-        builder.connection,
-        ["systemd-run", "--quiet", f"--on-active={MACHINE_TTL_S}s", "--unit=instant-bake-ttl",
-         "systemctl", "poweroff"],
-        log,
-    )  # fmt: skip
+    """The builder ends itself after MACHINE_TTL_S, whatever becomes of us."""
+    run_as_root(builder.connection, _timer(_TTL_UNIT), log)
 
 
 def _publish(cloud: Cloud, image: BakedImage) -> None:
@@ -274,7 +270,10 @@ def _publish(cloud: Cloud, image: BakedImage) -> None:
             ResourceType="Parameter", ResourceId=name, Tags=[{"Key": "Project", "Value": "instant-env"}]
         )
     except ClientError as error:
-        raise cloud_error(error, f"writing SSM parameter {name}") from error
+        raise cloud_error(
+            error, f"{image.id} is baked and verified, but {name} could not be written",
+            hint="the next bake of the plan writes it",
+        ) from error  # fmt: skip
 
 
 def bake_in_process(settings: Settings, request: Request, progress: Progress) -> BakeResult:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BaseImage:
-    """An AMI to bake from. ``created`` is EC2's CreationDate, ISO 8601 in UTC."""
+    """An AMI to bake from. ``created`` is EC2's CreationDate, ISO 8601 in UTC; ``boot_mode`` is
+    empty where the AMI does not say."""
 
     id: str
     name: str
@@ -27,6 +28,7 @@ class BaseImage:
     root_device: str
     size_gib: int
     found_by: str
+    boot_mode: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         return {"id": self.id, "name": self.name, "created": self.created, "owner": self.owner}
@@ -58,6 +60,7 @@ def find(cloud: Cloud, base: Base, arch: Arch, reference: str | None = None) -> 
         root_device=image["RootDeviceName"],
         size_gib=root.get("VolumeSize", 0),
         found_by=by,
+        boot_mode=image.get("BootMode", ""),
     )
 
 

@@ -6,27 +6,51 @@ cut short (Ctrl-C between the request and its answer) is found again by its tags
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 import fabric
 from botocore.exceptions import ClientError
 
 from instant_env.bake.ssh import LoginError, wait_for_login
 from instant_env.cloud import instances
-from instant_env.cloud.instances import LaunchRequest
+from instant_env.cloud.instances import LaunchOptions, LaunchRequest
 from instant_env.cloud.keys import KeyPair, imported_key_pair
-from instant_env.cloud.network import temporary_security_group
+from instant_env.cloud.network import caller_cidr, private_cidr, temporary_security_group
 from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error
 from instant_env.cloud.tags import Role
+from instant_env.errors import InstantEnvError
 
 #: From request to `running`. EC2 publishes no bound; minutes mean that something is wrong.
 RUNNING_TIMEOUT_S = 300.0
 #: From `running` to a login. A stock image under software emulation takes a minute or two, as arm64 on x86_64
 #: twice that, and beside other guests on the same two cores several times as long.
 LOGIN_TIMEOUT_S = 1200.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """One machine to have. ``instance_types`` are tried in this order where there is no capacity.
+
+    ``private``: reach it by its private address. ``keep_key_in``: where the key goes when something fails and
+    the machine is to stay for a look; None ends it in any case.
+    """
+
+    image_id: str
+    instance_types: tuple[str, ...]
+    run_id: str
+    role: Role
+    login_user: str
+    expires_at: datetime
+    user_data: str | None = None
+    options: LaunchOptions = field(default_factory=LaunchOptions)
+    root_device: str = ""
+    private: bool = False
+    keep_key_in: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -41,62 +65,85 @@ class Machine:
 
 
 @contextmanager
-def machine(
-    cloud: Cloud,
-    *,
-    image_id: str,
-    instance_type: str,
-    run_id: str,
-    role: Role,
-    login_user: str,
-    expires_at: datetime,
-    progress: Progress,
-    user_data: str | None = None,
-) -> Iterator[Machine]:
-    """Launch on demand, wait for a login, yield; terminate and remove key and group on every path."""
-    key = KeyPair.generate()
-    name = f"instant-env-{role.value}-{run_id}"
+def machine(cloud: Cloud, order: Order, progress: Progress) -> Iterator[Machine]:
+    """Launch on demand, wait for a login, yield; terminate and remove key and group on every path.
+
+    Only a failure of ours (not an interrupt) leaves them, when the order says that they are to be kept.
+    """
+    key, run_id, role = KeyPair.generate(), order.run_id, order.role
+    kept = False
+
+    def keep() -> bool:
+        return kept
+
+    def terminate() -> None:
+        if not kept:
+            instances.terminate(cloud, sorted(launched | {*instances.live_of_run(cloud, run_id, role)}))
+
     with ExitStack() as stack:
         key_name = stack.enter_context(
-            imported_key_pair(cloud, key, run_id=run_id, role=role, expires_at=expires_at)
+            imported_key_pair(cloud, key, run_id=run_id, role=role, expires_at=order.expires_at, keep=keep)
         )
+        cidr = private_cidr(cloud) if order.private else caller_cidr(cloud)
         group_id = stack.enter_context(
-            temporary_security_group(cloud, run_id=run_id, role=role, expires_at=expires_at)
+            temporary_security_group(
+                cloud, run_id=run_id, role=role, expires_at=order.expires_at, cidr=cidr, keep=keep
+            )
         )
         # Before the launch, so that an interrupt inside it cannot leave a machine behind.
         launched: set[str] = set()
-        stack.callback(
-            lambda: instances.terminate(
-                cloud, sorted(launched | {*instances.live_of_run(cloud, run_id, role)})
-            )
-        )
+        stack.callback(terminate)
         request = LaunchRequest(
-            image_id=image_id,
-            instance_type=instance_type,
+            image_id=order.image_id,
+            instance_type=order.instance_types[0],
             run_id=run_id,
             role=role,
-            name=name,
-            expires_at=expires_at,
+            name=f"instant-env-{role.value}-{run_id}",
+            expires_at=order.expires_at,
             client_token=f"{role.value}-{run_id}",
             key_name=key_name,
             security_group_id=group_id,
-            user_data=user_data,
+            user_data=order.user_data,
+            options=order.options,
+            root_device=order.root_device,
         )
         try:
-            instance_id = instances.launch(cloud, request)
+            instance_id = instances.launch_where_there_is_room(cloud, request, order.instance_types, progress)
         except ClientError as error:
-            raise cloud_error(error, f"launching {image_id} on {instance_type}") from error
+            raise cloud_error(error, f"launching {order.image_id}") from error
         launched.add(instance_id)
         progress(f"{role.value} {instance_id} launched")
         description = instances.wait_for_state(cloud, instance_id, {"running"}, timeout_s=RUNNING_TIMEOUT_S)
-        address = description.get("PublicIpAddress") or description.get("PrivateIpAddress")
+        public, private = description.get("PublicIpAddress"), description.get("PrivateIpAddress")
+        address = private if order.private else public or private
         if not address:
             raise CloudError(f"{instance_id} has no address", hint="is the subnet public? set subnet")
         try:
-            connection = wait_for_login(address, cloud.ssh_port, login_user, key, timeout_s=LOGIN_TIMEOUT_S)
+            connection = wait_for_login(
+                address, cloud.ssh_port, order.login_user, key, timeout_s=LOGIN_TIMEOUT_S
+            )
         except LoginError as error:
             tail = instances.console_tail(cloud, instance_id, 3).replace("\n", " / ")
             raise LoginError(error.message, hint=f"the console ends with: {tail or 'nothing'}") from error
         stack.callback(connection.close)
-        progress(f"logged in to {instance_id} as {login_user}")
-        yield Machine(instance_id, address, description["Placement"]["AvailabilityZone"], key, connection)
+        progress(f"logged in to {instance_id} as {order.login_user}")
+        zone = description["Placement"]["AvailabilityZone"]
+        try:
+            yield Machine(instance_id, address, zone, key, connection)
+        except InstantEnvError:
+            if order.keep_key_in is not None:
+                kept = True
+                path = _write_key(key, order.keep_key_in / f"{key_name}.pem")
+                progress(
+                    f"{instance_id} is kept until {order.expires_at:%H:%M} UTC or the next `invoke clean`: "
+                    f"ssh -i {path} -p {cloud.ssh_port} {order.login_user}@{address}"
+                )
+            raise
+
+
+def _write_key(key: KeyPair, path: Path) -> Path:
+    """The private half, for nobody but us."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(key.private_openssh)
+    return path

@@ -7,6 +7,7 @@ month from then on. It counts a snapshot as large as its volume, which is the mo
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,45 +76,54 @@ class Forecast:
 
 def forecast(
     cloud: Cloud, request: Request, plan: BakePlan, base: BaseImage, existing: BakedImage | None, *,
-    builder_type: str, ttl_s: float,
+    builder_types: Sequence[str], ttl_s: float,
 ) -> Forecast:  # fmt: skip
-    """What the bake of this plan comes to. ``ttl_s`` is how long its machines live at most."""
+    """What the bake of this plan comes to: likely on the first of ``builder_types``, at worst on the dearest.
+
+    ``ttl_s`` is how long its machines live at most."""
     usual_s = _last_s(cloud, plan) or _USUAL_S
-    hourly = prices.find(cloud, [(builder_type, Market.ON_DEMAND)]).get((builder_type, Market.ON_DEMAND))
+    wanted = [(kind, Market.ON_DEMAND) for kind in builder_types]
+    known = prices.find(cloud, wanted)
+    first = known.get(wanted[0])
+    dearest = max((price.usd_per_hour for price in known.values()), default=0.0)
     gp3_hourly = prices.storage_usd_per_gib_month(cloud, "gp3") * base.size_gib / _HOURS_PER_MONTH
     snapshot = prices.storage_usd_per_gib_month(cloud, "snapshot") * base.size_gib
 
-    def cost(hours: float) -> float:  # while the image is audited there is one more volume of its size
-        return hours * ((hourly.usd_per_hour if hourly else 0.0) + 2 * gp3_hourly)
+    def cost(hours: float, usd_per_hour: float) -> float:  # the audit needs a second volume of that size
+        return hours * (usd_per_hour + 2 * gp3_hourly)
 
     nothing = existing is not None
     return Forecast(
         plan, base, existing,
-        resources=() if nothing else _resources(request, plan, base, builder_type),
+        resources=() if nothing else _resources(request, plan, base, builder_types),
         usual_s=usual_s,
-        likely_usd=0.0 if nothing else cost(usual_s / 3600),
-        worst_usd=0.0 if nothing else cost(2 * ttl_s / 3600) + snapshot,
+        likely_usd=0.0 if nothing else cost(usual_s / 3600, first.usd_per_hour if first else 0.0),
+        worst_usd=0.0 if nothing else cost(2 * ttl_s / 3600, dearest) + snapshot,
         monthly_usd=0.0 if nothing else snapshot,
-        unknown="" if hourly or nothing else builder_type,
+        unknown="" if first or nothing else builder_types[0],
     )  # fmt: skip
 
 
-def _resources(request: Request, plan: BakePlan, base: BaseImage, builder_type: str) -> tuple[Resource, ...]:
+def _resources(
+    request: Request, plan: BakePlan, base: BaseImage, builder_types: Sequence[str]
+) -> tuple[Resource, ...]:
     image = request.image_name
     found: list[Resource] = []
+    kinds = builder_types[0] + (f" (or {', '.join(builder_types[1:])})" if builder_types[1:] else "")
+    encrypted = "encrypted " if request.options.encrypt else ""
     for role, source in (("builder", base.id), ("verify", "the new AMI")):
         name = f"instant-env-{role}-{request.run_id}"
         found += [
             Resource("key-pair", name, "ed25519, its private half in memory"),
             Resource("security-group", name, "SSH from the caller's address only"),
-            Resource("instance", name, f"{builder_type}, on demand, from {source}, IMDSv2 only"),
-            Resource("volume", name, f"gp3, {base.size_gib} GiB: its root"),
+            Resource("instance", name, f"{kinds}, on demand, from {source}, IMDSv2 only"),
+            Resource("volume", name, f"{encrypted}gp3, {base.size_gib} GiB: its root"),
         ]
     audit = f"instant-env-audit-{request.run_id}"
     parameter = parameter_name(request.recipe, plan.arch)
     found += [
-        Resource("volume", audit, f"gp3, {base.size_gib} GiB: read by the audit"),
-        Resource("snapshot", image, f"of {base.size_gib} GiB", stays=True),
+        Resource("volume", audit, f"{encrypted}gp3, {base.size_gib} GiB: read by the audit"),
+        Resource("snapshot", image, f"{encrypted}{base.size_gib} GiB", stays=True),
         Resource("image", image, f"{plan.arch}", stays=True),
         Resource("ssm-parameter", parameter, "names the newest verified AMI", stays=True),
     ]

@@ -51,7 +51,7 @@ def git_revision(root: Path = ROOT) -> GitRevision:
 
 def manifest(
     image: BakedImage, plan: BakePlan, base: BaseImage, before: Sequence[Package], after: Sequence[Package],
-    times: Sequence[StepTime], verdict: Verdict, *, cloud: str, total_s: float,
+    times: Sequence[StepTime], verdict: Verdict, *, cloud: str, total_s: float, method: str,
 ) -> dict[str, Any]:  # fmt: skip
     """The manifest as a JSON-able dict; times are seconds of wall clock.
 
@@ -67,6 +67,7 @@ def manifest(
         "run_id": image.run_id,
         "git_revision": str(git_revision()),
         "plan": plan.as_dict(),
+        "method": method,
         "base_image": base.as_dict(),
         "packages": {"before": listing(before, plan.base), "after": listing(after, plan.base)},
         "steps": [asdict(step) for step in times],

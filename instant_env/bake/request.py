@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 from instant_env.arch import Arch
 from instant_env.cloud.instances import fits
@@ -13,12 +15,39 @@ from instant_env.errors import UsageError
 from instant_env.settings import Settings
 
 
+class Method(StrEnum):
+    """How the builder's disk becomes an AMI: EC2 does it all, or a snapshot first, and RegisterImage."""
+
+    CREATE_IMAGE = "create-image"
+    REGISTER = "register"
+
+
+class OnError(StrEnum):
+    """What becomes of the machine when a bake fails."""
+
+    CLEANUP = "cleanup"
+    KEEP = "keep"
+
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+def choose(kind: type[Choice], text: str, flag: str) -> Choice:
+    """The choice of that name. Raises UsageError."""
+    try:
+        return kind(text)
+    except ValueError:
+        raise UsageError(f"{flag} {text} makes no sense", hint=f"one of: {', '.join(kind)}") from None
+
+
 @dataclass(frozen=True)
 class Options:
     """What all bakes of one command share.
 
     ``base_ami`` stands in for the base's own reference to its AMI (see bases.find); ``builder_types`` of any
-    architecture are tried in this order; ``given`` are the recipe's parameters as text.
+    architecture are tried in this order; ``given`` are the recipe's parameters as text. ``encrypt``: the
+    builder's root volume, and so the image, with ``kms_key_id`` or the account's default key.
+    ``ssh_private``: reach machines by their private addresses, from within the VPC.
     """
 
     base: str | None = None
@@ -26,6 +55,19 @@ class Options:
     builder_types: tuple[str, ...] = ()
     force: bool = False
     given: Mapping[str, str] = field(default_factory=dict)
+    method: Method = Method.CREATE_IMAGE
+    encrypt: bool = True
+    kms_key_id: str | None = None
+    on_error: OnError = OnError.CLEANUP
+    ssh_private: bool = False
+    deprecate_after_days: int | None = None
+    protect: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kms_key_id and not self.encrypt:
+            raise UsageError("--kms-key-id without encryption", hint="leave out --no-encrypt")
+        if self.deprecate_after_days is not None and self.deprecate_after_days < 1:
+            raise UsageError("an image that is deprecated before it is a day old", hint="days, 1 or more")
 
 
 @dataclass(frozen=True)

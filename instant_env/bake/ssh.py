@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import socket
 import time
-from contextlib import suppress
 
 import fabric
 import paramiko
 
 from instant_env.cloud.keys import KeyPair
 from instant_env.errors import InstantEnvError
+from instant_env.launch.probe import DIRECT, ProbeStats, probe
 
-#: How long one connection may stay silent. A guest that was not listening when we came answers late or never
-#: (under user-mode networking the TCP accept is not its own), so it is better to come again.
-_BANNER_TIMEOUT_S = 3.0
+#: Pauses after a refused key; the last one repeats. sshd 9.8 and later locks a source out at 15 s of
+#: penalties, and a refused login costs 5 s of them (sshd_config(5), PerSourcePenalties). Stock images write
+#: the key before they start sshd, so few come to the second.
+_REFUSED_PAUSES_S = (0.25, 0.25, 5.0)
 
 # Paramiko logs the traceback of every connection that a booting machine drops; we report what matters.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
@@ -26,25 +27,36 @@ class LoginError(InstantEnvError):
     """Nobody let us in within the time."""
 
 
-def _has_banner(host: str, port: int) -> bool:
-    """Whether something that speaks SSH answers. Silence, a refusal or a reset is a no."""
-    with suppress(OSError), socket.create_connection((host, port), timeout=_BANNER_TIMEOUT_S) as connection:
-        return connection.recv(4) == b"SSH-"
-    return False
+def _wait_for_banner(host: str, port: int, timeout_s: float) -> bool:
+    """Whether something that speaks SSH answered in time. Connects anew every few milliseconds, so that
+    neither a lost packet nor a guest that was not listening yet costs a retransmission's second."""
+
+    async def banner() -> None:
+        now_ns = time.monotonic_ns()
+        found = await probe(host, port, DIRECT, ProbeStats(), not_before_ns=now_ns)
+        found.sock.close()
+
+    async def in_time() -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await banner()
+        except TimeoutError:
+            return False
+        return True
+
+    return asyncio.run(in_time())
 
 
 def wait_for_login(host: str, port: int, user: str, key: KeyPair, *, timeout_s: float) -> fabric.Connection:
-    """Come back every 200 ms until public-key authentication succeeds; return the open connection.
+    """Come back until public-key authentication succeeds; return the open connection.
 
     The host key is unknown by nature (made at this boot) and pinned by the connection we keep. Raises
     LoginError with the last reason after ``timeout_s``.
     """
     deadline = time.monotonic() + timeout_s
     reason = "no SSH banner"
-    while time.monotonic() < deadline:
-        if not _has_banner(host, port):
-            time.sleep(0.2)
-            continue
+    refused = 0
+    while (left_s := deadline - time.monotonic()) > 0 and _wait_for_banner(host, port, left_s):
         connection = fabric.Connection(
             host,
             user=user,
@@ -63,10 +75,10 @@ def wait_for_login(host: str, port: int, user: str, key: KeyPair, *, timeout_s: 
             connection.open()
             return connection
         except paramiko.AuthenticationException as error:
-            # The key may not be there yet. sshd 9.8 and later locks a source out at 15 s of penalties;
-            # a refused login costs 5 s of them.
+            # The key may not be there yet.
             reason = f"{user}'s key was refused ({error})"
-            time.sleep(5)
+            time.sleep(_REFUSED_PAUSES_S[min(refused, len(_REFUSED_PAUSES_S) - 1)])
+            refused += 1
         except (OSError, EOFError, paramiko.SSHException) as error:
             reason = str(error) or type(error).__name__
             time.sleep(0.2)

@@ -18,13 +18,11 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from instant_env.bake.builder import Machine, machine
+from instant_env.bake.builder import Machine, Order, machine
 from instant_env.bake.execute import WORK_DIR, StepLog, make_work_dir, put_bytes, run_as_root
 from instant_env.cloud import volumes
 from instant_env.cloud.images import BakedImage
-from instant_env.cloud.instances import ttl_user_data
 from instant_env.cloud.session import Cloud, Progress, cloud_error
-from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError
 
 #: The device name asked for; Nitro and localec2 both show it as NVMe, found again by the volume's serial.
@@ -121,32 +119,28 @@ def verify(
     cloud: Cloud,
     image: BakedImage,
     *,
-    instance_type: str,
+    order: Order,
     imagetool: Path,
     forbidden: Sequence[str],
     allow_setuid: Sequence[str] = (),
-    run_id: str,
-    expires_at: datetime,
     log: StepLog,
     progress: Progress,
-    ttl_s: int,
 ) -> Verdict:
-    """Boot ``image``, log in with a fresh key, check user and sudo, audit. Raises VerifyError.
+    """Boot ``image`` as ordered, log in with a fresh key, check user and sudo, audit. Raises VerifyError.
 
     ``forbidden`` are texts that must not stand anywhere in the image's bytes (the builder's key),
     ``allow_setuid`` the programs that may be setuid besides those that distributions ship so.
     """
-    with machine(
-        cloud, image_id=image.id, instance_type=instance_type, run_id=run_id, role=Role.VERIFY,
-        login_user=image.login_user, expires_at=expires_at, progress=progress, user_data=ttl_user_data(ttl_s),
-    ) as found:  # fmt: skip
+    with machine(cloud, order, progress) as found:
         who = run_as_root(found.connection, ["id", "-un"], log).strip()
         if who != "root":
             raise VerifyError(f"sudo in {image.id} makes us {who!r}, not root")
         timeline = _timeline(found, log)
         started = time.monotonic()
         try:
-            audit = _audit(cloud, found, image, imagetool, forbidden, allow_setuid, run_id, expires_at, log)
+            audit = _audit(
+                cloud, found, image, imagetool, forbidden, allow_setuid, order.run_id, order.expires_at, log
+            )
         except ClientError as error:
             raise cloud_error(error, f"attaching {image.id}'s snapshot for the audit") from error
     judge(audit, image.id, log.path)

@@ -81,9 +81,12 @@ def mark_verified(cloud: Cloud, image: BakedImage) -> None:
         raise cloud_error(error, f"marking {image.id} as verified") from error
 
 
-def list_baked(cloud: Cloud, *, recipe: str = "", arch: Arch | None = None) -> list[BakedImage]:
+def list_baked(
+    cloud: Cloud, *, recipe: str = "", arch: Arch | None = None, run_id: str = ""
+) -> list[BakedImage]:
     """Our AMIs, newest first. An AMI counts when it carries the image role and a recipe."""
-    filters = project_filter(role="image", **({"recipe": recipe} if recipe else {}))
+    wanted = {"recipe": recipe, "run": run_id}
+    filters = project_filter(role="image", **{key: value for key, value in wanted.items() if value})
     if arch is not None:
         filters.append({"Name": "architecture", "Values": [arch.value]})
     try:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from botocore.exceptions import ClientError
 
 from instant_env.arch import Arch
-from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code
+from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, error_code
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
 from instant_env.errors import UsageError
 from instant_env.settings import CloudName
@@ -28,6 +29,12 @@ _DEFAULT_TYPES = {Arch.X86_64: "m7i.large", Arch.ARM64: "m7g.large"}
 #: Families that end in these letters after the generation are Graviton (t4g, m7g, c7gn, ...).
 _GRAVITON = ("g", "gd", "gn", "ge", "gb")
 
+#: What a builder may be instead where there is none of those: of about the same size, other generations.
+_ALTERNATIVES = {
+    Arch.X86_64: ("m7i-flex.large", "m6i.large", "m7a.large", "c7i.large"),
+    Arch.ARM64: ("m6g.large", "c7g.large", "t4g.large"),
+}
+
 #: RunInstances and StartInstances answer these when EC2 has no machine to give.
 CAPACITY_ERRORS = frozenset(
     {
@@ -37,6 +44,11 @@ CAPACITY_ERRORS = frozenset(
         "MaxSpotInstanceCountExceeded",
     }
 )
+
+
+#: Another zone or type may do where one of these is the answer. EC2 says Unsupported of a type that a zone
+#: does not have.
+_ELSEWHERE_ERRORS = CAPACITY_ERRORS | {"Unsupported"}
 
 
 class Market(StrEnum):
@@ -62,6 +74,15 @@ def default_type(cloud: Cloud, arch: Arch, override: str | None = None) -> str:
     return chosen
 
 
+def builder_types(cloud: Cloud, arch: Arch, asked: Sequence[str]) -> tuple[str, ...]:
+    """Types for a machine of which only the size matters, in the order to try them: those asked for alone, or
+    the default and others like it."""
+    if asked:
+        return tuple(default_type(cloud, arch, kind) for kind in asked)
+    first = default_type(cloud, arch)
+    return (first,) if cloud.settings.instance_type else (first, *_ALTERNATIVES[arch])
+
+
 def default_market(cloud: Cloud) -> Market:
     """Spot on AWS, where it saves money; localec2's machines cost nothing."""
     return Market.SPOT if cloud.name is CloudName.AWS else Market.ON_DEMAND
@@ -82,6 +103,8 @@ class LaunchOptions:
     instance_profile: str | None = None
     tags_in_metadata: bool = False
     encrypted: bool = False
+    kms_key_id: str | None = None
+    volume_type: str | None = None
     hibernation: bool = False
 
 
@@ -186,6 +209,10 @@ def _root_volume(options: LaunchOptions) -> EbsBlockDeviceTypeDef:
         root["VolumeInitializationRate"] = options.volume_rate_mib_s
     if options.encrypted or options.hibernation:  # EC2 hibernates to an encrypted root volume only
         root["Encrypted"] = True
+    if options.kms_key_id:
+        root["KmsKeyId"] = options.kms_key_id
+    if options.volume_type:
+        root["VolumeType"] = options.volume_type  # type: ignore[typeddict-item]
     return root
 
 
@@ -193,6 +220,49 @@ def launch(cloud: Cloud, request: LaunchRequest) -> str:
     """RunInstances once; return the instance id. botocore's ClientError is passed on: callers sort it."""
     answer = cloud.ec2.run_instances(**request_body(cloud, request))
     return answer["Instances"][0]["InstanceId"]
+
+
+def _zones_of(cloud: Cloud, instance_type: str) -> list[str]:
+    """Zones of the region that have machines of this type."""
+    offerings = cloud.ec2.describe_instance_type_offerings(
+        LocationType="availability-zone", Filters=[{"Name": "instance-type", "Values": [instance_type]}]
+    )["InstanceTypeOfferings"]
+    return sorted(offering["Location"] for offering in offerings)
+
+
+def launch_where_there_is_room(
+    cloud: Cloud, request: LaunchRequest, instance_types: Sequence[str], progress: Progress
+) -> str:
+    """RunInstances; where there is no capacity, again in each zone, and then with the next type.
+
+    A configured subnet is in one zone, so only types are tried there. Each try has a client token of its own:
+    EC2 refuses one that comes with other parameters. The last try's ClientError is passed on.
+    """
+    tries = 0
+    for kind in instance_types:
+        zones: Iterable[str | None] = [None]
+        for zone in chain(zones, _later(cloud, kind)):
+            tries += 1
+            one = replace(
+                request,
+                instance_type=kind,
+                client_token=f"{request.client_token}-{tries}",
+                options=replace(request.options, zone=zone) if zone else request.options,
+            )
+            try:
+                return launch(cloud, one)
+            except ClientError as error:
+                if error_code(error) not in _ELSEWHERE_ERRORS:
+                    raise
+                last = error
+                progress(f"no {kind} in {zone or 'the zone that EC2 took'}: {error_code(error)}")
+    raise last
+
+
+def _later(cloud: Cloud, instance_type: str) -> Iterator[str]:
+    """The zones of a type, not asked for before somebody wants to know."""
+    if not cloud.settings.subnet:
+        yield from _zones_of(cloud, instance_type)
 
 
 def describe(cloud: Cloud, instance_id: str) -> InstanceTypeDef | None:

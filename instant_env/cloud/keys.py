@@ -6,7 +6,7 @@ The private half exists in this process's memory alone: never in a file, a log, 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -48,9 +48,11 @@ class KeyPair:
 
 @contextmanager
 def imported_key_pair(
-    cloud: Cloud, key: KeyPair, *, run_id: str, role: Role, expires_at: datetime
-) -> Iterator[str]:
-    """Import the public half under the run's name; yield the name; delete it on the way out."""
+    cloud: Cloud, key: KeyPair, *, run_id: str, role: Role, expires_at: datetime,
+    keep: Callable[[], bool] = lambda: False,
+) -> Iterator[str]:  # fmt: skip
+    """Import the public half under the run's name; yield the name; delete it on the way out, unless ``keep``
+    says no by then."""
     name = f"instant-env-{role.value}-{run_id}"
     try:
         cloud.ec2.import_key_pair(
@@ -65,4 +67,5 @@ def imported_key_pair(
     try:
         yield name
     finally:
-        cloud.ec2.delete_key_pair(KeyName=name)
+        if not keep():
+            cloud.ec2.delete_key_pair(KeyName=name)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -36,6 +37,30 @@ def caller_cidr(cloud: Cloud) -> str:
         ) from error
 
 
+def private_cidr(cloud: Cloud) -> str:
+    """This caller's address within the VPC, ``10.0.3.7/32``: the one that a packet into it would leave from.
+
+    Raises CloudError when that is none of the VPC's: then the caller is outside of it.
+    """
+    try:
+        (vpc,) = cloud.ec2.describe_vpcs(VpcIds=[vpc_of(cloud)])["Vpcs"]
+    except ClientError as error:
+        raise cloud_error(error, "looking for the VPC's addresses") from error
+    network = ipaddress.ip_network(vpc["CidrBlock"])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:  # UDP: nothing is sent
+        try:
+            sock.connect((str(network[1]), 9))
+            own = sock.getsockname()[0]
+        except OSError as error:
+            raise CloudError(f"no way to {network}: {error}", hint="leave out --ssh-private") from error
+    if ipaddress.ip_address(own) not in network:
+        raise CloudError(
+            f"this machine ({own}) is not in the VPC {vpc['VpcId']} ({network})",
+            hint="--ssh-private is for machines within it: leave it out, or set subnet",
+        )
+    return f"{own}/32"
+
+
 def vpc_of(cloud: Cloud) -> str:
     """The VPC machines go to: the configured subnet's, else the default one."""
     try:
@@ -53,10 +78,14 @@ def vpc_of(cloud: Cloud) -> str:
 
 
 @contextmanager
-def temporary_security_group(cloud: Cloud, *, run_id: str, role: Role, expires_at: datetime) -> Iterator[str]:
-    """A security group that admits SSH from the caller's address only; deleted on the way out."""
+def temporary_security_group(
+    cloud: Cloud, *, run_id: str, role: Role, expires_at: datetime, cidr: str | None = None,
+    keep: Callable[[], bool] = lambda: False,
+) -> Iterator[str]:  # fmt: skip
+    """A security group that admits SSH from ``cidr`` only (the caller's address); deleted on the way
+    out, unless ``keep`` says no by then."""
     name = f"instant-env-{role.value}-{run_id}"
-    cidr = caller_cidr(cloud)
+    cidr = cidr or caller_cidr(cloud)
     try:
         group_id = cloud.ec2.create_security_group(
             GroupName=name,
@@ -79,7 +108,8 @@ def temporary_security_group(cloud: Cloud, *, run_id: str, role: Role, expires_a
     except ClientError as error:
         raise cloud_error(error, f"opening SSH to {cidr}") from error
     finally:
-        delete_group(cloud, group_id)
+        if not keep():
+            delete_group(cloud, group_id)
 
 
 def delete_group(cloud: Cloud, group_id: str, timeout_s: float = _GROUP_RELEASE_TIMEOUT_S) -> None:
@@ -97,4 +127,4 @@ def delete_group(cloud: Cloud, group_id: str, timeout_s: float = _GROUP_RELEASE_
                 raise cloud_error(
                     error, f"deleting security group {group_id}", hint="run: invoke clean"
                 ) from error
-        time.sleep(0.5)
+        time.sleep(0.25)

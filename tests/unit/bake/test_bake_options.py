@@ -1,0 +1,170 @@
+"""What the options of a bake do: how machines are launched, how the image is made, what a failure leaves."""
+
+from __future__ import annotations
+
+import base64
+import stat
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import pytest
+from botocore.awsrequest import AWSResponse
+from botocore.compat import HTTPHeaders
+from botocore.exceptions import ClientError
+from pretend_bakery import NOTHING, Bakery, Calls
+
+from instant_env.bake.execute import StepError
+from instant_env.bake.request import Method, OnError, Options, choose
+from instant_env.cloud import janitor
+from instant_env.cloud.session import CloudError
+from instant_env.errors import UsageError
+
+pytest_plugins = ("pretend_bakery",)
+
+
+def launches(calls: Calls) -> list[dict[str, Any]]:
+    return [parameters for action, parameters in calls.made if action == "RunInstances"]
+
+
+def test_a_builder_is_encrypted_and_ends_itself_before_anybody_has_logged_in(bakery: Bakery) -> None:
+    calls = Calls(bakery.cloud)
+    image = bakery.bake().image
+    builder, verifier = launches(calls)
+    assert builder["BlockDeviceMappings"] == [
+        {"DeviceName": "/dev/xvda", "Ebs": {"Encrypted": True, "VolumeType": "gp3"}}
+    ]
+    assert builder["InstanceInitiatedShutdownBehavior"] == "terminate"
+    assert builder["MetadataOptions"]["HttpTokens"] == "required"
+    data = [base64.b64decode(one["UserData"]).decode() for one in (builder, verifier)]
+    assert data[0].startswith("#cloud-config\n")
+    assert '"--on-active=3600s"' in data[0]
+    assert '"ttl_s": 3600' in data[1]
+    (snapshot,) = bakery.served.ec2.describe_snapshots(SnapshotIds=list(image.snapshot_ids))["Snapshots"]
+    assert snapshot["Encrypted"]
+    plain = bakery.bake(encrypt=False, force=True).image
+    (snapshot,) = bakery.served.ec2.describe_snapshots(SnapshotIds=list(plain.snapshot_ids))["Snapshots"]
+    assert not snapshot["Encrypted"]
+    both = {"early-ttl.timer", "ttl.timer"}
+    stopped = [command for command in bakery.guest.commands if "systemctl stop" in command]
+    assert all(any(f"instant-bake-{unit}" in command for command in stopped) for unit in both)
+
+
+def test_a_registered_image_says_what_create_image_would_have_taken_over(bakery: Bakery) -> None:
+    calls = Calls(bakery.cloud)
+    made = bakery.bake(method=Method.REGISTER)
+    assert "CreateImage" not in calls.changing
+    (image,) = bakery.served.ec2.describe_images(ImageIds=[made.image.id])["Images"]
+    assert (image["BootMode"], image["ImdsSupport"], image["EnaSupport"]) == ("uefi", "v2.0", True)
+    assert (image["Architecture"], image["VirtualizationType"]) == ("x86_64", "hvm")
+    assert image["RootDeviceName"] == "/dev/xvda"
+    (snapshot,) = bakery.served.ec2.describe_snapshots(SnapshotIds=list(made.image.snapshot_ids))["Snapshots"]
+    for tags in (image["Tags"], snapshot["Tags"]):
+        assert {"Key": "instant-env:plan-hash", "Value": made.image.plan_hash} in tags
+        assert "instant-env:expires-at" not in {tag["Key"] for tag in tags}
+    assert bakery.left() == NOTHING
+
+
+def fail_launches(bakery: Bakery, codes: list[str]) -> None:
+    def fail(**_: Any) -> None:
+        if codes:
+            raise ClientError(
+                {"Error": {"Code": codes.pop(0), "Message": "as the test wants"}}, "RunInstances"
+            )
+
+    bakery.cloud.ec2.meta.events.register("before-call.ec2.RunInstances", fail)
+
+
+def test_without_capacity_the_next_zone_is_tried_and_then_the_next_type(bakery: Bakery) -> None:
+    calls = Calls(bakery.cloud)
+    zones = bakery.served.ec2.describe_instance_type_offerings(
+        LocationType="availability-zone", Filters=[{"Name": "instance-type", "Values": ["m6i.large"]}]
+    )["InstanceTypeOfferings"]
+    fail_launches(bakery, ["InsufficientInstanceCapacity", *["Unsupported"] * len(zones)])
+    said: list[str] = []
+    bakery.bake(said.append, builder_types=("m6i.large", "c6i.large"))
+    tried = launches(calls)[:-1]
+    assert [one["InstanceType"] for one in tried] == ["m6i.large"] * (1 + len(zones)) + ["c6i.large"]
+    places = [one.get("Placement", {}).get("AvailabilityZone") for one in tried]
+    assert places == [None, *sorted(zone["Location"] for zone in zones), None]
+    assert len({one["ClientToken"] for one in tried}) == len(tried)
+    assert any("no m6i.large in us-east-1a: Unsupported" in line for line in said)
+
+
+def test_no_capacity_anywhere_is_one_line_and_nothing_is_left(bakery: Bakery) -> None:
+    fail_launches(bakery, ["InsufficientInstanceCapacity"] * 99)
+    with pytest.raises(CloudError, match="InsufficientInstanceCapacity") as caught:
+        bakery.bake()
+    assert "\n" not in caught.value.message
+    assert bakery.left() == NOTHING
+    assert bakery.images() == []
+
+
+def test_another_error_of_a_launch_is_not_tried_again(bakery: Bakery) -> None:
+    calls = Calls(bakery.cloud)
+    fail_launches(bakery, ["UnauthorizedOperation"])
+    with pytest.raises(CloudError, match="UnauthorizedOperation"):
+        bakery.bake()
+    assert len(launches(calls)) == 1
+
+
+def test_deprecation_and_protection_are_asked_for_a_verified_image(bakery: Bakery) -> None:
+    """localec2 is not asked: the answers are given here."""
+    asked: dict[str, Any] = {}
+
+    def answer(params: Any, model: Any, **_: Any) -> Any:
+        asked[model.name] = params["body"]
+        return AWSResponse("", 200, HTTPHeaders(), None), {"Return": True}
+
+    for action in ("EnableImageDeprecation", "EnableImageDeregistrationProtection"):
+        bakery.cloud.ec2.meta.events.register(f"before-call.ec2.{action}", answer)
+    image = bakery.bake(deprecate_after_days=30, protect=True).image
+    assert asked["EnableImageDeprecation"]["ImageId"] == image.id
+    assert asked["EnableImageDeregistrationProtection"]["ImageId"] == image.id
+    assert image.id in bakery.images()
+
+
+def test_what_failed_is_kept_when_asked_with_a_key_to_look_at_it(bakery: Bakery) -> None:
+    bakery.guest.answers.append((r"01-first\.sh", "no such luck\n", 3))
+    with pytest.raises(StepError, match="step first ended with 3: no such luck"):
+        bakery.bake()
+    assert bakery.left() == NOTHING
+
+    said: list[str] = []
+    with pytest.raises(StepError):
+        bakery.bake(said.append, on_error=OnError.KEEP)
+    left = bakery.left()
+    assert {kind: len(ids) for kind, ids in left.items()} == dict.fromkeys(NOTHING, 1)
+    (line,) = [line for line in said if "is kept until" in line]
+    key = Path(line.split(" -i ")[1].split()[0])
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert asyncssh.read_private_key(key).get_algorithm() == "ssh-ed25519"
+    assert "PRIVATE" not in "".join(said)
+    assert janitor.remove(bakery.cloud, janitor.find_removals(bakery.cloud, keep=3), lambda _: None) == []
+    assert bakery.left() == NOTHING
+
+
+def test_an_interrupt_cleans_up_also_where_a_failure_is_kept(bakery: Bakery) -> None:
+    def press(text: str) -> None:
+        if text.startswith("step 1/"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bakery.bake(press, on_error=OnError.KEEP)
+    assert bakery.left() == NOTHING
+
+
+def test_a_private_address_needs_a_place_in_the_vpc(bakery: Bakery) -> None:
+    with pytest.raises(CloudError, match=r"is not in the VPC|no way to") as caught:
+        bakery.bake(ssh_private=True)
+    assert "--ssh-private" in caught.value.hint
+    assert bakery.left() == NOTHING
+
+
+def test_options_that_make_no_sense() -> None:
+    with pytest.raises(UsageError, match="--method copy makes no sense"):
+        choose(Method, "copy", "--method")
+    with pytest.raises(UsageError, match="--kms-key-id without encryption"):
+        Options(encrypt=False, kms_key_id="alias/ours")
+    with pytest.raises(UsageError, match="deprecated before"):
+        Options(deprecate_after_days=-1)

@@ -355,6 +355,58 @@ def amis(
 
 @task(
     help={
+        "ami": "AMI of localec2 to publish: latest (the default) of --recipe, or an id",
+        "recipe": "recipe whose latest AMI to publish",
+        "arch": "architecture: x86_64 (the default) or arm64",
+        "cloud": "where it goes: aws",
+        "region": "region it goes to (default us-east-1)",
+        "to-endpoint": "URL where the target's services are, as of another localec2 (default: AWS's own)",
+        "workers": "blocks under way at a time (default 16)",
+        "dry-run": "say what would be written, and write nothing",
+        **_JSON_HELP,
+    }
+)
+@verb
+def publish(
+    _: Context,
+    ami: str = "latest",
+    recipe: str = "",
+    arch: str = "x86_64",
+    cloud: str = "aws",
+    region: str = "",
+    to_endpoint: str = "",
+    workers: int = 16,
+    dry_run: bool = False,
+    json: bool = False,
+) -> None:
+    """Copy an AMI that was baked in localec2 to AWS, by the EBS direct APIs: no builder, no upload bucket."""
+    from instant_env import listing
+    from instant_env.cloud.session import connect
+    from instant_env.publish import publish as publishing
+
+    publishing.check(cloud, ami, recipe)
+    wanted = _arch(arch)
+    local = _settings(cloud="local")
+    away = _settings(cloud="aws", region=region, endpoint_url=to_endpoint)
+    with Reporter().live() as report:
+        source_cloud = connect(local, report)
+        source = publishing.find_source(source_cloud, ami, recipe, wanted)
+        if not dry_run:
+            result = publishing.publish(
+                source_cloud, connect(away, report), source, workers=workers, progress=report,
+                watch=lambda standing: report.show(listing.publish_line(standing)),
+            )  # fmt: skip
+    found = source.as_dict() if dry_run else result.as_dict()
+    if json:
+        print_json(found)
+    elif dry_run:
+        say("\n".join(listing.publish_plan(found)))
+    else:
+        say(listing.publish_summary(found))
+
+
+@task(
+    help={
         "keep": "newest AMIs to keep of each recipe and architecture (default 3)",
         "dry-run": "say what would go, and remove nothing",
         "yes": "do not ask",
@@ -539,6 +591,6 @@ def env(_: Context) -> None:
 
 local = Collection("local", up, down, status, env)
 local.add_collection(fault)
-namespace = Collection(bake, bench, report, compare, amis, clean, recipes, doctor, local)
+namespace = Collection(bake, bench, report, compare, amis, publish, clean, recipes, doctor, local)
 namespace.add_collection(Collection("init", init_build))
 namespace.add_collection(Collection("recipe", recipe_show))

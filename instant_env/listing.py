@@ -16,6 +16,7 @@ from instant_env.front import say, show
 
 if TYPE_CHECKING:
     from instant_env.localec2.starter import Endpoint, Status
+    from instant_env.publish.transfer import Standing
 
 
 def age(since: datetime, now: datetime | None = None) -> str:
@@ -81,6 +82,37 @@ def removal_table(removals: Sequence[Removal]) -> Table:
     for removal in removals:
         table.add_row(removal.kind, removal.id, removal.name, removal.reason)
     return table
+
+
+def publish_line(standing: Standing) -> str:
+    """How far a publication is, in one line."""
+    share = 100 * standing.done // standing.total if standing.total else 100
+    return (
+        f"[dim]{standing.done} of {standing.total} blocks ({share} %), {standing.skipped} of them zeros[/dim]"
+    )
+
+
+def publish_plan(found: dict[str, Any]) -> list[str]:
+    """What a publication would write."""
+    lines = [f"{found['source']} ({found['recipe']}, {found['arch']}) as {found['name']}"]
+    lines += [
+        f"  {volume['device']}: {volume['size_gib']} GiB, {volume['blocks']} blocks with data"
+        for volume in found["volumes"]
+    ]
+    share = 100 - 100 * found["blocks_with_data"] / found["blocks"]
+    return [*lines, f"  at most {found['bytes_at_most'] / 1e6:.0f} MB; {share:.1f} % of the blocks are holes"]
+
+
+def publish_summary(found: dict[str, Any]) -> str:
+    """What a publication did."""
+    if found["reused"]:
+        return f"{found['ami']} is {found['source']}, published before"
+    skipped = 100 * found["blocks_skipped"] / found["blocks"]
+    return (
+        f"{found['ami']} ({found['recipe']}, {found['arch']}) published from {found['source']} in "
+        f"{found['seconds']:.0f} s: {found['bytes_written'] / 1e6:.0f} MB, {found['mb_per_s']:.0f} MB/s, "
+        f"{skipped:.1f} % of the blocks skipped"
+    )
 
 
 def confirmed(question: str) -> bool:

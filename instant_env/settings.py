@@ -60,6 +60,9 @@ class Settings(BaseModel):
     cloud: CloudName = CloudName.LOCAL
     region: str = "us-east-1"
     profile: str | None = Field(default=None, description="AWS profile (aws only)")
+    endpoint_url: str | None = Field(
+        default=None, pattern=r"^https?://", description="where all of AWS's services are (aws only)"
+    )
     base: str | None = Field(
         default=None, description="base to bake from; default debian-12 (local), al2023 (aws)"
     )

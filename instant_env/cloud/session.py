@@ -29,6 +29,11 @@ Progress = Callable[[str], None]
 AWS_CALLER_IP_URL = "https://checkip.amazonaws.com"
 
 
+#: Adaptive retries carry the client-side rate limiter that Describe* polling needs.
+_AWS_CONFIG = Config(retries={"mode": "adaptive", "max_attempts": 8}, user_agent_extra="instant-env")
+_LOCAL_CONFIG = Config(retries={"mode": "standard", "max_attempts": 2}, user_agent_extra="instant-env")
+
+
 class InstanceConnectClient(Protocol):
     """The one call of EC2 Instance Connect that we make."""
 
@@ -60,6 +65,14 @@ class Cloud:
     caller_ip_url: str
     accelerator: str
     """How machines run: ``tcg`` or ``kvm`` in localec2, ``ec2`` on AWS."""
+    session: boto3.Session | None = None
+    endpoint_url: str | None = None
+    """Where all services are, in place of AWS's own endpoints."""
+
+    def client(self, service: str, config: Config = _AWS_CONFIG) -> Any:
+        """A client of another service than those above."""
+        session = self.session or boto3.Session(region_name=self.region)
+        return session.client(service, endpoint_url=self.endpoint_url, config=config)  # type: ignore[call-overload]
 
     def accelerator_for(self, arch: Arch) -> str:
         """How machines of ``arch`` run: those of another architecture than this computer's are emulated."""
@@ -109,11 +122,6 @@ def connect(settings: Settings, progress: Progress = _quiet) -> Cloud:
     return _connect_aws(settings)
 
 
-#: Adaptive retries carry the client-side rate limiter that Describe* polling needs.
-_AWS_CONFIG = Config(retries={"mode": "adaptive", "max_attempts": 8}, user_agent_extra="instant-env")
-_LOCAL_CONFIG = Config(retries={"mode": "standard", "max_attempts": 2}, user_agent_extra="instant-env")
-
-
 def _connect_local(settings: Settings, progress: Progress) -> Cloud:
     # Imported here: moto and its friends are heavy, and nobody on AWS needs them.
     from instant_env.localec2 import starter
@@ -136,13 +144,16 @@ def _connect_local(settings: Settings, progress: Progress) -> Cloud:
         ssh_port=settings.ssh_port or endpoint.ssh_port,
         caller_ip_url=settings.caller_ip_url or endpoint.caller_ip_url,
         accelerator=endpoint.accelerator,
+        session=session,
+        endpoint_url=endpoint.url,
     )
 
 
 def _connect_aws(settings: Settings) -> Cloud:
     try:
         session = boto3.Session(profile_name=settings.profile, region_name=settings.region)
-        identity = session.client("sts", config=_AWS_CONFIG).get_caller_identity()
+        where: dict[str, Any] = {"endpoint_url": settings.endpoint_url, "config": _AWS_CONFIG}
+        identity = session.client("sts", **where).get_caller_identity()
     except NoCredentialsError as error:
         raise CloudError(
             "no AWS credentials found", hint="set AWS_PROFILE or AWS_ACCESS_KEY_ID, or use --cloud local"
@@ -158,13 +169,15 @@ def _connect_aws(settings: Settings) -> Cloud:
     return Cloud(
         name=CloudName.AWS,
         settings=settings,
-        ec2=session.client("ec2", config=_AWS_CONFIG),
-        ssm=session.client("ssm", config=_AWS_CONFIG),
-        instance_connect=session.client("ec2-instance-connect", config=_AWS_CONFIG),
+        ec2=session.client("ec2", **where),
+        ssm=session.client("ssm", **where),
+        instance_connect=session.client("ec2-instance-connect", **where),
         region=settings.region,
         ssh_port=settings.ssh_port or 22,
         caller_ip_url=settings.caller_ip_url or AWS_CALLER_IP_URL,
         accelerator="ec2",
+        session=session,
+        endpoint_url=settings.endpoint_url,
     )
 
 

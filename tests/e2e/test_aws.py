@@ -46,6 +46,23 @@ def test_bake_and_race_on_ec2(arch: str, tmp_path: Path) -> None:
     assert all(row["t3_tcp_ms"] for row in rows)  # on EC2 an accept is the guest's own
 
 
+def test_an_image_of_localec2_is_published(tmp_path: Path) -> None:
+    """Its builder was a machine of localec2; whether it boots on EC2 is what the race with it then says."""
+    local = [str(INVOKE), "bake", "--recipe", "custom-init", "--json"]
+    subprocess.run(local, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    published = invoke(tmp_path, "publish", "--recipe", "custom-init")
+    ec2 = connect(load({"cloud": "aws"})).ec2
+    try:
+        assert published["blocks_skipped"] > 0
+        result = invoke(
+            tmp_path, "bench", "--ami", published["ami"], "--technique", "custom-init", "--iterations", "1"
+        )
+        with Path(result["csv"]).open(newline="") as file:
+            assert [row["outcome"] for row in csv.DictReader(file)] == ["ok"]
+    finally:
+        ec2.deregister_image(ImageId=published["ami"], DeleteAssociatedSnapshots=True)
+
+
 def test_nothing_of_ours_is_left_running() -> None:
     ec2 = connect(load({"cloud": "aws"})).ec2
     pages = ec2.get_paginator("describe_instances").paginate(Filters=PROJECT_FILTER)

@@ -16,7 +16,7 @@ from instant_env.settings import ROOT
 INVOKE = Path(sys.executable).parent / "invoke"
 VERBS = (
     "amis", "bake", "bench", "clean", "compare", "doctor", "init.build",
-    "local.down", "local.env", "local.status", "local.up", "recipe.show", "recipes", "report",
+    "local.down", "local.env", "local.status", "local.up", "publish", "recipe.show", "recipes", "report",
     *(f"local.fault.{name}" for name in (
         "clear", "delay", "disk", "drop", "error", "freeze", "imds", "kill", "list", "network", "unknown",
         "unplugged",
@@ -76,6 +76,9 @@ def test_every_flag_of_every_verb_has_help(verb: str, tmp_path: Path) -> None:
         (["recipe.show", "nope"], ("unknown recipe 'nope'", "minimal")),
         (["bake", "--recipe", "minimal", "--base", "beos"], ("unknown base 'beos'", "debian-12")),
         (["bake", "--recipe", "minimal", "--cloud", "moon"], ("cloud", "'local' or 'aws'")),
+        (["publish", "--recipe", "minimal", "--cloud", "local"], ("--cloud local", "aws")),
+        (["publish"], ("no recipe named", "--ami")),
+        (["publish", "--recipe", "minimal", "--arch", "sparc"], ("unknown architecture 'sparc'", "arm64")),
         (["bench", "--technique", "magic"], ("unknown technique 'magic'", "cold")),
         (["bench", "--iterations", "0"], ("0",)),
         (["bench", "--name", "../up"], ("../up",)),

@@ -94,6 +94,12 @@ ACTIONS: dict[str, frozenset[str]] = {
         "Name", "Description", "SourceImageId", "SourceRegion", "ClientToken", "CopyImageTags",
     },
     "DeregisterImage": frozenset({"ImageId", "DeleteAssociatedSnapshots"}),
+    "DisableImage": frozenset({"ImageId"}),
+    "EnableImage": frozenset({"ImageId"}),
+    "EnableImageDeprecation": frozenset({"ImageId", "DeprecateAt"}),
+    "DisableImageDeprecation": frozenset({"ImageId"}),
+    "EnableImageDeregistrationProtection": frozenset({"ImageId", "WithCooldown"}),
+    "DisableImageDeregistrationProtection": frozenset({"ImageId"}),
     "CreateSnapshot": _TAGS | {"VolumeId", "Description"},
     "DeleteSnapshot": frozenset({"SnapshotId"}),
     "CreateVolume": _TAGS | {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from instant_env.localec2.image_life import protection_of
 from instant_env.localec2.moto_api import (
     INSTANCE_FILTERS,
     ActionResult,
@@ -31,6 +32,7 @@ class Descriptions:
         data: Any
 
         def _get_param(self, name: str, if_none: Any = None) -> Any: ...
+        def _get_bool_param(self, name: str, if_none: Any = None) -> Any: ...
         def _filters_from_querystring(self) -> dict[str, list[str]]: ...
         def error_on_dryrun(self) -> None: ...
 
@@ -100,6 +102,8 @@ class Descriptions:
         found = generic_filter(filters, found)
         # Where moto was imported before our settings reached it, it knows AMIs of its own. They do not exist.
         known = self.plane.state.images
+        if not self._get_bool_param("IncludeDisabled", False):
+            found = [image for image in found if image.id in known and known[image.id].state != "disabled"]
         return ActionResult(
             {"Images": [self._image(known[image.id], image.tag_set) for image in found if image.id in known]}
         )
@@ -122,6 +126,11 @@ class Descriptions:
             answer["ImageOwnerAlias"] = image.owner_alias
         if image.imds_support:
             answer["ImdsSupport"] = image.imds_support
+        answer["DeregistrationProtection"] = protection_of(image)
+        times = {"DeprecationTime": image.deprecation_time, "LastLaunchedTime": image.last_launched}
+        answer |= {
+            name: at.strftime("%Y-%m-%dT%H:%M:%S.000Z") for name, at in times.items() if at is not None
+        }
         if image.source_instance_id:
             answer["SourceInstanceId"] = image.source_instance_id
         if image.source_image_id:

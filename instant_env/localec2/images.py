@@ -17,6 +17,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from instant_env.arch import Arch
 from instant_env.localec2 import disks
 from instant_env.localec2.hibernation import check_copy
+from instant_env.localec2.image_life import protection_of
 from instant_env.localec2.lifecycle import Lifecycle
 from instant_env.localec2.mappings import mappings_of
 from instant_env.localec2.moto_api import ACCOUNT_ID, EC2ClientError, new_id
@@ -157,7 +158,9 @@ class Images:
                     for item in source.mappings
                 ],
                 "source_instance_id": None, "source_image_id": source_id, "stock_digest": None,
-                "ssm_parameter": None, "client_token": token, "request_digest": digest,
+                "ssm_parameter": None, "deprecation_time": None, "protection": "disabled",
+                "protected_until": None, "last_launched": None,
+                "client_token": token, "request_digest": digest,
             },
         )  # fmt: skip
         for snapshot in copies.values():
@@ -215,6 +218,10 @@ class Images:
     def deregister(self, image_id: str, delete_snapshots: bool) -> list[str]:
         """DeregisterImage; returns the ids of snapshots deleted with it. Its machines live on."""
         image = self.state.image(image_id)
+        if protection_of(image) != "disabled":
+            raise EC2ClientError(
+                "OperationNotPermitted", f"The image {image_id} is protected from deregistration"
+            )
         self.state.forget(image)
         if image.ssm_parameter:
             self.state.mirror.ssm._parameters.pop(image.ssm_parameter, None)

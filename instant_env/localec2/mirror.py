@@ -344,6 +344,11 @@ class Mirror:
             tags=dict(self.ssm._resource_tags["Parameter"][name]),
         )  # fmt: skip
 
+    def parameters_with(self, value: str) -> list[str]:
+        """Names of the SSM parameters that have this value now."""
+        known = {name: versions[-1] for name, versions in self.ssm._parameters.items() if versions}
+        return [name for name, last in known.items() if (last.decrypt(last.value) or "") == value]
+
     def show_parameter(self, record: ParameterRecord) -> None:
         parameter = moto.ssm_parameter(
             account_id=moto.ACCOUNT_ID, name=record.name, value=record.value,

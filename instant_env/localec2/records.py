@@ -103,7 +103,7 @@ class ImageRecord(ResourceRecord):
     owner_id: str
     owner_alias: str | None = None
     architecture: str
-    state: Literal["pending", "available", "failed"]
+    state: Literal["pending", "available", "failed", "disabled"]
     state_reason: str = ""
     creation_date: datetime
     root_device_name: str
@@ -120,6 +120,10 @@ class ImageRecord(ResourceRecord):
     mappings: list[ImageMapping] = Field(default_factory=list)
     ena_support: bool = True
     imds_support: Literal["v2.0"] | None = None
+    deprecation_time: datetime | None = None
+    protection: Literal["disabled", "enabled-with-cooldown", "enabled-without-cooldown"] = "disabled"
+    protected_until: datetime | None = None  # its protection was taken away, and cools down until then
+    last_launched: datetime | None = None
     client_token: str | None = None  # of CopyImage
     request_digest: str = ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from instant_env.localec2.image_life import protection_of
 from instant_env.localec2.launches import request_digest
 from instant_env.localec2.mappings import changed, device_of
 from instant_env.localec2.moto_api import ACCOUNT_ID, ActionResult, EC2ClientError, EmptyResult, new_id
@@ -137,6 +138,11 @@ class Registration:
                 answer["BootMode"] = {"Value": image.boot_mode}
             case "imdsSupport":
                 answer["ImdsSupport"] = {"Value": image.imds_support} if image.imds_support else {}
+            case "lastLaunchedTime":
+                at = image.last_launched
+                answer["LastLaunchedTime"] = {"Value": at.strftime("%Y-%m-%dT%H:%M:%SZ")} if at else {}
+            case "deregistrationProtection":
+                answer["DeregistrationProtection"] = {"Value": protection_of(image)}
             case "launchPermission":
                 answer["LaunchPermissions"] = [{"Group": "all"}] if image.public else []
             case "blockDeviceMapping":

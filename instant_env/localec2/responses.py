@@ -20,6 +20,7 @@ from instant_env.localec2.describe import Descriptions
 from instant_env.localec2.disks import DiskError
 from instant_env.localec2.groups import Groups
 from instant_env.localec2.hibernation import check_stop
+from instant_env.localec2.image_life import ImageLife
 from instant_env.localec2.interface_actions import InterfaceActions
 from instant_env.localec2.journal import StorageError
 from instant_env.localec2.launches import metadata_options, request_digest, run_instances
@@ -33,7 +34,7 @@ from instant_env.localec2.state import now
 log = logging.getLogger(__name__)
 
 
-class LocalResponse(Attributes, Descriptions, Profiles, Registration, InterfaceActions, Groups):
+class LocalResponse(Attributes, Descriptions, Profiles, Registration, ImageLife, InterfaceActions, Groups):
     """One request to EC2. The server holds the state's lock while it runs."""
 
     plane: ClassVar[Plane]
@@ -112,6 +113,9 @@ class LocalResponse(Attributes, Descriptions, Profiles, Registration, InterfaceA
             if instance.id not in known:
                 state.faults.launched(instance.id)
                 lifecycle.boot(instance)
+        if made[0].id not in known and (image := state.images.get(made[0].image_id)) is not None:
+            image.last_launched = now()
+            state.save(image)
         reservation = state.mirror.ec2.reservations[made[0].reservation_id]
         return ActionResult(reservation)
 

@@ -13,6 +13,8 @@ import (
 	"unsafe"
 
 	"instantenv/init/internal/disk"
+	"instantenv/init/internal/gpt"
+	"instantenv/init/internal/imds"
 )
 
 // hibernate writes the machine's memory to the swap that the kernel's command line names as resume= and powers off.
@@ -62,6 +64,85 @@ func resumeDevice(sys string) (string, error) {
 		return "", fmt.Errorf("resume device: %w", err)
 	}
 	return "/dev/" + filepath.Base(target), nil
+}
+
+// Of the image that asks for it: the partition named by the kernel's resume= is made when a machine that may hibernate
+// starts for the first time, as large as its memory. The image cannot have it: it does not know the memory.
+const (
+	resumeArgument = "resume=PARTUUID="
+	// configuredPath says true on a machine that was launched with HibernationOptions.
+	configuredPath = "/latest/meta-data/hibernation/configured"
+	// configuredPatience is for an answer; without one the root does not grow at this start.
+	configuredPatience = time.Minute
+	// swapMargin is for swap's first page and what the image of the memory says of itself.
+	swapMargin = 16 << 20
+)
+
+// resumePartition is the UUID of the partition that the kernel's command line names; false: none.
+func resumePartition(commandLine string) (id [16]byte, named bool, err error) {
+	for _, argument := range strings.Fields(commandLine) {
+		if uuid, found := strings.CutPrefix(argument, resumeArgument); found {
+			id, err = gpt.ParseID(uuid)
+			return id, true, err
+		}
+	}
+	return id, false, nil
+}
+
+// hibernationSwap is the swap that the root leaves room for; nil: none.
+func hibernationSwap(sys, commandLine string, ask func(path string, deadline time.Time) ([]byte, error)) (*gpt.Swap, error) {
+	id, named, err := resumePartition(commandLine)
+	if err != nil || !named {
+		return nil, err
+	}
+	swap := &gpt.Swap{ID: id}
+	if _, err := resumeDevice(sys); err == nil {
+		return swap, nil // it is there
+	}
+	answer, err := ask(configuredPath, time.Now().Add(configuredPatience))
+	if errors.Is(err, imds.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("whether to make room for hibernation: %w", err)
+	}
+	if strings.TrimSpace(string(answer)) != "true" {
+		return nil, nil
+	}
+	var info syscall.Sysinfo_t
+	if err := syscall.Sysinfo(&info); err != nil {
+		return nil, err
+	}
+	swap.Bytes = int64(info.Totalram)*int64(info.Unit) + swapMargin
+	return swap, nil
+}
+
+// growRoot lets the root reach the end of its volume, or the swap behind it.
+func (m *machine) growRoot() error {
+	commandLine, err := readLine("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	client := imds.New(imds.Default)
+	defer client.Close()
+	swap, err := hibernationSwap("/sys", commandLine, client.Get)
+	if err != nil {
+		return err
+	}
+	report, err := grow("/", swap, m.log)
+	if err != nil || report.Swap == "" {
+		return err
+	}
+	number, err := readLine("/sys/class/block/" + report.Swap + "/dev")
+	if err != nil {
+		return err
+	}
+	// The kernel looks for an image there, and finds none: the partition is new.
+	if err := os.WriteFile("/sys/power/resume", []byte(number), 0); err != nil {
+		return fmt.Errorf("/sys/power/resume: %w", err)
+	}
+	m.log.notef("made /dev/%s to hibernate to", report.Swap)
+	return nil
 }
 
 // suspendTo returns when the machine is awake again, or could not go to sleep.

@@ -50,7 +50,7 @@ func keyAgent(log *logger) int {
 	syscall.Sync() // see finishBoot
 	log.sayf("timeline %s", marks.json())
 	// cloud-init would have done it, or growpart from an initramfs.
-	if err := grow("/", log); err != nil {
+	if _, err := grow("/", nil, log); err != nil {
 		log.sayf("root volume: %v", err)
 	}
 	lifetime := newLifetime(admission.afterSSHD(), client.Date(), log)

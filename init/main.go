@@ -54,8 +54,10 @@ limit, and after 9.5 s the power goes off whatever hangs; the console has what d
 a second, which the last line on the console tells.
 
 The sleep key (EC2's StopInstances with Hibernate) writes the memory to the partition that the kernel's command line names
-as resume=, which is made swap when it is blank; at the next start the kernel goes on from there. An image without resume=
-ignores the key.
+as resume=, which is made swap when it is blank; at the next start the kernel goes on from there. Where resume= is a
+PARTUUID that no partition has, and the machine was launched to hibernate (the metadata say so), that partition is made at
+the first start, as large as the memory, and the root grows up to it and no further. An image without resume= ignores the
+key.
 
 # When something is wrong
 
@@ -212,7 +214,7 @@ func printLoginKeys(user string, stdout, stderr io.Writer) int {
 
 func growVolume(target string, stderr io.Writer) int {
 	log := &logger{journal: stderr}
-	if err := grow(target, log); err != nil {
+	if _, err := grow(target, nil, log); err != nil {
 		log.sayf("%v", err)
 		return 1
 	}

@@ -216,7 +216,7 @@ func (m *machine) completeSystem() error {
 		m.log.sayf("control groups: %v", err)
 	}
 	m.startServices(nil)
-	m.spawnLoose("root volume", func() error { return grow("/", m.log) })
+	m.spawnLoose("root volume", m.growRoot)
 	return nil
 }
 

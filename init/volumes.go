@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"instantenv/init/internal/disk"
+	"instantenv/init/internal/gpt"
 )
 
 // How often a volume that is not there is looked for: EC2 attaches within seconds of the launch, people when they like.
@@ -131,11 +132,11 @@ func (m *machine) makeFileSystem(kind, path string) error {
 	return fmt.Errorf("the image has no mkfs.%s", kind)
 }
 
-// grow enlarges the file system on target to its volume.
-func grow(target string, log *logger) error {
-	report, err := disk.Grow(target)
+// grow enlarges the file system on target to its volume, or to the swap behind it, which may be nil.
+func grow(target string, swap *gpt.Swap, log *logger) (disk.Report, error) {
+	report, err := disk.Grow(target, swap)
 	if report.Partition || report.System {
 		log.notef("grew %s", report)
 	}
-	return err
+	return report, err
 }

@@ -86,6 +86,7 @@ def metadata(
         "ami-id": instance.image_id, "ami-launch-index": str(instance.launch_index),
         "ami-manifest-path": "(unknown)", "block-device-mapping": _block_devices(instance, volumes),
         "events": {"maintenance": {"history": "[]", "scheduled": "[]"}},
+        "hibernation": {"configured": str(instance.hibernation).lower()},
         "hostname": host, "instance-action": "none", "instance-id": instance.id,
         "instance-life-cycle": instance.market, "instance-type": instance.instance_type,
         "local-hostname": host, "local-ipv4": instance.private_ip, "mac": instance.mac_address,

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from init_guest import start, stop, wait_until
 from tiny_cloud import KEY_NAME, Guest
 
 from instant_env.arch import Arch
 from instant_env.bake.ssh import wait_for_login
-from instant_env.localec2 import starter
+from instant_env.localec2 import starter, stock
 from instant_env.localec2.hibernation import SLEEP_TIMEOUT_S
+from instant_env.localec2.stock.command import search_path
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tiny_cloud import TinyCloud
 
 pytest_plugins = ("tiny_cloud",)
@@ -25,11 +31,36 @@ def encrypted_root(size_gib: int) -> Any:
     return [{"DeviceName": "/dev/xvda", "Ebs": {"Encrypted": True, "VolumeSize": size_gib}}]
 
 
-def test_a_guest_hibernates_and_goes_on(tiny_cloud: TinyCloud) -> None:
-    instance_id = tiny_cloud.launch_tiny(
-        HibernationOptions={"Configured": True}, BlockDeviceMappings=encrypted_root(2)
-    )
+def without_swap(tiny_cloud: TinyCloud, directory: Path) -> str:
+    """The tiny AMI without the partition that its kernel's `resume=` names, as custom-init AMIs are."""
+    image = stock.build("tiny", Arch.X86_64, tiny_cloud.settings.cache_dir, print)
+    raw, disk = directory / "disk.raw", directory / "disk.qcow2"
+    commands: list[list[str | Path]] = [
+        ["qemu-img", "convert", "-O", "raw", image.disk, raw],
+        ["sfdisk", "--quiet", "--delete", raw, "2"],
+        ["qemu-img", "convert", "-O", "qcow2", raw, disk],
+    ]
+    for command in commands:
+        environment = os.environ | {"PATH": search_path()}
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+    changes = {"disk": disk, "digest": "without-swap", "name": "tiny-without-swap"}
+    return starter.register(tiny_cloud.endpoint, image.model_copy(update=changes))
+
+
+def test_a_guest_hibernates_and_goes_on(tiny_cloud: TinyCloud, tmp_path: Path) -> None:
+    """Its init makes the swap behind the root, which takes the rest of the volume."""
+    instance_id = tiny_cloud.launch(
+        without_swap(tiny_cloud, tmp_path), KeyName=KEY_NAME, SecurityGroupIds=[tiny_cloud.group_id],
+        HibernationOptions={"Configured": True}, BlockDeviceMappings=encrypted_root(3),
+    )  # fmt: skip
     guest = tiny_cloud.login(instance_id)
+    assert guest.run("imds meta-data/hibernation/configured") == "true"
+    wait_until(guest, "grep -qv '^0:0$' /sys/power/resume")
+    memory_kib = int(guest.run("awk '/MemTotal/ {print $2}' /proc/meminfo"))
+    swap_kib, root_kib = (int(guest.run(f"cat /sys/class/block/nvme0n1p{n}/size")) // 2 for n in (2, 1))
+    assert memory_kib < swap_kib < memory_kib + 64 * 1024
+    # 560 MiB lie in front of tiny's root.
+    assert root_kib + swap_kib > (3 * 1024 - 560 - 64) * 1024, "the root has what is left"
     boot_id = guest.run("cat /proc/sys/kernel/random/boot_id")
     guest.run("(sleep 100000 & echo $! >/run/sleeper) </dev/null >/dev/null 2>&1")
     uptime_s = float(guest.run("cut -d' ' -f1 /proc/uptime"))
@@ -43,6 +74,12 @@ def test_a_guest_hibernates_and_goes_on(tiny_cloud: TinyCloud) -> None:
     assert again.run("cat /proc/sys/kernel/random/boot_id") == boot_id
     assert float(again.run("cut -d' ' -f1 /proc/uptime")) > uptime_s
     assert again.status("kill -0 $(cat /run/sleeper)") == 0, "its processes live on"
+
+    # A start that is a boot finds the partition that was made.
+    stop(tiny_cloud, instance_id)
+    guest = start(tiny_cloud, instance_id)
+    assert guest.run("cat /sys/power/resume") == guest.run("cat /sys/class/block/nvme0n1p2/dev")
+    assert int(guest.run("cat /sys/class/block/nvme0n1p1/size")) // 2 == root_kib
 
 
 def test_a_guest_that_only_suspends_to_memory_is_shut_down(tiny_cloud: TinyCloud) -> None:

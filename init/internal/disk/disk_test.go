@@ -125,10 +125,10 @@ func TestIdentity(t *testing.T) {
 }
 
 func TestGrowOfWhatHasNoDevice(t *testing.T) {
-	if _, err := Grow("/proc"); err == nil {
+	if _, err := Grow("/proc", nil); err == nil {
 		t.Error("/proc grew")
 	}
-	if _, err := Grow("/does/not/exist"); !errors.Is(err, os.ErrNotExist) {
+	if _, err := Grow("/does/not/exist", nil); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
 	}
 }

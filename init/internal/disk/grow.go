@@ -25,6 +25,7 @@ const (
 // arm64.
 const (
 	blkpg               = 0x1269
+	blkpgAdd            = 1
 	blkpgResize         = 3
 	ext4ResizeFS        = 0x40086610 // _IOW('f', 16, __u64)
 	xfsGeometryV1       = 0x80705864 // _IOR('X', 100, struct xfs_fsop_geom_v1)
@@ -36,7 +37,8 @@ const (
 type Report struct {
 	Device            string // of the file system, below /dev
 	Partition, System bool
-	Before, After     int64 // usable bytes of the file system
+	Before, After     int64  // usable bytes of the file system
+	Swap              string // the partition that was made behind it, below /dev; "": none
 }
 
 func (r Report) String() string {
@@ -44,8 +46,9 @@ func (r Report) String() string {
 }
 
 // Grow enlarges the file system that is mounted at target to its volume, and its partition before it, if it lies in
-// one. Nothing is written when there is nothing to do. It is safe to be cut short at any point: the next call goes on.
-func Grow(target string) (Report, error) {
+// one, which leaves room for swap (nil: for none). Nothing is written when there is nothing to do. It is safe to be cut
+// short at any point: the next call goes on.
+func Grow(target string, swap *gpt.Swap) (Report, error) {
 	var info syscall.Stat_t
 	if err := syscall.Stat(target, &info); err != nil {
 		return Report{}, err
@@ -64,8 +67,13 @@ func Grow(target string) (Report, error) {
 	number, err := numberOf(system + "/partition")
 	switch {
 	case err == nil:
-		if report.Partition, err = growPartition(filepath.Dir(system), int(number)); err != nil {
+		growth, err := growPartition(filepath.Dir(system), int(number), swap)
+		report.Partition = growth != nil
+		if err != nil {
 			return report, err
+		}
+		if growth != nil && growth.Swap != nil {
+			report.Swap = partitionName(filepath.Base(filepath.Dir(system)), growth.Swap.Number)
 		}
 	case !errors.Is(err, os.ErrNotExist): // then it is a whole disk
 		return report, err
@@ -82,29 +90,46 @@ func Grow(target string) (Report, error) {
 	return report, err
 }
 
-// growPartition enlarges a partition on the disk of that directory of sysfs, in the table and in the kernel.
-func growPartition(system string, number int) (grown bool, err error) {
+// partitionName is what the kernel calls a partition: a p parts it from a disk whose name ends in a digit.
+func partitionName(disk string, number int) string {
+	if last := disk[len(disk)-1]; last >= '0' && last <= '9' {
+		disk += "p"
+	}
+	return disk + strconv.Itoa(number)
+}
+
+// growPartition enlarges a partition on the disk of that directory of sysfs, in the table and in the kernel. It is nil
+// when there was nothing to do.
+func growPartition(system string, number int, swap *gpt.Swap) (*gpt.Growth, error) {
 	sectors, err := numberOf(system + "/size")
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	if block, err := numberOf(system + "/queue/logical_block_size"); err != nil || block != gpt.SectorSize {
-		return false, fmt.Errorf("logical blocks of %d bytes: %w", block, errors.Join(err, errors.ErrUnsupported))
+		return nil, fmt.Errorf("logical blocks of %d bytes: %w", block, errors.Join(err, errors.ErrUnsupported))
 	}
 	path := "/dev/" + filepath.Base(system)
 	disk, err := os.OpenFile(path, os.O_RDONLY, 0)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	defer disk.Close()
-	growth, err := gpt.Plan(disk, sectors, number)
+	growth, err := gpt.Plan(disk, sectors, number, swap)
 	if err != nil || growth == nil {
-		return false, err
+		return nil, err
 	}
 	if err := apply(path, growth.Writes); err != nil {
-		return false, fmt.Errorf("partition table: %w", err)
+		return nil, fmt.Errorf("partition table: %w", err)
 	}
-	return true, resizePartition(disk, number, growth.Start, growth.Bytes)
+	if err := tellKernel(disk, blkpgResize, growth.Partition); err != nil {
+		return growth, fmt.Errorf("resize partition %d: %w", number, err)
+	}
+	if growth.Swap != nil {
+		if err := tellKernel(disk, blkpgAdd, *growth.Swap); err != nil {
+			return growth, fmt.Errorf("add partition %d: %w", growth.Swap.Number, err)
+		}
+	}
+	return growth, nil
 }
 
 // apply does the writes, each on the disk before the next, and each as one request: past the page cache, which would
@@ -135,22 +160,19 @@ func apply(path string, writes []gpt.Write) error {
 	return nil
 }
 
-// resizePartition tells the kernel, which does not read the table of a disk in use again.
-func resizePartition(disk *os.File, number int, start, length int64) error {
+// tellKernel has it do what the table says now: it does not read the table of a disk in use again.
+func tellKernel(disk *os.File, operation int32, changed gpt.Partition) error {
 	partition := struct {
 		start, length int64
 		number        int32
 		names         [128]byte
 		_             int32
-	}{start: start, length: length, number: int32(number)}
+	}{start: changed.Start, length: changed.Bytes, number: int32(changed.Number)}
 	argument := struct {
 		op, flags, length int32
 		data              unsafe.Pointer
-	}{op: blkpgResize, length: int32(unsafe.Sizeof(partition)), data: unsafe.Pointer(&partition)}
-	if err := ioctl(disk, blkpg, unsafe.Pointer(&argument)); err != nil {
-		return fmt.Errorf("resize partition %d: %w", number, err)
-	}
-	return nil
+	}{op: operation, length: int32(unsafe.Sizeof(partition)), data: unsafe.Pointer(&partition)}
+	return ioctl(disk, blkpg, unsafe.Pointer(&argument))
 }
 
 // growFileSystem enlarges a mounted file system to a device of so many bytes.

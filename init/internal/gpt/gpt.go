@@ -1,4 +1,5 @@
-// Package gpt enlarges the last partition of a disk that has become larger than its GUID partition table says.
+// Package gpt enlarges the last partition of a disk that has become larger than its GUID partition table says, and may
+// make one for swap behind it.
 //
 // Layout and checksums are those of the UEFI specification, chapter 5.3, for logical blocks of 512 bytes.
 package gpt
@@ -6,9 +7,11 @@ package gpt
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 )
 
 const (
@@ -43,17 +46,48 @@ type Write struct {
 	Data   []byte
 }
 
+// A Partition is where one lies on its disk.
+type Partition struct {
+	Number       int // from 1
+	Start, Bytes int64
+}
+
 // A Growth is what has to be written, in this order and each before the next is begun, and what the partition is
-// then. Before the last write the old table holds, after it the new one.
+// then; Swap is the one that is made behind it, or nil. Before the last write the old table holds, after it the new one.
 type Growth struct {
-	Writes       []Write
-	Start, Bytes int64 // of the partition
+	Writes []Write
+	Partition
+	Swap *Partition
+}
+
+// A Swap is the partition for swap that is to be behind the one that grows. With 0 bytes none is made; where there is
+// one with its ID, which is what Linux calls PARTUUID, the partition before it stays as it is.
+type Swap struct {
+	ID    [16]byte
+	Bytes int64
+}
+
+// swapType is the partition type of Linux swap, 0657fd6d-a4ab-43c4-84e5-0933c84b4f4f, as it is on a disk.
+var swapType = []byte{
+	0x6d, 0xfd, 0x57, 0x06, 0xab, 0xa4, 0xc4, 0x43, 0x84, 0xe5, 0x09, 0x33, 0xc8, 0x4b, 0x4f, 0x4f,
+}
+
+// ParseID reads a PARTUUID. On the disk the first three of its groups have their lowest byte first (UEFI, appendix A).
+func ParseID(text string) (id [16]byte, err error) {
+	raw, err := hex.DecodeString(strings.ReplaceAll(text, "-", ""))
+	if err != nil || len(raw) != len(id) || len(text) != 36 {
+		return id, fmt.Errorf("%q is no UUID of a partition", text)
+	}
+	for i, from := range []int{3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15} {
+		id[i] = raw[from]
+	}
+	return id, nil
 }
 
 // Plan looks at a disk of so many sectors and tells how its partition of that number, counted from 1, reaches the
-// disk's end. It is nil when it does already, to within a MiB. The disk is not changed. Errors are ErrNoTable, those
-// of the disk, and reasons not to touch the table.
-func Plan(disk io.ReaderAt, sectors int64, number int) (*Growth, error) {
+// disk's end, or the swap behind it (which may be nil). It is nil when it does already, to within a MiB. The disk is
+// not changed. Errors are ErrNoTable, those of the disk, and reasons not to touch the table.
+func Plan(disk io.ReaderAt, sectors int64, number int, swap *Swap) (*Growth, error) {
 	page := make([]byte, pageSize)
 	if _, err := disk.ReadAt(page, 0); err != nil {
 		return nil, fmt.Errorf("partition table: %w", err)
@@ -77,8 +111,21 @@ func Plan(disk io.ReaderAt, sectors int64, number int) (*Growth, error) {
 	if !used(entry) || first > last || last >= uint64(sectors) {
 		return nil, fmt.Errorf("partition table: partition %d is not on this disk", number)
 	}
+	free := -1
+	wanted := swap != nil && swap.Bytes > 0
 	for other := range header.count {
-		if e := entries[other*entrySize : (other+1)*entrySize]; used(e) && binary.LittleEndian.Uint64(e[40:]) > last {
+		e := entries[other*entrySize : (other+1)*entrySize]
+		switch {
+		case !used(e):
+			if free < 0 && other < InPage {
+				free = other
+			}
+		case swap != nil && bytes.Equal(e[16:32], swap.ID[:]):
+			if binary.LittleEndian.Uint64(e[40:]) > last {
+				return nil, nil
+			}
+			wanted = false
+		case binary.LittleEndian.Uint64(e[40:]) > last:
 			return nil, fmt.Errorf("partition %d is not the last one: %d lies behind it", number, other+1)
 		}
 	}
@@ -86,10 +133,30 @@ func Plan(disk io.ReaderAt, sectors int64, number int) (*Growth, error) {
 	tableSectors := int64(max(reserved, (len(entries)+SectorSize-1)/SectorSize))
 	lastUsable := sectors - tableSectors - 2
 	end := (lastUsable + 1) / align * align
-	if end <= int64(last)+1 {
+	growth := &Growth{}
+	if wanted {
+		length := (swap.Bytes + align*SectorSize - 1) / (align * SectorSize) * align
+		if end -= length; end <= int64(last) || free < 0 {
+			return nil, fmt.Errorf("no room for %d MiB of swap behind partition %d", length/align, number)
+		}
+		e := entries[free*entrySize : (free+1)*entrySize]
+		clear(e)
+		copy(e, swapType)
+		copy(e[16:], swap.ID[:])
+		binary.LittleEndian.PutUint64(e[32:], uint64(end))
+		binary.LittleEndian.PutUint64(e[40:], uint64(end+length-1))
+		growth.Swap = &Partition{Number: free + 1, Start: end * SectorSize, Bytes: length * SectorSize}
+	}
+	if end > int64(last)+1 {
+		binary.LittleEndian.PutUint64(entry[40:], uint64(end-1))
+	} else if !wanted {
 		return nil, nil
 	}
-	binary.LittleEndian.PutUint64(entry[40:], uint64(end-1))
+	growth.Partition = Partition{
+		Number: number,
+		Start:  int64(first) * SectorSize,
+		Bytes:  (max(end, int64(last)+1) - int64(first)) * SectorSize,
+	}
 
 	// The copy first. While it is written nobody looks there: the header in force still names the old one.
 	backup := make([]byte, (tableSectors+1)*SectorSize)
@@ -99,11 +166,8 @@ func Plan(disk io.ReaderAt, sectors int64, number int) (*Growth, error) {
 	header.put(page[SectorSize:], 1, uint64(sectors-1), entriesStart)
 	copy(page[entriesStart*SectorSize:], entries[:min(len(entries), pageSize-entriesStart*SectorSize)])
 	protect(page, sectors)
-	return &Growth{
-		Writes: []Write{{Offset: (sectors - 1 - tableSectors) * SectorSize, Data: backup}, {Offset: 0, Data: page}},
-		Start:  int64(first) * SectorSize,
-		Bytes:  (end - int64(first)) * SectorSize,
-	}, nil
+	growth.Writes = []Write{{Offset: (sectors - 1 - tableSectors) * SectorSize, Data: backup}, {Offset: 0, Data: page}}
+	return growth, nil
 }
 
 // A header is what of the table's header is looked at; raw is all of it.

@@ -112,7 +112,7 @@ func TestTheLastPartitionReachesTheEnd(t *testing.T) {
 			file := image(t, test.before, test.script)
 			original, _ := look(t, file)
 			sectors := enlarge(t, file, test.after)
-			growth, err := Plan(file, sectors, test.number)
+			growth, err := Plan(file, sectors, test.number, nil)
 			if err != nil || growth == nil {
 				t.Fatalf("%v, %v", growth != nil, err)
 			}
@@ -152,17 +152,76 @@ func TestTheLastPartitionReachesTheEnd(t *testing.T) {
 			if grown != 1 {
 				t.Errorf("%d partitions are the one", grown)
 			}
-			if growth, err := Plan(file, sectors, test.number); growth != nil || err != nil {
+			if growth, err := Plan(file, sectors, test.number, nil); growth != nil || err != nil {
 				t.Errorf("there is more to do: %v, %v", growth != nil, err)
 			}
 		})
 	}
 }
 
+// What Linux will call resume=PARTUUID=.
+const swapUUID = "2f5c6e1a-93d4-5b07-8a11-c0ffee00beef"
+
+func TestRoomForSwap(t *testing.T) {
+	id, err := ParseID(swapUUID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := image(t, 32*mib, debian)
+	before, _ := look(t, file)
+	sectors := enlarge(t, file, 96*mib)
+	for _, swap := range []*Swap{nil, {ID: id}} {
+		growth, err := Plan(file, sectors, 1, swap)
+		if err != nil || growth.Swap != nil || growth.Start+growth.Bytes < 94*mib {
+			t.Fatalf("%+v: %+v, %v", swap, growth, err)
+		}
+	}
+	growth, err := Plan(file, sectors, 1, &Swap{id, 20*mib + 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if growth.Swap.Number != 2 || growth.Swap.Bytes != 21*mib || growth.Start+growth.Bytes != growth.Swap.Start {
+		t.Fatalf("%+v, swap %+v", growth.Partition, growth.Swap)
+	}
+	apply(t, file, growth.Writes)
+	after, complaints := look(t, file)
+	if complaints != "" {
+		t.Error(complaints)
+	}
+	made := after.PartitionTable.Partitions[1]
+	if made["type"] != "0657FD6D-A4AB-43C4-84E5-0933C84B4F4F" || !strings.EqualFold(made["uuid"].(string), swapUUID) ||
+		int64(made["start"].(float64))*SectorSize != growth.Swap.Start {
+		t.Errorf("made %v", made)
+	}
+	if len(after.PartitionTable.Partitions) != len(before.PartitionTable.Partitions)+1 {
+		t.Errorf("partitions %v", after.PartitionTable.Partitions)
+	}
+	// Later starts leave it, and the root before it, as they are, on a larger volume, too.
+	for _, bytes := range []int64{0, 20 * mib, 40 * mib} {
+		if growth, err := Plan(file, enlarge(t, file, 128*mib), 1, &Swap{id, bytes}); growth != nil || err != nil {
+			t.Errorf("%d bytes: %+v, %v", bytes, growth, err)
+		}
+	}
+	if _, err := Plan(file, 128*mib/SectorSize, 1, nil); err == nil {
+		t.Error("there is a partition behind the first, and nobody said whose")
+	}
+	if _, err := Plan(image(t, 32*mib, debian), 32*mib/SectorSize, 1, &Swap{id, 20 * mib}); err == nil {
+		t.Error("swap found room where the root is")
+	}
+}
+
+func TestParseID(t *testing.T) {
+	for _, text := range []string{"", "2f5c6e1a93d45b078a11c0ffee00beef", swapUUID + "0", swapUUID[:35] + "g", "0123abcd-02"} {
+		if _, err := ParseID(text); err == nil {
+			t.Errorf("%q is no UUID", text)
+		}
+	}
+}
+
 // The header alone decides which table Linux sees: it must not change apart from the entries that it checks.
 func TestHeaderAndEntryAreOneBlock(t *testing.T) {
 	file := image(t, 32*mib, debian)
-	growth, err := Plan(file, enlarge(t, file, 64*mib), 1)
+	growth, err := Plan(file, enlarge(t, file, 64*mib), 1, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,7 +249,7 @@ func TestHeaderAndEntryAreOneBlock(t *testing.T) {
 // After the first header is lost, the copy at the end is what repairs the disk.
 func TestTheBackupIsWhole(t *testing.T) {
 	file := image(t, 32*mib, debian)
-	growth, err := Plan(file, enlarge(t, file, 64*mib), 1)
+	growth, err := Plan(file, enlarge(t, file, 64*mib), 1, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -248,7 +307,7 @@ func TestWhenNotToTouchATable(t *testing.T) {
 			if test.damage != nil {
 				test.damage(t, file)
 			}
-			growth, err := Plan(file, sectors, test.number)
+			growth, err := Plan(file, sectors, test.number, nil)
 			if growth != nil || (err == nil) != (test.cause == "") || err != nil && !strings.Contains(err.Error(), test.cause) {
 				t.Errorf("planned: %v, %v", growth != nil, err)
 			}
@@ -301,7 +360,7 @@ func FuzzPlan(f *testing.F) {
 				binary.LittleEndian.PutUint32(start[SectorSize+16:], crc)
 			}
 		}
-		growth, err := Plan(bytes.NewReader(start), sectors, number)
+		growth, err := Plan(bytes.NewReader(start), sectors, number, nil)
 		if err != nil || growth == nil {
 			return
 		}

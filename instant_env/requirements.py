@@ -186,6 +186,10 @@ TABLE: tuple[Requirement, ...] = (
         programs=("rpmbuild", "createrepo_c"), apt="rpm createrepo-c", dnf="rpm-build createrepo_c",
     ),
     Requirement(
+        name="curl and unzip", needed_for="running a recipe's downloads in the tests", scope=Scope.TESTS,
+        programs=("curl", "unzip"), apt="curl unzip", dnf="curl unzip", brew="curl unzip",
+    ),
+    Requirement(
         name="shellcheck", needed_for="checking shell scripts in the tests", scope=Scope.TESTS,
         programs=("shellcheck",), apt="shellcheck", dnf="ShellCheck", brew="shellcheck",
     ),

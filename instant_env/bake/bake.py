@@ -204,7 +204,7 @@ def bake(
                     user_data=instances.ttl_user_data(MACHINE_TTL_S), options=LaunchOptions(), root_device="",
                 ),
                 imagetool=artefacts.build({"imagetool"}, request.arch, settings.cache_dir)["imagetool"],
-                forbidden=[builder.key.body], allow_setuid=plan.recipe.allow_setuid, log=log,
+                forbidden=[builder.key.body], allow_modes=plan.recipe.allow_modes, log=log,
                 progress=progress,
             )  # fmt: skip
             times.append(StepTime("verify", round(time.monotonic() - started, 3)))

@@ -145,7 +145,7 @@ class Recipe(_Strict):
         default=None, pattern=r"^/[A-Za-z0-9_./-]{1,1010}$", description="SSM parameter with SSH keys"
     )
     parameters: dict[ParameterName, Parameter] = Field(default_factory=dict)
-    allow_setuid: list[str] = Field(default_factory=list, description="paths that the audit lets be setuid")
+    allow_modes: list[str] = Field(default_factory=list, description="paths the audit lets have any mode")
     steps: list[StepSpec] = Field(default_factory=list)
 
 
@@ -176,7 +176,7 @@ class ResolvedRecipe(_Strict):
     arch_kernel_arguments: dict[Arch, list[str]]
     ssm_keys: str | None
     parameters: dict[str, Parameter]
-    allow_setuid: list[str]
+    allow_modes: list[str]
     steps: list[ResolvedStep]
 
 
@@ -230,7 +230,7 @@ def load_recipe(recipes_dir: Path, name: str) -> Recipe:
 def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     """Fold a recipe's parents in.
 
-    ``remove`` and ``allow_setuid`` add up; ``keep`` and the kernel arguments of the child replace the
+    ``remove`` and ``allow_modes`` add up; ``keep`` and the kernel arguments of the child replace the
     parent's if given; a step of the same name replaces the parent's in its place; ``initramfs`` is the
     child's own, ``ssm_keys`` the nearest one's; a parameter of the same name replaces the parent's, which is
     how a child sets a default.
@@ -253,7 +253,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     arguments: list[str] = []
     arch_arguments: dict[Arch, list[str]] = {}
     parameters: dict[str, Parameter] = {}
-    allow_setuid: list[str] = []
+    allow_modes: list[str] = []
     steps: dict[str, ResolvedStep] = {}
     for recipe, directory in reversed(chain):
         remove |= recipe.remove.get(family, {})
@@ -261,7 +261,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
         arguments = recipe.kernel_arguments or arguments
         arch_arguments |= recipe.arch_kernel_arguments
         parameters |= recipe.parameters
-        allow_setuid += [path for path in recipe.allow_setuid if path not in allow_setuid]
+        allow_modes += [path for path in recipe.allow_modes if path not in allow_modes]
         steps |= {
             spec.name: ResolvedStep(spec=spec, directory=directory)
             for spec in recipe.steps
@@ -285,14 +285,15 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
         arch_kernel_arguments=arch_arguments,
         ssm_keys=ssm_keys,
         parameters=parameters,
-        allow_setuid=allow_setuid,
+        allow_modes=allow_modes,
         steps=sorted(steps.values(), key=lambda step: order.index(step.spec.phase)),
     )
 
 
 def _environment(directory: Path | None = None) -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(directory) if directory else None,
+        # A recipe's own folder first; below the one above lie others' files and what they share.
+        loader=jinja2.FileSystemLoader([directory, directory.parent]) if directory else None,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

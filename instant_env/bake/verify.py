@@ -70,7 +70,7 @@ def _timeline(found: Machine, log: StepLog) -> dict[str, Any]:
 
 def _audit(
     cloud: Cloud, found: Machine, image: BakedImage, imagetool: Path, forbidden: Sequence[str],
-    allow_setuid: Sequence[str], run_id: str, expires_at: datetime, log: StepLog,
+    allow_modes: Sequence[str], run_id: str, expires_at: datetime, log: StepLog,
 ) -> dict[str, Any]:  # fmt: skip
     with ExitStack() as stack:
         volume_id = stack.enter_context(
@@ -85,8 +85,8 @@ def _audit(
         run_as_root(found.connection, ["chmod", "0755", f"{WORK_DIR}/imagetool"], log)
         command = [f"{WORK_DIR}/imagetool", "audit", "--device", device, "--json"]
         command += ["--allow-user", image.login_user]
-        for path in allow_setuid:
-            command += ["--allow-setuid", path]
+        for path in allow_modes:
+            command += ["--allow-mode", path]
         for text in forbidden:
             command += ["--forbid", text]
         # Exit 1 means findings, which the JSON tells better.
@@ -122,14 +122,14 @@ def verify(
     order: Order,
     imagetool: Path,
     forbidden: Sequence[str],
-    allow_setuid: Sequence[str] = (),
+    allow_modes: Sequence[str] = (),
     log: StepLog,
     progress: Progress,
 ) -> Verdict:
     """Boot ``image`` as ordered, log in with a fresh key, check user and sudo, audit. Raises VerifyError.
 
     ``forbidden`` are texts that must not stand anywhere in the image's bytes (the builder's key),
-    ``allow_setuid`` the programs that may be setuid besides those that distributions ship so.
+    ``allow_modes`` paths that may be setuid or world-writable besides those that distributions ship so.
     """
     with machine(cloud, order, progress) as found:
         who = run_as_root(found.connection, ["id", "-un"], log).strip()
@@ -139,7 +139,7 @@ def verify(
         started = time.monotonic()
         try:
             audit = _audit(
-                cloud, found, image, imagetool, forbidden, allow_setuid, order.run_id, order.expires_at, log
+                cloud, found, image, imagetool, forbidden, allow_modes, order.run_id, order.expires_at, log
             )
         except ClientError as error:
             raise cloud_error(error, f"attaching {image.id}'s snapshot for the audit") from error

@@ -65,7 +65,7 @@ def test_every_flag_of_every_verb_has_help(verb: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["bake", "--recipe", "nope"], ("unknown recipe 'nope'", "custom-init, minimal")),
+        (["bake", "--recipe", "nope"], ("unknown recipe 'nope'", "custom-init, devbox, minimal")),
         (["bake"], ("no recipe named", "minimal")),
         (
             ["bake", "--recipe", "minimal", "--arch", "sparc"],

@@ -104,13 +104,13 @@ func (t *texts) Set(value string) error {
 }
 
 func runAudit(args []string, stdout io.Writer) (int, error) {
-	var allowed, allowedSetID, forbidden texts
+	var allowed, allowedModes, forbidden texts
 	flags := flag.NewFlagSet("audit", flag.ContinueOnError)
 	device := flags.String("device", "", "block device, or a regular file with a disk image")
 	rawOnly := flags.Bool("raw-only", false, "do not mount: scan the bytes only, which needs no root")
 	asJSON := flags.Bool("json", false, "print one JSON object")
 	listRules := flags.Bool("rules", false, "print what is looked for and why, and do nothing else")
-	flags.Var(&allowedSetID, "allow-setuid", "path of a program that may be setuid or setgid, besides the known ones")
+	flags.Var(&allowedModes, "allow-mode", "path that may have any mode (setuid, world-writable, a device); /a/** is all below /a")
 	flags.Var(&allowed, "allow-user", "login account that may exist; when given, all others are findings")
 	flags.Var(&forbidden, "forbid", "text that no byte range of the device may hold")
 	if err := parse(flags, args); err != nil {
@@ -127,7 +127,7 @@ func runAudit(args []string, stdout io.Writer) (int, error) {
 			return exitError, fmt.Errorf("%w: a --forbid text has fewer than %d bytes", errUsage, minForbidden)
 		}
 	}
-	result, err := audit(*device, *rawOnly, newMatcher(forbidden), pathRules(allowed), newModeRules(allowedSetID))
+	result, err := audit(*device, *rawOnly, newMatcher(forbidden), pathRules(allowed), newModeRules(allowedModes))
 	if err != nil {
 		return exitError, err
 	}

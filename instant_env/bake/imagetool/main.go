@@ -1,7 +1,7 @@
 // Command imagetool is what a bake runs on its builder: it needs nothing of the distribution there.
 //
 //	imagetool uki --stub S --kernel K --cmdline TEXT [--os-release F] [--initrd F] --output O
-//	imagetool audit --device /dev/nvme1n1 [--raw-only] [--allow-user NAME]... [--allow-setuid PATH]... [--forbid TEXT]... [--json]
+//	imagetool audit --device /dev/nvme1n1 [--raw-only] [--allow-user NAME]... [--allow-mode PATH]... [--forbid TEXT]... [--json]
 //	imagetool audit --rules
 //
 // uki makes a unified kernel image: systemd's EFI stub with the kernel and its command line appended
@@ -27,7 +27,7 @@ const (
 )
 
 const usage = `usage: imagetool uki --stub FILE --kernel FILE --cmdline TEXT [--os-release FILE] [--initrd FILE] --output FILE
-       imagetool audit --device FILE [--raw-only] [--allow-user NAME]... [--allow-setuid PATH]... [--forbid TEXT]... [--json]
+       imagetool audit --device FILE [--raw-only] [--allow-user NAME]... [--allow-mode PATH]... [--forbid TEXT]... [--json]
        imagetool audit --rules
 `
 

@@ -81,6 +81,8 @@ func plants(t *testing.T) []plant {
 		{"usr/bin/fping", "x", 0o755 | os.ModeSetuid, nil}, // allowed by flag
 		{"usr/local/bin/rootsh", "x", 0o755 | os.ModeSetuid, []string{"setuid"}},
 		{"usr/local/bin/group", "x", 0o755 | os.ModeSetgid, []string{"setuid"}},
+		{"var/lib/docker/overlay2/0123/diff/bin/su", "x", 0o755 | os.ModeSetuid, nil}, // allowed by flag
+		{"var/lib/docker/overlay2/0123/diff/open", "x", 0o666, nil},
 		{"etc/open.conf", "x", 0o666, []string{"world-writable"}},
 	}
 }
@@ -221,7 +223,7 @@ func TestPlanted(t *testing.T) {
 	for name, make := range map[string]func(*testing.T, []plant, string) string{"ext4": makeExt4, "xfs": makeXFS} {
 		t.Run(name, func(t *testing.T) {
 			disk := make(t, things, ed25519Key(t))
-			found, result := auditOf(t, exitFindings, "--device", disk, "--allow-user", "admin", "--allow-setuid", "/usr/bin/fping")
+			found, result := auditOf(t, exitFindings, "--device", disk, "--allow-user", "admin", "--allow-mode", "/usr/bin/fping", "--allow-mode", "/var/lib/docker/**")
 			want := wantOf(things)
 			slices.Sort(found)
 			slices.Sort(want)

@@ -157,24 +157,38 @@ var setIDPrograms = []string{
 	"/usr/sbin/userhelper", "/usr/sbin/usernetctl",
 }
 
-// modeRules judges by what lstat says. allowed are paths of programs that may be setuid or setgid.
-type modeRules struct{ allowed map[string]bool }
+// modeRules judges by what lstat says, but for paths whose mode may be anything: some by name, and all
+// below some directories.
+type modeRules struct {
+	allowed map[string]bool
+	below   []string
+}
 
 func newModeRules(allowed []string) modeRules {
-	rules := modeRules{map[string]bool{}}
+	rules := modeRules{allowed: map[string]bool{}}
 	for _, path := range append(slices.Clone(setIDPrograms), allowed...) {
-		rules.allowed[path] = true
+		if directory, ok := strings.CutSuffix(path, "**"); ok {
+			rules.below = append(rules.below, directory)
+		} else {
+			rules.allowed[path] = true
+		}
 	}
 	return rules
+}
+
+func (m modeRules) allows(path string) bool {
+	return m.allowed[path] || slices.ContainsFunc(m.below, func(directory string) bool {
+		return strings.HasPrefix(path, directory)
+	})
 }
 
 // judge names the rule that a mode breaks; path begins with a slash. Links have no mode of their own, and
 // the sticky bit is what makes a directory that all may write to safe.
 func (m modeRules) judge(path string, mode uint32, directory bool) (rule, detail string) {
 	switch {
-	case !directory && mode&setID != 0 && !m.allowed[path]:
+	case !directory && mode&setID != 0 && !m.allows(path):
 		return "setuid", fmt.Sprintf("mode %04o", mode&0o7777)
-	case mode&worldWritable != 0 && !(directory && mode&sticky != 0):
+	case mode&worldWritable != 0 && !(directory && mode&sticky != 0) && !m.allows(path):
 		return "world-writable", fmt.Sprintf("mode %04o", mode&0o7777)
 	}
 	return "", ""

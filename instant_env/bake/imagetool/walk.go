@@ -106,7 +106,7 @@ func exists([]byte) (string, bool) { return "is there", true }
 // judgeOther is for what is no regular file: directories that all may write to, and devices out of place.
 func (w *walker) judgeOther(name string, entry fs.DirEntry) error {
 	switch {
-	case entry.Type()&fs.ModeDevice != 0 && !strings.HasPrefix(name, "dev/"):
+	case entry.Type()&fs.ModeDevice != 0 && !strings.HasPrefix(name, "dev/") && !w.modes.allows("/"+name):
 		w.result.add("device-node", "/"+name, "is a device")
 	case entry.IsDir():
 		info, err := entry.Info()

@@ -10,13 +10,26 @@ import pytest
 
 from instant_env.arch import Arch
 from instant_env.bake import recipe as recipes
-from instant_env.bake.plan import Script, Upload, make_plan
+from instant_env.bake.plan import File, Script, Upload, make_plan
 from instant_env.bake.recipe import Phase, load_base, load_recipe, resolve
 from instant_env.bake.seal import seal_script
 from instant_env.errors import UsageError
 from instant_env.settings import ROOT
 
 RECIPES = ROOT / "recipes"
+#: What a recipe is rendered with: what it needs, and what turns its branches on.
+DIGEST = "0f" * 32
+_TOOLS = {"awscli_sha256": DIGEST, "compose_sha256": DIGEST, "nextest_sha256": DIGEST}
+_CLONE = {"repository": "https://a/b.git", "repository_ref": "main"}
+GIVEN: dict[str, list[dict[str, str]]] = {
+    "devbox": [_TOOLS, {**_TOOLS, **_CLONE, "mirror": "http://m"}, {**_TOOLS, **_CLONE, "clone_at": "login"}],
+    "container-host": [
+        {"image": "a/b"},
+        {"image": "a/b", "archive_url": "https://c/d", "archive_sha256": DIGEST, "ports": "80:80 443:8443",
+         "health_url": "http://127.0.0.1/", "mirror": "http://m"},
+    ],
+    "minimal": [{}, {"selinux": "disabled"}, {"selinux": "permissive"}],
+}  # fmt: skip
 FAMILY_BASE = {"apt": "debian-12", "dnf": "al2023"}
 
 
@@ -37,18 +50,21 @@ def copied(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("arch", list(Arch))
 @pytest.mark.parametrize("family", ["apt", "dnf"])
-@pytest.mark.parametrize("name", ["minimal", "custom-init"])
+@pytest.mark.parametrize("name", recipes.recipe_names(RECIPES))
 def test_every_rendered_script_passes_shellcheck(
     name: str, family: recipes.Family, arch: Arch, artefacts: dict[str, Path], tmp_path: Path
 ) -> None:
     base = load_base(RECIPES, FAMILY_BASE[family])
-    plan = make_plan(resolve(RECIPES, name, family), base, "ami-1", arch, artefacts)
     files = []
-    for step in plan.steps:
-        if isinstance(step, Script):
-            file = tmp_path / f"{step.name}.sh"
-            file.write_text(step.text)
-            files.append(file)
+    for variant, given in enumerate(GIVEN.get(name, [{}])):
+        plan = make_plan(resolve(RECIPES, name, family), base, "ami-1", arch, artefacts, given)
+        for step in plan.steps:
+            text = step.text.encode() if isinstance(step, Script) else b""
+            if isinstance(step, File) and step.content.startswith(b"#!"):
+                text = step.content
+            if text:
+                files.append(tmp_path / f"{step.name}-{variant}.sh")
+                files[-1].write_bytes(text)
     seal = tmp_path / "seal.sh"
     seal.write_text(seal_script(base))
     result = subprocess.run(["shellcheck", *files, seal], capture_output=True, text=True, check=False)
@@ -152,7 +168,7 @@ def test_a_recipe_that_asks_gets_the_ssm_helper(name: str, copied: Path, artefac
 def test_unknown_names_list_what_there_is() -> None:
     with pytest.raises(UsageError) as caught:
         load_recipe(RECIPES, "nope")
-    assert "custom-init, minimal" in caught.value.hint
+    assert "custom-init, devbox, minimal" in caught.value.hint
     with pytest.raises(UsageError) as caught:
         load_base(RECIPES, "../secrets")
     assert "debian-12" in caught.value.hint

@@ -3,12 +3,15 @@
 //	imagetool uki --stub S --kernel K --cmdline TEXT [--os-release F] [--initrd F] --output O
 //	imagetool audit --device /dev/nvme1n1 [--raw-only] [--allow-user NAME]... [--allow-mode PATH]... [--forbid TEXT]... [--json]
 //	imagetool audit --rules
+//	imagetool compare --a DISK --b DISK [--json]
+//	imagetool compare --expected
 //
 // uki makes a unified kernel image: systemd's EFI stub with the kernel and its command line appended
 // as PE sections. audit looks for what must not be in an image, in the root file system and in every
-// byte of the device, free space included.
+// byte of the device, free space included. compare says in what two images differ, of what a machine
+// made of them can see.
 //
-// Exit status: 0 done, or nothing found; 1 the audit found something; 2 error, told in one line on
+// Exit status: 0 done, or nothing found; 1 the audit, or the comparison, found something; 2 error, told in one line on
 // standard error.
 package main
 
@@ -29,6 +32,8 @@ const (
 const usage = `usage: imagetool uki --stub FILE --kernel FILE --cmdline TEXT [--os-release FILE] [--initrd FILE] --output FILE
        imagetool audit --device FILE [--raw-only] [--allow-user NAME]... [--allow-mode PATH]... [--forbid TEXT]... [--json]
        imagetool audit --rules
+       imagetool compare --a FILE --b FILE [--json]
+       imagetool compare --expected
 `
 
 func main() {
@@ -36,7 +41,7 @@ func main() {
 }
 
 func run(args []string, stdout, stderr io.Writer) int {
-	verbs := map[string]func([]string, io.Writer) (int, error){"uki": runUKI, "audit": runAudit}
+	verbs := map[string]func([]string, io.Writer) (int, error){"uki": runUKI, "audit": runAudit, "compare": runCompare}
 	if len(args) == 0 || verbs[args[0]] == nil {
 		fmt.Fprint(stderr, usage)
 		return exitError

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"instantenv/init/internal/netif"
 )
 
 // Time that a shutdown gives to each of its parts, and to all of it. The parts sum up to less than the whole, which
@@ -19,6 +21,7 @@ const (
 	swapLimit     = 500 * time.Millisecond
 	unmountLimit  = 300 * time.Millisecond // to each file system
 	unmountsLimit = time.Second            // to all of them
+	nicsLimit     = 100 * time.Millisecond
 	shutdownLimit = 9500 * time.Millisecond
 )
 
@@ -50,6 +53,9 @@ func (m *machine) shutDown(how ending) {
 		m.log.sayf("swap: what is in it could not be read back within %s", swapLimit)
 	}
 	m.unmountAll(time.Now().Add(unmountsLimit))
+	if !within(nicsLimit, m.nicsDown) {
+		m.log.sayf("network interfaces are not down within %s", nicsLimit)
+	}
 	m.log.sayf("%s now, after %s", what, time.Since(begin).Round(time.Millisecond))
 }
 
@@ -155,6 +161,20 @@ func (m *machine) unmountAll(deadline time.Time) {
 
 func readOnly(target string) error {
 	return syscall.Mount("", target, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, "")
+}
+
+// nicsDown keeps the kernel from what happened to Debian's 6.1.192: it breaks virtio devices before it powers off, and
+// virtio_net then tries for ever to reap what it had just sent, with the power on.
+func (m *machine) nicsDown() {
+	nics, err := netif.List(netif.HasDevice)
+	if err != nil {
+		m.log.sayf("%v", err)
+	}
+	for _, nic := range nics {
+		if err := netif.Down(nic.Index); err != nil {
+			m.log.sayf("%s: %v", nic.Name, err)
+		}
+	}
 }
 
 // foreignMounts picks from /proc/mounts the mount points, other than the root, of file systems that hold data: those

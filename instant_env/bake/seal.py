@@ -74,6 +74,12 @@ fstrim / 2>/dev/null || true
 trap - EXIT
 echo "{SEALED}"
 sleep 1  # until it is out: the kernel's next words were seen in the middle of it
+# Kernels that break virtio devices before they power off (seen: Debian's 6.1.192) hang where virtio_net then
+# reaps what it has just sent.
+for nic in /sys/class/net/*/device; do
+    nic="${{nic%/device}}"
+    ip link set dev "${{nic##*/}}" down || true
+done
 # Straight to the kernel: an orderly shutdown would start writers again.
 echo s >/proc/sysrq-trigger
 echo u >/proc/sysrq-trigger

@@ -113,11 +113,16 @@ func parseLinks(dump []byte) ([]Interface, error) {
 }
 
 // Up sets IFF_UP. The kernel gives `lo` its addresses when it comes up.
-func Up(index int) error {
+func Up(index int) error { return setUp(index, syscall.IFF_UP, "bring it up") }
+
+// Down takes IFF_UP away: the card sends and receives nothing more.
+func Down(index int) error { return setUp(index, 0, "take it down") }
+
+func setUp(index int, flags uint32, what string) error {
 	change := linkRequest(index)
-	binary.NativeEndian.PutUint32(change.data[syscall.SizeofNlMsghdr+8:], syscall.IFF_UP)
+	binary.NativeEndian.PutUint32(change.data[syscall.SizeofNlMsghdr+8:], flags)
 	binary.NativeEndian.PutUint32(change.data[syscall.SizeofNlMsghdr+12:], syscall.IFF_UP)
-	return run([]step{{"bring it up", change, 0}})
+	return run([]step{{what, change, 0}})
 }
 
 // Configure installs MTU, address and routes. What is there already is no error, so it also mends what was taken

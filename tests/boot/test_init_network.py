@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from init_guest import console, wait_for_line
+from init_guest import PATIENCE_S, console, wait_for_line
 
 from instant_env.localec2 import starter
 
@@ -31,10 +31,16 @@ def marks(guest: Guest) -> dict[str, float]:
 
 
 def banner(address: str, port: int) -> bytes:
-    """What sshd says first at this address."""
-    with socket.create_connection((address, port), timeout=10) as connection:
-        connection.settimeout(10)
-        return connection.recv(8)
+    """What sshd says first at this address, which may take a moment to lead to its card."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            with socket.create_connection((address, port), timeout=10) as connection:
+                return connection.recv(8)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,10 @@ import (
 // At the next start the kernel finds it there, before it mounts the root, and goes on here. An image without
 // resume= is not made for it, and ignores the key: memory that nobody would read again is lost memory.
 func (m *machine) hibernate() {
+	select {
+	case <-m.grown: // the first start has made the swap
+	case <-time.After(configuredPatience):
+	}
 	device, err := resumeDevice("/sys")
 	if err != nil {
 		m.log.sayf("the sleep key is ignored: %v", err)

@@ -32,6 +32,7 @@ type machine struct {
 	cgroups   string        // where services have theirs; "": nowhere
 	gate      chan struct{} // closed when the key is there: sshd may accept connections
 	serving   chan struct{} // closed when sshd accepts them for the first time
+	grown     chan struct{} // closed when the root has its size, and swap its place
 	ending    chan ending   // takes how and why the machine goes down; the first one counts
 
 	servicesMutex sync.Mutex
@@ -62,6 +63,7 @@ func boot() {
 		cgroups:   serviceCgroups,
 		gate:      make(chan struct{}),
 		serving:   make(chan struct{}),
+		grown:     make(chan struct{}),
 		ending:    make(chan ending, 1),
 	}
 	m.network = newNetwork(m)
@@ -216,7 +218,10 @@ func (m *machine) completeSystem() error {
 		m.log.sayf("control groups: %v", err)
 	}
 	m.startServices(nil)
-	m.spawnLoose("root volume", m.growRoot)
+	m.spawnLoose("root volume", func() error {
+		defer close(m.grown)
+		return m.growRoot()
+	})
 	return nil
 }
 

@@ -210,13 +210,12 @@ def bake(
             times.append(StepTime("verify", round(time.monotonic() - started, 3)))
             mark_verified(cloud, image)
             images.finish(cloud, image, request)
-        except InstantEnvError:
-            if options.on_error is OnError.KEEP:
-                raise  # its images too: they expire, as the machine does
-            images.discard(cloud, run_id)
-            raise
-        except BaseException:
-            images.discard(cloud, run_id)
+        except BaseException as error:
+            # Kept are images too: they expire, as the machine does.
+            if options.on_error is OnError.CLEANUP or not isinstance(error, InstantEnvError):
+                images.discard(cloud, run_id)
+            if isinstance(error, ClientError):
+                raise cloud_error(error, f"baking {request.label}: {error.operation_name}") from error
             raise
     total_s = time.monotonic() - begun
     path = settings.state_dir / "manifests" / image.manifest

@@ -21,7 +21,7 @@ from instant_env.cloud import instances
 from instant_env.cloud.instances import LaunchOptions, LaunchRequest
 from instant_env.cloud.keys import KeyPair, imported_key_pair
 from instant_env.cloud.network import caller_cidr, private_cidr, temporary_security_group
-from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error
+from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, insist
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError
 
@@ -78,7 +78,8 @@ def machine(cloud: Cloud, order: Order, progress: Progress) -> Iterator[Machine]
 
     def terminate() -> None:
         if not kept:
-            instances.terminate(cloud, sorted(launched | {*instances.live_of_run(cloud, run_id, role)}))
+            insist(lambda: launched.update(instances.live_of_run(cloud, run_id, role)))
+            instances.terminate(cloud, sorted(launched))
 
     with ExitStack() as stack:
         key_name = stack.enter_context(

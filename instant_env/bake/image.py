@@ -13,8 +13,8 @@ from instant_env.bake.bases import BaseImage
 from instant_env.bake.plan import BakePlan, Upload
 from instant_env.bake.recipe import Initramfs
 from instant_env.bake.request import Method, Request
-from instant_env.cloud.images import BakedImage, deregister, list_baked
-from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code
+from instant_env.cloud.images import BakedImage, list_baked
+from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code, insist
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
 
 #: Creating an AMI copies the volume's dirty blocks; minutes on EC2.
@@ -149,14 +149,17 @@ def discard(cloud: Cloud, run_id: str) -> None:
     """Remove every image and snapshot of a run, found by their tags: a request may have been answered by an
     error, or by nothing, and done all the same."""
     filters = project_filter(run=run_id, role=Role.IMAGE.value)
-    try:
+
+    def images() -> None:
         for image in cloud.ec2.describe_images(Owners=["self"], Filters=filters)["Images"]:
-            deregister(cloud, image["ImageId"])
+            cloud.ec2.deregister_image(ImageId=image["ImageId"])
+
+    def snapshots() -> None:
         for snapshot in cloud.ec2.describe_snapshots(OwnerIds=["self"], Filters=filters)["Snapshots"]:
-            try:
-                cloud.ec2.delete_snapshot(SnapshotId=snapshot["SnapshotId"])
-            except ClientError as error:
-                if error_code(error) != "InvalidSnapshot.NotFound":
-                    raise
+            cloud.ec2.delete_snapshot(SnapshotId=snapshot["SnapshotId"])
+
+    try:  # each looks again at what there is before it tries again
+        insist(images)
+        insist(snapshots)
     except ClientError as error:
         raise cloud_error(error, f"removing what run {run_id} made", hint="run: invoke clean") from error

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from botocore.exceptions import ClientError
 
 from instant_env.arch import Arch
-from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, error_code
+from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, error_code, insist
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
 from instant_env.errors import UsageError
 from instant_env.settings import CloudName
@@ -326,19 +326,19 @@ def console_tail(cloud: Cloud, instance_id: str, lines: int = 15) -> str:
 def request_end(cloud: Cloud, instance_id: str) -> bool:
     """TerminateInstances; False when the machine is not known any more."""
     try:
-        cloud.ec2.terminate_instances(InstanceIds=[instance_id])
+        return insist(
+            lambda: cloud.ec2.terminate_instances(InstanceIds=[instance_id]),
+            gone="InvalidInstanceID.NotFound",
+        )
     except ClientError as error:
-        if error_code(error) != "InvalidInstanceID.NotFound":
-            raise cloud_error(error, f"terminating {instance_id}", hint="run: invoke clean") from error
-        return False
-    return True
+        raise cloud_error(error, f"terminating {instance_id}", hint="run: invoke clean") from error
 
 
 def terminate(cloud: Cloud, instance_ids: Sequence[str], *, timeout_s: float = 300.0) -> None:
     """Terminate machines and wait until EC2 says they are gone. Unknown ids count as gone."""
     remaining = [instance_id for instance_id in sorted(set(instance_ids)) if request_end(cloud, instance_id)]
     for instance_id in remaining:
-        wait_for_state(cloud, instance_id, {"terminated"}, timeout_s=timeout_s)
+        insist(lambda one=instance_id: wait_for_state(cloud, one, {"terminated"}, timeout_s=timeout_s))  # type: ignore[misc]
 
 
 def live_of_run(cloud: Cloud, run_id: str, role: Role) -> list[str]:

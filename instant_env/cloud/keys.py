@@ -15,7 +15,7 @@ import asyncssh
 import paramiko
 from botocore.exceptions import ClientError
 
-from instant_env.cloud.session import Cloud, cloud_error
+from instant_env.cloud.session import Cloud, cloud_error, insist
 from instant_env.cloud.tags import Role, tag_specifications
 
 
@@ -68,4 +68,4 @@ def imported_key_pair(
         yield name
     finally:
         if not keep():
-            cloud.ec2.delete_key_pair(KeyName=name)
+            insist(lambda: cloud.ec2.delete_key_pair(KeyName=name), gone="InvalidKeyPair.NotFound")

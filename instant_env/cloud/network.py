@@ -12,7 +12,7 @@ from datetime import datetime
 
 from botocore.exceptions import ClientError
 
-from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code
+from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code, insist
 from instant_env.cloud.tags import Role, tag_specifications
 
 #: A group stays in use for a little while after its last machine is gone.
@@ -115,16 +115,18 @@ def temporary_security_group(
 def delete_group(cloud: Cloud, group_id: str, timeout_s: float = _GROUP_RELEASE_TIMEOUT_S) -> None:
     """Delete a group, waiting while EC2 still counts a dying machine as its user."""
     deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            cloud.ec2.delete_security_group(GroupId=group_id)
-            return
-        except ClientError as error:
-            code = error_code(error)
-            if code == "InvalidGroup.NotFound":
+
+    def delete() -> None:
+        while True:
+            try:
+                cloud.ec2.delete_security_group(GroupId=group_id)
                 return
-            if code != "DependencyViolation" or time.monotonic() > deadline:
-                raise cloud_error(
-                    error, f"deleting security group {group_id}", hint="run: invoke clean"
-                ) from error
-        time.sleep(0.25)
+            except ClientError as error:
+                if error_code(error) != "DependencyViolation" or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.25)
+
+    try:
+        insist(delete, gone="InvalidGroup.NotFound")
+    except ClientError as error:
+        raise cloud_error(error, f"deleting security group {group_id}", hint="run: invoke clean") from error

@@ -7,6 +7,7 @@ tells the caller's address. All of that is decided here, and nowhere above.
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -190,3 +191,28 @@ def cloud_error(error: ClientError, doing: str, *, hint: str = "") -> CloudError
     """Turn botocore's error into ours: what we were doing, EC2's code, EC2's words."""
     detail = error.response.get("Error", {})
     return CloudError(f"{doing}: {detail.get('Code', '?')}: {detail.get('Message', '')}".strip(), hint=hint)
+
+
+#: Pauses of `insist`, in seconds. The client's own retries come on top of each try.
+_INSIST_S = (0.25, 1.0, 4.0)
+
+
+def insist(call: Callable[[], Any], *, gone: str = "", sleep: Callable[[float], None] | None = None) -> bool:
+    """Make a call that cleans up, whatever the cloud says at first: nobody else would make it again.
+
+    ``gone`` is the code that says that there is nothing to clean up. EC2 also says it of what it does not
+    know yet, so it is believed the second time; the answer is then False. The last try's error is passed on.
+    """
+    seen_gone = 0
+    for pause_s in (*_INSIST_S, None):
+        try:
+            call()
+            return True
+        except ClientError as error:
+            seen_gone += bool(gone) and error_code(error) == gone
+            if seen_gone > 1:
+                return False
+            if pause_s is None:
+                raise
+        (sleep or time.sleep)(pause_s)
+    raise AssertionError("the last try returns or raises")

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from botocore.exceptions import ClientError
 
-from instant_env.cloud.session import Cloud, CloudError, error_code
+from instant_env.cloud.session import Cloud, CloudError, error_code, insist
 from instant_env.cloud.tags import Role, tag_specifications
 
 _TIMEOUT_S = 120.0
@@ -51,7 +51,7 @@ def temporary_volume(
         _wait(cloud, volume_id, "available")
         yield volume_id
     finally:
-        cloud.ec2.delete_volume(VolumeId=volume_id)
+        insist(lambda: cloud.ec2.delete_volume(VolumeId=volume_id), gone="InvalidVolume.NotFound")
 
 
 @contextmanager
@@ -62,5 +62,5 @@ def attached(cloud: Cloud, volume_id: str, instance_id: str, device: str) -> Ite
         _wait(cloud, volume_id, "in-use")
         yield
     finally:
-        cloud.ec2.detach_volume(VolumeId=volume_id)
-        _wait(cloud, volume_id, "available")
+        insist(lambda: cloud.ec2.detach_volume(VolumeId=volume_id), gone="IncorrectState")
+        insist(lambda: _wait(cloud, volume_id, "available"))

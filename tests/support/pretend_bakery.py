@@ -8,18 +8,23 @@ are real. What a guest would have done is not.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
+import itertools
 import json
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import asyncssh
+import boto3
 import pytest
 import yaml
 from botocore.config import Config
@@ -29,6 +34,7 @@ from instant_env.arch import Arch
 from instant_env.bake import artefacts
 from instant_env.bake.bake import BakeResult, bake
 from instant_env.bake.request import Options, Request
+from instant_env.cloud.images import BakedImage, list_baked
 from instant_env.cloud.session import Cloud
 from instant_env.settings import CloudName, Settings
 
@@ -131,6 +137,12 @@ class Guest:
             thread.join(10)
 
 
+def _short_sleeps() -> None:
+    """Polls and retries ask again at once."""
+    sleep = time.sleep
+    time.sleep = lambda seconds: sleep(min(float(seconds), 0.005))
+
+
 def answer_here(cloud: Cloud) -> None:
     """Machines of this cloud answer on 127.0.0.1, where the guest listens."""
 
@@ -158,6 +170,21 @@ class Bakery:
     def bake(self, progress: Callable[[str], None] = lambda _: None, **options: Any) -> BakeResult:
         return bake(self.cloud, self.settings, self.request(**options), progress=progress)
 
+    def aws(self) -> Cloud:
+        """The same cloud, when it says that it is AWS."""
+        return dataclasses.replace(self.cloud, name=CloudName.AWS)
+
+    def in_subnet(self, subnet: str) -> Cloud:
+        settings = self.settings.model_copy(update={"subnet": subnet})
+        return dataclasses.replace(self.cloud, settings=settings)
+
+    def elsewhere(self) -> Elsewhere:
+        state = self.served.state.server
+        return Elsewhere(
+            self.served.server.url, state.access_key_id, state.secret_access_key, self.guest.port,
+            self.settings, self.settings.recipes_dir.parent / "imagetool",
+        )  # fmt: skip
+
     def new_base(self, name: str) -> str:
         """Another AMI for the base's parameter to name."""
         digest = hashlib.sha256(name.encode()).hexdigest()[:16]
@@ -181,6 +208,9 @@ class Bakery:
         """AMIs of ours."""
         filters: Any = [{"Name": "tag:Project", "Values": ["instant-env"]}]
         return [image["ImageId"] for image in self.served.ec2.describe_images(Filters=filters)["Images"]]
+
+    def baked(self) -> list[BakedImage]:
+        return list_baked(self.cloud)
 
     def snapshots(self) -> list[str]:
         filters: Any = [{"Name": "tag:Project", "Values": ["instant-env"]}]
@@ -209,6 +239,46 @@ def make_cloud(served: Served, settings: Settings, port: int) -> Cloud:
     return cloud
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """What another process needs to bake in the same cloud."""
+
+    url: str
+    access_key_id: str
+    secret_access_key: str
+    port: int
+    settings: Settings
+    binary: Path
+
+    def bake(self, stop_at: int, said: Connection) -> None:
+        """Bake; say each line, and with line ``stop_at`` (0: the first) wait to be killed."""
+        count = itertools.count()
+
+        def progress(text: str) -> None:
+            said.send(text)
+            if next(count) == stop_at:
+                signal.pause()
+
+        _short_sleeps()
+        artefacts.build = lambda names, *_: dict.fromkeys(names, self.binary)
+        session = boto3.Session(self.access_key_id, self.secret_access_key, region_name="us-east-1")
+        cloud = Cloud(
+            name=CloudName.LOCAL,
+            settings=self.settings,
+            ec2=session.client("ec2", endpoint_url=self.url),
+            ssm=session.client("ssm", endpoint_url=self.url),
+            instance_connect=session.client("ec2-instance-connect", endpoint_url=self.url),
+            region="us-east-1",
+            ssh_port=self.port,
+            caller_ip_url=f"{self.url}/_localec2/caller-ip",
+            accelerator="ec2",
+        )
+        answer_here(cloud)
+        request = Request("pretend", Arch.X86_64, Options(base="pretend", force=True))
+        bake(cloud, self.settings, request, progress=progress)
+        said.send("done")
+
+
 def write_recipes(directory: Path) -> Path:
     (directory / "bases").mkdir(parents=True)
     (directory / "pretend").mkdir()
@@ -221,8 +291,8 @@ def write_recipes(directory: Path) -> Path:
 @pytest.fixture
 def bakery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bakery]:
     """Polls are cut short, and what a recipe uploads is not compiled."""
-    sleep = time.sleep
-    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.005)))
+    monkeypatch.setattr(time, "sleep", time.sleep)  # put back afterwards
+    _short_sleeps()
     binary = tmp_path / "imagetool"
     binary.write_bytes(b"not really")
     monkeypatch.setattr(artefacts, "build", lambda names, *_: dict.fromkeys(names, binary))

@@ -503,6 +503,49 @@ def recipe_show(
         say("\n".join(showing.as_text(plan)))
 
 
+@task(
+    help={
+        "subnet": "subnet that machines will use (default: the best of the default VPC)",
+        "dry-run": "say what is missing, and make nothing",
+        **_CLOUD_HELP,
+        **_JSON_HELP,
+    }
+)
+@verb
+def setup(
+    _: Context, subnet: str = "", dry_run: bool = False, cloud: str = "", region: str = "", json: bool = False
+) -> None:
+    """Make what an AWS account needs once, and check its quotas and our permissions. Run it again at will."""
+    from instant_env.cloud import account
+    from instant_env.cloud.session import connect
+
+    connection = connect(account.only_aws(_settings(cloud=cloud, region=region, subnet=subnet)), Reporter())
+    found = account.set_up(connection, dry_run=dry_run, progress=Reporter())
+    if json:
+        print_json({"found": [finding.as_dict() for finding in found]})
+    else:
+        say("\n".join(account.advice(found)))
+    if any(finding.state == "trouble" for finding in found):
+        raise Exit(code=1)
+
+
+@task(help={"dry-run": "say what would go, and remove nothing", **_CLOUD_HELP, **_JSON_HELP})
+@verb
+def teardown(
+    _: Context, dry_run: bool = False, cloud: str = "", region: str = "", json: bool = False
+) -> None:
+    """Remove what `setup` made. AMIs and machines are `clean`'s."""
+    from instant_env.cloud import account
+    from instant_env.cloud.session import connect
+
+    connection = connect(account.only_aws(_settings(cloud=cloud, region=region)), Reporter())
+    found = account.tear_down(connection, dry_run=dry_run, progress=Reporter())
+    if json:
+        print_json({"found": [finding.as_dict() for finding in found]})
+    elif not found:
+        say("nothing to remove")
+
+
 @task(help=_JSON_HELP)
 @verb
 def doctor(_: Context, json: bool = False) -> None:
@@ -591,6 +634,8 @@ def env(_: Context) -> None:
 
 local = Collection("local", up, down, status, env)
 local.add_collection(fault)
-namespace = Collection(bake, bench, report, compare, amis, publish, clean, recipes, doctor, local)
+namespace = Collection(
+    bake, bench, report, compare, amis, publish, clean, recipes, setup, teardown, doctor, local
+)
 namespace.add_collection(Collection("init", init_build))
 namespace.add_collection(Collection("recipe", recipe_show))

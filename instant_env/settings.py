@@ -73,6 +73,9 @@ class Settings(BaseModel):
     security_group: str | None = Field(
         default=None, description="security group of machines to measure; default: one made for the run"
     )
+    builder_profile: str | None = Field(
+        default=None, description="instance profile of builders; default: none, so that they can call nothing"
+    )
     caller_ip_url: str | None = Field(
         default=None, description="URL that answers with the caller's address; localec2 serves its own"
     )

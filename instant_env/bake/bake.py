@@ -171,7 +171,12 @@ def bake(
         login_user=plan.base.login_user,
         expires_at=expires_at,
         user_data=_early_timer(),
-        options=LaunchOptions(encrypted=options.encrypt, kms_key_id=options.kms_key_id, volume_type="gp3"),
+        options=LaunchOptions(
+            encrypted=options.encrypt,
+            kms_key_id=options.kms_key_id,
+            volume_type="gp3",
+            instance_profile=cloud.settings.builder_profile,
+        ),
         root_device=base.root_device,
         private=options.ssh_private,
         keep_key_in=settings.state_dir / "keys" if options.on_error is OnError.KEEP else None,

@@ -17,6 +17,7 @@ INVOKE = Path(sys.executable).parent / "invoke"
 VERBS = (
     "amis", "bake", "bench", "clean", "compare", "doctor", "init.build",
     "local.down", "local.env", "local.status", "local.up", "publish", "recipe.show", "recipes", "report",
+    "setup", "teardown",
     *(f"local.fault.{name}" for name in (
         "clear", "delay", "disk", "drop", "error", "freeze", "imds", "kill", "list", "network", "unknown",
         "unplugged",
@@ -73,6 +74,7 @@ def test_every_flag_of_every_verb_has_help(verb: str, tmp_path: Path) -> None:
         ),
         (["bake", "--recipe", "minimal", "--set", "colour=red"], ("no parameter colour", "it has: selinux")),
         (["bake", "--recipe", "minimal", "--set", "colour"], ("--set colour", "key=value")),
+        (["setup"], ("localec2 needs no set-up", "--cloud aws")),
         (["recipe.show", "nope"], ("unknown recipe 'nope'", "minimal")),
         (["bake", "--recipe", "minimal", "--base", "beos"], ("unknown base 'beos'", "debian-12")),
         (["bake", "--recipe", "minimal", "--cloud", "moon"], ("cloud", "'local' or 'aws'")),

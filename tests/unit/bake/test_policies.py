@@ -1,0 +1,172 @@
+"""The IAM policies allow what the verbs do, and nothing else: every API action is recorded, as it is sent."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore import xform_name
+from botocore.exceptions import ClientError
+from harness_cloud import Ec2Faults, SshHost, cloud_in_process, register_image
+from pretend_bakery import NOTHING, Bakery
+
+from harness.runner import bench
+from instant_env.arch import Arch
+from instant_env.bake.bake import foresee
+from instant_env.bake.execute import StepError
+from instant_env.bake.request import Method
+from instant_env.bake.verify import VerifyError
+from instant_env.cloud.account import POLICIES
+from instant_env.cloud.images import list_baked
+from instant_env.cloud.session import Cloud, CloudError
+from instant_env.cloud.tags import Role, tag_list
+from instant_env.settings import ROOT
+
+pytest_plugins = ("pretend_bakery",)
+
+#: What EC2 asks for besides the action itself, as no call of its own (Service Authorization Reference): tags
+#: given to a call that makes something; the role of an instance profile; the keys of encrypted volumes.
+IMPLIED = {
+    "ec2:CreateTags",
+    "iam:PassRole",
+    *(f"kms:{name}" for name in (
+        "CreateGrant", "Decrypt", "DescribeKey", "GenerateDataKeyWithoutPlaintext", "ReEncrypt*",
+    )),
+}  # fmt: skip
+
+
+class Recorder:
+    """IAM's names of the actions that a cloud's clients send."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self.actions: set[str] = set()
+        for client in (cloud.ec2, cloud.ssm):
+            client.meta.events.register("before-call", self._note)
+
+    def _note(self, model: Any, **_: Any) -> None:
+        self.actions.add(f"{model.service_model.signing_name}:{model.name}")
+
+
+def allowed(name: str) -> set[str]:
+    """The actions of a policy file, all its statements together."""
+    policy = json.loads((POLICIES / f"{name}.json").read_text())
+    found: set[str] = set()
+    for statement in policy["Statement"]:
+        if statement["Effect"] == "Allow":
+            actions = statement["Action"]
+            found |= {actions} if isinstance(actions, str) else set(actions)
+    return found
+
+
+def test_baking_needs_all_that_its_policy_allows_and_nothing_else(
+    bakery: Bakery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(bakery.cloud)
+    # The Pricing API is asked by a client of its own, on AWS only.
+    monkeypatch.setattr(
+        "instant_env.cloud.prices._asked", lambda *_: recorder.actions.add("pricing:GetProducts")
+    )
+    bakery.new_base("second-base")
+    foresee(bakery.aws(), bakery.settings, bakery.request(), lambda _: None)
+    bakery.bake(base_ami="first-*", deprecate_after_days=1)
+    bakery.bake(method=Method.REGISTER, force=True, protect=True)
+    failures: list[ClientError | None] = [
+        ClientError({"Error": {"Code": "InsufficientInstanceCapacity"}}, "")
+    ]
+
+    def once(**_: Any) -> None:
+        if failures and (error := failures.pop()):
+            raise error
+
+    bakery.cloud.ec2.meta.events.register("before-call.ec2.RunInstances", once)
+    bakery.bake(force=True)
+    with pytest.raises(CloudError, match="VPC"):
+        bakery.bake(force=True, ssh_private=True)
+    subnet = bakery.served.ec2.describe_subnets()["Subnets"][0]["SubnetId"]
+    bakery.cloud = bakery.in_subnet(subnet)
+    bakery.bake(force=True)
+    finding = {"rule": "host-key", "path": "/etc/ssh/ssh_host_x", "reason": "planted"}
+    audit = json.dumps({"findings": [finding], "bytes_scanned": 1})
+    bakery.guest.answers.append((r"audit\.json$", audit, 0))
+    with pytest.raises(VerifyError):
+        bakery.bake(force=True)
+    bakery.guest.answers[:] = [(r"01-first\.sh", "", 1)]
+    with pytest.raises(StepError):
+        bakery.bake(force=True)
+    assert bakery.left() == NOTHING
+    policy = allowed("bake")
+    assert recorder.actions - policy == set(), "used, and not allowed"
+    assert policy - recorder.actions - IMPLIED == set(), "allowed, and not used"
+
+
+def test_policies_are_iam_documents() -> None:
+    names = {path.stem for path in Path(POLICIES).glob("*.json")}
+    assert {"bake", "bench", "builder-role"} <= names
+    for name in names:
+        policy = json.loads((POLICIES / f"{name}.json").read_text())
+        assert policy["Version"] == "2012-10-17"
+        sids = [statement["Sid"] for statement in policy["Statement"]]
+        assert len(sids) == len(set(sids))
+        # A managed policy may be this large (IAM quotas), without white space.
+        assert len(json.dumps(policy, separators=(",", ":"))) <= 6144
+
+
+#: Whose calls a race may make. What of cloud/ only other verbs use is not told apart.
+BENCH_SOURCES = (
+    "harness/*.py", "instant_env/launch/**/*.py",
+    *(f"instant_env/cloud/{name}.py" for name in (
+        "copies", "handover", "images", "instances", "interfaces", "keys", "network", "prices",
+    )),
+)  # fmt: skip
+#: Calls in those modules that only a bake comes to.
+NOT_OF_BENCH = {"describe_instance_type_offerings", "get_console_output", "delete_tags"}
+
+
+def called_in(*patterns: str) -> set[str]:
+    """Client methods that the sources name: ``run_instances``, and what paginators are made of."""
+    text = "".join(path.read_text() for pattern in patterns for path in sorted(ROOT.glob(pattern)))
+    direct = re.findall(r"(?:ec2|ssm|instance_connect|pricing\"\))\.([a-z_]+)\(", text)
+    return {*direct, *re.findall(r'get_paginator\("([a-z_]+)"\)', text)} - {"get_paginator"}
+
+
+def test_racing_needs_all_that_its_policy_allows_and_nothing_else() -> None:
+    """By what the sources call, not by a run: what a race calls depends on the techniques in it."""
+    policy = allowed("bench")
+    methods = {xform_name(action.partition(":")[2]) for action in policy - IMPLIED | {"ec2:CreateTags"}}
+    called = called_in(*BENCH_SOURCES) - NOT_OF_BENCH
+    assert called - methods == set(), "called, and not allowed"
+    assert methods - called == set(), "allowed, and not called"
+
+
+def test_a_race_in_a_cloud_stays_within_its_policy(tmp_path: Path) -> None:
+    faults = Ec2Faults()
+    with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, faults) as cloud:
+        recorder = Recorder(cloud)
+        base = register_image(cloud)
+        about = {"recipe": "minimal", "base": "debian-12", "base-ami": base, "login-user": "admin"}
+        cloud.ec2.create_tags(
+            Resources=[register_image(cloud, "minimal")],
+            Tags=tag_list("bake-run", Role.IMAGE, name="minimal", extra=about),
+        )
+        (image,) = list_baked(cloud)
+        recorder.actions.clear()
+        bench(
+            cloud.settings, progress=print, open_cloud=lambda *_: cloud, iterations=1, arch=Arch.X86_64,
+            seed=7, timeout_s=10.0, ami=image.id, techniques=["minimal-ami"],
+        )  # fmt: skip
+    assert {"ec2:RunInstances", "ec2:TerminateInstances", "ec2:ImportKeyPair"} <= recorder.actions
+    assert recorder.actions - allowed("bench") == set()
+
+
+def test_what_changes_or_removes_goes_by_our_tag() -> None:
+    """Whatever a policy lets change or remove has to carry our tag, except what names the latest image."""
+    policies = [json.loads((POLICIES / f"{name}.json").read_text()) for name in ("bake", "bench")]
+    for statement in [statement for policy in policies for statement in policy["Statement"]]:
+        actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+        if any(
+            a.startswith(("ec2:Delete", "ec2:Terminate", "ec2:Modify", "ec2:Deregister")) for a in actions
+        ):
+            assert statement["Condition"] == {"StringEquals": {"aws:ResourceTag/Project": "instant-env"}}

@@ -63,6 +63,24 @@ def test_an_image_of_localec2_is_published(tmp_path: Path) -> None:
         ec2.deregister_image(ImageId=published["ami"], DeleteAssociatedSnapshots=True)
 
 
+def test_setup_makes_what_is_missing_once(tmp_path: Path) -> None:
+    """Pieces stay: `invoke teardown --cloud aws` removes them."""
+    invoke(tmp_path, "setup")
+    again = {one["what"]: one["state"] for one in invoke(tmp_path, "setup")["found"]}
+    made = ("security group", "role", "instance profile")
+    assert {again[what] for what in made} == {"there"}
+    assert again["permission"] == "ok"
+
+
+def test_a_registered_image_boots_as_a_created_one_does(tmp_path: Path) -> None:
+    """RegisterImage says what CreateImage takes over; the bake's own verification boots it."""
+    options = ("--method", "register", "--force", "--deprecate-after-days", "1")
+    baked = invoke(tmp_path, "bake", "--recipe", "custom-init", *options)
+    (image,) = connect(load({"cloud": "aws"})).ec2.describe_images(ImageIds=[baked["ami"]])["Images"]
+    assert (image["BootMode"], image["ImdsSupport"], image["EnaSupport"]) == ("uefi", "v2.0", True)
+    assert image["DeprecationTime"]
+
+
 def test_nothing_of_ours_is_left_running() -> None:
     ec2 = connect(load({"cloud": "aws"})).ec2
     pages = ec2.get_paginator("describe_instances").paginate(Filters=PROJECT_FILTER)

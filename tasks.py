@@ -408,6 +408,9 @@ def publish(
 @task(
     help={
         "keep": "newest AMIs to keep of each recipe and architecture (default 3)",
+        "min-age-h": "keep AMIs that are younger, in hours (default 0)",
+        "what": "only these kinds, as image,snapshot,volume,instance,key-pair (default: every kind)",
+        "all": "machines, volumes, keys and the rest too that neither expired nor belong to a dead run",
         "dry-run": "say what would go, and remove nothing",
         "yes": "do not ask",
         **_CLOUD_HELP,
@@ -418,6 +421,9 @@ def publish(
 def clean(
     _: Context,
     keep: int = 3,
+    min_age_h: int = 0,
+    what: str = "",
+    all: bool = False,
     dry_run: bool = False,
     yes: bool = False,
     cloud: str = "",
@@ -429,11 +435,15 @@ def clean(
     from instant_env.cloud import janitor
     from instant_env.cloud.session import connect
 
+    policy = janitor.policy(keep=keep, min_age_h=min_age_h, what=what, everything=all)
     settings = _settings(cloud=cloud, region=region)
     connection = connect(settings, Reporter())
-    removals = janitor.find_removals(connection, keep=keep)
-    if removals and not json:
-        show(listing.removal_table(removals))
+    survey = janitor.survey(connection, policy)
+    removals = survey.removals
+    if not json:
+        for caption, rows in (("to remove", removals), ("kept", survey.kept)):
+            if rows:
+                show(listing.removal_table(rows, caption))
     go = bool(removals) and not dry_run and (yes or listing.confirmed(f"remove these {len(removals)}?"))
     failures = janitor.remove(connection, removals, Reporter()) if go else []
     if json:
@@ -441,6 +451,7 @@ def clean(
             {
                 "removed": go,
                 "found": [removal.as_dict() for removal in removals],
+                "kept": [row.as_dict() for row in survey.kept],
                 "failures": [{**removal.as_dict(), "error": why} for removal, why in failures],
             }
         )

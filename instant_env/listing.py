@@ -73,9 +73,9 @@ def image_table(images: Sequence[BakedImage]) -> Table:
     return table
 
 
-def removal_table(removals: Sequence[Removal]) -> Table:
+def removal_table(removals: Sequence[Removal], caption: str) -> Table:
     """What clean found, with the reasons."""
-    table = Table("kind", box=None)
+    table = Table("kind", box=None, title=caption, title_justify="left")
     table.add_column("id", no_wrap=True)
     table.add_column("name", overflow="fold")
     table.add_column("reason")

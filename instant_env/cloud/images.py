@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
 from instant_env.arch import Arch
 from instant_env.cloud.session import Cloud, cloud_error, error_code
-from instant_env.cloud.tags import PREFIX, expiry, project_filter, read_tags
+from instant_env.cloud.tags import PREFIX, PROJECT_FILTER, expiry, project_filter, read_tags
 from instant_env.errors import UsageError
 
 if TYPE_CHECKING:
@@ -122,29 +122,35 @@ def find_baked(cloud: Cloud, recipe: str, arch: Arch, which: str = "latest") -> 
 
 
 def deregister(cloud: Cloud, image_id: str) -> list[str]:
-    """Deregister an AMI and delete its snapshots; return the snapshots' ids. What is gone already is fine.
+    """Deregister an AMI of ours and delete its snapshots; return the snapshots' ids. What is gone is fine.
 
-    The snapshots are deleted one by one: DeleteAssociatedSnapshots reports their outcomes apart anyway, and
-    not every endpoint knows it.
+    Only what carries our tag goes. A snapshot that another AMI has too stays. They are deleted one by one:
+    DeleteAssociatedSnapshots would take those that are not ours along, and not every endpoint knows it.
     """
     try:
-        images = cloud.ec2.describe_images(ImageIds=[image_id])["Images"]
-        snapshots = [
+        found = cloud.ec2.describe_images(ImageIds=[image_id], Filters=PROJECT_FILTER)["Images"]
+        ids = [
             mapping["Ebs"]["SnapshotId"]
-            for image in images
+            for image in found
             for mapping in image.get("BlockDeviceMappings", [])
             if mapping.get("Ebs", {}).get("SnapshotId")
         ]
-        if images:
+        ours: Any = [*PROJECT_FILTER, {"Name": "snapshot-id", "Values": ids}]
+        snapshots = cloud.ec2.describe_snapshots(Filters=ours)["Snapshots"] if ids else []
+        if found:
             cloud.ec2.deregister_image(ImageId=image_id)
-        for snapshot_id in snapshots:
-            cloud.ec2.delete_snapshot(SnapshotId=snapshot_id)
     except ClientError as error:
-        if error_code(error) in (
-            "InvalidAMIID.NotFound",
-            "InvalidAMIID.Unavailable",
-            "InvalidSnapshot.NotFound",
-        ):
+        if error_code(error) in ("InvalidAMIID.NotFound", "InvalidAMIID.Unavailable"):
             return []
         raise cloud_error(error, f"deregistering {image_id}", hint="run: invoke clean") from error
-    return snapshots
+    deleted = []
+    for snapshot in snapshots:
+        try:
+            cloud.ec2.delete_snapshot(SnapshotId=snapshot["SnapshotId"])
+            deleted.append(snapshot["SnapshotId"])
+        except ClientError as error:
+            if error_code(error) not in ("InvalidSnapshot.NotFound", "InvalidSnapshot.InUse"):
+                raise cloud_error(
+                    error, f"deleting {snapshot['SnapshotId']} of {image_id}", hint="run: invoke clean"
+                ) from error
+    return deleted

@@ -7,25 +7,45 @@ ids those listings gave.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
-from instant_env.cloud import instances, runs
+from instant_env.cloud import instances, references, runs
 from instant_env.cloud.copies import delete_copy
-from instant_env.cloud.images import deregister, list_baked
+from instant_env.cloud.images import BakedImage, deregister, list_baked
 from instant_env.cloud.interfaces import delete_public_interface
 from instant_env.cloud.network import delete_group
 from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, error_code
-from instant_env.cloud.tags import PREFIX, PROJECT_FILTER, Role, expired, project_filter, read_tags
+from instant_env.cloud.tags import (
+    PREFIX,
+    PROJECT,
+    PROJECT_FILTER,
+    Role,
+    expired,
+    expiry,
+    project_filter,
+    read_tags,
+)
 from instant_env.errors import UsageError
+
+if TYPE_CHECKING:
+    from mypy_boto3_ec2.type_defs import ImageTypeDef
 
 #: Machines these roles launch live minutes; images have no expiry.
 _MACHINE_ROLES = (Role.BUILDER, Role.VERIFY, Role.BENCH, Role.POOL)
 #: States of an AMI that nothing can be launched from any more (API_Image).
 _BROKEN = ("failed", "invalid", "error")
+#: What there is to remove, as `--what` has it.
+KINDS = frozenset(
+    {
+        "instance", "image", "image-copy", "snapshot", "volume", "network-interface", "elastic-ip",
+        "security-group", "key-pair",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,6 +59,49 @@ class Removal:
 
     def as_dict(self) -> dict[str, str]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What may go. ``everything``: also what has neither expired nor a run that is known to be dead."""
+
+    keep: int = 3
+    min_age: timedelta = timedelta(0)
+    kinds: frozenset[str] = KINDS
+    everything: bool = False
+
+    def check(self) -> None:
+        """Raises UsageError."""
+        if self.keep < 0:
+            raise UsageError(
+                f"--keep {self.keep} makes no sense", hint="0 removes every AMI that nothing refers to"
+            )
+        if self.min_age < timedelta(0):
+            raise UsageError("a negative --min-age-h makes no sense", hint="0 is the default")
+        if unknown := self.kinds - KINDS:
+            raise UsageError(
+                f"--what {', '.join(sorted(unknown))}: no such kind",
+                hint=f"there are: {', '.join(sorted(KINDS))}",
+            )
+
+
+def policy(*, keep: int, min_age_h: int, what: str, everything: bool) -> Policy:
+    """A policy as the front door has it. Raises UsageError."""
+    kinds = frozenset(kind for text in what.split(",") if (kind := text.strip())) or KINDS
+    found = Policy(keep, timedelta(hours=min_age_h), kinds, everything)
+    found.check()
+    return found
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What may go, and the AMIs that would but for the reasons that their rows have."""
+
+    removals: list[Removal]
+    kept: list[Removal]
+
+
+ReasonOf = Callable[[Mapping[str, str]], str]
 
 
 class _DeadRuns:
@@ -61,27 +124,95 @@ def _latest_ids(cloud: Cloud) -> set[str]:
     return {parameter["Value"] for page in pages for parameter in page["Parameters"]}
 
 
-def _old_images(cloud: Cloud, keep: int, now: datetime, dead_runs: _DeadRuns) -> list[Removal]:
+def _images(
+    cloud: Cloud, policy: Policy, now: datetime, dead_runs: _DeadRuns, ending: set[str]
+) -> tuple[list[Removal], list[Removal]]:
+    """AMIs of ours that may go, and those that would but for somebody or something that keeps them."""
     groups = defaultdict(list)
-    broken = []
-    for image in list_baked(cloud):
+    wanted: dict[str, str] = {}  # AMI -> why it may go
+    baked = list_baked(cloud)
+    for image in baked:
         if image.state in _BROKEN:
-            broken.append(Removal("image", image.id, image.name, f"{image.state}: its copy was cut short"))
+            wanted[image.id] = f"{image.state}: its copy was cut short"
         elif image.expires_at is not None and (image.expires_at <= now or dead_runs.why(image.run_id)):
-            broken.append(Removal("image", image.id, image.name, "never verified, and its run is over"))
-        if image.state != "available" or not image.verified:
-            continue
-        groups[image.recipe, image.arch].append(image)
-    latest = _latest_ids(cloud)
-    return broken + [
-        Removal("image", image.id, image.name, f"older than the newest {keep} of {recipe} {arch}")
-        for (recipe, arch), images in sorted(groups.items())
-        for image in images[keep:]
-        if image.id not in latest
-    ]
+            wanted[image.id] = "never verified, and its run is over"
+        if image.state == "available" and image.verified:
+            groups[image.recipe, image.arch].append(image)
+    for (recipe, arch), images in sorted(groups.items()):
+        for image in images[policy.keep :]:
+            wanted[image.id] = f"older than the newest {policy.keep} of {recipe} {arch}"
+    keepers = _keepers(cloud, policy, now, baked, wanted, ending)
+    removals: list[Removal] = []
+    kept: list[Removal] = []
+    for image in baked:
+        if image.id in wanted:
+            why = "; ".join(keepers.get(image.id, []))
+            row = Removal("image", image.id, image.name, why or wanted[image.id])
+            (kept if why else removals).append(row)
+    return removals, kept
 
 
-def _expired_machines(cloud: Cloud, now: datetime, dead_runs: _DeadRuns) -> list[Removal]:
+def _keepers(
+    cloud: Cloud, policy: Policy, now: datetime, baked: Sequence[BakedImage], wanted: Collection[str],
+    ending: set[str],
+) -> dict[str, list[str]]:  # fmt: skip
+    """What keeps AMIs that would go otherwise: the reasons of each."""
+    if not wanted:
+        return {}
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    latest, protected = _latest_ids(cloud), _protected_ids(cloud)
+    for image in baked:
+        if image.id in latest:
+            found[image.id].append("`latest` points to it")
+        if image.id in protected:
+            found[image.id].append("protected from deregistration")
+        if policy.min_age and now - image.created < policy.min_age:
+            found[image.id].append(f"younger than {policy.min_age.total_seconds() / 3600:g} h")
+        if image.base_ami in wanted and image.base_ami != image.id:
+            found[image.base_ami].append(f"image {image.id} was baked from it")
+    for image_id, reasons in references.find(cloud, wanted, ending=ending).items():
+        found[image_id] += [
+            reason for reason in reasons if not (image_id in latest and "/instant-env/" in reason)
+        ]
+    return found
+
+
+def _own_images(cloud: Cloud) -> Iterator[ImageTypeDef]:
+    """Every AMI of this account, of the project or not, disabled ones too."""
+    pages = cloud.ec2.get_paginator("describe_images").paginate(Owners=["self"], IncludeDisabled=True)
+    for page in pages:
+        yield from page["Images"]
+
+
+def _protected_ids(cloud: Cloud) -> set[str]:
+    return {
+        image["ImageId"]
+        for image in _own_images(cloud)
+        if image.get("DeregistrationProtection", "disabled") != "disabled"
+    }
+
+
+def _orphan_snapshots(cloud: Cloud, reason_of: ReasonOf) -> list[Removal]:
+    """Snapshots of ours that no AMI is made of: uploads and bakes cut short, and deregistrations."""
+    used = {
+        mapping.get("Ebs", {}).get("SnapshotId")
+        for image in _own_images(cloud)
+        for mapping in image.get("BlockDeviceMappings", [])
+    }
+    removals = []
+    pages = cloud.ec2.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], Filters=PROJECT_FILTER)
+    for snapshot in (snapshot for page in pages for snapshot in page["Snapshots"]):
+        tags = read_tags(snapshot.get("Tags"))
+        reason = reason_of(tags)
+        if not reason and tags.get(f"{PREFIX}role") == Role.IMAGE and expiry(tags) is None:
+            reason = "its image is gone"  # while an image is made, its snapshots have an expiry
+        if snapshot["SnapshotId"] not in used and reason:
+            name = tags.get("Name", "")
+            removals.append(Removal("snapshot", snapshot["SnapshotId"], name, f"{reason}, no AMI has it"))
+    return removals
+
+
+def _expired_machines(cloud: Cloud, now: datetime, dead_runs: _DeadRuns, everything: bool) -> list[Removal]:
     """Machines past their time, those of dead runs, and those that the cloud lost: their runs are dead."""
     pages = cloud.ec2.get_paginator("describe_instances").paginate(Filters=PROJECT_FILTER)
     removals = []
@@ -90,7 +221,7 @@ def _expired_machines(cloud: Cloud, now: datetime, dead_runs: _DeadRuns) -> list
             tags = read_tags(instance.get("Tags"))
             if instance["State"]["Name"] in ("terminated", "shutting-down"):
                 continue
-            if (role := tags.get(f"{PREFIX}role")) not in _MACHINE_ROLES:
+            if (role := tags.get(f"{PREFIX}role")) not in _MACHINE_ROLES and not everything:
                 continue
             # Nobody of ours starts a stopped machine again, so its run is over, whatever its expiry says.
             lost = instance.get("StateReason", {}).get("Code") == "Server.InternalError"
@@ -106,15 +237,14 @@ def _expired_machines(cloud: Cloud, now: datetime, dead_runs: _DeadRuns) -> list
             ):  # its key was in that process's memory alone
                 reason = f"{role}: {why}"
                 removals.append(Removal("instance", instance["InstanceId"], tags.get("Name", ""), reason))
+            elif everything:
+                reason = f"{role or 'no role'}: all were asked for"
+                removals.append(Removal("instance", instance["InstanceId"], tags.get("Name", ""), reason))
     return removals
 
 
-def _expired_leftovers(cloud: Cloud, now: datetime, dead_runs: _DeadRuns) -> list[Removal]:
+def _leftovers(cloud: Cloud, reason_of: ReasonOf) -> list[Removal]:
     """Volumes, security groups and key pairs of runs that never came to remove them."""
-
-    def reason_of(tags: dict[str, str]) -> str:
-        return "expired" if expired(tags, now) else dead_runs.why(tags.get(f"{PREFIX}run", ""))
-
     removals = []
     for page in cloud.ec2.get_paginator("describe_volumes").paginate(Filters=PROJECT_FILTER):
         for volume in page["Volumes"]:
@@ -128,9 +258,9 @@ def _expired_leftovers(cloud: Cloud, now: datetime, dead_runs: _DeadRuns) -> lis
             if interface.get("Status") == "available" and (reason := reason_of(tags)):
                 name = tags.get("Name", "")
                 removals.append(Removal("network-interface", interface["NetworkInterfaceId"], name, reason))
-    for image in cloud.ec2.describe_images(Owners=["self"], Filters=project_filter(role=Role.POOL.value))[
-        "Images"
-    ]:
+    pool = project_filter(role=Role.POOL.value)
+    copies = cloud.ec2.get_paginator("describe_images").paginate(Owners=["self"], Filters=pool)
+    for image in (image for page in copies for image in page["Images"]):
         if reason := reason_of(read_tags(image.get("Tags"))):
             name = f"{image.get('Name', '')}"
             removals.append(Removal("image-copy", image["ImageId"], name, reason))
@@ -150,25 +280,50 @@ def _expired_leftovers(cloud: Cloud, now: datetime, dead_runs: _DeadRuns) -> lis
     return removals
 
 
-def find_removals(cloud: Cloud, *, keep: int, now: datetime | None = None) -> list[Removal]:
-    """Everything that may go, machines first (groups and volumes depend on them).
+def survey(cloud: Cloud, policy: Policy, now: datetime | None = None) -> Survey:
+    """Everything that may go, machines first (groups and volumes depend on them), and AMIs that are kept.
 
-    Raises UsageError for a negative ``keep``, CloudError when listing fails.
+    Raises UsageError for a policy that makes no sense, CloudError when something cannot be asked for: then
+    nothing is known to be safe to remove.
     """
-    if keep < 0:
-        raise UsageError(
-            f"--keep {keep} makes no sense", hint="0 removes every AMI that `latest` does not name"
-        )
+    policy.check()
     now = now or datetime.now(UTC)
     dead_runs = _DeadRuns(cloud)
+
+    def reason_of(tags: Mapping[str, str]) -> str:
+        if expired(tags, now):
+            return "expired"
+        return dead_runs.why(tags.get(f"{PREFIX}run", "")) or (
+            "all were asked for" if policy.everything else ""
+        )
+
     try:
-        return [
-            *_expired_machines(cloud, now, dead_runs),
-            *_old_images(cloud, keep, now, dead_runs),
-            *_expired_leftovers(cloud, now, dead_runs),
-        ]
+        machines = _expired_machines(cloud, now, dead_runs, policy.everything)
+        if "instance" not in policy.kinds:
+            machines_ending: set[str] = set()  # they stay, so their images are needed
+        else:
+            machines_ending = {removal.id for removal in machines}
+        images: list[Removal] = []
+        kept: list[Removal] = []
+        if "image" in policy.kinds:
+            images, kept = _images(cloud, policy, now, dead_runs, machines_ending)
+        left = _leftovers(cloud, reason_of)
+        copies = {row.id for row in left if row.kind == "image-copy"} if "image-copy" in policy.kinds else ()
+        needed = references.find(cloud, copies, ending=machines_ending)
+        kept += [replace(row, reason="; ".join(needed[row.id])) for row in left if row.id in needed]
+        left = [row for row in left if row.id not in needed]
+        found = [
+            *machines, *images, *left,
+            *(_orphan_snapshots(cloud, reason_of) if "snapshot" in policy.kinds else []),
+        ]  # fmt: skip
     except ClientError as error:
         raise cloud_error(error, "listing what is ours") from error
+    return Survey([removal for removal in found if removal.kind in policy.kinds], kept)
+
+
+def find_removals(cloud: Cloud, *, keep: int, now: datetime | None = None) -> list[Removal]:
+    """What may go, of every kind."""
+    return survey(cloud, Policy(keep=keep), now).removals
 
 
 def _remove_image(cloud: Cloud, removal: Removal) -> None:
@@ -203,10 +358,15 @@ def _remove_address(cloud: Cloud, removal: Removal) -> None:
     delete_public_interface(cloud, "", removal.id)
 
 
+def _remove_snapshot(cloud: Cloud, removal: Removal) -> None:
+    cloud.ec2.delete_snapshot(SnapshotId=removal.id)
+
+
 _REMOVERS: dict[str, Callable[[Cloud, Removal], None]] = {
     "instance": _remove_instance,
     "image": _remove_image,
     "volume": _remove_volume,
+    "snapshot": _remove_snapshot,
     "image-copy": _remove_copy,
     "network-interface": _remove_interface,
     "elastic-ip": _remove_address,
@@ -215,15 +375,29 @@ _REMOVERS: dict[str, Callable[[Cloud, Removal], None]] = {
 }
 
 
+def _still_ours(cloud: Cloud, resource_id: str) -> bool:
+    """Asked once more right before the removal: a person may have looked at the table for an hour.
+
+    What is gone by now carries no tags either.
+    """
+    filters: Any = [{"Name": "resource-id", "Values": [resource_id]}]
+    return read_tags(cloud.ec2.describe_tags(Filters=filters)["Tags"]).get("Project") == PROJECT
+
+
 def remove(cloud: Cloud, removals: list[Removal], progress: Progress) -> list[tuple[Removal, str]]:
     """Remove what was found; go on after a failure; return the failures with their reasons."""
     failures = []
     for removal in removals:
         try:
+            if not _still_ours(cloud, removal.id):
+                progress(f"left alone: {removal.kind} {removal.id} is gone, or not ours any more")
+                continue
             _REMOVERS[removal.kind](cloud, removal)
             progress(f"removed {removal.kind} {removal.id} ({removal.reason})")
         except CloudError as error:
             failures.append((removal, error.message))
+        except BotoCoreError as error:
+            failures.append((removal, str(error)))
         except ClientError as error:
             if not error_code(error).endswith("NotFound"):
                 failures.append((removal, cloud_error(error, f"removing {removal.id}").message))

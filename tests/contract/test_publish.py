@@ -92,7 +92,11 @@ def test_an_image_is_published_through_faults_and_a_kill_and_boots(
     tags = read_tags(left["Tags"])
     assert (left["State"], tags["Project"], tags["instant-env:role"]) == ("pending", "instant-env", "image")
     assert "instant-env:expires-at" in tags
-    away.ec2.delete_snapshot(SnapshotId=left["SnapshotId"])  # as `clean` does: the next begins afresh
+    there = command(tiny_cloud, away)
+    there["args"] = [str(INVOKE), "clean", "--cloud", "aws", "--yes", "--json"]
+    there["env"]["INSTANT_ENV_ENDPOINT_URL"] = away.endpoint.url
+    (removed,) = json.loads(subprocess.run(**there, capture_output=True, check=True).stdout)["found"]
+    assert (removed["kind"], removed["id"]) == ("snapshot", left["SnapshotId"])
 
     # Killed with blocks under way; what was written is not written again.
     slow = starter.inject(away.endpoint, kind="delay", action="PutSnapshotBlock", delay_ms=150)

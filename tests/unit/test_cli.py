@@ -79,6 +79,8 @@ def test_every_flag_of_every_verb_has_help(verb: str, tmp_path: Path) -> None:
         (["bake", "--recipe", "minimal", "--base", "beos"], ("unknown base 'beos'", "debian-12")),
         (["bake", "--recipe", "minimal", "--cloud", "moon"], ("cloud", "'local' or 'aws'")),
         (["publish", "--recipe", "minimal", "--cloud", "local"], ("--cloud local", "aws")),
+        (["clean", "--what", "cats"], ("--what cats", "key-pair")),
+        (["clean", "--keep", "-1"], ("--keep -1", "0 removes")),
         (["publish"], ("no recipe named", "--ami")),
         (["publish", "--recipe", "minimal", "--arch", "sparc"], ("unknown architecture 'sparc'", "arm64")),
         (["bench", "--technique", "magic"], ("unknown technique 'magic'", "cold")),

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import datetime, timedelta
 from typing import Any
 
-import boto3
 import pytest
 from botocore.exceptions import ClientError
-from moto import mock_aws
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.instances import StateReason
+from moto_cloud import LATER, NOW, launch, make_image
 
 from instant_env.arch import Arch
 from instant_env.cloud import copies, instances, janitor, runs
@@ -26,48 +23,8 @@ from instant_env.cloud.network import temporary_security_group
 from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role, expired, new_run_id, read_tags, tag_list, tag_specifications
 from instant_env.errors import UsageError
-from instant_env.settings import CloudName, Settings
 
-NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-LATER = NOW + timedelta(hours=1)
-
-
-@pytest.fixture
-def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cloud]:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    with mock_aws():
-        yield Cloud(
-            name=CloudName.AWS,
-            settings=Settings(state_dir=tmp_path),
-            ec2=boto3.client("ec2", region_name="us-east-1"),
-            ssm=boto3.client("ssm", region_name="us-east-1"),
-            instance_connect=boto3.client("ec2-instance-connect", region_name="us-east-1"),
-            region="us-east-1",
-            ssh_port=22,
-            caller_ip_url="http://127.0.0.1:9/",
-            accelerator="ec2",
-        )
-
-
-def launch(cloud: Cloud, role: Role = Role.BENCH, expires_at: datetime = LATER, run_id: str = "r1") -> str:
-    return instances.launch(
-        cloud,
-        LaunchRequest(
-            image_id="ami-12c6146b", instance_type="m7i.large", run_id=run_id, role=role, name="n",
-            expires_at=expires_at, client_token=new_run_id(),
-        ),
-    )  # fmt: skip
-
-
-def make_image(cloud: Cloud, recipe: str, tag: bool = True) -> str:
-    instance_id = launch(cloud)
-    extra = {"recipe": recipe, "arch": "x86_64", "plan-hash": "f" * 64, "login-user": "admin"}
-    tags = tag_specifications("image", run_id="r", role=Role.IMAGE, name="i", extra=extra)
-    image_id = cloud.ec2.create_image(
-        InstanceId=instance_id, Name=f"{recipe}-{new_run_id()}", TagSpecifications=tags if tag else []
-    )["ImageId"]
-    return str(image_id)
+pytest_plugins = ("moto_cloud",)
 
 
 def test_a_launch_is_tagged_imdsv2_only_and_spot_when_asked(cloud: Cloud) -> None:

@@ -114,9 +114,10 @@ def _resources(
     for role, source in (("builder", base.id), ("verify", "the new AMI")):
         name = f"instant-env-{role}-{request.run_id}"
         found += [
-            Resource("key-pair", name, "ed25519, its private half in memory"),
+            Resource("key-pair", name, "ed25519; the private half stays in memory"),
             Resource("security-group", name, "SSH from the caller's address only"),
             Resource("instance", name, f"{kinds}, on demand, from {source}, IMDSv2 only"),
+            Resource("network-interface", name, "its own"),
             Resource("volume", name, f"{encrypted}gp3, {base.size_gib} GiB: its root"),
         ]
     audit = f"instant-env-audit-{request.run_id}"

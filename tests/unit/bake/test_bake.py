@@ -30,7 +30,7 @@ def test_a_bake_leaves_an_image_and_nothing_else(bakery: Bakery) -> None:
 #: What makes which kinds of resources.
 MAKERS = {
     "ImportKeyPair": {"key-pair"}, "CreateSecurityGroup": {"security-group"}, "CreateVolume": {"volume"},
-    "RunInstances": {"instance", "volume"}, "CreateImage": {"image", "snapshot"},
+    "RunInstances": {"instance", "volume", "network-interface"}, "CreateImage": {"image", "snapshot"},
     "PutParameter": {"ssm-parameter"},
 }  # fmt: skip
 

@@ -17,8 +17,9 @@ from harness.runner import bench
 from instant_env.arch import Arch
 from instant_env.bake.bake import foresee
 from instant_env.bake.execute import StepError
-from instant_env.bake.request import Method
+from instant_env.bake.request import Method, OnError
 from instant_env.bake.verify import VerifyError
+from instant_env.cloud import janitor
 from instant_env.cloud.account import POLICIES
 from instant_env.cloud.images import list_baked
 from instant_env.cloud.session import Cloud, CloudError
@@ -104,7 +105,7 @@ def test_baking_needs_all_that_its_policy_allows_and_nothing_else(
 
 def test_policies_are_iam_documents() -> None:
     names = {path.stem for path in Path(POLICIES).glob("*.json")}
-    assert {"bake", "bench", "builder-role"} <= names
+    assert {"bake", "bench", "builder-role", "clean"} <= names
     for name in names:
         policy = json.loads((POLICIES / f"{name}.json").read_text())
         assert policy["Version"] == "2012-10-17"
@@ -161,9 +162,34 @@ def test_a_race_in_a_cloud_stays_within_its_policy(tmp_path: Path) -> None:
     assert recorder.actions - allowed("bench") == set()
 
 
+#: What `clean` looks with, and what it removes with, that is in modules of other verbs as well.
+CLEAN_SOURCES = tuple(f"instant_env/cloud/{name}.py" for name in ("janitor", "references"))
+CLEAN_REMOVERS = tuple(
+    f"instant_env/cloud/{name}.py" for name in ("copies", "images", "instances", "interfaces", "network")
+)
+
+
+def test_cleaning_stays_within_its_policy_and_the_policy_within_the_sources(bakery: Bakery) -> None:
+    """A clean of what a failed bake was told to keep; the rest by what the sources call."""
+    bakery.guest.answers.append((r"01-first\.sh", "", 1))
+    with pytest.raises(StepError):
+        bakery.bake(on_error=OnError.KEEP)
+    recorder = Recorder(bakery.cloud)
+    assert janitor.remove(bakery.cloud, janitor.find_removals(bakery.cloud, keep=3), lambda _: None) == []
+    assert bakery.left() == NOTHING
+    policy = allowed("clean")
+    assert {"ec2:TerminateInstances", "ec2:DeleteSecurityGroup", "ec2:DeleteKeyPair"} <= recorder.actions
+    assert recorder.actions - policy == set(), "used, and not allowed"
+    methods = {xform_name(action.partition(":")[2]) for action in policy}
+    text = "".join((ROOT / name).read_text() for name in CLEAN_SOURCES)
+    paged = set(re.findall(r'"((?:describe|get)_[a-z_]+)"', text))
+    assert (called_in(*CLEAN_SOURCES) | paged) - methods == set(), "called, and not allowed"
+    assert methods - called_in(*CLEAN_SOURCES, *CLEAN_REMOVERS) - paged == set(), "allowed, and not called"
+
+
 def test_what_changes_or_removes_goes_by_our_tag() -> None:
     """Whatever a policy lets change or remove has to carry our tag, except what names the latest image."""
-    policies = [json.loads((POLICIES / f"{name}.json").read_text()) for name in ("bake", "bench")]
+    policies = [json.loads((POLICIES / f"{name}.json").read_text()) for name in ("bake", "bench", "clean")]
     for statement in [statement for policy in policies for statement in policy["Statement"]]:
         actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
         if any(

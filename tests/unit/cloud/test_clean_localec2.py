@@ -62,3 +62,36 @@ def test_protected_and_disabled_images_stay_with_their_snapshots(served: Served,
     assert snapshot["Ebs"]["SnapshotId"] not in left
     assert len(left) == 3
     assert survey(cloud, Policy(keep=0, everything=True), NOW).removals == []
+
+
+def test_what_a_dead_run_left_of_every_kind_goes(served: Served, tmp_path: Path) -> None:
+    cloud, ec2 = cloud_of(served, tmp_path), served.ec2
+    tags = tag_list("r", Role.BENCH, name="n", expires_at=NOW - timedelta(hours=1))
+
+    def of(kind: str) -> Any:
+        return [{"ResourceType": kind, "Tags": tags}]
+
+    volume = ec2.create_volume(Size=1, AvailabilityZone="us-east-1a", TagSpecifications=of("volume"))[
+        "VolumeId"
+    ]
+    snapshot = ec2.create_snapshot(VolumeId=volume, TagSpecifications=of("snapshot"))["SnapshotId"]
+    while ec2.describe_snapshots(SnapshotIds=[snapshot])["Snapshots"][0]["State"] != "completed":
+        time.sleep(0.02)
+    subnet = ec2.describe_subnets()["Subnets"][0]["SubnetId"]
+    ec2.create_security_group(GroupName="g", Description="g", TagSpecifications=of("security-group"))
+    ec2.create_key_pair(KeyName="k", TagSpecifications=of("key-pair"))
+    ec2.create_network_interface(SubnetId=subnet, TagSpecifications=of("network-interface"))
+    ec2.allocate_address(Domain="vpc", TagSpecifications=of("elastic-ip"))
+    upload = cloud.client("ebs").start_snapshot(VolumeSize=1, Tags=tags)["SnapshotId"]
+    ec2.run_instances(
+        ImageId=served.register(), InstanceType="t3.micro", MinCount=1, MaxCount=1,
+        TagSpecifications=of("instance"),
+    )  # fmt: skip
+    found = survey(cloud, Policy(), NOW)
+    kinds = sorted(row.kind for row in found.removals)
+    assert kinds == sorted([*(janitor.KINDS - {"image", "image-copy"}), "snapshot"])
+    assert upload in {row.id for row in found.removals}
+    told: list[str] = []
+    assert janitor.remove(cloud, found.removals, told.append) == []
+    assert [line for line in told if not line.startswith("removed ")] == []
+    assert survey(cloud, Policy(), NOW).removals == []

@@ -234,6 +234,10 @@ def make_cloud(served: Served, settings: Settings, port: int) -> Cloud:
         ssh_port=port,
         caller_ip_url=f"{served.server.url}/_localec2/caller-ip",
         accelerator="ec2",  # the console of a machine that pretends stays empty
+        session=boto3.Session(
+            served.state.server.access_key_id, served.state.server.secret_access_key, region_name="us-east-1"
+        ),
+        endpoint_url=served.server.url,
     )
     answer_here(cloud)
     return cloud

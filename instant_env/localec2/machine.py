@@ -21,6 +21,7 @@ from instant_env.errors import InstantEnvError
 from instant_env.localec2 import qemu
 from instant_env.localec2.backup import Backups, Copy
 from instant_env.localec2.disks import COPY_TIMEOUT_S
+from instant_env.localec2.lockup import reset_when_locked_up
 from instant_env.localec2.qmp import Qmp, QmpError
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,12 @@ class Machine:
         threading.Thread(
             target=self._wait, args=(process,), name=f"wait {self.spec.instance_id}", daemon=True
         ).start()
+        if self.spec.accelerator == "tcg":
+            threading.Thread(
+                target=reset_when_locked_up,
+                args=(self.spec.instance_id, self.spec.console, self.ended, self._reset_at_once),
+                name=f"boot {self.spec.instance_id}", daemon=True,
+            ).start()  # fmt: skip
 
     def _await_monitor(self, process: subprocess.Popen[bytes], deadline: float) -> None:
         self._qmp = Qmp(
@@ -157,6 +164,10 @@ class Machine:
         self.spec.qmp.unlink(missing_ok=True)
         self.ended.set()
         self._on_exit(self)
+
+    def _reset_at_once(self) -> None:
+        with contextlib.suppress(QmpError):  # it has ended
+            self.qmp.execute("system_reset")
 
     def press_power_button(self) -> None:
         """ACPI power button; what the guest does about it is its business."""

@@ -212,7 +212,8 @@ def register(bench: Bench, image: Any, arch: Arch, package: str, directory: Path
     raw.unlink()
     stock = StockImage(
         base="debian-12", arch=arch, name=name, owner_id="000000000000", disk=disk,
-        description=f"custom-init's disk with {package}", ssm_parameter=f"/aws/service/instant-env-benchmark/{name}",
+        description=f"custom-init's disk with {package}",
+        ssm_parameter=f"/aws/service/instant-env-benchmark/{name}",
         root_device_name="/dev/xvda", size_gib=2, boot_mode="uefi", digest=name, created=datetime.now(UTC),
     )  # fmt: skip
     return starter.register(bench.endpoint, stock)

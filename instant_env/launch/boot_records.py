@@ -36,6 +36,8 @@ $sudo systemctl show -p Id -p InactiveExitTimestampMonotonic -p ActiveEnterTimes
     '*.service' '*.target' '*.socket' '*.mount'
 echo "== cloud-init"
 $sudo grep -hE '\]: (start|finish): ' /var/log/cloud-init.log 2>/dev/null
+echo "== until"
+read -r up rest </proc/uptime; echo "$up"
 echo "== end"
 """
 
@@ -102,11 +104,11 @@ def parse(text: str) -> BootRecords | None:
         uptime_s, wall_s = (float(word) for word in sections["clocks"][0].split())
         manager = _properties(sections["manager"])[0]
         units = _properties(sections["units"])
-        events, _ = sections["cloud-init"], sections["end"]
+        events, until_s, _ = sections["cloud-init"], float(sections["until"][0]), sections["end"]
     except (KeyError, ValueError, IndexError) as error:
         raise RecordsError(f"not what was asked for: {error!r}") from error
     cloud_init = _cloud_init(events, boot_s=wall_s - uptime_s)
-    limit_ms = uptime_s * 1000 + _STEP_MS
+    limit_ms = until_s * 1000 + _STEP_MS  # cloud-init goes on while it is asked
     stepped = any(not -_STEP_MS <= span.began_ms <= limit_ms for span in cloud_init)
     return BootRecords(_stages(manager), _units(units), cloud_init, stepped)
 
@@ -157,7 +159,11 @@ def _units(blocks: Sequence[dict[str, str]]) -> tuple[Span, ...]:
 
 
 def _cloud_init(lines: Sequence[str], *, boot_s: float) -> tuple[Span, ...]:
-    """Pairs of start and finish; of the same name the last one open is finished first."""
+    """Pairs of start and finish; of the same name the last one open is finished first.
+
+    Of a stage itself the log may have the finish alone (seen of Debian's cloud-init 22.4): it began no later
+    than the first thing within it.
+    """
     open_: dict[str, list[int]] = {}
     spans: list[Span] = []
     for line in lines:
@@ -172,4 +178,6 @@ def _cloud_init(lines: Sequence[str], *, boot_s: float) -> tuple[Span, ...]:
         elif open_.get(name):
             number = open_[name].pop()
             spans[number] = Span(name, spans[number].began_ms, ms, event["result"] or "")
+        elif within := [span.began_ms for span in spans if span.name.startswith(f"{name}/")]:
+            spans.append(Span(name, min(within), ms, event["result"] or ""))
     return tuple(spans)

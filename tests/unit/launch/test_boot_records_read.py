@@ -32,6 +32,8 @@ ActiveEnterTimestampMonotonic=0
 nonsense
 2026-11-21 12:00:08,100 - handlers.py[DEBUG]: finish: init-network: FAIL: searching for network datasources
 2026-11-21 12:00:09,000 - handlers.py[DEBUG]: start: modules-final: running modules for final
+== until
+43.10
 == end
 """
 
@@ -53,6 +55,23 @@ def test_systemd_and_cloud_init_are_on_one_clock() -> None:
         Span("modules-final", 9000, None),
     )
     assert not found.clock_stepped
+
+
+def test_a_stage_whose_start_is_not_in_the_log_began_with_its_first_part() -> None:
+    without = "".join(line for line in ANSWER.splitlines(True) if "start: init-network: " not in line)
+    found = parse(without)
+    assert found is not None
+    assert Span("init-network", 5200, 8100, "FAIL") in found.cloud_init
+
+
+def test_what_happens_while_it_is_asked_is_no_step() -> None:
+    late = "2026-11-21 12:00:44,000 - handlers.py[DEBUG]: start: modules-final/config-late: it runs\n== until"
+    found = parse(ANSWER.replace("== until", late))
+    assert found is not None
+    assert not found.clock_stepped
+    found = parse(ANSWER.replace("== until", late.replace("12:00:44", "12:00:45")))
+    assert found is not None
+    assert found.clock_stepped
 
 
 def test_a_clock_that_was_stepped_is_told() -> None:

@@ -230,7 +230,7 @@ def test_taken_down_in_the_middle_of_an_image(local_cloud: LocalCloud) -> None:
 
 
 def image(cloud: LocalCloud, instance_id: str, name: str, **more: str) -> str:
-    specification = tags("image", role="image", recipe="minimal", arch="x86_64", **more)
+    specification = tags("image", role="image", recipe="minimal", arch="x86_64", **more) + tags("snapshot")
     made = cloud.ec2.create_image(InstanceId=instance_id, Name=name, TagSpecifications=specification)  # type: ignore[arg-type]
     return str(made["ImageId"])
 

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 #: From SIGKILL to the end of a process that waits for a disk.
 KILL_TIMEOUT_S = 10.0
+#: A program that was being started when its server died has the server's name until it is (fork, then exec).
+_FORK_S = 0.2
 _KEY_ALPHABET = string.ascii_uppercase + "234567"
 
 
@@ -58,6 +60,9 @@ def end_lost_machines(layout: Layout, store: RecordStore) -> set[str]:
             log.warning("ended the lost machine %s", socket.stem)
             ended.add(socket.stem)
     ended |= end_processes(layout)
+    if layout.journal.exists():  # the server died while it was at something
+        time.sleep(_FORK_S)
+        ended |= end_processes(layout)
     for path in layout.runtime().iterdir():  # we hold the directory's lock: nobody alive has them
         path.unlink(missing_ok=True)
     return ended

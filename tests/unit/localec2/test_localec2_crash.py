@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.exceptions import ClientError
 
-from instant_env.localec2 import disks, store
+from instant_env.localec2 import disks, restore, store
+from instant_env.localec2.layout import Layout
 from instant_env.localec2.records import VolumeRecord
 
 if TYPE_CHECKING:
@@ -105,6 +106,9 @@ def run_killed(directory: Path, image_id: str, at: int, where: str) -> bool:
     _, status = os.waitpid(pid, 0)
     if os.WIFSIGNALED(status):
         assert os.WTERMSIG(status) == signal.SIGKILL
+        # What the next server does first. A qemu-img that was being started has its name a moment later.
+        time.sleep(0.1)
+        restore.end_processes(Layout(directory))
         return True
     assert os.WEXITSTATUS(status) == 3, "the job failed before it was killed"
     return False

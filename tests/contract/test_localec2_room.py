@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.boot, pytest.mark.slow]
 
 SMALL_MIB, LARGE_MIB, WRITTEN_MIB = 160, 400, 150
 #: So that no host is too fast: within 50 ms, the time between two looks, this is a small part of the reserve.
-BYTES_PER_SECOND = 40 << 20
+BYTES_PER_SECOND = 16 << 20
 
 
 def mount(directory: Path, *words: str) -> bool:

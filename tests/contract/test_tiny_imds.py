@@ -123,7 +123,11 @@ def found_by_botocore(guest: Guest) -> dict[str, str]:
         port = taken.getsockname()[1]
     with guest.connection.forward_local(port, remote_port=80, remote_host="169.254.169.254"):
         fetcher = InstanceMetadataFetcher(timeout=10, base_url=f"http://127.0.0.1:{port}/")
-        found: dict[str, str] = fetcher.retrieve_iam_role_credentials()
+        # Fabric begins to listen in a thread of its own, and botocore gives up at the first refusal.
+        found: dict[str, str] = {}
+        deadline = time.monotonic() + 30
+        while not found and time.monotonic() < deadline:
+            found = fetcher.retrieve_iam_role_credentials()
         return found
 
 

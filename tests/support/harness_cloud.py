@@ -21,6 +21,7 @@ from typing import Any
 import asyncssh
 import boto3
 import pytest
+import ssh_server
 from botocore.config import Config
 from botocore.exceptions import ClientError
 from moto import mock_aws
@@ -95,30 +96,9 @@ class SshHost:
 
     @contextmanager
     def serving(self, port: int = 0) -> Iterator[SshHost]:
-        ready, loop = threading.Event(), asyncio.new_event_loop()
-        stop = asyncio.Event()
-
-        async def serve() -> None:
-            server = await asyncssh.listen(
-                "127.0.0.1", port,
-                server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
-                server_factory=lambda: Machine(self),
-                process_factory=self._command, encoding=None,
-            )  # fmt: skip
-            self.port = server.sockets[0].getsockname()[1]
-            ready.set()
-            await stop.wait()
-            server.close()
-            await server.wait_closed()
-
-        thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
-        thread.start()
-        assert ready.wait(10)
-        try:
+        machine = {"server_factory": lambda: Machine(self), "process_factory": self._command}
+        with ssh_server.listening(port, **machine, encoding=None) as self.port:
             yield self
-        finally:
-            loop.call_soon_threadsafe(stop.set)
-            thread.join(10)
 
 
 @dataclass

@@ -7,14 +7,12 @@ are real. What a guest would have done is not.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import hashlib
 import itertools
 import json
 import re
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +24,7 @@ from typing import Any
 import asyncssh
 import boto3
 import pytest
+import ssh_server
 import yaml
 from botocore.config import Config
 from localec2_served import Served
@@ -113,28 +112,11 @@ class Guest:
 
     @contextmanager
     def serving(self) -> Iterator[Guest]:
-        ready, loop, stop = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
-
-        async def serve() -> None:
-            server = await asyncssh.listen(
-                "127.0.0.1", 0, server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
-                server_factory=_Sshd, process_factory=self._serve,
-                sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=bytes(self.root)),
-            )  # fmt: skip
-            self.port = server.sockets[0].getsockname()[1]
-            ready.set()
-            await stop.wait()
-            server.close()
-            await server.wait_closed()
-
-        thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
-        thread.start()
-        assert ready.wait(10)
-        try:
+        with ssh_server.listening(
+            server_factory=_Sshd, process_factory=self._serve,
+            sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=bytes(self.root)),
+        ) as self.port:  # fmt: skip
             yield self
-        finally:
-            loop.call_soon_threadsafe(stop.set)
-            thread.join(10)
 
 
 def _short_sleeps() -> None:

@@ -60,16 +60,21 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def state_of(served: Served, instance_id: str) -> str:
+    found = served.ec2.describe_instances(InstanceIds=[instance_id])
+    return found["Reservations"][0]["Instances"][0]["State"]["Name"]
+
+
+def running(served: Served, image_id: str) -> str:
+    made = served.ec2.run_instances(ImageId=image_id, InstanceType="t3.micro", MinCount=1, MaxCount=1)
+    instance_id = made["Instances"][0]["InstanceId"]
+    until(lambda: state_of(served, instance_id) == "running")
+    return instance_id
+
+
 def test_requests_fail_as_a_whole_and_work_again_with_room(cramped: Served, small: Path) -> None:
     image_id = cramped.register()
-    made = cramped.ec2.run_instances(ImageId=image_id, InstanceType="t3.micro", MinCount=1, MaxCount=1)
-    instance_id = made["Instances"][0]["InstanceId"]
-
-    def state() -> str:
-        found = cramped.ec2.describe_instances(InstanceIds=[instance_id])
-        return found["Reservations"][0]["Instances"][0]["State"]["Name"]
-
-    until(lambda: state() == "running")
+    instance_id = running(cramped, image_id)
     filler = fill(small)
     with pytest.raises(ClientError, match=r"\(InternalError\).*No space left"):
         cramped.ec2.run_instances(ImageId=image_id, InstanceType="t3.micro", MinCount=2, MaxCount=2)
@@ -77,28 +82,19 @@ def test_requests_fail_as_a_whole_and_work_again_with_room(cramped: Served, smal
         cramped.ec2.create_volume(AvailabilityZone="us-east-1a", Size=1)
     with pytest.raises(ClientError, match=r"\(InternalError\)"):
         cramped.ec2.stop_instances(InstanceIds=[instance_id])
-    assert state() == "running"
+    assert state_of(cramped, instance_id) == "running"
     assert len(cramped.ec2.describe_volumes()["Volumes"]) == 1
     filler.unlink()
     cramped.ec2.stop_instances(InstanceIds=[instance_id])
-    until(lambda: state() == "stopped")
+    until(lambda: state_of(cramped, instance_id) == "stopped")
     cramped.restart()
-    assert state() == "stopped"
+    assert state_of(cramped, instance_id) == "stopped"
     assert len(cramped.ec2.describe_volumes()["Volumes"]) == 1
 
 
 def test_an_attachment_is_made_whole_or_not_at_all(cramped: Served, small: Path) -> None:
     """Without room for the record the call fails; without room for the bytes the volume is free again."""
-    made = cramped.ec2.run_instances(
-        ImageId=cramped.register(), InstanceType="t3.micro", MinCount=1, MaxCount=1
-    )
-    instance_id = made["Instances"][0]["InstanceId"]
-
-    def state() -> str:
-        found = cramped.ec2.describe_instances(InstanceIds=[instance_id])
-        return found["Reservations"][0]["Instances"][0]["State"]["Name"]
-
-    until(lambda: state() == "running")
+    instance_id = running(cramped, cramped.register())
     volume_id = cramped.ec2.create_volume(AvailabilityZone="us-east-1a", Size=1)["VolumeId"]
 
     def attach() -> None:
@@ -169,18 +165,9 @@ def test_machines_stand_still_while_the_room_is_the_servers_own(cramped: Served)
 
 
 def test_an_image_that_does_not_fit_has_failed_and_takes_no_room(cramped: Served, small: Path) -> None:
-    made = cramped.ec2.run_instances(
-        ImageId=cramped.register(), InstanceType="t3.micro", MinCount=1, MaxCount=1
-    )
-    instance_id = made["Instances"][0]["InstanceId"]
-
-    def state() -> str:
-        found = cramped.ec2.describe_instances(InstanceIds=[instance_id])
-        return found["Reservations"][0]["Instances"][0]["State"]["Name"]
-
-    until(lambda: state() == "running")
+    instance_id = running(cramped, cramped.register())
     cramped.ec2.stop_instances(InstanceIds=[instance_id])
-    until(lambda: state() == "stopped")
+    until(lambda: state_of(cramped, instance_id) == "stopped")
     (volume,) = cramped.state.layout.volumes.iterdir()
     write = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 8M", str(volume)]
     subprocess.run(write, check=True, capture_output=True)

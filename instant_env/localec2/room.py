@@ -4,7 +4,8 @@ A guest writes more than its image holds, and its volume grows on the host's dis
 NVMe device (7.2; it has no `werror`) fails the guest's writes, and its file systems lose what they were told
 to keep. So the last of the room is the server's own, for its records; while nothing but that is left,
 machines stand still with nothing lost, as on a volume of EBS that has stalled, and their status check is
-`impaired`.
+`impaired`. QEMU writes what a guest has under way before it stops it (it drains its queues, whatever holds
+them back), which with a full page cache behind a slow disk can be more than a small reserve.
 """
 
 from __future__ import annotations

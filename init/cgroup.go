@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -112,12 +113,16 @@ func delegateControllers() error {
 		}
 	}
 	// A service that forks without end must leave process 1 the threads with which it ends it.
-	if most, err := readLine("/proc/sys/kernel/pid_max"); err == nil {
-		if number, err := strconv.Atoi(most); err == nil {
-			limit := []byte(strconv.Itoa(number * 9 / 10))
-			failures = append(failures, os.WriteFile(filepath.Join(serviceCgroups, "pids.max"), limit, 0))
+	least := math.MaxInt
+	for _, name := range []string{"pid_max", "threads-max"} { // the second one is what 1 GiB of memory reaches first
+		if most, err := readLine("/proc/sys/kernel/" + name); err == nil {
+			if number, err := strconv.Atoi(most); err == nil {
+				least = min(least, number)
+			}
 		}
 	}
+	limit := []byte(strconv.Itoa(least / 10 * 9))
+	failures = append(failures, os.WriteFile(filepath.Join(serviceCgroups, "pids.max"), limit, 0))
 	// As under systemd: mounts made here are seen in the mount namespaces of containers.
 	failures = append(failures, syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_SHARED, ""))
 	return errors.Join(failures...)

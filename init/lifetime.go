@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"time"
@@ -91,10 +92,16 @@ func (e *expiry) set(at time.Time, boot time.Duration, date time.Time, now func(
 	case at.IsZero():
 		*e = expiry{}
 	case !date.IsZero():
-		*e = expiry{at, max(boot+at.Sub(date), 1)}
+		*e = expiry{at, later(boot, at.Sub(date))}
 	case e.end == 0 || !at.Equal(e.at):
-		*e = expiry{at, max(boot+at.Sub(now()), 1)}
+		*e = expiry{at, later(boot, at.Sub(now()))}
 	}
+}
+
+// later is a point of CLOCK_BOOTTIME, at least 1, since 0 is none. A time that is centuries away (9999-12-31 for "never") is
+// the longest Duration, to which nothing can be added.
+func later(boot, left time.Duration) time.Duration {
+	return max(min(left, math.MaxInt64-boot)+boot, 1)
 }
 
 // end is the point of CLOCK_BOOTTIME at which the time is up, 0 when it never is, and why.

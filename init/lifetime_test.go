@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -56,6 +57,10 @@ func TestLifetime(t *testing.T) {
 		{name: "expires_at", data: userData{ExpiresAt: noon.Add(time.Hour)}, end: time.Hour + 10*time.Second, why: "expires_at"},
 		{name: "the earlier one, ttl_s", data: userData{TTL: time.Minute, ExpiresAt: noon.Add(time.Hour)}, end: time.Minute, why: "ttl_s"},
 		{name: "the earlier one, expires_at", data: userData{TTL: time.Hour, ExpiresAt: noon.Add(time.Minute)}, end: 70 * time.Second, why: "expires_at"},
+		{
+			name: "centuries away, which stands for never",
+			data: userData{ExpiresAt: time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)}, end: math.MaxInt64, why: "expires_at",
+		},
 		{name: "in the past", data: userData{ExpiresAt: noon.Add(-time.Hour)}, end: 1, why: "expires_at"},
 		{
 			name: "a tag extends", data: userData{TTL: time.Minute}, end: time.Hour + 10*time.Second, why: "tag",

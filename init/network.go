@@ -88,12 +88,13 @@ func (m *machine) bringUpNetwork() error {
 }
 
 // networkResumed has all leases checked: the machine slept, and their time went on.
-func (m *machine) networkResumed() {
+func (m *machine) networkResumed() error {
 	m.network.mutex.Lock()
 	defer m.network.mutex.Unlock()
 	for _, nic := range m.network.nics {
 		nic.client.Check()
 	}
+	return nil
 }
 
 // start listens before it looks, so that nothing comes unseen.

@@ -67,6 +67,7 @@ func boot() {
 		ending:    make(chan ending, 1),
 	}
 	m.network = newNetwork(m)
+	m.onResume(m.networkResumed)
 	m.marks.mark("init_start")
 	m.spawn("reaper", func() error {
 		for range children {
@@ -162,7 +163,7 @@ func (m *machine) finishBoot(admission *admission, settings config) error {
 	if data.Hostname != "" {
 		m.network.setHostname(data.Hostname)
 	}
-	m.mountVolumes(data.Mounts)
+	m.mountVolumes(data.Mounts, user)
 	m.startServices(data.Services)
 	m.onResume(func() error { return handOverAgain(user, m.marks, m.log) })
 	if settings.SSMKeys != "" {

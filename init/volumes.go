@@ -25,7 +25,7 @@ var taken = []string{"/bin", "/boot", "/etc", "/lib", "/lib64", "/root", "/sbin"
 
 // mountVolumes mounts what user data asks for, each when its volume is there, and returns at once. A volume is
 // waited for for as long as the machine runs.
-func (m *machine) mountVolumes(requests []mountRequest) {
+func (m *machine) mountVolumes(requests []mountRequest, user account) {
 	ready := make([]chan struct{}, len(requests))
 	for i, request := range requests {
 		ready[i] = make(chan struct{})
@@ -35,7 +35,7 @@ func (m *machine) mountVolumes(requests []mountRequest) {
 					<-ready[j] // /data before /data/cache
 				}
 			}
-			if err := m.mountVolume(request); err != nil {
+			if err := m.mountVolume(request, user); err != nil {
 				m.log.sayf("volume %s is not mounted on %s: %v", request.Device, request.Path, err)
 			}
 			close(ready[i])
@@ -44,7 +44,7 @@ func (m *machine) mountVolumes(requests []mountRequest) {
 	}
 }
 
-func (m *machine) mountVolume(request mountRequest) error {
+func (m *machine) mountVolume(request mountRequest, user account) error {
 	ofTable := slices.ContainsFunc(mounts, func(entry mount) bool { return entry.target == request.Path })
 	if ofTable || slices.Contains(taken, request.Path) {
 		return errors.New("the machine needs what is there")
@@ -63,10 +63,18 @@ func (m *machine) mountVolume(request mountRequest) error {
 	if err := os.MkdirAll(request.Path, 0o755); err != nil {
 		return err
 	}
+	hidden := ""
+	if strings.HasPrefix(user.keyFile(), request.Path+"/") {
+		hidden, _ = readPlain(user.keyFile())
+	}
 	if err := syscall.Mount(path, request.Path, kind, 0, ""); err != nil {
 		return fmt.Errorf("mount %s as %s: %w", path, kind, err)
 	}
 	m.log.notef("mounted %s on %s", path, request.Path)
+	// A volume over the user's home does not lock out who was let in before it came.
+	if keys := publicKeysAmong(hidden); len(keys) > 0 {
+		return user.authorize(keys)
+	}
 	return nil
 }
 

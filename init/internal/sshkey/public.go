@@ -31,7 +31,7 @@ func ParsePublicKey(line string) (PublicKey, error) {
 	kind, rest, _ := strings.Cut(line, " ")
 	body, comment, _ := strings.Cut(strings.TrimSpace(rest), " ")
 	blob, err := base64.StdEncoding.DecodeString(body)
-	if err != nil || len(blob) < 4 {
+	if err != nil || len(blob) < 4 || strings.ContainsAny(body, "\r\n") {
 		return PublicKey{}, fmt.Errorf("not a public key: %.60q", line)
 	}
 	inner := blob[4:]

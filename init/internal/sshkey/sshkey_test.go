@@ -28,6 +28,8 @@ func TestParsePublicKey(t *testing.T) {
 		{"length beyond the end", "ssh-ed25519 /////3NzaA==", ""},
 		{"control character", "ssh-ed25519 " + body + " a\x1bb", ""},
 		{"second line in the comment", "ssh-ed25519 " + body + " a\nssh-ed25519 x", ""},
+		{"second line in the body", "ssh-ed25519 " + body + "\ncert-authority ssh-ed25519 " + body, ""},
+		{"body wrapped", "ssh-ed25519 " + body[:8] + "\n" + body[8:], ""},
 		{"HTML", "<html>404</html>", ""},
 		{"empty", "", ""},
 	} {

@@ -24,20 +24,20 @@ from instant_env.bake.packages import LIST_COMMANDS, Package, bill_of_materials
 from instant_env.bake.plan import BakePlan, make_plan
 from instant_env.bake.recipe import Base, load_base, resolve
 from instant_env.bake.request import OnError, Request
-from instant_env.bake.seal import SEALED
+from instant_env.bake.seal import SEAL_FAILED, SEAL_TIMEOUT_S, SEALED
 from instant_env.bake.verify import VerifyError, verify
 from instant_env.cloud import instances, runs
 from instant_env.cloud.images import BakedImage, list_baked, mark_verified, parameter_name
 from instant_env.cloud.instances import LaunchOptions
-from instant_env.cloud.session import Cloud, Progress, cloud_error, connect, default_base
+from instant_env.cloud.session import Cloud, Progress, cloud_error, connect, default_base, undisturbed
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError, UsageError
 from instant_env.settings import Settings
 
 #: A builder or verifying machine older than this is nobody's. The machine's own timer uses the same.
 MACHINE_TTL_S = 3600
-#: Clearing the free space of an 8 GiB gp3 volume at its 125 MiB/s takes a minute; emulation may take longer.
-_SEAL_TIMEOUT_S = 900.0
+#: How often the console is looked at while the seal runs.
+_CONSOLE_EVERY_S = 10.0
 #: Timers on the builder: armed by its user data, and by us once we are logged in.
 _EARLY_TTL_UNIT = "instant-bake-early-ttl"
 _TTL_UNIT = "instant-bake-ttl"
@@ -99,15 +99,16 @@ def prepare(
 def foresee(cloud: Cloud, settings: Settings, request: Request, progress: Progress) -> Forecast:
     """What `bake` would make, and what that would cost. Nothing is made."""
     plan, base = prepare(cloud, settings, request, progress)
-    existing = None if request.options.force else _already_baked(cloud, plan)
+    existing = None if request.options.force else _already_baked(cloud, plan, request)
     types = instances.builder_types(cloud, request.arch, request.builder_types)
     return forecast(cloud, request, plan, base, existing, builder_types=types, ttl_s=MACHINE_TTL_S)
 
 
-def _already_baked(cloud: Cloud, plan: BakePlan) -> BakedImage | None:
+def _already_baked(cloud: Cloud, plan: BakePlan, request: Request) -> BakedImage | None:
     for image in list_baked(cloud, recipe=plan.recipe.name, arch=plan.arch):
+        same = image.plan_hash == plan.hash and image.encryption == request.options.encryption
         # One that is not verified is another run's, which is at it or was killed at it.
-        if image.plan_hash == plan.hash and image.state == "available" and image.verified:
+        if same and image.state == "available" and image.verified:
             return image
     return None
 
@@ -126,13 +127,27 @@ def _seal(cloud: Cloud, builder: Machine, plan: BakePlan, log: Any, progress: Pr
     started = time.monotonic()
     start_detached(builder.connection, plan.seal, "seal", log)
     builder.connection.close()
-    instances.wait_for_state(cloud, builder.instance_id, {"stopped"}, timeout_s=_SEAL_TIMEOUT_S)
-    tail = instances.console_tail(cloud, builder.instance_id)
-    # EC2 shows the console late, so its silence proves nothing there; a stated failure does everywhere.
-    if "instant-bake: seal failed" in tail or (cloud.accelerator != "ec2" and SEALED not in tail):
-        raise VerifyError(
+    due = started + _CONSOLE_EVERY_S
+
+    def refuse(tail: str) -> VerifyError:
+        return VerifyError(
             f"the last step failed on {builder.instance_id}", hint=tail.replace("\n", " / ")[-300:]
         )
+
+    def listen(pause_s: float) -> None:
+        """A machine whose seal has failed stays on for as long as we would wait."""
+        nonlocal due
+        time.sleep(pause_s)
+        if time.monotonic() >= due:
+            due = time.monotonic() + _CONSOLE_EVERY_S
+            if SEAL_FAILED in (tail := instances.console_tail(cloud, builder.instance_id)):
+                raise refuse(tail)
+
+    instances.wait_for_state(cloud, builder.instance_id, {"stopped"}, timeout_s=SEAL_TIMEOUT_S, sleep=listen)
+    tail = instances.console_tail(cloud, builder.instance_id)
+    # EC2 shows the console late, so its silence proves nothing there; a stated failure does everywhere.
+    if SEAL_FAILED in tail or (cloud.accelerator != "ec2" and SEALED not in tail):
+        raise refuse(tail)
     progress(f"sealed and powered off: {time.monotonic() - started:.1f} s")
 
 
@@ -156,7 +171,8 @@ def bake(
         f"plan {plan.hash[:12]}: {request.recipe} on {plan.base.base} ({base.id} of {base.created[:10]}), "
         f"{len(plan.steps)} steps"
     )
-    if not request.options.force and (existing := _already_baked(cloud, plan)):
+    if not request.options.force and (existing := _already_baked(cloud, plan, request)):
+        images.finish(cloud, existing, request)
         _publish(cloud, existing)
         return BakeResult(existing, True, None, None, time.monotonic() - begun)
 
@@ -218,7 +234,9 @@ def bake(
         except BaseException as error:
             # Kept are images too: they expire, as the machine does.
             if options.on_error is OnError.CLEANUP or not isinstance(error, InstantEnvError):
-                images.discard(cloud, run_id)
+                undisturbed(lambda: images.discard(cloud, run_id))
+            else:
+                progress("an image of this run, if there is one, is kept, too, until the next `invoke clean`")
             if isinstance(error, ClientError):
                 raise cloud_error(error, f"baking {request.label}: {error.operation_name}") from error
             raise

@@ -21,7 +21,7 @@ from instant_env.cloud import instances
 from instant_env.cloud.instances import LaunchOptions, LaunchRequest
 from instant_env.cloud.keys import KeyPair, imported_key_pair
 from instant_env.cloud.network import caller_cidr, private_cidr, temporary_security_group
-from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, insist
+from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, insist, undisturbed
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError
 
@@ -93,7 +93,7 @@ def machine(cloud: Cloud, order: Order, progress: Progress) -> Iterator[Machine]
         )
         # Before the launch, so that an interrupt inside it cannot leave a machine behind.
         launched: set[str] = set()
-        stack.callback(terminate)
+        stack.callback(undisturbed, terminate)
         request = LaunchRequest(
             image_id=order.image_id,
             instance_type=order.instance_types[0],
@@ -114,22 +114,25 @@ def machine(cloud: Cloud, order: Order, progress: Progress) -> Iterator[Machine]
             raise cloud_error(error, f"launching {order.image_id}") from error
         launched.add(instance_id)
         progress(f"{role.value} {instance_id} launched")
-        description = instances.wait_for_state(cloud, instance_id, {"running"}, timeout_s=RUNNING_TIMEOUT_S)
-        public, private = description.get("PublicIpAddress"), description.get("PrivateIpAddress")
-        address = private if order.private else public or private
-        if not address:
-            raise CloudError(f"{instance_id} has no address", hint="is the subnet public? set subnet")
+        address = None
         try:
-            connection = wait_for_login(
-                address, cloud.ssh_port, order.login_user, key, timeout_s=LOGIN_TIMEOUT_S
+            description = instances.wait_for_state(
+                cloud, instance_id, {"running"}, timeout_s=RUNNING_TIMEOUT_S
             )
-        except LoginError as error:
-            tail = instances.console_tail(cloud, instance_id, 3).replace("\n", " / ")
-            raise LoginError(error.message, hint=f"the console ends with: {tail or 'nothing'}") from error
-        stack.callback(connection.close)
-        progress(f"logged in to {instance_id} as {order.login_user}")
-        zone = description["Placement"]["AvailabilityZone"]
-        try:
+            public, private = description.get("PublicIpAddress"), description.get("PrivateIpAddress")
+            address = private if order.private else public or private
+            if not address:
+                raise CloudError(f"{instance_id} has no address", hint="is the subnet public? set subnet")
+            try:
+                connection = wait_for_login(
+                    address, cloud.ssh_port, order.login_user, key, timeout_s=LOGIN_TIMEOUT_S
+                )
+            except LoginError as error:
+                tail = instances.console_tail(cloud, instance_id, 3).replace("\n", " / ")
+                raise LoginError(error.message, hint=f"the console ends with: {tail or 'nothing'}") from error
+            stack.callback(connection.close)
+            progress(f"logged in to {instance_id} as {order.login_user}")
+            zone = description["Placement"]["AvailabilityZone"]
             yield Machine(instance_id, address, zone, key, connection)
         except InstantEnvError:
             if order.keep_key_in is not None:
@@ -137,7 +140,7 @@ def machine(cloud: Cloud, order: Order, progress: Progress) -> Iterator[Machine]
                 path = _write_key(key, order.keep_key_in / f"{key_name}.pem")
                 progress(
                     f"{instance_id} is kept until {order.expires_at:%H:%M} UTC or the next `invoke clean`: "
-                    f"ssh -i {path} -p {cloud.ssh_port} {order.login_user}@{address}"
+                    f"ssh -i {path} -p {cloud.ssh_port} {order.login_user}@{address or instance_id}"
                 )
             raise
 

@@ -29,7 +29,8 @@ def load(connect: Callable[[], Cloud], settings: Settings, name: str) -> dict[st
     Raises UsageError when there is none on this machine, or it is of another version.
     """
     path = Path(name)
-    if not path.is_file():
+    is_ami = not path.is_file()
+    if is_ami:
         found = [image.manifest for image in list_baked(connect()) if image.id == name]
         if not found:
             raise UsageError(f"{name} is no AMI of ours and no file", hint="invoke amis lists them")
@@ -46,6 +47,8 @@ def load(connect: Callable[[], Cloud], settings: Settings, name: str) -> dict[st
         raise UsageError(
             f"{path} is no manifest of this version", hint="bake the image again: --force"
         ) from error
+    if is_ami:
+        manifest["ami"] = name  # a published AMI has the manifest of the one it was made from
     return manifest
 
 

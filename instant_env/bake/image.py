@@ -38,6 +38,7 @@ def make(
             "recipe": plan.recipe.name, "base": plan.base.base, "base-ami": plan.base_ami,
             "arch": plan.arch.value, "plan-hash": plan.hash, "login-user": plan.base.login_user,
             "init-sha256": next(init, ""), "git-revision": revision, "manifest": f"{request.image_name}.json",
+            "encryption": request.options.encryption,
         },
     }  # fmt: skip
     described = f"instant-env {plan.recipe.name} on {plan.base.base}, plan {plan.hash[:12]}"

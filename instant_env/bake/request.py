@@ -63,6 +63,11 @@ class Options:
     deprecate_after_days: int | None = None
     protect: bool = False
 
+    @property
+    def encryption(self) -> str:
+        """Of the root volume, as an image's tag has it: none, default, or the key."""
+        return (self.kms_key_id or "default") if self.encrypt else "none"
+
     def __post_init__(self) -> None:
         if self.kms_key_id and not self.encrypt:
             raise UsageError("--kms-key-id without encryption", hint="leave out --no-encrypt")

@@ -11,6 +11,12 @@ from instant_env.bake.recipe import Base
 
 #: Printed on the serial console at the very end; its absence after power-off tells that the seal failed.
 SEALED = "instant-bake: sealed"
+#: Printed when it cannot go on.
+SEAL_FAILED = "instant-bake: seal failed"
+#: What a bake waits for the seal: clearing the free space of an 8 GiB gp3 volume at its 125 MiB/s takes a
+#: minute, and emulation may take longer. One that has failed powers off only after that: a stop before it
+#: would look like success where the console is late.
+SEAL_TIMEOUT_S = 900
 
 #: Everything here identifies the builder, its user or its run. Globs are the shell's.
 _FORGET_FILES = (
@@ -36,7 +42,7 @@ def seal_script(base: Base) -> str:
 # seal: forget this machine, clear free space, power off.
 set -eu
 exec >/dev/console 2>&1 </dev/null
-trap 'echo "instant-bake: seal failed"' EXIT
+trap 'echo "{SEAL_FAILED}"; sleep {2 * SEAL_TIMEOUT_S}; systemctl poweroff --force --force' EXIT
 
 # The key we came by is overwritten in place; nobody logs in after this.
 for file in /root/.ssh/authorized_keys /home/*/.ssh/authorized_keys; do

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class BakedImage:
     """One AMI of ours. ``size_gib`` is the sum of its volumes; ``created`` is aware (UTC).
 
-    ``manifest`` is the name of the file that says how it was made, where it was baked.
+    ``manifest`` is the name of the file that says how it was made, where it was baked. ``encryption`` is
+    none, default (the account's key), or the key that was asked for.
 
     An AMI has an expiry until it is verified: a bake that is killed leaves one that anyone may remove then.
     """
@@ -41,6 +42,7 @@ class BakedImage:
     root_device: str = ""
     run_id: str = ""
     manifest: str = ""
+    encryption: str = "default"
     expires_at: datetime | None = None
 
     @property
@@ -67,6 +69,7 @@ def _from_description(image: ImageTypeDef) -> BakedImage:
         root_device=image.get("RootDeviceName", ""),
         run_id=tags.get(f"{PREFIX}run", ""),
         manifest=tags.get(f"{PREFIX}manifest", ""),
+        encryption=tags.get(f"{PREFIX}encryption", "default"),
         expires_at=expiry(tags),
     )
 

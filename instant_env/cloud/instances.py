@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from enum import StrEnum
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from instant_env.arch import Arch
 from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, error_code, insist
@@ -110,7 +109,7 @@ class LaunchOptions:
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """One machine to launch. ``ttl_s`` becomes the machine's own timer through user data.
+    """One machine to launch.
 
     ``interface_id``: an existing network interface, which has subnet and security group of its own.
     """
@@ -315,11 +314,8 @@ def console_tail(cloud: Cloud, instance_id: str, lines: int = 15) -> str:
     """The last lines of the serial console, or an empty text when there is none."""
     try:
         output = cloud.ec2.get_console_output(InstanceId=instance_id).get("Output") or ""
-    except ClientError:
+    except (ClientError, BotoCoreError):
         return ""
-    # boto3 decodes it already on current versions; older ones hand over base64.
-    if output and " " not in output and "\n" not in output.strip():
-        output = base64.b64decode(output).decode("utf-8", "replace")
     return "\n".join(output.splitlines()[-lines:])
 
 

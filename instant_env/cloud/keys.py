@@ -13,9 +13,8 @@ from datetime import datetime
 
 import asyncssh
 import paramiko
-from botocore.exceptions import ClientError
 
-from instant_env.cloud.session import Cloud, cloud_error, insist
+from instant_env.cloud.session import Cloud, insist, or_undone
 from instant_env.cloud.tags import Role, tag_specifications
 
 
@@ -54,7 +53,7 @@ def imported_key_pair(
     """Import the public half under the run's name; yield the name; delete it on the way out, unless ``keep``
     says no by then."""
     name = f"instant-env-{role.value}-{run_id}"
-    try:
+    with or_undone(lambda: cloud.ec2.delete_key_pair(KeyName=name), f"importing key pair {name}"):
         cloud.ec2.import_key_pair(
             KeyName=name,
             PublicKeyMaterial=key.public_openssh.encode(),
@@ -62,8 +61,6 @@ def imported_key_pair(
                 "key-pair", run_id=run_id, role=role, name=name, expires_at=expires_at
             ),
         )
-    except ClientError as error:
-        raise cloud_error(error, f"importing key pair {name}") from error
     try:
         yield name
     finally:

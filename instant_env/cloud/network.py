@@ -12,8 +12,8 @@ from datetime import datetime
 
 from botocore.exceptions import ClientError
 
-from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code, insist
-from instant_env.cloud.tags import Role, tag_specifications
+from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code, insist, or_undone
+from instant_env.cloud.tags import Role, project_filter, tag_specifications
 
 #: A group stays in use for a little while after its last machine is gone.
 _GROUP_RELEASE_TIMEOUT_S = 60.0
@@ -86,27 +86,33 @@ def temporary_security_group(
     out, unless ``keep`` says no by then."""
     name = f"instant-env-{role.value}-{run_id}"
     cidr = cidr or caller_cidr(cloud)
-    try:
+    vpc_id = vpc_of(cloud)
+
+    def delete_unanswered() -> None:
+        filters = project_filter(run=run_id, role=role.value)
+        for group in cloud.ec2.describe_security_groups(Filters=filters)["SecurityGroups"]:
+            cloud.ec2.delete_security_group(GroupId=group["GroupId"])
+
+    with or_undone(delete_unanswered, f"making security group {name}"):
         group_id = cloud.ec2.create_security_group(
             GroupName=name,
             Description=f"instant-env {role.value}: SSH from the caller only",
-            VpcId=vpc_of(cloud),
+            VpcId=vpc_id,
             TagSpecifications=tag_specifications(
                 "security-group", run_id=run_id, role=role, name=name, expires_at=expires_at
             ),
         )["GroupId"]
-    except ClientError as error:
-        raise cloud_error(error, f"making security group {name}") from error
     try:
-        cloud.ec2.authorize_security_group_ingress(
-            GroupId=group_id,
-            IpPermissions=[
-                {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": cidr}]}
-            ],
-        )
+        try:
+            cloud.ec2.authorize_security_group_ingress(
+                GroupId=group_id,
+                IpPermissions=[
+                    {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": cidr}]}
+                ],
+            )
+        except ClientError as error:
+            raise cloud_error(error, f"opening SSH to {cidr}") from error
         yield group_id
-    except ClientError as error:
-        raise cloud_error(error, f"opening SSH to {cidr}") from error
     finally:
         if not keep():
             delete_group(cloud, group_id)

@@ -6,11 +6,14 @@ tells the caller's address. All of that is decided here, and nowhere above.
 
 from __future__ import annotations
 
+import ipaddress
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
@@ -69,6 +72,8 @@ class Cloud:
     session: boto3.Session | None = None
     endpoint_url: str | None = None
     """Where all services are, in place of AWS's own endpoints."""
+    refusals_from_guest: bool = True
+    """Whether a refused connect proves that the guest's network is up; in localec2 the host refuses."""
 
     def client(self, service: str, config: Config = _AWS_CONFIG) -> Any:
         """A client of another service than those above."""
@@ -142,6 +147,7 @@ def _connect_local(settings: Settings, progress: Progress) -> Cloud:
             "ec2-instance-connect", endpoint_url=endpoint.url, config=_LOCAL_CONFIG
         ),
         region=endpoint.region,
+        refusals_from_guest=False,
         ssh_port=settings.ssh_port or endpoint.ssh_port,
         caller_ip_url=settings.caller_ip_url or endpoint.caller_ip_url,
         accelerator=endpoint.accelerator,
@@ -150,11 +156,25 @@ def _connect_local(settings: Settings, progress: Progress) -> Cloud:
     )
 
 
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _connect_aws(settings: Settings) -> Cloud:
     try:
         session = boto3.Session(profile_name=settings.profile, region_name=settings.region)
         where: dict[str, Any] = {"endpoint_url": settings.endpoint_url, "config": _AWS_CONFIG}
-        identity = session.client("sts", **where).get_caller_identity()
+        sts = session.client("sts", **where)
+        if settings.endpoint_url is None and _is_loopback(sts.meta.endpoint_url):
+            raise CloudError(
+                f"--cloud aws, but the environment leads to {sts.meta.endpoint_url}",
+                hint="unset AWS_ENDPOINT_URL and the keys beside it, or say INSTANT_ENV_ENDPOINT_URL",
+            )
+        identity = sts.get_caller_identity()
     except NoCredentialsError as error:
         raise CloudError(
             "no AWS credentials found", hint="set AWS_PROFILE or AWS_ACCESS_KEY_ID, or use --cloud local"
@@ -197,12 +217,43 @@ def cloud_error(error: ClientError, doing: str, *, hint: str = "") -> CloudError
 _INSIST_S = (0.25, 1.0, 4.0)
 
 
+T = TypeVar("T")
+
+
+def undisturbed(clean_up: Callable[[], T]) -> T:
+    """Clean up to the end. An interrupt meanwhile has it done once more, and is passed on then; it comes once
+    (front.interrupts, harness.signals)."""
+    try:
+        return clean_up()
+    except KeyboardInterrupt:
+        clean_up()
+        raise
+
+
+@contextmanager
+def or_undone(undo: Callable[[], Any], doing: str) -> Iterator[None]:
+    """Around one request that makes something: it may have been done though no answer came, or an interrupt
+    came first, so then ``undo`` has to find and remove it. Raises CloudError for a refusal."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(ClientError, BotoCoreError, CloudError):  # nothing to undo, or nobody who answers
+            undo()
+        if isinstance(error, ClientError):
+            raise cloud_error(error, doing) from error
+        raise
+
+
 def insist(call: Callable[[], Any], *, gone: str = "", sleep: Callable[[float], None] | None = None) -> bool:
     """Make a call that cleans up, whatever the cloud says at first: nobody else would make it again.
 
     ``gone`` is the code that says that there is nothing to clean up. EC2 also says it of what it does not
     know yet, so it is believed the second time; the answer is then False. The last try's error is passed on.
     """
+    return undisturbed(lambda: _insist(call, gone, sleep))
+
+
+def _insist(call: Callable[[], Any], gone: str, sleep: Callable[[float], None] | None) -> bool:
     seen_gone = 0
     for pause_s in (*_INSIST_S, None):
         try:

@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Any
 
 from botocore.exceptions import ClientError
 
-from instant_env.cloud.session import Cloud, CloudError, error_code, insist
-from instant_env.cloud.tags import Role, tag_specifications
+from instant_env.cloud.session import Cloud, CloudError, error_code, insist, or_undone
+from instant_env.cloud.tags import Role, project_filter, tag_specifications
 
 _TIMEOUT_S = 120.0
 
@@ -35,18 +36,23 @@ def temporary_volume(
     cloud: Cloud, snapshot_id: str, zone: str, *, run_id: str, expires_at: datetime
 ) -> Iterator[str]:
     """A gp3 volume from a snapshot; deleted on the way out."""
-    volume_id = cloud.ec2.create_volume(
-        SnapshotId=snapshot_id,
-        AvailabilityZone=zone,
-        VolumeType="gp3",
-        TagSpecifications=tag_specifications(
-            "volume",
-            run_id=run_id,
-            role=Role.VERIFY,
-            name=f"instant-env-audit-{run_id}",
-            expires_at=expires_at,
-        ),
-    )["VolumeId"]
+    name = f"instant-env-audit-{run_id}"
+
+    def delete_unanswered() -> None:
+        named: Any = [*project_filter(run=run_id), {"Name": "tag:Name", "Values": [name]}]
+        for volume in cloud.ec2.describe_volumes(Filters=named)["Volumes"]:
+            _wait(cloud, volume["VolumeId"], "available")
+            cloud.ec2.delete_volume(VolumeId=volume["VolumeId"])
+
+    with or_undone(delete_unanswered, f"making a volume of {snapshot_id}"):
+        volume_id = cloud.ec2.create_volume(
+            SnapshotId=snapshot_id,
+            AvailabilityZone=zone,
+            VolumeType="gp3",
+            TagSpecifications=tag_specifications(
+                "volume", run_id=run_id, role=Role.VERIFY, name=name, expires_at=expires_at
+            ),
+        )["VolumeId"]
     try:
         _wait(cloud, volume_id, "available")
         yield volume_id

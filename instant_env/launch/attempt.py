@@ -146,7 +146,8 @@ class Attempt:
         trouble = self._trouble or self._watcher.last_error
         reached = max(self.timeline.marks, key=lambda name: self.timeline.marks[name].ms, default="t0")
         detail = f"no login {after}; got as far as {reached}" + (f"; {trouble}" if trouble else "")
-        if MarkName.T3 not in self.timeline.marks and self.stats.first_refused_ns is not None:
+        refused = self._cloud.refusals_from_guest and self.stats.first_refused_ns is not None
+        if refused and MarkName.T3 not in self.timeline.marks:
             return Outcome.SSH_REFUSED, f"{detail}; {self.stats.refused} connects refused"
         return Outcome.TIMEOUT, detail
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import asyncssh
@@ -39,8 +40,7 @@ async def fill_running(
     site: Site, prepared: Prepared, order: Order, *, user_data: str | None, hibernation: bool = False
 ) -> Place:
     """Launch a machine and log in to it once. Raises FillError, and then the machine is gone; cancelled, it
-    is
-    the run's to end, by its tags."""
+    is the run's to end, by its tags."""
     started = time.monotonic()
     made = dataclasses.replace(
         order,
@@ -57,12 +57,11 @@ async def fill_running(
         timeout_s=site.timeout_s,
         afterwards=_get_ready if hibernation else None,
     )
-    await filling.run()
-    if filling.outcome is not Outcome.OK or filling.guest is None:
-        if filling.instance_id:
-            await _in_thread(lambda: terminate(site.cloud, [filling.instance_id]))
-        why = filling.error or "; ".join(filling.notes)
-        raise FillError(f"{filling.instance_id or 'no machine'}: {filling.outcome}: {why}")
+    async with _ended_on_failure(site.cloud, lambda: filling.instance_id):
+        await filling.run()
+        if filling.outcome is not Outcome.OK or filling.guest is None:
+            why = filling.error or "; ".join(filling.notes)
+            raise FillError(f"{filling.instance_id or 'no machine'}: {filling.outcome}: {why}")
     return Place(
         instance_id=filling.instance_id,
         address=filling.address,
@@ -71,6 +70,17 @@ async def fill_running(
         fill_s=time.monotonic() - started,
         filled_ns=time.monotonic_ns(),
     )
+
+
+@asynccontextmanager
+async def _ended_on_failure(cloud: Cloud, instance_id: Callable[[], str]) -> AsyncIterator[None]:
+    """The machine of a place that comes to nothing ends before anything else is measured beside it."""
+    try:
+        yield
+    except FillError:
+        if instance_id():
+            await _in_thread(lambda: terminate(cloud, [instance_id()]))
+        raise
 
 
 async def _get_ready(connection: asyncssh.SSHClientConnection) -> None:
@@ -84,8 +94,13 @@ async def _get_ready(connection: asyncssh.SSHClientConnection) -> None:
 
 
 async def put_to_rest(site: Site, place: Place, *, hibernate: bool = False) -> Place:
-    """Stop the place's machine, and wait until it is stopped. Raises FillError when it is not, or not
-    asleep."""
+    """Stop the place's machine, and wait until it is stopped. Raises FillError when it is not, or not asleep,
+    and then the machine is gone."""
+    async with _ended_on_failure(site.cloud, lambda: place.instance_id):
+        return await _rested(site, place, hibernate=hibernate)
+
+
+async def _rested(site: Site, place: Place, *, hibernate: bool) -> Place:
     started = time.monotonic()
     await _in_thread(
         lambda: site.cloud.ec2.stop_instances(InstanceIds=[place.instance_id], Hibernate=hibernate)

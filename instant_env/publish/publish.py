@@ -6,13 +6,11 @@ Not shown on real EC2 yet: what is proved is publishing from one localec2 to ano
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from botocore.config import Config
@@ -193,7 +191,6 @@ def publish(
                 image_id = reused
                 _finish(target, reused)
             found = target.ec2.describe_images(ImageIds=[image_id])["Images"][0]
-        _copy_manifest(target.settings.state_dir / "manifests", image.id, image_id)
         journal.end()
     ids = tuple(mapping["Ebs"]["SnapshotId"] for mapping in found["BlockDeviceMappings"] if "Ebs" in mapping)
     return Published(image_id, ids, source, standing, reused is not None, time.monotonic() - begun)
@@ -245,7 +242,7 @@ def _published_before(target: Cloud, source: Source) -> str | None:
 
 def _tags(source: Source, run_id: str, *, expires_at: datetime) -> Any:
     """Tags of the image and its snapshots: the source's own, the run's, and where it came from."""
-    own = ("run", "role", "expires-at")
+    own = ("run", "role", "expires-at", "encryption")  # the last: as the target does by default
     extra = {
         key.removeprefix(PREFIX): value
         for key, value in read_tags(source.description.get("Tags")).items()
@@ -371,13 +368,3 @@ def _finish(target: Cloud, image_id: str) -> None:
     (image,) = target.ec2.describe_images(ImageIds=[image_id], Filters=filters)["Images"]
     snapshots = [m["Ebs"]["SnapshotId"] for m in image["BlockDeviceMappings"] if "Ebs" in m]
     target.ec2.delete_tags(Resources=[image_id, *snapshots], Tags=[{"Key": f"{PREFIX}expires-at"}])
-
-
-def _copy_manifest(directory: Path, source_id: str, image_id: str) -> None:
-    """The published AMI's manifest is its source's, with its own id."""
-    try:
-        manifest = json.loads((directory / f"{source_id}.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return  # baked with another state directory
-    text = json.dumps({**manifest, "ami": image_id, "published_from": source_id}, indent=2)
-    (directory / f"{image_id}.json").write_text(text + "\n", encoding="utf-8")

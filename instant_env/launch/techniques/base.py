@@ -158,9 +158,6 @@ class Technique(ABC):
     def release(self, cloud: Cloud, place: Place) -> None:  # noqa: B027 - most have nothing to undo
         """Undo ``fill``, after the machine is gone; machines themselves are the caller's to end."""
 
-    def clean_up(self, cloud: Cloud, prepared: Prepared) -> None:  # noqa: B027 - most have nothing to undo
-        """Undo ``prepare``. The machines themselves are the caller's to end."""
-
 
 class BakedTechnique(Technique):
     """A plain RunInstances of one of our AMIs."""

@@ -14,8 +14,11 @@ from botocore.compat import HTTPHeaders
 from botocore.exceptions import ClientError
 from pretend_bakery import NOTHING, Bakery, Calls
 
+from instant_env.bake import bake as bake_module
 from instant_env.bake.execute import StepError
 from instant_env.bake.request import Method, OnError, Options, choose
+from instant_env.bake.seal import SEAL_FAILED
+from instant_env.bake.verify import VerifyError
 from instant_env.cloud import janitor
 from instant_env.cloud.session import CloudError
 from instant_env.errors import UsageError
@@ -42,7 +45,9 @@ def test_a_builder_is_encrypted_and_ends_itself_before_anybody_has_logged_in(bak
     assert '"ttl_s": 3600' in data[1]
     (snapshot,) = bakery.served.ec2.describe_snapshots(SnapshotIds=list(image.snapshot_ids))["Snapshots"]
     assert snapshot["Encrypted"]
-    plain = bakery.bake(encrypt=False, force=True).image
+    assert bakery.bake().image.id == image.id, "reused"
+    plain = bakery.bake(encrypt=False).image
+    assert plain.id != image.id, "what was asked for is another image"
     (snapshot,) = bakery.served.ec2.describe_snapshots(SnapshotIds=list(plain.snapshot_ids))["Snapshots"]
     assert not snapshot["Encrypted"]
     both = {"early-ttl.timer", "ttl.timer"}
@@ -168,3 +173,33 @@ def test_options_that_make_no_sense() -> None:
         Options(encrypt=False, kms_key_id="alias/ours")
     with pytest.raises(UsageError, match="deprecated before"):
         Options(deprecate_after_days=-1)
+
+
+def test_an_image_that_is_there_gets_what_was_asked_for_besides(bakery: Bakery) -> None:
+    first = bakery.bake()
+    again = bakery.bake(protect=True, deprecate_after_days=30)
+    assert again.reused
+    assert again.image.id == first.image.id
+    (image,) = bakery.served.ec2.describe_images(ImageIds=[first.image.id])["Images"]
+    assert image["DeregistrationProtection"].startswith("enabled")
+    assert image["DeprecationTime"]
+
+
+def test_a_seal_that_fails_is_seen_on_the_console_while_the_machine_stays_on(
+    bakery: Bakery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays so that no stop looks like success; nobody waits a quarter of an hour for it."""
+    monkeypatch.setattr(bake_module, "_CONSOLE_EVERY_S", 0.05)
+
+    def failed(**_: Any) -> tuple[AWSResponse, dict[str, Any]]:
+        answer = AWSResponse("", 200, HTTPHeaders(), None)
+        return answer, {"Output": f"rm: cannot remove\n{SEAL_FAILED}\n", "ResponseMetadata": {}}
+
+    monkeypatch.setattr(bakery.guest, "sealed", lambda: None)
+    console: Any = failed
+    bakery.cloud.ec2.meta.events.register("before-call.ec2.GetConsoleOutput", console)
+    with pytest.raises(VerifyError, match="the last step failed") as caught:
+        bakery.bake()
+    assert "cannot remove" in caught.value.hint
+    assert bakery.left() == NOTHING
+    assert bakery.images() == []

@@ -14,7 +14,7 @@ from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from instant_env.fault_tasks import fault
-from instant_env.front import Reporter, print_json, say, show, takes_pair, verb
+from instant_env.front import Reporter, print_json, say, show, takes_numbers, takes_pair, verb
 
 if TYPE_CHECKING:
     from instant_env.arch import Arch
@@ -108,6 +108,8 @@ def bake(
         ssh_private=ssh_private, deprecate_after_days=deprecate_after_days or None, protect=protect,
     )  # fmt: skip
     wanted = requests(recipe, arch, options)
+    if parallel < 0:
+        raise UsageError(f"--parallel {parallel} makes no sense", hint="1 or more; all at a time by default")
     if verbose and len(wanted) > 1:
         raise UsageError("--verbose shows one bake at a time", hint="each has a log, named when it begins")
     with Reporter().live() as report:
@@ -157,6 +159,7 @@ def _bake_side_by_side(
 
 
 @task(
+    klass=takes_numbers(iterations=int, timeout_s=int, parallel=int, seed=int, max_usd=float),
     iterable=["technique"],
     help={
         "ami": "which AMIs to measure: latest (the default), or the id of one",
@@ -181,21 +184,21 @@ def _bake_side_by_side(
 @verb
 def bench(
     _: Context,
-    ami: str = "latest",
+    ami: str = "",
     technique: list[str] | None = None,
-    iterations: int = 3,
-    arch: str = "x86_64",
+    iterations: int | None = None,
+    arch: str = "",
     instance_type: str = "",
-    timeout_s: int = 600,
-    parallel: int = 1,
+    timeout_s: int | None = None,
+    parallel: int | None = None,
     experiment: str = "",
     resume: str = "",
     dry_run: bool = False,
-    max_usd: float = 0.0,
+    max_usd: float | None = None,
     subnet: str = "",
     security_group: str = "",
-    seed: int = -1,
-    name: str = "bench",
+    seed: int | None = None,
+    name: str = "",
     cloud: str = "",
     region: str = "",
     json: bool = False,
@@ -206,8 +209,8 @@ def bench(
     settings = _settings(cloud=cloud, region=region, subnet=subnet, security_group=security_group)
     request = asked.Request(
         experiment=experiment, resume=resume, ami=ami, techniques=tuple(technique or ()),
-        iterations=iterations, arch=_arch(arch), instance_type=instance_type,
-        seed=None if seed < 0 else seed, name=name, timeout_s=float(timeout_s), parallel=parallel,
+        iterations=iterations, arch=arch, instance_type=instance_type, seed=seed, name=name,
+        timeout_s=timeout_s, parallel=parallel,
     )  # fmt: skip
     settings, planner = asked.read(request, settings)
     with Reporter().live() as report:
@@ -215,7 +218,7 @@ def bench(
             told = runner.dry_run(settings, planner, report)
         else:
             result = runner.carry_out(
-                settings, planner, max_usd=max_usd or None, progress=report,
+                settings, planner, max_usd=max_usd, progress=report,
                 watch=lambda standing: report.show(live.render(standing)),
             )  # fmt: skip
     if dry_run:

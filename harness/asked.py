@@ -18,19 +18,28 @@ from instant_env.settings import CloudName, Settings
 
 @dataclass(frozen=True)
 class Request:
-    """The flags. ``experiment`` and ``resume`` are paths, empty when not given."""
+    """The flags; empty or None when not given. ``experiment`` and ``resume`` are paths."""
 
-    experiment: str
-    resume: str
-    ami: str
-    techniques: tuple[str, ...]
-    iterations: int
-    arch: Arch
-    instance_type: str
-    seed: int | None
-    name: str
-    timeout_s: float
-    parallel: int
+    experiment: str = ""
+    resume: str = ""
+    ami: str = ""
+    techniques: tuple[str, ...] = ()
+    iterations: int | None = None
+    arch: str = ""
+    instance_type: str = ""
+    seed: int | None = None
+    name: str = ""
+    timeout_s: int | None = None
+    parallel: int | None = None
+
+    def of_a_race(self) -> list[str]:
+        """The flags given that an experiment's file, or a run's own metadata, says already."""
+        flags = {
+            "--ami": self.ami, "--technique": self.techniques, "--iterations": self.iterations,
+            "--arch": self.arch, "--instance-type": self.instance_type, "--name": self.name,
+            "--timeout-s": self.timeout_s, "--parallel": self.parallel,
+        }  # fmt: skip
+        return [flag for flag, value in flags.items() if value not in (None, "", ())]
 
 
 def read(request: Request, settings: Settings) -> tuple[Settings, Planner]:
@@ -40,29 +49,39 @@ def read(request: Request, settings: Settings) -> tuple[Settings, Planner]:
     """
     if request.experiment and request.resume:
         raise UsageError("--experiment and --resume do not go together", hint="a run knows its experiment")
+    if (request.experiment or request.resume) and (given := request.of_a_race()):
+        raise UsageError(
+            f"{request.experiment or request.resume} says that itself: {', '.join(given)}",
+            hint="--dry-run shows what it says" if request.experiment else "it goes on as it began",
+        )
+    if request.resume and request.seed is not None:
+        raise UsageError("--resume and --seed do not go together", hint="a run keeps its order")
     if request.resume:
         return _resumed(Path(request.resume), settings)
     if request.experiment:
         found = definition.load(Path(request.experiment))
         changed = settings.model_copy(update={"region": found.region}) if found.region else settings
         return changed, lambda cloud: planning.of_definition(cloud, found, request.seed)
-    check_name(request.name)
-    check_limits(request.iterations, request.timeout_s)
+    name, arch = request.name or "bench", Arch.parse(request.arch or Arch.X86_64)
+    iterations = 3 if request.iterations is None else request.iterations
+    timeout_s = 600.0 if request.timeout_s is None else float(request.timeout_s)
+    check_name(name)
+    check_limits(iterations, timeout_s)
     for technique in request.techniques:
         find_technique(technique)
 
     def race(cloud: Cloud) -> Plan:
         return planning.of_race(
             cloud,
-            name=request.name,
-            ami=request.ami,
+            name=name,
+            ami=request.ami or "latest",
             techniques=request.techniques or None,
-            arch=request.arch,
+            arch=arch,
             instance_type=request.instance_type or None,
-            iterations=request.iterations,
+            iterations=iterations,
             seed=request.seed,
-            timeout_s=request.timeout_s,
-            parallel=request.parallel,
+            timeout_s=timeout_s,
+            parallel=1 if request.parallel is None else request.parallel,
         )
 
     return settings, race

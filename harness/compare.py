@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,8 +177,7 @@ def find_side(directory: Path, asked: str) -> Side:
 
 def _by_ami(runs: Sequence[Path], ami: str, directory: Path) -> Side:
     found: list[tuple[Results, tuple[Record, ...]]] = []
-    for path in runs:
-        results = read_results(path)
+    for results in _readable(runs):
         if own := tuple(record for record in results.records if record.texts.get("ami") == ami):
             found.append((results, own))
     if not found:
@@ -193,8 +193,7 @@ def _by_revision(runs: Sequence[Path], asked: str, directory: Path) -> Side:
             hint="for example: invoke compare main HEAD",
         )
     found = []
-    for path in runs:
-        results = read_results(path)
+    for results in _readable(runs):
         git = results.metadata.get("git") or {}
         if str(git.get("revision") or "").startswith(revision):
             found.append(results)
@@ -206,6 +205,14 @@ def _by_revision(runs: Sequence[Path], asked: str, directory: Path) -> Side:
     if (found[0].metadata.get("git") or {}).get("dirty"):
         note = "; ".join(filter(None, (note, f"{found[0].path.name}: the checkout differed from {asked}")))
     return Side(asked, found[0], found[0].records, note)
+
+
+def _readable(runs: Sequence[Path]) -> Iterator[Results]:
+    """What the files hold, without those of runs that have no attempt yet or were cut off: nobody asked for
+    them by name."""
+    for path in runs:
+        with suppress(UsageError):
+            yield read_results(path)
 
 
 def _newest_of(asked: str, results: Results, count: int) -> str:

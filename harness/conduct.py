@@ -125,14 +125,14 @@ class Conductor:
                 asyncio.TaskGroup() as group,
             ):
                 for item in planned:
-                    if not self._affords(item.cell):
-                        self.over_budget = True
-                        break
                     if item.technique in caps:
                         await caps[item.technique].acquire()
                     await slots.acquire()
                     if self.stop.received:
                         raise asyncio.CancelledError
+                    if not self._affords(item.cell):  # what had this slot before is paid by now
+                        self.over_budget = True
+                        break
                     # Opens or revives the HTTPS connection, so that no t1 holds a TLS handshake, and when
                     # nothing else is in flight makes sure that nothing of the run is alive beside the
                     # machine that is measured.
@@ -180,20 +180,22 @@ class Conductor:
         attempt.afterwards = lambda connection: self._ask_for_records(connection, planned, attempt)
         in_flight = self.in_flight
         try:
-            if options.fresh_copy:
-                prepared = dataclasses.replace(prepared, image_id=await self._copy(prepared, order))
-            if options.pause_s:
-                await asyncio.sleep(options.pause_s)
-            site = Site(self.cloud, watcher, self.access.key, self.experiment.timeout_s)
-            place = await technique.fill(site, prepared, order)
-            self._count(planned.technique, place)
-            if options.rest_s:
-                await asyncio.sleep(options.rest_s)
-            in_flight = self.in_flight
-            await attempt.run()
-        except (InstantEnvError, ClientError, BotoCoreError) as error:
-            attempt.outcome = Outcome.LAUNCH_ERROR
-            attempt.error = " ".join(f"filling its place: {error}".split())
+            try:
+                if options.fresh_copy:
+                    prepared = dataclasses.replace(prepared, image_id=await self._copy(prepared, order))
+                if options.pause_s:
+                    await asyncio.sleep(options.pause_s)
+                site = Site(self.cloud, watcher, self.access.key, self.experiment.timeout_s)
+                place = await technique.fill(site, prepared, order)
+                self._count(planned.technique, place)
+                if options.rest_s:
+                    await asyncio.sleep(options.rest_s)
+            except (InstantEnvError, ClientError, BotoCoreError) as error:
+                attempt.outcome = Outcome.LAUNCH_ERROR
+                attempt.error = " ".join(f"filling its place: {error}".split())
+            else:
+                in_flight = self.in_flight
+                await attempt.run()
         except asyncio.CancelledError:
             if attempt.outcome is not Outcome.OK:  # else it was only the guest's report that was cut off
                 attempt.outcome = Outcome.INTERRUPTED
@@ -302,9 +304,13 @@ class Conductor:
         text = await asyncio.to_thread(console_tail, self.cloud, instance_id, _CONSOLE_LINES)
         if text:
             directory = self.cloud.settings.state_dir / "consoles"
-            directory.mkdir(parents=True, exist_ok=True)
             path = directory / f"{self.results.path.stem}-{planned.attempt}-{planned.technique}.txt"
-            path.write_text(text + "\n", encoding="utf-8")
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                path.write_text(text + "\n", encoding="utf-8")
+            except OSError as error:
+                self.progress(f"warning: its serial console is not kept: {error}")
+                return
             self.progress(f"its serial console: {path}")
 
 

@@ -45,7 +45,9 @@ class Prices:
     def worst_usd(self, cloud: Cloud, cell: Cell, timeout_s: float) -> float:
         """What an attempt costs that runs into its deadline, its filling too; 0 without a price."""
         lives = [timeout_s + MIN_BILLED_S] * (2 if find_technique(cell.technique).hands_over_key else 1)
-        return self.cost_usd(cell.instance_type, market_of(cloud, cell), *lives) or 0.0
+        # Where spot has no capacity, it is on demand.
+        markets = {market_of(cloud, cell), Market.ON_DEMAND}
+        return max(self.cost_usd(cell.instance_type, market, *lives) or 0.0 for market in markets)
 
     def as_json(self) -> list[dict[str, Any]]:
         return [

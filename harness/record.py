@@ -44,7 +44,8 @@ def row_of(
         return mark.resolution_ms if mark else None
 
     reads = guest.root_reads if guest is not None and guest.boot_at_ns > timeline.t0_ns else None
-    volume = attempt.root_reads
+    # Of a machine that ran before t0 it has the reads of its filling, too.
+    volume = None if place.machines and place.address else attempt.root_reads
     marks = {
         column: round(guest.marks_ms[name], 3)
         for name, column in GUEST_MARKS.items()
@@ -87,7 +88,11 @@ def row_of(
         probes_refused=stats.refused,
         probes_silent=stats.silent,
         probes_garbage=stats.garbage,
-        first_refused_ms=timeline.ms(stats.first_refused_ns) if stats.first_refused_ns else None,
+        first_refused_ms=(
+            timeline.ms(stats.first_refused_ns)
+            if stats.first_refused_ns and cloud.refusals_from_guest
+            else None
+        ),
         keys_refused=attempt.keys_refused,
         guest_boot_ms=timeline.ms(guest.boot_at_ns) if guest else None,
         guest_clock_error_ms=guest.clock_error_ms if guest else None,

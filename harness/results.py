@@ -71,7 +71,8 @@ class Row:
     probes_silent: int = _column("count", "connects given up without an answer", optional=False)
     probes_garbage: int = _column("count", "connects answered by something other than SSH", optional=False)
     first_refused_ms: float | None = _column(
-        "ms from t0", "first refusal: the guest's network was up by then"
+        "ms from t0",
+        "first refusal: the guest's network was up by then; empty in localec2, where the host refuses",
     )
     keys_refused: int = _column("count", "authentications refused before t4", optional=False)
     guest_boot_ms: float | None = _column(
@@ -88,7 +89,10 @@ class Row:
     first_login_ms: float | None = _column("ms from kernel start", "our init read that sshd let somebody in")
     disk_requests: int | None = _column("count", "reads from the root's disk by the kernel, just after t4")
     disk_bytes: int | None = _column("bytes", "what they read")
-    volume_requests: int | None = _column("count", "the same as QEMU counts it, firmware and loader included")
+    volume_requests: int | None = _column(
+        "count",
+        "the same as QEMU counts it, firmware and loader included; not of a machine that ran before t0",
+    )
     volume_bytes: int | None = _column("bytes", "what they read")
     boot_id: str | None = _column("", "the guest's boot id")
     kernel: str | None = _column("", "the guest's kernel release")
@@ -129,6 +133,7 @@ class ResultFile:
 
     def __enter__(self) -> ResultFile:
         if self._resumed:
+            _cut_torn_line(self.path)
             self._file = self.path.open("a", encoding="utf-8", newline="")
             return self
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,6 +172,12 @@ def _parse(column: dataclasses.Field[Any], text: str) -> Any:
     return text
 
 
+def _cut_torn_line(path: Path) -> None:
+    """Take away what a crash left of a row that was being written."""
+    with path.open("rb+") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
 def read_rows(path: Path) -> list[Row]:
     """Read a CSV back. Raises UsageError when it is none of ours or of another schema."""
     try:
@@ -174,7 +185,8 @@ def read_rows(path: Path) -> list[Row]:
             reader = csv.DictReader(file)
             if tuple(reader.fieldnames or ()) != tuple(column.name for column in COLUMNS):
                 raise UsageError(f"{path} has not the columns of schema {SCHEMA_VERSION}")
-            return [Row(**{c.name: _parse(c, record[c.name]) for c in COLUMNS}) for record in reader]
+            whole = (record for record in reader if None not in record.values())  # a crash tears the last one
+            return [Row(**{c.name: _parse(c, record[c.name]) for c in COLUMNS}) for record in whole]
     except (OSError, ValueError) as error:
         if isinstance(error, UsageError):
             raise

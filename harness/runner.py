@@ -77,7 +77,9 @@ class BenchResult:
 
     @property
     def failures(self) -> int:
-        return sum(row.outcome != Outcome.OK for row in self.rows)
+        """Attempts that are not ok. One that was interrupted and made again has two rows; the last counts."""
+        last = {row.attempt: row for row in self.rows}
+        return sum(row.outcome != Outcome.OK for row in last.values())
 
 
 def bench(
@@ -242,8 +244,6 @@ class Run:
                 stack.enter_context(runs.alive(self.cloud.settings, self.run_id))
                 results = stack.enter_context(ResultFile(csv_path, resumed=self.plan.csv_path is not None))
                 metadata.write(metadata_path, about | {"status": "running"})
-                for cell, prepared in self.prepared.items():
-                    stack.callback(find_technique(cell.technique).clean_up, self.cloud, prepared)
                 key_name = stack.enter_context(
                     imported_key_pair(
                         self.cloud, pair, run_id=self.run_id, role=Role.BENCH, expires_at=expires_at
@@ -272,6 +272,7 @@ class Run:
                     stop=self._stop,
                     progress=self._progress,
                     on_row=lambda row: self._tell(row, conductor),
+                    spent_usd=float(self.plan.before.get("spent_usd") or 0.0),
                 )
                 with short_pauses():
                     asyncio.run(self._run_all(conductor))
@@ -282,7 +283,8 @@ class Run:
         finally:
             if metadata_path.exists():
                 ended = {"status": status, "finished_utc": _utc_text(), "load_at_end": metadata.load()}
-                metadata.write(metadata_path, about | ended | _done(conductor))
+                about["sessions"][-1] |= ended | _done(conductor)
+                metadata.write(metadata_path, about | ended | _total(about["sessions"], conductor))
         # Of a resumed run, also those from before.
         rows = tuple(read_rows(csv_path)) if self.plan.csv_path else tuple(conductor.rows)
         return BenchResult(
@@ -399,10 +401,27 @@ def _done(conductor: Conductor | None) -> dict[str, Any]:
     return {
         "attempts_done": len(conductor.rows),
         "pools": fillings_as_json(conductor.fillings),
-        "spent_usd": round(conductor.spent_usd, 6),
         "api_calls": conductor.api_calls.as_json(),
         "cpu_s": round(conductor.cpu_s(), 3),
     }
+
+
+def _total(sessions: Sequence[Mapping[str, Any]], conductor: Conductor | None) -> dict[str, Any]:
+    """What all sessions of a run took: sums of what each has, whatever is inside of it."""
+    total: dict[str, Any] = {}
+    summed = ("attempts_done", "pools", "api_calls", "cpu_s")
+    for session in sessions:
+        _add(total, {key: session[key] for key in summed if key in session})
+    # The conductor goes on with what was spent before.
+    return total | ({"spent_usd": round(conductor.spent_usd, 6)} if conductor else {})
+
+
+def _add(total: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for key, value in more.items():
+        if isinstance(value, Mapping):
+            _add(total.setdefault(key, {}), value)
+        else:
+            total[key] = round(total.get(key, 0) + value, 3)
 
 
 def _about(technique: Technique, prepared: Prepared) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, taken once: they stop the work, never the cleaning up."""
+"""Ctrl-C, SIGTERM and SIGHUP, taken once: they stop the work, never the cleaning up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from instant_env import stopping
 
 
 class StopSignals:
@@ -26,7 +26,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            self._previous = {number: signal.signal(number, self._handle) for number in stopping.signals()}
         return self
 
     def __exit__(
@@ -40,6 +40,7 @@ class StopSignals:
         if self.received is not None:
             return
         self.received = signal.Signals(number)
+        stopping.leave_terminal(number)
         if self.hook is not None:
             self.hook()
         else:

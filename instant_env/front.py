@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
+from instant_env import stopping
 from instant_env.errors import InstantEnvError
 
 P = ParamSpec("P")
@@ -88,9 +89,9 @@ def fail(message: str, hint: str, exit_code: int) -> NoReturn:
 
 @contextmanager
 def interrupts(*, quiet: bool = False) -> Iterator[None]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt once, so that every ``finally`` runs; more of them are
-    answered with a word, since cutting a clean-up short is what leaves machines running. ``quiet`` is for
-    processes that share a screen with the one that speaks; these need no terminal, and clean up without."""
+    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt once, so that every ``finally`` runs; more of them
+    are answered with a word, since cutting a clean-up short is what leaves machines running. ``quiet`` is for
+    processes that share a screen with the one that speaks."""
     seen = False
 
     def handle(signum: int, _: FrameType | None) -> None:
@@ -101,12 +102,12 @@ def interrupts(*, quiet: bool = False) -> Iterator[None]:
             print("still cleaning up; machines would stay behind otherwise", file=sys.stderr, flush=True)
             return
         seen = True
+        stopping.leave_terminal(signum)
         if not quiet:
             print(f"\n{signal.Signals(signum).name}: cleaning up", file=sys.stderr, flush=True)
         raise KeyboardInterrupt
 
-    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if quiet else [])]
-    previous = {number: signal.signal(number, handle) for number in numbers}
+    previous = {number: signal.signal(number, handle) for number in stopping.signals()}
     try:
         yield
     finally:
@@ -176,6 +177,20 @@ class _Pair(Argument):
     @value.setter
     def value(self, value: Any) -> None:
         self.set_value(value)
+
+
+def takes_numbers(**kinds: type) -> type[Task[Any]]:
+    """A kind of task whose parameters of these names are numbers, or None when they are not given: Invoke
+    knows a parameter's type from its default alone."""
+
+    class NumberTask(Task[Any]):
+        def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
+            arguments: list[Argument] = super().get_arguments(ignore_unknown_help)
+            for argument in arguments:
+                argument.kind = kinds.get(str(argument.attr_name or argument.name), argument.kind)
+            return arguments
+
+    return NumberTask
 
 
 def takes_pair(flag: str, help: str) -> type[Task[Any]]:

@@ -85,7 +85,13 @@ def test_every_flag_of_every_verb_has_help(verb: str, tmp_path: Path) -> None:
         (["publish", "--recipe", "minimal", "--arch", "sparc"], ("unknown architecture 'sparc'", "arm64")),
         (["bench", "--technique", "magic"], ("unknown technique 'magic'", "cold")),
         (["bench", "--iterations", "0"], ("0",)),
+        (["bake", "--recipe", "minimal", "--parallel=-1"], ("--parallel -1", "1 or more")),
         (["bench", "--name", "../up"], ("../up",)),
+        (
+            ["bench", "--experiment", "experiments/hop-limit.yml", "--iterations", "1", "--arch", "arm64"],
+            ("says that itself", "--iterations, --arch", "--dry-run"),
+        ),
+        (["bench", "--resume", "x.csv", "--seed", "0"], ("--resume and --seed",)),
         (["report", "--csv", "nowhere.csv"], ("cannot read nowhere.csv", "invoke bench")),
         (
             ["report", "--csv", "results/samples/20261121T143032Z-bench.csv", "--format", "pdf"],

@@ -164,6 +164,13 @@ def test_nobody_listening_is_ssh_refused(tmp_path: Path) -> None:
     assert "as far as t2" in done.error
 
 
+def test_where_the_host_refuses_for_the_guest_it_is_a_timeout(tmp_path: Path) -> None:
+    with cloud_in_process(tmp_path, free_port(), Ec2Faults()) as cloud:
+        done = attempt(dataclasses.replace(cloud, refusals_from_guest=False), timeout_s=0.8)
+    assert done.outcome is Outcome.TIMEOUT
+    assert done.stats.refused > 0
+
+
 def test_silence_is_timeout(tmp_path: Path) -> None:
     # TEST-NET-1 (RFC 5737) answers nobody; or has no route at all, which is silence too.
     with cloud_in_process(tmp_path, 22, Ec2Faults(address="192.0.2.1")) as cloud:

@@ -43,6 +43,14 @@ def test_what_got_slower_and_what_did_not(runs: Path) -> None:
     assert back.too_slow == ()
 
 
+def test_a_run_without_attempts_is_in_nobodys_way(runs: Path) -> None:
+    header = (runs / "20260101T000000Z-a.csv").read_text().partition("\n")[0]
+    (runs / "20260103T000000Z-c.csv").write_text(header + "\n")
+    assert verdicts(compare_runs(runs, "20260101T000000Z-a", REVISION_B))["custom-init"] == "slower"
+    with pytest.raises(UsageError, match="no attempts"):
+        compare_runs(runs, "20260101T000000Z-a", "20260103T000000Z-c")
+
+
 def test_only_an_interval_wholly_above_the_limit_fails(runs: Path) -> None:
     def failed(most: str) -> bool:
         return bool(

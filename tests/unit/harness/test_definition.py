@@ -87,7 +87,8 @@ def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
 def test_the_ready_made_ones_are_in_order(path: Path) -> None:
     definition = load(path)
     assert definition.name == path.stem
-    assert definition.n >= 10
+    # Emulated arm64 is slow: 3 are what a sample of all techniques takes there.
+    assert definition.n >= (3 if definition.architectures == [Arch.ARM64] else 10)
     assert len(definition.cells(usual)) >= 2
 
 

@@ -32,7 +32,7 @@ def test_a_pool_is_on_demand_and_pays_for_its_filling(tmp_path: Path) -> None:
     with cloud_in_process(tmp_path, 22, Ec2Faults(), name=CloudName.AWS) as cloud:
         cold = TABLE.worst_usd(cloud, COLD, 600.0)
         pool = TABLE.worst_usd(cloud, POOL, 600.0)
-        assert cold == pytest.approx(660 * 0.36 / 3600)
+        assert cold == pytest.approx(660 * 3.6 / 3600), "where spot has no capacity, it is on demand"
         assert pool == pytest.approx(2 * 660 * 3.6 / 3600)
         experiment = Experiment((COLD, POOL), iterations=10, seed=1, timeout_s=600.0)
         told = prices.estimate(cloud, experiment, TABLE)

@@ -66,6 +66,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, parallel: int) 
     rows = read_rows(csv_path)
     assert rows[: len(first)] == first, "what was measured stays"
     assert tuple(rows) == result.rows
+    assert result.failures == 0, "an attempt that was made again counts by its last row"
     assert sorted(row.attempt for row in rows if row.outcome == "ok") == [1, 2, 3, 4, 5, 6]
     about = json.loads(csv_path.with_suffix(".json").read_text())
     assert (about["status"], about["seed"], about["order"]) == ("finished", 7, before["order"])
@@ -75,6 +76,22 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, parallel: int) 
         dict.fromkeys(row.run_id for row in rows)
     )
     assert all("revision" in session["git"] for session in about["sessions"])
+    taken = [session["attempts_done"] for session in about["sessions"]]
+    assert about["attempts_done"] == sum(taken) == len(rows)
+    assert about["spent_usd"] == pytest.approx(sum(row.cost_usd or 0.0 for row in rows))
+
+
+def test_what_a_crash_tore_is_made_again(tmp_path: Path) -> None:
+    with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
+        bake(cloud, "minimal", register_image(cloud))
+        csv_path = run(cloud, iterations=1).csv_path
+        whole = csv_path.read_bytes()
+        csv_path.write_bytes(whole[:-40])
+        assert len(read_rows(csv_path)) == 1
+        assert len(resumed(cloud, csv_path).rows) == 2
+    lines = csv_path.read_bytes().splitlines(keepends=True)
+    assert lines[:2] == whole.splitlines(keepends=True)[:2]
+    assert len(lines) == 3
 
 
 class _Lines(list[str]):
@@ -123,6 +140,9 @@ def test_a_limit_on_money_stops_the_run_before_it_is_passed(
         bake(cloud, "minimal", register_image(cloud))
         # An attempt is billed for a minute: $0.60; with a time-out of 10 s it may cost $0.70.
         result = run(cloud, iterations=3, max_usd=2.0)
+        # One after the other, what is in flight is paid when the next one is judged.
+        assert len(run(cloud, iterations=1, max_usd=1.35).rows) == 2
+        assert run(cloud, iterations=1, max_usd=0.0).rows == ()
         assert_nothing_left(cloud)
     assert len(result.rows) == 3
     assert [row.cost_usd for row in result.rows] == [0.6] * 3

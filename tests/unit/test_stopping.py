@@ -1,0 +1,62 @@
+"""A terminal that goes away stops a command like Ctrl-C does, and what it prints then hurts nobody."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from instant_env import front
+try:
+    with front.interrupts():
+        print("begun", flush=True)
+        time.sleep(60)
+except KeyboardInterrupt:
+    for _ in range(3):
+        print("cleaning", flush=True)
+        print("cleaning", file=sys.stderr, flush=True)
+    Path(sys.argv[1]).write_text("cleaned up")
+"""
+
+
+def test_a_hangup_cleans_up_without_a_terminal(tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        ["setsid", "--ctty", sys.executable, "-c", PROGRAM, str(done)],
+        stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    assert b"begun" in os.read(ours, 100)
+    os.close(ours)  # the kernel sends SIGHUP to the session's leader
+    try:
+        process.wait(30)
+    finally:
+        process.kill()
+    assert done.read_text() == "cleaned up"
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_who_ignores_hangups_goes_on(tmp_path: Path, ignored: bool) -> None:
+    done = tmp_path / "done"
+    prepare = (lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) if ignored else None
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(done)], stdout=subprocess.PIPE, preexec_fn=prepare
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"begun\n"
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert (process.poll() is None) == ignored
+    process.terminate()
+    process.wait(30)
+    assert done.read_text() == "cleaned up"

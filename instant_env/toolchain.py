@@ -67,13 +67,15 @@ def go_environment(arch: Arch) -> dict[str, str]:
     }
 
 
-def go_build(package: str, arch: Arch, output_dir: Path | None = None, *, tags: str = "") -> Path:
+def go_build(
+    package: str, arch: Arch, output_dir: Path | None = None, *, tags: str = "", cover: bool = False
+) -> Path:
     """Build the main package in directory ``package`` (relative to the checkout) for ``arch``.
 
     The binary is named after the directory (``init`` becomes ``instant-init``, ``init/ssm`` becomes
     ``instant-ssm``) and lands in ``build/<arch>/`` unless ``output_dir`` says otherwise. ``tags`` are build
     tags: what a production image must not have is compiled in by them alone (`faults` makes the init fail on
-    demand). Go's own cache makes a repeat cheap.
+    demand). ``cover`` counts which statements run. Go's own cache makes a repeat cheap.
     Raises GoBuildError with the compiler's last lines.
     """
     name = Path(package).name
@@ -87,6 +89,8 @@ def go_build(package: str, arch: Arch, output_dir: Path | None = None, *, tags: 
     command = [find_go(), "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid="]
     if tags:
         command.append(f"-tags={tags}")
+    if cover:
+        command += ["-cover", "-covermode=atomic", "-coverpkg=./init/..."]
     try:
         result = subprocess.run(
             [*command, "-o", str(temporary), f"./{package}"],

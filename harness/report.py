@@ -22,10 +22,12 @@ from harness.plots import Picture, attempts, ecdf, waterfall
 from harness.recommend import Recommendation, recommend
 from harness.records import Kind, Record, Results
 from harness.statistics import COMPARED, PHASES, Summary, plain, summarise
-from harness.waterfall import Breakdown, Stage, breakdowns
+from harness.waterfall import Breakdown, Stage, breakdowns, longest_works
 from instant_env.errors import UsageError
 
 _TEMPLATES = Path(__file__).parent / "templates"
+#: Units and modules of a technique that are shown.
+_MOST_WORKS = 12
 
 
 class Format(StrEnum):
@@ -143,6 +145,22 @@ class Section:
             "Seconds in each stage: medians over all attempts, so they need not add up",
             ("stage", *(b.technique for b in self.breakdowns)), tuple(rows),
             frozenset(range(1, len(self.breakdowns) + 1)),
+        )  # fmt: skip
+
+    @property
+    def works(self) -> Table | None:
+        """What systemd and cloud-init say took longest before sshd; None when no machine told."""
+        rows = [
+            (technique, work.name, str(work.n), _seconds(work.began_ms), _seconds(work.took_ms))
+            for technique in self.order
+            for work in longest_works(self.records, technique, _MOST_WORKS)
+        ]
+        if not rows:
+            return None
+        return Table(
+            "What took longest before sshd was started, by systemd's and cloud-init's own records: medians "
+            "in seconds, from the kernel's start. They overlap",
+            ("technique", "what", "n", "began", "took"), tuple(rows), frozenset({2, 3, 4}),
         )  # fmt: skip
 
     @property

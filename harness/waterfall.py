@@ -132,10 +132,9 @@ def _boot_instants(record: Record) -> list[tuple[float, Stage]]:
     def spans(name: str) -> list[dict[str, Any]]:
         return [span for span in record.boot.get(name, ()) if span.get("ended_ms") is not None]
 
-    sshd = [span["began_ms"] for span in record.boot.get("units", ()) if span["name"] in _SSHD_UNITS]
-    if not sshd:
+    until = sshd_started_ms(record)
+    if until is None:
         return []
-    until = min(sshd)
     stages = {"kernel": Stage.KERNEL, "initrd": Stage.INITRAMFS}
     found = [(span["ended_ms"], stages[span["name"]]) for span in spans("stages") if span["name"] in stages]
     if not record.boot.get("clock_stepped"):
@@ -197,6 +196,49 @@ def breakdowns(records: Sequence[Record], order: Sequence[str]) -> list[Breakdow
             )
         )
     return found
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a unit or a module of cloud-init did before sshd was started: medians, ``began_ms`` from kernel
+    start. ``n`` attempts have it."""
+
+    name: str
+    n: int
+    began_ms: float
+    took_ms: float
+
+
+def longest_works(records: Sequence[Record], technique: str, most: int) -> list[Work]:
+    """What took longest in the boots of a technique, by systemd's and cloud-init's own records, in the order
+    in which it began. They overlap: units run side by side, and modules are within their stages, which are
+    within their units. Only what more than half of the attempts have."""
+    spans: dict[str, list[tuple[float, float]]] = {}
+    told = 0
+    for record in records:
+        if record.technique != technique or record.outcome != Outcome.OK or not record.boot:
+            continue
+        told += 1
+        stepped = bool(record.boot.get("clock_stepped"))
+        until = sshd_started_ms(record)
+        for kind in ("units",) if stepped else ("units", "cloud_init"):
+            for span in record.boot.get(kind, ()):
+                if span.get("ended_ms") is not None and span["began_ms"] < (until or 0.0):
+                    name = span["name"] if kind == "units" else f"cloud-init: {span['name']}"
+                    spans.setdefault(name, []).append((span["began_ms"], span["ended_ms"] - span["began_ms"]))
+    found = [
+        Work(name, len(own), *(float(value) for value in np.median(np.array(own), axis=0)))
+        for name, own in spans.items()
+        if len(own) > told / 2
+    ]
+    found.sort(key=lambda work: -work.took_ms)
+    return sorted(found[:most], key=lambda work: work.began_ms)
+
+
+def sshd_started_ms(record: Record) -> float | None:
+    """When systemd started sshd, in ms from kernel start; None when its records do not say."""
+    began = [span["began_ms"] for span in record.boot.get("units", ()) if span["name"] in _SSHD_UNITS]
+    return min(began, default=None)
 
 
 def _total(pieces: Sequence[Stretch], stage: Stage) -> float:

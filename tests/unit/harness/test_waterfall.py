@@ -8,6 +8,7 @@ import pytest
 from harness_rows import records, row, write_run
 
 from harness.records import read_results
+from harness.report import make
 from harness.waterfall import Stage, breakdowns, stretches
 from instant_env.errors import UsageError
 
@@ -85,6 +86,17 @@ def test_systemd_and_cloud_init_account_for_a_stock_image(tmp_path: Path) -> Non
         Stage.AUTH: 1_000,
     }  # fmt: skip
     assert told() == expected
+    report = make(read_results(path))
+    assert report.sections[0].works is not None
+    assert report.sections[0].works.rows == (
+        ("cold", "cloud-init: init-local", "1", "6.00", "1.00"),
+        ("cold", "cloud-init.service", "1", "8.00", "7.00"),
+        ("cold", "cloud-init: init-network", "1", "9.00", "6.00"),
+        ("cold", "cloud-init: init-network/check-cache", "1", "9.10", "0.10"),
+        ("cold", "cloud-init: modules-config", "1", "19.00", "3.00"),
+    )
+    for text in (report.html(), report.markdown(), report.fragment("works")):
+        assert "cloud-init: init-network/check-cache" in text
     boot["clock_stepped"] = True  # cloud-init's wall clock cannot be joined
     assert told() == {key: ms for key, ms in expected.items() if key is not Stage.CLOUD_INIT} | {
         Stage.UNITS: 15_000

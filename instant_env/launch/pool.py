@@ -30,8 +30,12 @@ _STOP_TIMEOUT_S = 300.0
 _POLL_S = 0.25
 
 #: Amazon's images get ready to hibernate by themselves, within two minutes of their start (EC2 User Guide,
-#: "Hibernation prerequisites"); an image that has this command gets ready by it, at once.
-_GET_READY = "if command -v hibinit >/dev/null; then hibinit; else echo later; fi"
+#: "Hibernation prerequisites"). An image that has this command gets ready by it, at once, and our init as
+#: process 1 finishes getting ready before it obeys the sleep key (init/hibernate.go).
+_GET_READY = (
+    "if command -v hibinit >/dev/null; then hibinit; "
+    'elif [ "$(cat /proc/1/comm)" != instant-init ]; then echo later; fi'
+)
 _GET_READY_TIMEOUT_S = 60.0
 _AGENT_S = 120.0
 

@@ -216,14 +216,14 @@ def longest_works(records: Sequence[Record], technique: str, most: int) -> list[
     spans: dict[str, list[tuple[float, float]]] = {}
     told = 0
     for record in records:
-        if record.technique != technique or record.outcome != Outcome.OK or not record.boot:
+        until = sshd_started_ms(record)
+        if record.technique != technique or record.outcome != Outcome.OK or until is None:
             continue
         told += 1
         stepped = bool(record.boot.get("clock_stepped"))
-        until = sshd_started_ms(record)
         for kind in ("units",) if stepped else ("units", "cloud_init"):
             for span in record.boot.get(kind, ()):
-                if span.get("ended_ms") is not None and span["began_ms"] < (until or 0.0):
+                if span.get("ended_ms") is not None and span["began_ms"] < until:
                     name = span["name"] if kind == "units" else f"cloud-init: {span['name']}"
                     spans.setdefault(name, []).append((span["began_ms"], span["ended_ms"] - span["began_ms"]))
     found = [

@@ -86,8 +86,11 @@ func (c *cgroup) populated() bool {
 	return err == nil && strings.Contains(string(text), "populated 1")
 }
 
-// delegateControllers makes the hierarchy fit for services and for a container engine. It is not on the way to
-// sshd: moving a process and switching controllers on wait for the kernel's grace periods.
+// delegateControllers makes the hierarchy fit for services and for a container engine. It is not on the way to the
+// first login: moving a process and switching controllers on wait for the kernel's grace periods, and the first group
+// with a memory or cpuset controller makes the kernel rewrite its own allocators' code while all processors run it
+// (memcg_kmem_enabled_key, cpusets_enabled_key). Under QEMU 7.2's emulation of two busy processors that was seen to
+// hang the machine for good, in one of some fifty boots: both spin on a breakpoint that is not there any more.
 func delegateControllers() error {
 	if err := os.MkdirAll(ownCgroup, 0o755); err != nil {
 		return err

@@ -44,7 +44,8 @@ the last words; all that it prints is in /run/instant-init/log/NAME.log, which i
 declaration that is wrong is told of on the console and left out.
 
 All controllers of cgroup v2 are delegated to the groups below the root, process 1 is in /instant-init, and mounts are
-shared: what dockerd asks of its machine.
+shared: what dockerd asks of its machine. It is done before the first service starts; without services, after the first
+login or ten seconds.
 
 # Going down
 

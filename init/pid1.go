@@ -32,9 +32,11 @@ type machine struct {
 	cgroups   string        // where services have theirs; "": nowhere
 	gate      chan struct{} // closed when the key is there: sshd may accept connections
 	serving   chan struct{} // closed when sshd accepts them for the first time
+	loggedIn  chan struct{} // closed when somebody is in for the first time
 	grown     chan struct{} // closed when the root has its size, and swap its place
 	ending    chan ending   // takes how and why the machine goes down; the first one counts
 
+	delegation    sync.Once // of the control groups' controllers
 	servicesMutex sync.Mutex
 	begun         map[string]chan struct{} // closed when the service of this name was started for the first time
 	services      []*supervised            // that were started, in this order
@@ -63,6 +65,7 @@ func boot() {
 		cgroups:   serviceCgroups,
 		gate:      make(chan struct{}),
 		serving:   make(chan struct{}),
+		loggedIn:  make(chan struct{}),
 		grown:     make(chan struct{}),
 		ending:    make(chan ending, 1),
 	}
@@ -213,17 +216,38 @@ func (m *machine) tellTimeline(mark string) {
 	m.log.sayf("timeline %s", m.marks.json())
 }
 
+// How long control groups that no service needs yet wait for the first login, and then for its session to start.
+const (
+	loginLimit   = 10 * time.Second
+	sessionLimit = 2 * time.Second
+)
+
 // completeSystem makes the rest of what a running system has. A login works without any of it, and comes first.
 func (m *machine) completeSystem() error {
-	if err := delegateControllers(); err != nil {
-		m.log.sayf("control groups: %v", err)
-	}
 	m.startServices(nil)
 	m.spawnLoose("root volume", func() error {
 		defer close(m.grown)
 		return m.growRoot()
 	})
+	select {
+	case <-m.loggedIn:
+		time.Sleep(sessionLimit)
+	case <-time.After(loginLimit):
+	}
+	m.delegate()
 	return nil
+}
+
+// delegate hands on the controllers of the control groups, once.
+func (m *machine) delegate() {
+	if m.cgroups == "" {
+		return
+	}
+	m.delegation.Do(func() {
+		if err := delegateControllers(); err != nil {
+			m.log.sayf("control groups: %v", err)
+		}
+	})
 }
 
 // makeHostKeys falls back on keys in memory: a machine with a read-only or a full root has another identity at each

@@ -192,6 +192,7 @@ func (m *machine) startServices(named []string) {
 			for _, earlier := range before {
 				<-earlier
 			}
+			m.delegate()
 			m.waitForMounts(s)
 			run := &supervised{service: s, log: newServiceLog(s.Name, nil)}
 			return m.supervise(run, func() { close(begun) })

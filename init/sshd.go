@@ -41,6 +41,7 @@ func (m *machine) watchSSHD(line string) {
 	if !strings.HasPrefix(line, "Accepted publickey for ") || !m.marks.mark("first_login") {
 		return
 	}
+	close(m.loggedIn)
 	if at, err := kernelHandoff(bootTime); err == nil {
 		m.marks.markAt("kernel_handoff", at)
 	} else {

@@ -166,14 +166,14 @@ def test_sshd_is_reloaded_and_killed_five_times(
 
 def test_what_dockerd_wants(guest: Guest) -> None:
     """A writable hierarchy with all controllers delegated, and process 1 not in its root."""
-    wait_until(guest, "grep -q '^0::/instant-init$' /proc/1/cgroup")
+    wait_until(guest, "grep -q ' / / .*shared:' /proc/self/mountinfo")  # the last part, well after the login
+    assert guest.run("cat /proc/1/cgroup") == "0::/instant-init"
     assert guest.run("cat /proc/self/cgroup") == "0::/services/sshd"
     delegated = set(guest.run("cat /sys/fs/cgroup/cgroup.subtree_control").split())
     assert delegated == set(guest.run("cat /sys/fs/cgroup/cgroup.controllers").split())
     assert {"cpu", "cpuset", "io", "memory", "pids"} <= delegated
     assert "nsdelegate" in guest.run("grep cgroup2 /proc/mounts")
     guest.run("mkdir -p /sys/fs/cgroup/docker/container && test -e /sys/fs/cgroup/docker/memory.max")
-    assert "shared:" in guest.run("grep ' / / ' /proc/self/mountinfo")
 
 
 def test_services(shared_tiny_cloud: TinyCloud, instance_id: str, guest: Guest) -> None:

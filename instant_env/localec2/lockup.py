@@ -1,11 +1,11 @@
 """Guests that lock up while they boot are reset.
 
 QEMU's emulation brings it about. Linux rewrites its own code while it runs (static keys): for a moment there
-is a breakpoint in the place. QEMU 7.2 translates code into blocks without holding the page, so a processor
-that comes by in that moment can make a block of the breakpoint which outlives it (QEMU 8.1 locks the page:
-"accel/tcg: Always lock pages before translation"). From then on every processor that comes there traps, finds
-no breakpoint in the memory, goes back, and traps again. It was caught in the act at memcg_kmem_enabled_key in
-kmem_cache_alloc, both processors at the same address for as long as they were let.
+is a breakpoint in the place. QEMU 7.2 locks a page of code when a block translated from it is put in place,
+not while it translates (accel/tcg/translate-all.c), so a processor that comes by in that moment can make a
+block of the breakpoint that outlives it. From then on every processor that comes there traps, finds no
+breakpoint in the memory, goes back, and traps again. It was seen in the act at memcg_kmem_enabled_key in
+kmem_cache_alloc: both processors at one address, which held a nop, for as long as they were let.
 
 Linux itself finds out after 20 to 50 s, and says so on the console. EC2 has no such thing, so neither should
 those who wait for a machine here; the time that was lost stays in what they measure, and the server's log

@@ -8,6 +8,7 @@ A mark more in :data:`MARKS` splits stretches further; columns that a CSV does n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -126,7 +127,8 @@ def _boot_instants(record: Record) -> list[tuple[float, Stage]]:
     """What systemd and cloud-init said, in ms from kernel start; nothing unless it reaches to sshd's start.
 
     What began after sshd was started no longer holds up the login. cloud-init's own stages count, not the
-    modules within them, and not when its clock was stepped meanwhile.
+    modules within them, and not when its clock was stepped meanwhile. A stage begins with its unit: until it
+    logs its first word, Python starts and reads cloud-init's code.
     """
 
     def spans(name: str) -> list[dict[str, Any]]:
@@ -140,10 +142,21 @@ def _boot_instants(record: Record) -> list[tuple[float, Stage]]:
     if not record.boot.get("clock_stepped"):
         for span in spans("cloud_init"):
             if "/" not in span["name"] and span["began_ms"] < until:
-                found.append((span["began_ms"], Stage.UNITS))
+                found.append((_unit_began_ms(record, span), Stage.UNITS))
                 found.append((min(span["ended_ms"], until), Stage.CLOUD_INIT))
     # Last: of two marks at one instant the first names the stretch, and cloud-init may be cut off there.
     return [(ms, stage) for ms, stage in found if ms <= until] + [(until, Stage.UNITS)]
+
+
+def _unit_began_ms(record: Record, stage: dict[str, Any]) -> float:
+    """When the unit that ran a stage of cloud-init began."""
+    began = [
+        unit["began_ms"]
+        for unit in record.boot.get("units", ())
+        if unit["name"].startswith("cloud-") and unit["name"].endswith(".service")
+        and unit["began_ms"] <= stage["began_ms"] < (unit["ended_ms"] or math.inf)
+    ]  # fmt: skip
+    return float(max(began, default=stage["began_ms"]))
 
 
 @dataclass(frozen=True)

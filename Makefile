@@ -3,9 +3,11 @@
 PYTHON ?= python3
 INVOKE := .venv/bin/invoke
 PYTEST := .venv/bin/pytest
+# Processes that run tests; 0 is one after the other, the quick ones first.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-unit test-contract lint lock clean
+.PHONY: help setup demo test test-fast lint lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,18 +21,11 @@ demo: ## bake minimal and custom-init, race them against cold (no AWS account)
 	$(INVOKE) bake --arch x86_64 --recipe custom-init
 	$(INVOKE) bench --ami latest --iterations 3
 
-test: setup ## run all tests, the quick ones first; boots machines under QEMU
-	$(PYTEST)
+test: setup ## run all tests; boots machines under QEMU (WORKERS=2 of them at a time)
+	$(PYTEST) --numprocesses $(WORKERS)
 
-test-fast: setup ## run the unit and contract tests but no linters; boots tiny machines
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-unit test-contract
-
-# At the same time: the unit tests wait more than they compute, the contract tests wait for machines.
-test-unit:
-	$(PYTEST) tests/unit --ignore=tests/unit/test_lint.py
-
-test-contract:
-	$(PYTEST) tests/contract -m "not slow"
+test-fast: setup ## run the quick unit and contract tests, no linters; boots one tiny machine
+	$(PYTEST) --numprocesses $(WORKERS) -m "not slow" --ignore tests/unit/test_lint.py tests/unit tests/contract
 
 lint: setup ## run linters, formatters' checks and type checks only
 	$(PYTEST) tests/unit/test_lint.py

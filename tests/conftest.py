@@ -11,17 +11,27 @@ pytest.register_assert_rewrite(
     "contract_cloud", "front", "localec2_cloud", "localec2_served", "pretend_bakery", "terminal", "tiny_cloud"
 )
 
-#: Later in this list is slower. A broken unit test should be known before a machine boots.
+#: Later in this list is slower.
 ORDER = ("boot", "e2e", "aws")
+#: Tests that build on each other, or share what is long in the making, stay with one worker. Others are kept
+#: together by file.
+TOGETHER = {"test_main_job.py": "e2e", "test_ssh.py": "e2e", "test_tidy.py": "e2e"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort by marker, keeping the order of files otherwise; skip what would cost money unless asked for."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Sort by marker, keeping the order of files otherwise; skip what would cost money unless asked for.
+
+    One process has the quick ones first: a broken unit test should be known before a machine boots. Several
+    (pytest-xdist) have the slow ones first, so that none of them waits long for the last one.
+    """
 
     def slowness(item: pytest.Item) -> int:
         return max((ORDER.index(name) + 1 for name in ORDER if item.get_closest_marker(name)), default=0)
 
-    items.sort(key=slowness)
+    several = "PYTEST_XDIST_WORKER" in os.environ or bool(config.getoption("numprocesses", None))
+    items.sort(key=slowness, reverse=several)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(item.path.name, item.path.name)))
     if os.environ.get("INSTANT_ENV_AWS_TESTS") != "1":
         for item in items:
             if item.get_closest_marker("aws"):

@@ -8,6 +8,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 import awscli
+import pytest
 
 if TYPE_CHECKING:
     from contract_cloud import ContractCloud
@@ -32,6 +33,7 @@ def answer(contract: ContractCloud, *arguments: str) -> Any:
     return json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_the_aws_cli(contract: ContractCloud, first: str) -> None:
     query = ["--filters", f"Name=tag:instant-env:run,Values={contract.run_id}", "Name=image-id,Values=ami-*"]
     ids = answer(contract, "describe-instances", *query, "--query", "Reservations[].Instances[].InstanceId")

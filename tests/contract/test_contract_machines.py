@@ -182,6 +182,7 @@ def test_tags_in_metadata(contract: ContractCloud, first: str) -> None:
     assert found == "instant-env"
 
 
+@pytest.mark.slow
 def test_reboot(contract: ContractCloud, second: str) -> None:
     before, address = contract.login(second).boot_id, contract.describe(second)["PublicIpAddress"]
     contract.ec2.reboot_instances(InstanceIds=[second])
@@ -206,6 +207,7 @@ WITNESS = (
 )
 
 
+@pytest.mark.slow
 def test_stop_and_start_with_other_user_data(contract: ContractCloud, second: str) -> None:
     ec2, guest = contract.ec2, contract.login(second)
     before = contract.describe(second)

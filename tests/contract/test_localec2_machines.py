@@ -64,6 +64,7 @@ def test_a_machine_that_is_killed_is_not_called_running(local_cloud: LocalCloud)
     assert stopped["StateReason"]["Code"] == "Server.InternalError"
 
 
+@pytest.mark.slow
 def test_machines_of_a_killed_server_are_found_and_ended(local_cloud: LocalCloud) -> None:
     image_id = local_cloud.register_blank()
     lives, ends = local_cloud.launch(image_id), local_cloud.launch(image_id)
@@ -83,6 +84,7 @@ def test_machines_of_a_killed_server_are_found_and_ended(local_cloud: LocalCloud
     local_cloud.wait(lives, "running")
 
 
+@pytest.mark.slow
 def test_down_and_up_again(local_cloud: LocalCloud) -> None:
     image_id = local_cloud.register_blank()
     instance_id = local_cloud.launch(image_id)

@@ -71,6 +71,7 @@ def answer(source: TinyCloud, away: TinyCloud, *arguments: str) -> dict[str, Any
     return found
 
 
+@pytest.mark.slow
 def test_an_image_is_published_through_faults_and_a_kill_and_boots(
     tiny_cloud: TinyCloud, away: TinyCloud
 ) -> None:

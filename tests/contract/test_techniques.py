@@ -57,6 +57,7 @@ def marks(row: Row) -> tuple[float, float, float, float]:
     return row.t1_ms, row.t2_ms, row.t3_ms, row.t4_ms
 
 
+@pytest.mark.slow
 def test_an_interface_made_ahead_and_a_machine_that_runs(tiny_cloud: TinyCloud, tmp_path: Path) -> None:
     result = race(tiny_cloud, tmp_path, ("prealloc-eni", Options()), ("warm-running", Options(rest_s=1.0)))
     rows = {row.technique: row for row in result.rows}

@@ -25,7 +25,7 @@ from instant_env.localec2.machine import Machine, MachineError
 from instant_env.localec2.network import Interface, Network
 from instant_env.localec2.plane import Plane
 from instant_env.localec2.qemu import Disk, MachineSpec, Nic, Platform
-from instant_env.localec2.records import InstanceRecord, VolumeRecord
+from instant_env.localec2.records import InstanceRecord, Record, VolumeRecord
 from instant_env.localec2.server import LocalServer
 from instant_env.localec2.state import State
 from instant_env.localec2.store import RecordStore
@@ -160,6 +160,10 @@ class PretendAssembly(Assembly):
         return PretendMachine(spec, Path(), on_exit)
 
 
+def _killed(record: Record) -> None:
+    """What a killed server writes and shows."""
+
+
 class Served:
     """One server in this process; `restart` makes a new one of the same state directory."""
 
@@ -198,6 +202,8 @@ class Served:
         self.server.shutdown()
         self.server.server_close()
         self.network.close()
+        with self.state.lock:  # a thread of a killed server, such as one that copies, has no effect any more
+            self.state.save = self.state.forget = _killed  # type: ignore[method-assign]
         # moto's backends are global to the process; the next server must not find this one's things there.
         from moto.core.base_backend import BackendDict
 

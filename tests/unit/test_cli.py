@@ -202,6 +202,7 @@ def test_a_flag_of_two_values_takes_two(tmp_path: Path) -> None:
 SAMPLE = ROOT / "results" / "samples" / "20261121T143032Z-bench.csv"
 
 
+@pytest.mark.slow
 def test_report_writes_what_it_names(tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = invoke(

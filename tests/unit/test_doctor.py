@@ -314,6 +314,7 @@ def test_a_failed_install_shows_the_command_and_its_last_words(
     assert "E: no such package" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_moved_venv_is_noticed(
     bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

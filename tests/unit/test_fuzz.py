@@ -35,6 +35,7 @@ def test_there_are_targets() -> None:
     assert "FuzzDecode" in {name for _, name in TARGETS}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300 + INPUTS // 100)
 @pytest.mark.parametrize(("package", "name"), TARGETS, ids=[name for _, name in TARGETS])
 def test_fuzz(package: Path, name: str) -> None:

@@ -87,6 +87,7 @@ def test_a_forecast_for_aws_has_the_price_of_machine_and_disks(
     assert strange.cost in ("no price known of x9z.large", "nothing: the AMI is there")
 
 
+@pytest.mark.slow
 def test_a_base_is_found_by_parameter_name_or_id_and_a_newer_one_makes_the_plan_new(bakery: Bakery) -> None:
     first = bakery.bake()
     second_base = bakery.new_base("second-base")

@@ -30,6 +30,7 @@ def launches(calls: Calls) -> list[dict[str, Any]]:
     return [parameters for action, parameters in calls.made if action == "RunInstances"]
 
 
+@pytest.mark.slow
 def test_a_builder_is_encrypted_and_ends_itself_before_anybody_has_logged_in(bakery: Bakery) -> None:
     calls = Calls(bakery.cloud)
     image = bakery.bake().image

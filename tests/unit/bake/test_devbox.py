@@ -343,6 +343,7 @@ def test_a_tag_that_is_none_is_not_used_and_what_is_baked_in_is_not_pulled(
     assert ("is no container tag" in process.stderr.read()) is (tag is not None)
 
 
+@pytest.mark.slow
 def test_a_container_that_fails_its_check_is_ended(machine: Machine, mirror: Mirror) -> None:
     process, said = run_container(
         machine, mirror, health_url=f"{mirror.url}/health", health_interval_s="1", health_failures="2",

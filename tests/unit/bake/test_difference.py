@@ -38,6 +38,7 @@ def test_lists_of_both_package_managers_become_components() -> None:
             packages.parse(text)
 
 
+@pytest.mark.slow
 def test_an_images_manifest_is_named_by_its_tag_and_two_are_compared(bakery: Bakery) -> None:
     a = bakery.bake()
     assert a.manifest_path is not None

@@ -18,6 +18,7 @@ LIMIT = 3_000_000
 HEAVY = {"encoding/json", "net/http", "net", "crypto/tls", "regexp", "text/template", "html/template"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", list(Arch))
 def test_is_at_most_3_megabytes(arch: Arch, tmp_path: Path) -> None:
     binary = go_build("init", arch, tmp_path)

@@ -62,6 +62,7 @@ def allowed(name: str) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_baking_needs_all_that_its_policy_allows_and_nothing_else(
     bakery: Bakery, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,6 +146,7 @@ def test_key_that_comes_late_is_retried_and_t4_says_how_exact_it_is(tmp_path: Pa
     assert 0 <= late_by_ms <= t4.resolution_ms + 500  # the handshake itself takes its time
 
 
+@pytest.mark.slow
 def test_key_never_accepted_is_auth_failed_and_stays_below_sshds_penalties(tmp_path: Path) -> None:
     stranger = SshHost(public_key=fresh_key().public_openssh)
     with stranger.serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,19 @@ def run(cloud: Cloud, lines: list[str] | None = None, **options: Any) -> BenchRe
     values: dict[str, Any] = {"iterations": 2, "arch": Arch.X86_64, "seed": 7, "timeout_s": 10.0}
     progress = (lines if lines is not None else []).append
     return bench(cloud.settings, progress=progress, open_cloud=lambda *_: cloud, **(values | options))
+
+
+def kill_when_launched(faults: Ec2Faults, machines: int, number: signal.Signals) -> None:
+    """Send ourselves the signal when so many machines were launched and followed for a moment."""
+
+    def work() -> None:
+        deadline = time.monotonic() + 60.0
+        while len(faults.launched_ns) < machines and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.5)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=work).start()
 
 
 def assert_nothing_left(cloud: Cloud) -> None:
@@ -95,6 +109,7 @@ def test_failures_are_rows_and_the_run_goes_on(tmp_path: Path) -> None:
     assert result.failures == 2
 
 
+@pytest.mark.slow
 def test_machine_that_never_answers_is_a_row_and_is_ended(tmp_path: Path) -> None:
     with cloud_in_process(tmp_path, free_port(), Ec2Faults()) as cloud:
         bake(cloud, "custom-init", register_image(cloud))
@@ -105,10 +120,11 @@ def test_machine_that_never_answers_is_a_row_and_is_ended(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_in_the_middle(tmp_path: Path, number: signal.Signals) -> None:
-    with cloud_in_process(tmp_path, free_port(), Ec2Faults()) as cloud:
+    faults = Ec2Faults()
+    with cloud_in_process(tmp_path, free_port(), faults) as cloud:
         bake(cloud, "minimal", register_image(cloud))
         before = signal.getsignal(number)
-        threading.Timer(1.5, os.kill, (os.getpid(), number)).start()
+        kill_when_launched(faults, 1, number)
         with pytest.raises(BenchStopped) as caught:
             run(cloud, timeout_s=60.0)
         assert signal.getsignal(number) == before
@@ -197,6 +213,7 @@ def test_amis_of_different_bases_are_pointed_out(tmp_path: Path) -> None:
     assert any("another base" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_three_in_flight_and_all_of_them_are_ended(tmp_path: Path) -> None:
     faults = Ec2Faults(pending_s=3.0)  # longer than the launches are apart
     with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, faults) as cloud:
@@ -208,10 +225,12 @@ def test_three_in_flight_and_all_of_them_are_ended(tmp_path: Path) -> None:
     assert max(row.in_flight for row in result.rows) == 3
 
 
+@pytest.mark.slow
 def test_stopped_with_three_in_flight(tmp_path: Path) -> None:
-    with cloud_in_process(tmp_path, free_port(), Ec2Faults()) as cloud:
+    faults = Ec2Faults()
+    with cloud_in_process(tmp_path, free_port(), faults) as cloud:
         bake(cloud, "minimal", register_image(cloud))
-        threading.Timer(4.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+        kill_when_launched(faults, 3, signal.SIGINT)
         with pytest.raises(BenchStopped):
             run(cloud, iterations=3, parallel=3, timeout_s=60.0)
         assert_nothing_left(cloud)

@@ -12,6 +12,7 @@ def ten_at_a_time() -> Calibration:
     return calibrate(in_flight=10, attempts=10, boot_s=(1.0, 2.0))
 
 
+@pytest.mark.slow
 def test_marks_are_where_the_stand_ins_say(ten_at_a_time: Calibration) -> None:
     found = ten_at_a_time
     assert found.failures == []
@@ -23,6 +24,7 @@ def test_marks_are_where_the_stand_ins_say(ten_at_a_time: Calibration) -> None:
     assert percentile(found.t4_ms, 0.5) < 100
 
 
+@pytest.mark.slow
 def test_api_calls_of_an_attempt_do_not_grow_with_those_in_flight(ten_at_a_time: Calibration) -> None:
     alone = calibrate(in_flight=1, attempts=2, boot_s=(1.0, 2.0))
     assert alone.failures == []

@@ -77,6 +77,7 @@ class Tags(HTMLParser):
         self.attributes += [(name, value or "") for name, value in attrs]
 
 
+@pytest.mark.slow
 def test_every_format_is_written_and_is_what_it_says(written: Path) -> None:
     kinds = ("x86-64-m7i-large", "arm64-m7g-large")
     pictures = {

@@ -36,6 +36,7 @@ def resumed(cloud: Cloud, csv_path: Path) -> Any:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", [1, 2])
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, parallel: int) -> None:
     port = free_port()

@@ -148,6 +148,7 @@ def remove_everything(served: Served) -> None:
         served.ec2.delete_snapshot(SnapshotId=snapshot["SnapshotId"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(4))
 def test_killed_anywhere_the_next_server_finds_what_is_whole(tmp_path: Path, first: int) -> None:
     """Every fourth write, in one of three ways each; the four runs together visit them all."""

@@ -7,6 +7,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
     from localec2_served import Served
     from mypy_boto3_ec2 import EC2Client
@@ -66,6 +68,7 @@ def read(ec2: EC2Client, ended: threading.Event) -> None:
         ec2.describe_network_interfaces()
 
 
+@pytest.mark.slow
 def test_a_crowd_sees_no_errors_and_leaves_nothing(served: Served) -> None:
     image_id = served.register()
     ended = threading.Event()

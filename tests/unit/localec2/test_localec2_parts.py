@@ -269,6 +269,7 @@ def test_the_openssh_line_carries_the_pairs_name() -> None:
     assert len(bytes.fromhex(content["token_key"])) == 32
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_QEMU, reason="QEMU is not installed")
 def test_the_probe_guest_speaks_where_nothing_is_broken() -> None:
     assert accelerator.probe(qemu.find_platform(Arch.X86_64), "tcg", timeout_s=60)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 #: What kernel/watchdog.c prints.
 WORDS = b"watchdog: BUG: soft lockup"
-#: A boot's time, and that until Linux says so. Later a reset would cost what a running machine has not written.
+#: A boot's time, and until Linux says so. Later a reset would cost what a running machine has not written.
 BOOT_S = 180.0
 _PAUSE_S = 1.0
 

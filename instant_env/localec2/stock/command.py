@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from instant_env.errors import MissingToolError
@@ -71,11 +72,7 @@ class Runner:
         started = time.monotonic()
         with self.log.open("a", encoding="utf-8") as log:
             print(f"$ {shlex.join(arguments)}", file=log, flush=True)
-            process = subprocess.Popen(
-                arguments,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                text=True, errors="replace", env=self.environment, start_new_session=True, cwd=directory,
-            )  # fmt: skip
+            process = self._start(arguments, directory)
             try:
                 assert process.stdin is not None  # noqa: S101 (PIPE was asked for)
                 assert process.stdout is not None  # noqa: S101
@@ -100,6 +97,25 @@ class Runner:
                 f"{Path(arguments[0]).name} failed ({code}): {' / '.join(tail) or 'it said nothing'}",
                 hint=f"all of its output is in {self.log}",
             )
+
+    def _start(self, arguments: list[str], directory: Path | None) -> subprocess.Popen[str]:
+        """Start a program in a process group of its own.
+
+        In a thread, where Ctrl-C raises nothing: between the program's start and Popen's return it would lose
+        the process, which then runs on.
+        """
+        with ThreadPoolExecutor(max_workers=1) as starter:
+            started: Future[subprocess.Popen[str]] = starter.submit(
+                subprocess.Popen, arguments,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                text=True, errors="replace", env=self.environment, start_new_session=True, cwd=directory,
+            )  # fmt: skip
+            try:
+                return started.result()
+            except BaseException:
+                if started.exception() is None:
+                    end_group(started.result())
+                raise
 
 
 def end_group(process: subprocess.Popen[str]) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,6 +64,31 @@ def test_an_interrupt_ends_the_whole_group(runner: command.Runner) -> None:
     while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(alive(pid) for pid in pids)
+
+
+def test_an_interrupt_while_a_program_starts_ends_it(
+    runner: command.Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program runs already, and Popen has not returned: the moment in which Ctrl-C would lose it."""
+    pid = tmp_path / "pid"
+    popen = subprocess.Popen
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        process = popen(*arguments, **options)
+        while not pid.exists() or not pid.read_text().endswith("\n"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(["sh", "-c", f"echo $$ >{pid}; exec sleep 100"])
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert not alive(int(pid.read_text()))
 
 
 def test_missing_programs_are_named_with_their_packages(monkeypatch: pytest.MonkeyPatch) -> None:

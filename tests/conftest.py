@@ -8,7 +8,14 @@ import pytest
 
 # Plugins of tests that these also import by name, which is too late for pytest's own rewriting.
 pytest.register_assert_rewrite(
-    "contract_cloud", "front", "localec2_cloud", "localec2_served", "pretend_bakery", "terminal", "tiny_cloud"
+    "contract_cloud",
+    "front",
+    "localec2_cloud",
+    "localec2_served",
+    "moto_cloud",
+    "pretend_bakery",
+    "terminal",
+    "tiny_cloud",
 )
 
 #: Later in this list is slower.

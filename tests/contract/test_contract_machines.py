@@ -101,6 +101,7 @@ def test_what_is_described_of_a_machine(contract: ContractCloud, first: str) -> 
         assert machine["PublicDnsName"].startswith("ec2-")
 
 
+@pytest.mark.slow
 def test_status_checks(contract: ContractCloud, first: str) -> None:
     differs("status-checks")
     contract.login(first)
@@ -112,6 +113,7 @@ def test_status_checks(contract: ContractCloud, first: str) -> None:
     assert contract.eventually(ask, lambda status: status == ("ok", "ok"), timeout_s=400) == ("ok", "ok")
 
 
+@pytest.mark.slow
 def test_the_console(contract: ContractCloud, first: str) -> None:
     contract.login(first).run("echo contract-was-here >/dev/console || echo contract-was-here >/dev/ttyS0")
     output = contract.eventually(
@@ -121,6 +123,7 @@ def test_the_console(contract: ContractCloud, first: str) -> None:
     assert "contract-was-here" in output
 
 
+@pytest.mark.slow
 def test_security_groups_of_a_running_machine(contract: ContractCloud, first: str) -> None:
     """A port is reached from when a rule allows it until it does not any more."""
     ec2, guest = contract.ec2, contract.login(first)
@@ -137,6 +140,7 @@ def test_security_groups_of_a_running_machine(contract: ContractCloud, first: st
     assert not contract.eventually(lambda: contract.accepts(first, 8080), lambda open_: not open_)
 
 
+@pytest.mark.slow
 def test_metadata_of_a_guest(contract: ContractCloud, first: str) -> None:
     guest, machine = contract.login(first), contract.wait(first, "running")
 
@@ -162,6 +166,7 @@ def test_metadata_of_a_guest(contract: ContractCloud, first: str) -> None:
     assert identity["privateIp"] == machine["PrivateIpAddress"]
 
 
+@pytest.mark.slow
 def test_metadata_wants_a_token(contract: ContractCloud, first: str) -> None:
     guest = contract.login(first)
     assert guest.run("imds -n -s meta-data/instance-id || true") == "401"
@@ -172,6 +177,7 @@ def test_metadata_wants_a_token(contract: ContractCloud, first: str) -> None:
     ) == ("200\n401")
 
 
+@pytest.mark.slow
 def test_tags_in_metadata(contract: ContractCloud, first: str) -> None:
     guest = contract.login(first)
     assert guest.run("imds -s meta-data/tags/instance/Project || true") == "404"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from contract_cloud import refused
 
 from instant_env.cloud.tags import read_tags
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 pytest_plugins = ("contract_cloud",)
 
 
+@pytest.mark.slow
 def test_a_volume_written_in_one_guest_is_read_in_another(
     contract: ContractCloud, first: str, second: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,21 +21,30 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)
 
 
+@functools.cache
+def _session() -> boto3.Session:
+    """One for all: each would read botocore's model of EC2 anew, a third of a second."""
+    return boto3.Session("testing", "testing", region_name="us-east-1")
+
+
 @pytest.fixture
 def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cloud]:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # thousands, which nobody asks for here
+    session = _session()
     with mock_aws():
         yield Cloud(
             name=CloudName.AWS,
             settings=Settings(state_dir=tmp_path),
-            ec2=boto3.client("ec2", region_name="us-east-1"),
-            ssm=boto3.client("ssm", region_name="us-east-1"),
-            instance_connect=boto3.client("ec2-instance-connect", region_name="us-east-1"),
+            ec2=session.client("ec2"),
+            ssm=session.client("ssm"),
+            instance_connect=session.client("ec2-instance-connect"),
             region="us-east-1",
             ssh_port=22,
             caller_ip_url="http://127.0.0.1:9/",
             accelerator="ec2",
+            session=session,
         )
 
 

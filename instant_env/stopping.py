@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import stat
+import threading
+from collections.abc import Iterator
 
 
 def signals() -> list[signal.Signals]:
@@ -13,6 +16,29 @@ def signals() -> list[signal.Signals]:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         found.append(signal.SIGHUP)
     return found
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Let them wait until the end of this context, for what must not be left half done.
+
+    Such as the start of a program: between its start and Popen's return, Ctrl-C would lose the process, which
+    then runs on. Elsewhere than in the main thread they raise nothing, and nothing is done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    # What is ignored is left so, also for the programs that are started; None is not Python's own.
+    taken = [number for number in signals() if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = [signal.signal(number, lambda number, _: came.append(number)) for number in taken]
+    try:
+        yield
+    finally:
+        for number, handler in zip(taken, before, strict=True):
+            signal.signal(number, handler)
+        for arrived in came:
+            signal.raise_signal(arrived)
 
 
 def leave_terminal(signum: int) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 from botocore.config import Config
+from moto.core.base_backend import BackendDict
 
 from instant_env.arch import Arch
 from instant_env.localec2 import disks, restore
@@ -175,6 +176,10 @@ class Served:
         layout = Layout.create(self.directory)
         store = RecordStore(layout.records)
         record = restore.identity(store)
+        # moto's backends are global to the process; a server must not find there what another one made, or a
+        # test of something else: ids that are drawn from a seed would be others after a restart.
+        for backends in list(BackendDict._instances):
+            backends.clear()
         self.network = PretendNetwork(AddressBlock(record.address_block))
         self.state = State(layout, store, record, REGION)
         assembly = PretendAssembly(self.state, self.network, lambda _: "tcg")
@@ -204,11 +209,6 @@ class Served:
         self.network.close()
         with self.state.lock:  # a thread of a killed server, such as one that copies, has no effect any more
             self.state.save = self.state.forget = _killed  # type: ignore[method-assign]
-        # moto's backends are global to the process; the next server must not find this one's things there.
-        from moto.core.base_backend import BackendDict
-
-        for backends in list(BackendDict._instances):
-            backends.clear()
 
     def restart(self) -> None:
         """As after a kill: nothing was said to the machines."""

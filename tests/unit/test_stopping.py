@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from instant_env import stopping
+
 PROGRAM = """
 import sys, time
 from pathlib import Path
@@ -60,3 +62,22 @@ def test_who_ignores_hangups_goes_on(tmp_path: Path, ignored: bool) -> None:
     process.terminate()
     process.wait(30)
     assert done.read_text() == "cleaned up"
+
+
+def test_what_is_held_comes_afterwards() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
+    reached = []
+
+    def work() -> None:
+        with stopping.held():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+            reached.append("end")
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        assert reached == ["end"]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)

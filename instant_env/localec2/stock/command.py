@@ -14,9 +14,9 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from instant_env import stopping
 from instant_env.errors import MissingToolError
 from instant_env.localec2.stock.model import StockImageError
 
@@ -72,8 +72,15 @@ class Runner:
         started = time.monotonic()
         with self.log.open("a", encoding="utf-8") as log:
             print(f"$ {shlex.join(arguments)}", file=log, flush=True)
-            process = self._start(arguments, directory)
+            process = None
             try:
+                with stopping.held():
+                    process = subprocess.Popen(
+                        arguments,
+                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                        text=True, errors="replace", env=self.environment, start_new_session=True,
+                        cwd=directory,
+                    )  # fmt: skip
                 assert process.stdin is not None  # noqa: S101 (PIPE was asked for)
                 assert process.stdout is not None  # noqa: S101
                 try:
@@ -89,7 +96,8 @@ class Runner:
                         on_line(line.rstrip("\n"))
                 code = process.wait()
             except BaseException:
-                end_group(process)
+                if process is not None:
+                    end_group(process)
                 raise
             print(f"# exit {code} after {time.monotonic() - started:.1f} s", file=log)
         if code != 0:
@@ -97,25 +105,6 @@ class Runner:
                 f"{Path(arguments[0]).name} failed ({code}): {' / '.join(tail) or 'it said nothing'}",
                 hint=f"all of its output is in {self.log}",
             )
-
-    def _start(self, arguments: list[str], directory: Path | None) -> subprocess.Popen[str]:
-        """Start a program in a process group of its own.
-
-        In a thread, where Ctrl-C raises nothing: between the program's start and Popen's return it would lose
-        the process, which then runs on.
-        """
-        with ThreadPoolExecutor(max_workers=1) as starter:
-            started: Future[subprocess.Popen[str]] = starter.submit(
-                subprocess.Popen, arguments,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                text=True, errors="replace", env=self.environment, start_new_session=True, cwd=directory,
-            )  # fmt: skip
-            try:
-                return started.result()
-            except BaseException:
-                if started.exception() is None:
-                    end_group(started.result())
-                raise
 
 
 def end_group(process: subprocess.Popen[str]) -> None:

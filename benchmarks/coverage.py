@@ -148,7 +148,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="instant-env-coverage-") as name:
         directory = Path(name)
         binary = go_build("init", Arch.X86_64, directory / "binary", tags="coverage", cover=True)
-        cloud = TinyCloud(directory / "state")
+        cloud = TinyCloud(directory / "state", Arch.X86_64)
         try:
             starts = fetch(put_through(cloud, binary), directory)
         finally:

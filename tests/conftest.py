@@ -1,10 +1,12 @@
-"""What all tests share: the order (quick ones first) and the switch for a real AWS account."""
+"""What all tests share: the order (quick ones first), the machines' architecture, and the switch for AWS."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+
+from instant_env.arch import Arch
 
 # Plugins of tests that these also import by name, which is too late for pytest's own rewriting.
 pytest.register_assert_rewrite(
@@ -25,6 +27,34 @@ ORDER = ("boot", "e2e", "aws")
 TOGETHER = {"test_main_job.py": "e2e", "test_ssh.py": "e2e", "test_tidy.py": "e2e"}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(  # text, not Arch, for whatever hands options on to other processes
+        "--arch", choices=[arch.value for arch in Arch], default=Arch.X86_64.value,
+        help="of the machines that are booted; with arm64 only the tests run that follow it",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def guest_arch(request: pytest.FixtureRequest) -> Arch:
+    """The architecture of machines in the tests that have no reason for one of their own."""
+    return Arch(request.config.getoption("arch"))
+
+
+def follow_arch(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On another architecture than x86_64: without the tests that do not ask for it, or cannot run there."""
+
+    def follows(item: pytest.Item) -> bool:
+        return "guest_arch" in getattr(item, "fixturenames", ())
+
+    if Arch(config.getoption("arch")) is Arch.X86_64:
+        return
+    config.hook.pytest_deselected(items=[item for item in items if not follows(item)])
+    items[:] = filter(follows, items)
+    for item in items:
+        if marker := item.get_closest_marker("only_x86_64"):
+            item.add_marker(pytest.mark.skip(reason=marker.args[0]))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Sort by marker, keeping the order of files otherwise; skip what would cost money unless asked for.
 
@@ -35,6 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     def slowness(item: pytest.Item) -> int:
         return max((ORDER.index(name) + 1 for name in ORDER if item.get_closest_marker(name)), default=0)
 
+    follow_arch(config, items)
     several = "PYTEST_XDIST_WORKER" in os.environ or bool(config.getoption("numprocesses", None))
     items.sort(key=slowness, reverse=several)
     for item in items:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import pytest
 from init_guest import PATIENCE_S, console, start, stop, wait_for_line, write_file
 
-from instant_env.arch import Arch
 from instant_env.localec2 import starter, stock
 from instant_env.localec2.stock.command import search_path
 from instant_env.localec2.stock.disk import SECTOR
@@ -43,7 +42,7 @@ def test_a_full_root_a_panic_and_no_server(shared_tiny_cloud: TinyCloud, tmp_pat
     guest.run("rm /root/fill /root/rest")
 
     # A panic beside a running sshd: people have minutes to look. In a test build only: it has a tag.
-    binary = go_build("init", Arch.X86_64, tmp_path / "faults", tags="faults")
+    binary = go_build("init", cloud.arch, tmp_path / "faults", tags="faults")
     guest.connection.put(str(binary), "/usr/sbin/instant-init.faults")
     guest.run(
         "chmod 0755 /usr/sbin/instant-init.faults; mv /usr/sbin/instant-init.faults /usr/sbin/instant-init"
@@ -85,7 +84,7 @@ def explained(said: str, nic: str) -> None:
 def test_a_read_only_root(shared_tiny_cloud: TinyCloud, tmp_path: Path) -> None:
     """ext4 that is marked read-only, as a damaged one or somebody's mistake may be: no remount helps."""
     cloud = shared_tiny_cloud
-    image = stock.build("tiny", Arch.X86_64, cloud.settings.cache_dir, print)
+    image = stock.build("tiny", cloud.arch, cloud.settings.cache_dir, print)
     disk = edited(image.disk, tmp_path, "feature read-only")
     changes = {"disk": disk, "digest": "read-only", "name": "tiny-read-only"}
     image_id = starter.register(cloud.endpoint, image.model_copy(update=changes))

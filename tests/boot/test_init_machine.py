@@ -109,6 +109,7 @@ def test_what_programs_expect_of_a_system(
     described = shared_tiny_cloud.describe(instance_id)
     name = f"ip-{described['PrivateIpAddress'].replace('.', '-')}"
     assert guest.run("hostname") == name
+    assert guest.run("uname -m") == shared_tiny_cloud.arch.machine
     assert name in guest.run("grep '^127.0.1.1 ' /etc/hosts").split(), "or sudo waits for DNS"
     assert guest.run("grep -v '^#' /etc/resolv.conf") == "search ec2.internal\nnameserver 172.31.0.2"
     assert guest.run("stat -c %a /root /root/.ssh /root/.ssh/authorized_keys").split() == [

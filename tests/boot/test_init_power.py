@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from init_guest import PATIENCE_S, console, start, stop, wait_for_line, wait_until
+from init_guest import HIBERNATION, PATIENCE_S, console, start, stop, wait_for_line, wait_until
 
 from instant_env.localec2 import starter
 
@@ -73,6 +73,7 @@ def test_power_button_signal_and_what_hangs(tiny_cloud: TinyCloud) -> None:
     assert took_s(said) < SHUTDOWN_LIMIT_S
 
 
+@pytest.mark.only_x86_64(HIBERNATION)
 def test_a_machine_sleeps_goes_on_and_ends_when_its_time_was_up_meanwhile(tiny_cloud: TinyCloud) -> None:
     cloud = tiny_cloud
     encrypted: Any = [{"DeviceName": "/dev/xvda", "Ebs": {"Encrypted": True, "VolumeSize": 2}}]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from init_guest import console, wait_for_line, wait_until
@@ -30,12 +30,13 @@ def launch(cloud: TinyCloud, **wishes: object) -> tuple[str, float]:
     """A machine without a key pair, whose one key is in user data; and when that was."""
     started = time.monotonic()
     wishes["ssh_keys"] = [cloud.key.public_openssh]
-    arguments: dict[str, Any] = {
-        "ImageId": cloud.image_id, "InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1,
-        "SecurityGroupIds": [cloud.group_id], "UserData": json.dumps({"instant-env": wishes}),
-        "MetadataOptions": {"InstanceMetadataTags": "enabled"},
-    }  # fmt: skip
-    return cloud.ec2.run_instances(**arguments)["Instances"][0]["InstanceId"], started
+    instance_id = cloud.launch(
+        cloud.image_id,
+        SecurityGroupIds=[cloud.group_id],
+        UserData=json.dumps({"instant-env": wishes}),
+        MetadataOptions={"InstanceMetadataTags": "enabled"},
+    )
+    return instance_id, started
 
 
 def expires(cloud: TinyCloud, instance_id: str, in_s: float) -> None:

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from init_guest import start, stop, wait_until
+from init_guest import HIBERNATION, start, stop, wait_until
 from tiny_cloud import KEY_NAME, Guest
 
 from instant_env.arch import Arch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tiny_cloud import TinyCloud
 
 pytest_plugins = ("tiny_cloud",)
-pytestmark = [pytest.mark.boot, pytest.mark.slow]
+pytestmark = [pytest.mark.boot, pytest.mark.slow, pytest.mark.only_x86_64(HIBERNATION)]
 
 
 def encrypted_root(size_gib: int) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_cloud import TinyCloud, end
 
+from instant_env.arch import Arch
 from instant_env.localec2 import starter
 
 pytestmark = [pytest.mark.boot, pytest.mark.slow]
@@ -36,8 +37,8 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def cramped(small: Path) -> Iterator[TinyCloud]:
-    cloud = TinyCloud(small / "state")
+def cramped(small: Path, guest_arch: Arch) -> Iterator[TinyCloud]:
+    cloud = TinyCloud(small / "state", guest_arch)
     yield cloud
     end(cloud)
 

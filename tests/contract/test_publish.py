@@ -15,6 +15,7 @@ import pytest
 from localec2_cloud import machines
 from tiny_cloud import KEY_NAME, TinyCloud, end
 
+from instant_env.arch import Arch
 from instant_env.cloud.tags import Role, read_tags, tag_list
 from instant_env.localec2 import starter
 from instant_env.settings import ROOT
@@ -26,9 +27,9 @@ INVOKE = Path(sys.executable).parent / "invoke"
 
 
 @pytest.fixture
-def away(tmp_path: Path) -> Iterator[TinyCloud]:
+def away(tmp_path: Path, guest_arch: Arch) -> Iterator[TinyCloud]:
     """Another localec2: what stands for AWS here."""
-    cloud = TinyCloud(tmp_path / "away")
+    cloud = TinyCloud(tmp_path / "away", guest_arch)
     yield cloud
     end(cloud)
     assert machines(str(tmp_path / "away")) == []
@@ -37,7 +38,7 @@ def away(tmp_path: Path) -> Iterator[TinyCloud]:
 def own_image(cloud: TinyCloud) -> str:
     """A copy of the tiny image that looks like a baked one: the EBS direct APIs read one's own only."""
     extra = {"recipe": "tiny", "base": "tiny", "base-ami": cloud.image_id, "plan-hash": "f" * 64}
-    tags = tag_list("r", Role.IMAGE, name="tiny", extra=extra | {"login-user": "root", "arch": "x86_64"})
+    tags = tag_list("r", Role.IMAGE, name="tiny", extra=extra | {"login-user": "root", "arch": cloud.arch})
     specifications: Any = [{"ResourceType": kind, "Tags": tags} for kind in ("image", "snapshot")]
     image_id = cloud.ec2.copy_image(
         Name="instant-env-tiny", SourceImageId=cloud.image_id, SourceRegion="us-east-1",
@@ -45,7 +46,7 @@ def own_image(cloud: TinyCloud) -> str:
     )["ImageId"]  # fmt: skip
     while cloud.ec2.describe_images(ImageIds=[image_id])["Images"][0]["State"] == "pending":
         time.sleep(0.05)
-    name = "/instant-env/tiny/x86_64/latest"
+    name = f"/instant-env/tiny/{cloud.arch}/latest"
     starter.client(cloud.endpoint, "ssm").put_parameter(Name=name, Value=image_id, Type="String")
     return image_id
 
@@ -56,7 +57,10 @@ def command(source: TinyCloud, away: TinyCloud, *arguments: str) -> dict[str, An
         "INSTANT_ENV_ACCELERATOR": "tcg", "AWS_ACCESS_KEY_ID": away.endpoint.access_key_id,
         "AWS_SECRET_ACCESS_KEY": away.endpoint.secret_access_key,
     }  # fmt: skip
-    words = [str(INVOKE), "publish", "--recipe", "tiny", "--to-endpoint", away.endpoint.url, *arguments]
+    words = [
+        str(INVOKE), "publish", "--recipe", "tiny", "--arch", source.arch, "--to-endpoint", away.endpoint.url,
+        *arguments,
+    ]  # fmt: skip
     return {"args": words, "cwd": ROOT, "env": environ, "text": True}
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from init_guest import HIBERNATION
 from tiny_cloud import INSTANCE_TYPES, TinyCloud
 
 from harness import prices
@@ -14,7 +15,6 @@ from harness.planning import Plan
 from harness.results import Row
 from harness.runner import BenchResult, Run
 from harness.signals import StopSignals
-from instant_env.arch import Arch
 from instant_env.cloud.session import Cloud, connect
 from instant_env.launch.techniques import HandOver, Prepared
 
@@ -27,9 +27,8 @@ def race(
 ) -> BenchResult:
     """One attempt of each, all with the tiny image in place of the one that the technique names."""
     cloud = connect(tiny_cloud.settings)
-    made = tuple(
-        Cell(name, Arch.X86_64, INSTANCE_TYPES[Arch.X86_64], None, options) for name, options in cells
-    )
+    arch, instance_type = tiny_cloud.arch, INSTANCE_TYPES[tiny_cloud.arch]
+    made = tuple(Cell(name, arch, instance_type, None, options) for name, options in cells)
     experiment = Experiment(made, iterations=1, seed=1, timeout_s=240.0, parallel=parallel)
     tiny = Prepared(tiny_cloud.image_id, "root", root_device="/dev/xvda", root_gib=1)
     plan = Plan("techniques", experiment, dict.fromkeys(made, tiny), prices.find(cloud, made))
@@ -84,6 +83,7 @@ def test_an_interface_made_ahead_and_a_machine_that_runs(tiny_cloud: TinyCloud, 
 
 
 @pytest.mark.slow
+@pytest.mark.only_x86_64(HIBERNATION)
 def test_a_machine_asleep_resumes_and_takes_a_new_key(tiny_cloud: TinyCloud, tmp_path: Path) -> None:
     result = race(tiny_cloud, tmp_path, ("warm-hibernated", Options()))
     (row,) = result.rows

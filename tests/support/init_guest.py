@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tiny_cloud import Guest, TinyCloud
 
+#: Why a test that puts machines to sleep needs x86_64.
+HIBERNATION = "localec2 hibernates x86_64 machines only (docs/arm64.md)"
+
 #: Emulated machines are slow, and others may keep this one busy: a bound for what takes seconds.
 PATIENCE_S = 90.0
 

@@ -53,7 +53,7 @@ class Guest:
 class TinyCloud(LocalCloud):
     """A server with the tiny image, a key pair, and a security group that lets this host in."""
 
-    def __init__(self, state_dir: Path, arch: Arch = Arch.X86_64) -> None:
+    def __init__(self, state_dir: Path, arch: Arch) -> None:
         super().__init__(state_dir)
         self.arch = arch
         self.key = KeyPair.generate()
@@ -74,12 +74,12 @@ class TinyCloud(LocalCloud):
 
     def launch_tiny(self, **more: Any) -> str:
         """RunInstances of the tiny image; ``more`` overrides its arguments. Returns the instance's id."""
-        arguments: dict[str, Any] = {
-            "InstanceType": INSTANCE_TYPES[self.arch],
-            "KeyName": KEY_NAME,
-            "SecurityGroupIds": [self.group_id],
-        }
+        arguments: dict[str, Any] = {"KeyName": KEY_NAME, "SecurityGroupIds": [self.group_id]}
         return self.launch(self.image_id, **arguments | more)
+
+    def launch(self, image_id: str, **more: Any) -> str:
+        """RunInstances, of a type that has our architecture unless ``more`` names one."""
+        return super().launch(image_id, **{"InstanceType": INSTANCE_TYPES[self.arch]} | more)
 
     def login(self, instance_id: str, timeout_s: float = LOGIN_TIMEOUT_S) -> Guest:
         """Waits until the machine runs and lets us in. A failure shows the machine's console."""
@@ -96,19 +96,19 @@ class TinyCloud(LocalCloud):
 
 
 @pytest.fixture
-def tiny_cloud(tmp_path: Path) -> Iterator[TinyCloud]:
+def tiny_cloud(tmp_path: Path, guest_arch: Arch) -> Iterator[TinyCloud]:
     """A fresh server, ended with all its machines after the test."""
-    yield from _served(tmp_path)
+    yield from _served(tmp_path, guest_arch)
 
 
 @pytest.fixture(scope="module")
-def shared_tiny_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyCloud]:
+def shared_tiny_cloud(tmp_path_factory: pytest.TempPathFactory, guest_arch: Arch) -> Iterator[TinyCloud]:
     """One server for all tests of a module."""
-    yield from _served(tmp_path_factory.mktemp("shared"))
+    yield from _served(tmp_path_factory.mktemp("shared"), guest_arch)
 
 
-def _served(directory: Path) -> Iterator[TinyCloud]:
-    cloud = TinyCloud(directory / "state")
+def _served(directory: Path, arch: Arch) -> Iterator[TinyCloud]:
+    cloud = TinyCloud(directory / "state", arch)
     yield cloud
     end(cloud)
     assert machines(str(directory)) == [], "no machine is left"

@@ -53,8 +53,8 @@ Run = Callable[[str], str]
 
 
 @pytest.fixture(scope="module")
-def image() -> stock.StockImage:
-    return stock.build("debian-12", Arch.X86_64, load().cache_dir, print)
+def image(guest_arch: Arch) -> stock.StockImage:
+    return stock.build("debian-12", guest_arch, load().cache_dir, print)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def instance_id(shared_tiny_cloud: TinyCloud) -> str:
     """cloud-init has no use for this user data, and says so; the key agent of the last test has."""
     root: Any = [{"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": VOLUME_GIB}}]
     return shared_tiny_cloud.launch(
-        starter.ensure_stock(shared_tiny_cloud.settings, "debian-12", Arch.X86_64),
+        starter.ensure_stock(shared_tiny_cloud.settings, "debian-12", shared_tiny_cloud.arch),
         KeyName="tests", SecurityGroupIds=[shared_tiny_cloud.group_id], BlockDeviceMappings=root,
         UserData=json.dumps({"instant-env": {"ttl_s": 3000, "ssh_keys": [WISHED.public_openssh]}}),
         MetadataOptions={"InstanceMetadataTags": "enabled"},
@@ -106,7 +106,7 @@ def test_the_system_is_up_without_failed_units(run: Run) -> None:
     assert run("systemctl is-system-running --wait; systemctl --failed --plain --no-legend") == "running"
 
 
-def test_it_runs_what_debian_runs(run: Run) -> None:
+def test_it_runs_what_debian_runs(guest_arch: Arch, run: Run) -> None:
     units = (
         "ssh",
         "systemd-networkd",
@@ -116,7 +116,7 @@ def test_it_runs_what_debian_runs(run: Run) -> None:
         "apparmor",
     )
     assert run(f"systemctl is-active {' '.join(units)}").split() == ["active"] * len(units)
-    assert "-cloud-amd64" in run("uname -r")
+    assert f"-cloud-{guest_arch.debian}" in run("uname -r")
     assert "root=PARTUUID=" in run("cat /proc/cmdline")
     assert "10-netplan" in run("networkctl status 'en*' | grep 'Network File'")
 
@@ -173,15 +173,15 @@ def test_the_image_holds_no_identity(image: stock.StockImage, tmp_path: Path) ->
 # The last one to use the machine: it changes it, and ends it.
 
 
-def install(connection: fabric.Connection) -> None:
+def install(connection: fabric.Connection, arch: Arch) -> None:
     """What the bake does: the binary, and the steps that configure the agent and sshd."""
-    binary = go_build("init", Arch.X86_64)
+    binary = go_build("init", arch)
     connection.put(io.BytesIO(binary.read_bytes()), "/tmp/instant-init")  # noqa: S108 - a guest's
     connection.run("sudo install -m 0755 /tmp/instant-init /usr/sbin/instant-init", hide=True)
     recipe, base = resolve(RECIPES, "minimal", "apt"), load_base(RECIPES, "debian-12")
     for step in recipe.steps:
         if step.spec.name in ("key-agent", "sshd"):
-            script = render_script(step, recipe, base, Arch.X86_64, {})
+            script = render_script(step, recipe, base, arch, {})
             connection.put(io.BytesIO(script.encode()), "/tmp/step")  # noqa: S108 - a guest's
             connection.run("sudo sh /tmp/step", hide=True)
 
@@ -191,7 +191,7 @@ def test_the_key_agent_stays_hands_over_and_ends_the_machine(
 ) -> None:
     """`instant-init key-agent` as the unit of systemd that recipe minimal writes."""
     cloud, pushed = shared_tiny_cloud, KeyPair.generate("pushed")
-    install(connection)
+    install(connection, cloud.arch)
 
     def said(command: str) -> str:
         return str(connection.run(command, hide=True, warn=True).stdout).strip()

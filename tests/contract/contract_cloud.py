@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 from botocore.exceptions import ClientError
 from localec2_cloud import machines
-from tiny_cloud import Guest
+from tiny_cloud import INSTANCE_TYPES, Guest
 
 from instant_env.arch import Arch
 from instant_env.bake.recipe import load_base
@@ -104,6 +104,7 @@ class ContractCloud:
     """One cloud during one session of tests."""
 
     cloud: Cloud
+    arch: Arch
     image_id: str
     login_user: str
     key: KeyPair
@@ -120,6 +121,10 @@ class ContractCloud:
     @property
     def is_local(self) -> bool:
         return self.cloud.name is CloudName.LOCAL
+
+    @property
+    def instance_type(self) -> str:
+        return INSTANCE_TYPES[self.arch]
 
     @property
     def zone(self) -> str:
@@ -142,7 +147,7 @@ class ContractCloud:
     def run_instances(self, *, spot: bool = False, **more: Any) -> list[InstanceTypeDef]:
         """RunInstances of our image, of one machine unless ``more`` says so; ``spot`` only on AWS."""
         arguments: dict[str, Any] = {
-            "ImageId": self.image_id, "InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1,
+            "ImageId": self.image_id, "InstanceType": self.instance_type, "MinCount": 1, "MaxCount": 1,
             "KeyName": self.key_name, "SecurityGroupIds": [self.group_id],
             "TagSpecifications": self.tags("instance", "volume"),
             "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 1},
@@ -238,7 +243,7 @@ class ContractCloud:
                 self.ec2.delete_key_pair(KeyName=pair["KeyName"])
 
 
-def _open(cloud: Cloud, image_id: str, login_user: str, stack: ExitStack) -> ContractCloud:
+def _open(cloud: Cloud, arch: Arch, image_id: str, login_user: str, stack: ExitStack) -> ContractCloud:
     run_id, key = new_run_id(), KeyPair.generate()
     place: dict[str, Any] = {
         "run_id": run_id, "role": Role.BENCH, "expires_at": datetime.now(UTC) + LIFETIME,
@@ -246,25 +251,25 @@ def _open(cloud: Cloud, image_id: str, login_user: str, stack: ExitStack) -> Con
     key_name = stack.enter_context(imported_key_pair(cloud, key, **place))
     group_id = stack.enter_context(temporary_security_group(cloud, **place))
     contract = ContractCloud(
-        cloud, image_id, login_user, key, key_name, group_id, run_id, place["expires_at"]
+        cloud, arch, image_id, login_user, key, key_name, group_id, run_id, place["expires_at"]
     )
     stack.callback(contract.remove_everything)
     return contract
 
 
-def _local(state_dir: Path, stack: ExitStack) -> ContractCloud:
+def _local(arch: Arch, state_dir: Path, stack: ExitStack) -> ContractCloud:
     settings = Settings(state_dir=state_dir, accelerator=AcceleratorChoice.TCG)
     stack.callback(starter.down, settings)
-    image_id = starter.ensure_stock(settings, "tiny", Arch.X86_64)
-    return _open(connect(settings), image_id, "root", stack)
+    image_id = starter.ensure_stock(settings, "tiny", arch)
+    return _open(connect(settings), arch, image_id, "root", stack)
 
 
-def _aws(stack: ExitStack) -> ContractCloud:
+def _aws(arch: Arch, stack: ExitStack) -> ContractCloud:
     """Amazon Linux as Amazon publishes it. Never run so far."""
     cloud = connect(load({"cloud": "aws"}))
     base = load_base(ROOT / "recipes", "al2023")
-    parameter = cloud.ssm.get_parameter(Name=base.reference_for(Arch.X86_64))
-    return _open(cloud, parameter["Parameter"]["Value"], base.login_user, stack)
+    parameter = cloud.ssm.get_parameter(Name=base.reference_for(arch))
+    return _open(cloud, arch, parameter["Parameter"]["Value"], base.login_user, stack)
 
 
 @pytest.fixture(
@@ -275,12 +280,14 @@ def _aws(stack: ExitStack) -> ContractCloud:
     ],
 )
 def contract(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, guest_arch: Arch
 ) -> Iterator[ContractCloud]:
     """The cloud under test."""
     state_dir = tmp_path_factory.mktemp("contract")
     with ExitStack() as stack:
-        yield _local(state_dir, stack) if request.param == "localec2" else _aws(stack)
+        yield (
+            _local(guest_arch, state_dir, stack) if request.param == "localec2" else _aws(guest_arch, stack)
+        )
     assert machines(str(state_dir)) == [], "no machine is left"
 
 

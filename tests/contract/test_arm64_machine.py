@@ -1,6 +1,6 @@
 """An arm64 machine obeys as an x86_64 one does, though it has no keyboard and an ACPI of another kind.
 
-The tiny image, on a host of any architecture.
+The tiny image, on a host of any architecture. This is in `make test`; `make test-arm64` has much more.
 """
 
 from __future__ import annotations

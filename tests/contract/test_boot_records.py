@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from localec2_cloud import LocalCloud
+from tiny_cloud import INSTANCE_TYPES
 
 from harness import guests, prices
 from harness.experiment import Cell, Experiment
@@ -22,10 +23,10 @@ pytest_plugins = ("localec2_cloud",)
 pytestmark = [pytest.mark.boot, pytest.mark.slow]
 
 
-def test_cloud_inits_share_of_a_cold_boot(local_cloud: LocalCloud, tmp_path: Path) -> None:
-    image_id = starter.ensure_stock(local_cloud.settings, "debian-12", Arch.X86_64)
+def test_cloud_inits_share_of_a_cold_boot(local_cloud: LocalCloud, tmp_path: Path, guest_arch: Arch) -> None:
+    image_id = starter.ensure_stock(local_cloud.settings, "debian-12", guest_arch)
     cloud = connect(local_cloud.settings)
-    cell = Cell("cold", Arch.X86_64, "t3.micro")
+    cell = Cell("cold", guest_arch, INSTANCE_TYPES[guest_arch])
     experiment = Experiment((cell,), iterations=1, seed=1, timeout_s=600.0)
     plan = Plan("records", experiment, {cell: Prepared(image_id, "admin")}, prices.find(cloud, [cell]))
     result = Run(cloud, plan, StopSignals(), print).execute(tmp_path / "records.csv")

@@ -78,9 +78,9 @@ def test_what_is_described_of_a_machine(contract: ContractCloud, first: str) -> 
     machine = contract.wait(first, "running")
     image = contract.ec2.describe_images(ImageIds=[contract.image_id])["Images"][0]
     assert machine["ImageId"] == contract.image_id
-    assert machine["InstanceType"] == "t3.micro"
+    assert machine["InstanceType"] == contract.instance_type
     assert machine["KeyName"] == contract.key_name
-    assert machine["Architecture"] == image["Architecture"] == "x86_64"
+    assert machine["Architecture"] == image["Architecture"] == contract.arch
     assert machine["Hypervisor"] == "xen", "what EC2 says of Nitro, too"
     assert machine["VirtualizationType"] == "hvm"
     assert machine["RootDeviceType"] == "ebs"
@@ -149,7 +149,7 @@ def test_metadata_of_a_guest(contract: ContractCloud, first: str) -> None:
 
     assert meta("instance-id") == first
     assert meta("ami-id") == contract.image_id
-    assert meta("instance-type") == "t3.micro"
+    assert meta("instance-type") == contract.instance_type
     assert meta("local-ipv4") == machine["PrivateIpAddress"]
     assert meta("public-ipv4") == machine["PublicIpAddress"]
     assert meta("placement/availability-zone") == machine["Placement"]["AvailabilityZone"]
@@ -162,7 +162,7 @@ def test_metadata_of_a_guest(contract: ContractCloud, first: str) -> None:
     assert guest.imds("user-data") == "first"
     identity = document(guest.imds("dynamic/instance-identity/document"))
     assert identity["instanceId"] == first
-    assert identity["architecture"] == "x86_64"
+    assert identity["architecture"] == contract.arch
     assert identity["privateIp"] == machine["PrivateIpAddress"]
 
 

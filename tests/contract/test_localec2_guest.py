@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
+from tiny_cloud import INSTANCE_TYPES
 
 from instant_env.arch import Arch
 from instant_env.bake.ssh import wait_for_login
@@ -64,23 +65,24 @@ def key(local_cloud: LocalCloud) -> KeyPair:
     return key
 
 
-def test_a_debian_guest(local_cloud: LocalCloud, key: KeyPair) -> None:
+def test_a_debian_guest(local_cloud: LocalCloud, key: KeyPair, guest_arch: Arch) -> None:
     ec2 = local_cloud.ec2
-    image_id = starter.ensure_stock(local_cloud.settings, "debian-12", Arch.X86_64)
+    image_id = starter.ensure_stock(local_cloud.settings, "debian-12", guest_arch)
     group_id = ec2.create_security_group(GroupName="ssh", Description="ssh")["GroupId"]
     ec2.authorize_security_group_ingress(
         GroupId=group_id, IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp="127.0.0.1/32"
     )
+    instance_type = INSTANCE_TYPES[guest_arch]
     instance_id = local_cloud.launch(
-        image_id, KeyName="mine", SecurityGroupIds=[group_id], InstanceInitiatedShutdownBehavior="terminate"
-    )
+        image_id, InstanceType=instance_type, KeyName="mine", SecurityGroupIds=[group_id],
+        InstanceInitiatedShutdownBehavior="terminate",
+    )  # fmt: skip
     described = local_cloud.wait(instance_id, "running")
     guest = login(local_cloud, instance_id, key)
 
     # It is the machine that the API describes.
-    assert (
-        guest("cat /sys/class/dmi/id/sys_vendor /sys/class/dmi/id/product_name") == "Amazon EC2\nt3.micro\n"
-    )
+    names = guest("cat /sys/class/dmi/id/sys_vendor /sys/class/dmi/id/product_name")
+    assert names == f"Amazon EC2\n{instance_type}\n"
     assert described["PrivateIpAddress"] in guest("ip -4 -o address show")
     dashed = described["PrivateIpAddress"].replace(".", "-")
     assert guest("hostname").strip() == f"ip-{dashed}"

@@ -1,7 +1,8 @@
 """The debian-12 base boots as EC2 would boot it: firmware, GRUB, initramfs, systemd, cloud-init, SSH.
 
 One boot of it; every test looks at that machine, or at the image's own bytes, and the last one makes of it
-what recipe `minimal` makes. The image is built when it is not cached (one to three minutes).
+what recipe `minimal` makes. The image is built when it is not cached: one to three minutes, and longer by
+emulation (docs/arm64.md).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from init_guest import console
+from localec2_cloud import STOCK_TIMEOUT_S
 
 from instant_env.arch import Arch
 from instant_env.bake.recipe import load_base, render_script, resolve
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from tiny_cloud import TinyCloud
 
 pytest_plugins = ("tiny_cloud",)
-pytestmark = [pytest.mark.boot, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(STOCK_TIMEOUT_S)]
 
 BOOT_TIMEOUT_S = 400.0
 #: Larger than the image, as a volume may be: root has to grow into it.

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from localec2_cloud import LocalCloud
+from localec2_cloud import STOCK_TIMEOUT_S, LocalCloud
 from tiny_cloud import INSTANCE_TYPES
 
 from harness import guests, prices
@@ -20,7 +20,7 @@ from instant_env.launch.techniques import Prepared
 from instant_env.localec2 import starter
 
 pytest_plugins = ("localec2_cloud",)
-pytestmark = [pytest.mark.boot, pytest.mark.slow]
+pytestmark = [pytest.mark.boot, pytest.mark.slow, pytest.mark.timeout(STOCK_TIMEOUT_S)]
 
 
 def test_cloud_inits_share_of_a_cold_boot(local_cloud: LocalCloud, tmp_path: Path, guest_arch: Arch) -> None:

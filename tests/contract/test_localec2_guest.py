@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
+from localec2_cloud import STOCK_TIMEOUT_S
 from tiny_cloud import INSTANCE_TYPES
 
 from instant_env.arch import Arch
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from localec2_cloud import LocalCloud
 
 pytest_plugins = ("localec2_cloud",)
-pytestmark = [pytest.mark.boot, pytest.mark.slow]
+pytestmark = [pytest.mark.boot, pytest.mark.slow, pytest.mark.timeout(STOCK_TIMEOUT_S)]
 
 #: A loaded machine with two cores needs several times the usual minute.
 BOOT_TIMEOUT_S = 400.0

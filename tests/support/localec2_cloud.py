@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
     from mypy_boto3_ec2.type_defs import InstanceTypeDef
 
+#: Of a test that may have to make stock Debian before it boots it: arm64's takes some 15 minutes on x86_64.
+STOCK_TIMEOUT_S = 2400
+
 
 def machines(word: str) -> list[int]:
     """Pids of QEMU processes with this word in their command line."""

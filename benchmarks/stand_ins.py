@@ -176,8 +176,10 @@ def cloud(directory: Path, port: int) -> Iterator[Cloud]:
 # What follows runs in the stand-ins' own process.
 
 
-def _report(address: str, what: str, at_ns: int) -> None:
-    print(json.dumps([address, what, at_ns]), flush=True)
+def _report_soon(address: str, what: str, at_ns: int) -> None:
+    """Tell an instant once what it belongs to is done: writing to the pipe may take a processor's turn."""
+    line = json.dumps([address, what, at_ns])
+    asyncio.get_running_loop().call_soon(lambda: print(line, flush=True))
 
 
 class _Server(asyncssh.SSHServer):
@@ -191,7 +193,8 @@ class _Server(asyncssh.SSHServer):
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         del conn
-        _report(self._address, "answered_ns", time.monotonic_ns())
+        # The version line leaves right after this; what we tell must not hold it up.
+        _report_soon(self._address, "answered_ns", time.monotonic_ns())
 
     def begin_auth(self, username: str) -> bool:
         return bool(username)
@@ -201,7 +204,7 @@ class _Server(asyncssh.SSHServer):
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         # asked for the offer and again for the signature; the last one stays
-        _report(self._address, "authenticated_ns", time.monotonic_ns())
+        _report_soon(self._address, "authenticated_ns", time.monotonic_ns())
         return bool(username and key)
 
 
@@ -221,8 +224,9 @@ async def _open(address: str, port: int, at_ns: int, key: asyncssh.SSHKey) -> No
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((address, port))
     await asyncio.sleep(max(0.0, (at_ns - time.monotonic_ns()) / 1e9))
-    _report(address, "listening_ns", time.monotonic_ns())
+    at_ns = time.monotonic_ns()
     sock.listen(128)  # from here on a connect succeeds
+    _report_soon(address, "listening_ns", at_ns)
     await asyncssh.listen(
         sock=sock, server_host_keys=[key], server_factory=lambda: _Server(address), process_factory=_answer
     )

@@ -36,6 +36,7 @@ from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role
 from instant_env.launch.attempt import Attempt
 from instant_env.launch.lag import short_pauses
+from instant_env.launch.prober import Prober, probing
 from instant_env.launch.techniques import Order, Prepared
 from instant_env.launch.techniques.base import run_instance
 from instant_env.launch.timeline import MarkName, Outcome
@@ -55,6 +56,7 @@ class Calibration:
     answer_ms: list[float] = field(default_factory=list)
     t4_ms: list[float] = field(default_factory=list)
     lag_ms: list[float] = field(default_factory=list)
+    late_ms: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
     cpu_s: float = 0.0
@@ -77,7 +79,8 @@ class Calibration:
             "t3_of_it_connect_ms": _figures(self.connect_ms),
             "t3_of_it_answer_ms": _figures(self.answer_ms),
             "t4_error_ms": _figures(self.t4_ms),
-            "event_loop_lag_ms": _figures(self.lag_ms),
+            "harness_lag_ms": _figures(self.lag_ms),
+            "of_it_prober_lag_ms": _figures(self.late_ms),
             "api_calls_per_attempt": round(self.calls_per_attempt, 2),
             "api_calls": self.calls,
             "cpu_ms_per_attempt": round(self.cpu_s * 1000 / self.attempts, 1),
@@ -106,9 +109,11 @@ def _order(number: int) -> Order:
     )  # fmt: skip
 
 
-async def _one(cloud: Cloud, watcher: Watcher, prepared: Prepared, key: KeyPair, number: int) -> Attempt:
+async def _one(
+    cloud: Cloud, watcher: Watcher, prober: Prober, prepared: Prepared, key: KeyPair, number: int
+) -> Attempt:
     attempt = Attempt(
-        cloud, watcher,
+        cloud, watcher, prober,
         start=lambda: run_instance(cloud, prepared, _order(number), user_data=None),
         username="stand-in", key=key.for_asyncssh(), timeout_s=60.0,
     )  # fmt: skip
@@ -143,17 +148,22 @@ def calibrate(
         async def work() -> list[Attempt]:
             slots = asyncio.Semaphore(in_flight)
 
-            async def limited(number: int, watcher: Watcher) -> Attempt:
+            async def limited(number: int, watcher: Watcher, prober: Prober) -> Attempt:
                 async with slots:
-                    return await _one(cloud, watcher, prepared, key, number)
+                    return await _one(cloud, watcher, prober, prepared, key, number)
 
-            async with Watcher(cloud) as watcher:
-                return await asyncio.gather(*(limited(number, watcher) for number in range(attempts)))
+            async with Watcher(cloud) as watcher, probing() as prober:
+                done = [limited(number, watcher, prober) for number in range(attempts)]
+                try:
+                    return await asyncio.gather(*done)
+                finally:
+                    result.cpu_s += prober.cpu_s
 
         began, cpu_s = time.monotonic(), time.process_time()
         with short_pauses():
             done = asyncio.run(work())
-        result.took_s, result.cpu_s = time.monotonic() - began, time.process_time() - cpu_s
+        result.took_s = time.monotonic() - began
+        result.cpu_s += time.process_time() - cpu_s
         result.calls = dict(placement.calls)
         for attempt in done:
             if attempt.outcome is not Outcome.OK:
@@ -169,6 +179,7 @@ def calibrate(
             result.t3_ms.append(result.connect_ms[-1] + result.answer_ms[-1])
             result.t4_ms.append(marks[MarkName.T4].ms - (truth.authenticated_ns - t0_ns) / 1e6)
             result.lag_ms.append(attempt.lag_ms)
+            result.late_ms.append(attempt.stats.worst_late_ns / 1e6)
     return result
 
 

@@ -38,7 +38,8 @@ import asyncssh
 from instant_env.arch import Arch
 from instant_env.launch.guest import read_guest
 from instant_env.launch.login import authenticate, client_options
-from instant_env.launch.probe import DIRECT, Found, ProbeStats, probe
+from instant_env.launch.probe import DIRECT, Found, ProbeStats
+from instant_env.launch.prober import Prober, probing
 from instant_env.localec2 import starter
 from instant_env.localec2.layout import Layout
 from instant_env.localec2.stock.model import StockImage
@@ -70,6 +71,12 @@ class Bench:
 
     async def launch(self, image_id: str, follow: Callable[[Machine], Awaitable[Figures]]) -> Figures:
         """Launch, measure, end the machine whatever happened."""
+        async with probing() as prober:
+            return await self._launch(image_id, follow, prober)
+
+    async def _launch(
+        self, image_id: str, follow: Callable[[Machine], Awaitable[Figures]], prober: Prober
+    ) -> Figures:
         started_ns = time.monotonic_ns()
         made = self.ec2.run_instances(
             ImageId=image_id, InstanceType=INSTANCE_TYPE, KeyName=self.key_name, MinCount=1, MaxCount=1,
@@ -79,7 +86,7 @@ class Bench:
         try:
             address = await self._running(instance_id)
             async with asyncio.timeout(LIMIT_S):
-                return await follow(Machine(instance_id, address, started_ns))
+                return await follow(Machine(instance_id, address, started_ns, prober))
         finally:
             self.ec2.terminate_instances(InstanceIds=[instance_id])
             while self._describe(instance_id)["State"]["Name"] != "terminated":
@@ -95,8 +102,9 @@ class Bench:
         return str(found["PublicIpAddress"])
 
     def _probe(self, machine: Machine) -> asyncio.Task[Found]:
-        looking = probe(
-            machine.address, self.endpoint.ssh_port, DIRECT, ProbeStats(), not_before_ns=time.monotonic_ns()
+        now_ns = time.monotonic_ns()
+        looking = machine.prober.probe(
+            machine.address, self.endpoint.ssh_port, DIRECT, ProbeStats(), not_before_ns=now_ns
         )
         return asyncio.create_task(looking)
 
@@ -143,6 +151,7 @@ class Machine:
     instance_id: str
     address: str
     started_ns: int
+    prober: Prober
 
     def elapsed_ms(self, at_ns: int | None = None) -> float:
         return round(((at_ns or time.monotonic_ns()) - self.started_ns) / 1e6, 1)

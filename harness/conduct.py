@@ -28,6 +28,7 @@ from instant_env.cloud.tags import Role, project_filter
 from instant_env.errors import InstantEnvError
 from instant_env.launch.attempt import Attempt
 from instant_env.launch.boot_records import RecordsError, read_boot_records
+from instant_env.launch.prober import Prober, probing
 from instant_env.launch.techniques import (
     HandOver,
     Launched,
@@ -93,6 +94,7 @@ class Conductor:
     fillings: dict[str, Filling] = field(default_factory=dict)
     in_flight: int = 0
     _cpu_from_s: float = 0.0
+    _prober: Prober | None = None
     spent_usd: float = 0.0
     reserved_usd: float = 0.0
     api_calls: ApiCalls = field(default_factory=ApiCalls)
@@ -109,9 +111,9 @@ class Conductor:
         }
         gate = _Gate(self.experiment.launches_per_s if self.experiment.parallel > 1 else None)
 
-        async def one(item: Planned, watcher: Watcher) -> None:
+        async def one(item: Planned, site: Site) -> None:
             try:
-                await self._run_one(item, watcher)
+                await self._run_one(item, site)
             finally:
                 slots.release()
                 if item.technique in caps:
@@ -122,8 +124,11 @@ class Conductor:
             async with (
                 self.api_calls.counting(self.cloud),
                 Watcher(self.cloud) as watcher,
+                probing() as prober,
                 asyncio.TaskGroup() as group,
             ):
+                self._prober = prober
+                site = Site(self.cloud, watcher, prober, self.access.key, self.experiment.timeout_s)
                 for item in planned:
                     if item.technique in caps:
                         await caps[item.technique].acquire()
@@ -141,13 +146,14 @@ class Conductor:
                     await gate.wait()
                     self.in_flight += 1
                     self.reserved_usd += self._worst_usd(item.cell)
-                    group.create_task(one(item, watcher))
+                    group.create_task(one(item, site))
         except BaseExceptionGroup as errors:  # of one attempt: the group has ended the others
             raise errors.exceptions[0] from None
 
     def cpu_s(self) -> float:
-        """CPU time of this process since the first attempt was planned."""
-        return time.process_time() - self._cpu_from_s
+        """CPU time of this process and the prober's since the first attempt was planned."""
+        prober_s = self._prober.cpu_s if self._prober else 0.0
+        return time.process_time() - self._cpu_from_s + prober_s
 
     def _worst_usd(self, cell: Cell) -> float:
         return self.prices.worst_usd(self.cloud, cell, self.experiment.timeout_s)
@@ -158,7 +164,7 @@ class Conductor:
             return True
         return self.spent_usd + self.reserved_usd + self._worst_usd(cell) <= self.max_usd
 
-    async def _run_one(self, planned: Planned, watcher: Watcher) -> None:
+    async def _run_one(self, planned: Planned, site: Site) -> None:
         technique = find_technique(planned.technique)
         prepared = self.prepared[planned.cell]
         pair = KeyPair.generate() if technique.hands_over_key else self.access.pair
@@ -171,7 +177,8 @@ class Conductor:
 
         attempt = Attempt(
             self.cloud,
-            watcher,
+            site.watcher,
+            site.prober,
             start=start,
             username=prepared.username,
             key=pair.for_asyncssh(),
@@ -185,7 +192,6 @@ class Conductor:
                     prepared = dataclasses.replace(prepared, image_id=await self._copy(prepared, order))
                 if options.pause_s:
                     await asyncio.sleep(options.pause_s)
-                site = Site(self.cloud, watcher, self.access.key, self.experiment.timeout_s)
                 place = await technique.fill(site, prepared, order)
                 self._count(planned.technique, place)
                 if options.rest_s:
@@ -212,7 +218,7 @@ class Conductor:
             self.results.append(row)
             self.rows.append(row)
             self.on_row(row)
-            await self._end(attempt, planned, place, watcher)
+            await self._end(attempt, planned, place, site.watcher)
             if options.fresh_copy and prepared is not self.prepared[planned.cell]:
                 await asyncio.to_thread(copies.delete_copy, self.cloud, prepared.image_id)
             self.in_flight -= 1

@@ -99,7 +99,7 @@ class Row:
     ssh_version: str | None = _column("", "sshd's version line")
     host_key: str | None = _column("", "fingerprint of the guest's host key")
     harness_lag_ms: float | None = _column(
-        "ms", "the worst lateness of the harness's own event loop, t0 to t4"
+        "ms", "the worst lateness, t0 to t4, of the harness's event loop or of a connect"
     )
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 
@@ -11,7 +10,7 @@ import paramiko
 
 from instant_env.cloud.keys import KeyPair
 from instant_env.errors import InstantEnvError
-from instant_env.launch.probe import DIRECT, ProbeStats, probe
+from instant_env.launch.probe import DIRECT, find
 
 #: Pauses after a refused key; the last one repeats. sshd 9.8 and later locks a source out at 15 s of
 #: penalties, and a refused login costs 5 s of them (sshd_config(5), PerSourcePenalties). Stock images write
@@ -30,21 +29,10 @@ class LoginError(InstantEnvError):
 def _wait_for_banner(host: str, port: int, timeout_s: float) -> bool:
     """Whether something that speaks SSH answered in time. Connects anew every few milliseconds, so that
     neither a lost packet nor a guest that was not listening yet costs a retransmission's second."""
-
-    async def banner() -> None:
-        now_ns = time.monotonic_ns()
-        found = await probe(host, port, DIRECT, ProbeStats(), not_before_ns=now_ns)
+    found = find(host, port, DIRECT, timeout_s=timeout_s)
+    if found is not None:
         found.sock.close()
-
-    async def in_time() -> bool:
-        try:
-            async with asyncio.timeout(timeout_s):
-                await banner()
-        except TimeoutError:
-            return False
-        return True
-
-    return asyncio.run(in_time())
+    return found is not None
 
 
 def wait_for_login(host: str, port: int, user: str, key: KeyPair, *, timeout_s: float) -> fabric.Connection:

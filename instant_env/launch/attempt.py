@@ -17,7 +17,8 @@ from instant_env.launch.guest import GuestReadError, GuestReport, read_guest
 from instant_env.launch.lag import LagMeter
 from instant_env.launch.launched import Launched
 from instant_env.launch.login import HandshakeFailed, KeyRefused, Login, authenticate, client_options
-from instant_env.launch.probe import DIRECT, Found, ProbeStats, probe
+from instant_env.launch.probe import DIRECT, Found, ProbeStats
+from instant_env.launch.prober import Prober
 from instant_env.launch.timeline import MarkName, Outcome, Timeline
 from instant_env.launch.watch import MachineEnded, Running, Watched, Watcher
 
@@ -42,6 +43,7 @@ class Attempt:
         self,
         cloud: Cloud,
         watcher: Watcher,
+        prober: Prober,
         *,
         start: Callable[[], Launched],
         username: str,
@@ -54,6 +56,7 @@ class Attempt:
         guest was asked; what it raises, ``run`` raises."""
         self._cloud = cloud
         self._watcher = watcher
+        self._prober = prober
         self._start = start
         self._options = client_options(username, key)
         self._timeout_s = timeout_s
@@ -86,8 +89,8 @@ class Attempt:
 
     @property
     def lag_ms(self) -> float:
-        """How late this process's event loop was at worst between t0 and t4."""
-        return self._lag.worst_ms
+        """How late the event loop was at worst between t0 and t4, or a connect of the prober's."""
+        return max(self._lag.worst_ms, round(self.stats.worst_late_ns / 1e6, 3))
 
     async def run(self) -> None:
         """Run it. Every failure ends in ``outcome`` and ``error``; only cancellation is raised."""
@@ -214,7 +217,7 @@ class Attempt:
         not_before_ns = launched.returned_ns
         previous: Found | None = None
         while True:
-            found = await probe(
+            found = await self._prober.probe(
                 address, self._cloud.ssh_port, DIRECT, self.stats, not_before_ns=not_before_ns
             )
             self._mark_answer(found)

@@ -55,6 +55,7 @@ async def fill_running(
     filling = Attempt(
         site.cloud,
         site.watcher,
+        site.prober,
         start=lambda: run_instance(site.cloud, prepared, made, user_data=user_data),
         username=prepared.username,
         key=site.key,

@@ -7,16 +7,23 @@ are closed at once. The line is only peeked at, so the winning socket goes to an
 A connect succeeds only when the guest accepts it: on EC2, and in localec2, whose network opens a port while
 the guest itself listens (it asks every 10 ms, so it may be that much late). So there is one every 10 ms,
 closed after 1 s, until the first success; then no more, so sshd sees one connection.
+
+Nothing here knows of asyncio or of processes: :func:`find` probes one address and blocks. What measures many
+machines at a time has :class:`instant_env.launch.prober.Prober`, which does the same in a process of its own.
+Only the standard library is imported: that process starts in a moment.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import errno
 import select
+import selectors
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 _NS = 1_000_000_000
 
@@ -25,7 +32,7 @@ _MAX_PREAMBLE = 8192
 
 #: How soon a connection with half a line is looked at again. A peek leaves the bytes where they are, so the
 #: socket stays readable and a plain wait would spin.
-_HALF_LINE_S = 0.002
+_HALF_LINE_NS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,17 @@ class ProbeStats:
     """Answered, but not with an SSH line."""
     first_refused_ns: int | None = None
     """The guest's network was up at the latest by then."""
+    worst_late_ns: int = 0
+    """The most by which a connect came later than its pace."""
+
+    def add(self, more: ProbeStats) -> None:
+        """Take in what a later probe of the same machine met."""
+        self.opened += more.opened
+        self.refused += more.refused
+        self.silent += more.silent
+        self.garbage += more.garbage
+        self.first_refused_ns = self.first_refused_ns or more.first_refused_ns
+        self.worst_late_ns = max(self.worst_late_ns, more.worst_late_ns)
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,66 @@ class Found:
     resolution_ns: int
 
 
+class Probes:
+    """Addresses that are probed side by side by one thread: call :meth:`turn` again and again."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._probes: set[Probe] = set()
+
+    def start(
+        self,
+        address: str,
+        port: int,
+        policy: ProbePolicy,
+        *,
+        not_before_ns: int,
+        on_found: Callable[[Found], None],
+    ) -> Probe:
+        """Probe until found or stopped. ``on_found`` is called once at most and owns the socket.
+
+        ``not_before_ns`` is the latest instant at which the machine surely did not answer (its launch): the
+        resolution of an answer to the very first connect reaches back to it.
+        """
+
+        def found(what: Found) -> None:
+            self._probes.discard(probe)
+            on_found(what)
+
+        probe = Probe(self._selector, (address, port), policy, not_before_ns, found)
+        self._probes.add(probe)
+        return probe
+
+    def stop(self, probe: Probe) -> None:
+        """Close its sockets, all of them."""
+        self._probes.discard(probe)
+        probe.close()
+
+    def watch(self, sock: socket.socket, on_readable: Callable[[], None]) -> None:
+        """Call ``on_readable`` in a turn, whenever there is something to read."""
+        self._selector.register(sock, selectors.EVENT_READ, on_readable)
+
+    def turn(self, until_ns: int | None = None) -> None:
+        """Wait for the next thing to do, at most until ``until_ns``, and do it."""
+        due = [probe.next_ns for probe in self._probes]
+        if until_ns is not None:
+            due.append(until_ns)
+        wait_s = max(0, min(due) - time.monotonic_ns()) / _NS if due else None
+        # Waited for by select(2), which counts microseconds: epoll_wait(2) would be up to 1 ms late.
+        select.select([self._selector], [], [], wait_s)
+        for key, _ in self._selector.select(0):
+            if self._selector.get_map().get(key.fd) is key:  # else dropped in this very turn
+                key.data()
+        now = time.monotonic_ns()
+        for probe in [probe for probe in self._probes if now >= probe.next_ns]:
+            probe.tick()
+
+    def close(self) -> None:
+        for probe in self._probes:
+            probe.close()
+        self._selector.close()
+
+
 class _Connection:
     """One connect. ``accepted_ns`` is set once it succeeded."""
 
@@ -81,57 +159,51 @@ class _Connection:
         self.spoke = False
 
 
-class Prober:
-    """Probe one address until it answers. Use :func:`probe`."""
+class Probe:
+    """One address that is probed; made by :meth:`Probes.start`. ``next_ns`` is when :meth:`tick` is due."""
 
     def __init__(
-        self, address: str, port: int, policy: ProbePolicy, stats: ProbeStats, not_before_ns: int
+        self,
+        selector: selectors.BaseSelector,
+        target: tuple[str, int],
+        policy: ProbePolicy,
+        not_before_ns: int,
+        on_found: Callable[[Found], None],
     ) -> None:
-        self._target = (address, port)
-        self._family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._policy = policy
-        self._stats = stats
-        self._loop = asyncio.get_running_loop()
-        self._found: asyncio.Future[Found] = self._loop.create_future()
+        self.stats = ProbeStats()
+        self._selector = selector
+        self._target = target
+        self._family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
+        self._pace_ns = int(policy.pace_s * _NS)
+        self._keep_ns = int(policy.keep_s * _NS)
+        self._banner_ns = int(policy.banner_s * _NS)
+        self._max_open = policy.max_open
+        self._on_found = on_found
         self._open: list[_Connection] = []  # oldest first
         self._last_open_ns = not_before_ns
-        self._opened_any = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._connect_due_ns = self.next_ns = time.monotonic_ns()
+        self._look_due_ns: int | None = None
 
-    async def run(self) -> Found:
-        """Probe until found. Cancel it to stop; whatever happens, no other socket stays open."""
-        try:
-            self._tick()
-            return await self._found
-        except asyncio.CancelledError:
-            if self._found.done() and not self._found.cancelled():
-                self._found.result().sock.close()
-            raise
-        finally:
-            self._stop()
+    # Time: open what is due, give up what is stale.
 
-    # Time: one timer opens what is due and gives up what is stale.
-
-    def _tick(self) -> None:
+    def tick(self) -> None:
         now = time.monotonic_ns()
         # With one lifetime for all, only the oldest can be due.
         while self._open and now >= self._expiry_ns(self._open[0]):
             self._give_up(self._open[0])
-        if self._wants_more() and now >= self._next_open_ns():
+        if self._look_due_ns is not None and now >= self._look_due_ns:
+            self._await_line(self._open[0])
+        if self._wants_more() and now >= self._connect_due_ns:
             self._connect(now)
         self._schedule()
 
     def _schedule(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._found.done():
-            return
-        now = time.monotonic_ns()
         due = [self._expiry_ns(self._open[0])] if self._open else []
+        if self._look_due_ns is not None:
+            due.append(self._look_due_ns)
         if self._wants_more():
-            due.append(self._next_open_ns())
-        delay_s = max(0.0, (min(due) - now) / _NS)
-        self._timer = self._loop.call_later(delay_s, self._tick)
+            due.append(self._connect_due_ns)
+        self.next_ns = min(due)
 
     def _wants_more(self) -> bool:
         """The first one that is accepted ends the connecting (and is alone from then on)."""
@@ -139,34 +211,31 @@ class Prober:
 
     def _expiry_ns(self, connection: _Connection) -> int:
         if connection.accepted_ns is not None:
-            return connection.accepted_ns + int(self._policy.banner_s * _NS)
-        return connection.opened_ns + int(self._policy.keep_s * _NS)
-
-    def _next_open_ns(self) -> int:
-        return self._last_open_ns + int(self._policy.pace_s * _NS) if self._opened_any else 0
+            return connection.accepted_ns + self._banner_ns
+        return connection.opened_ns + self._keep_ns
 
     # One connection's life.
 
     def _connect(self, now: int) -> None:
-        if len(self._open) >= self._policy.max_open:
+        late_ns = max(0, now - self._connect_due_ns)
+        self.stats.worst_late_ns = max(self.stats.worst_late_ns, late_ns)
+        # A late connect does not put off the next one, and none is made up for.
+        self._connect_due_ns += self._pace_ns * (1 + late_ns // self._pace_ns)
+        if len(self._open) >= self._max_open:
             self._give_up(self._open[0])
         sock = socket.socket(self._family, socket.SOCK_STREAM)
         sock.setblocking(False)
         connection = _Connection(sock, now, previous_ns=self._last_open_ns)
         self._last_open_ns = now
-        self._opened_any = True
-        self._stats.opened += 1
+        self.stats.opened += 1
         self._open.append(connection)
         code = sock.connect_ex(self._target)
-        if code == 0:
-            self._on_accept(connection)
-        elif code == errno.EINPROGRESS:
-            self._loop.add_writer(sock, self._on_connected, connection)
+        if code in (0, errno.EINPROGRESS):
+            self._selector.register(sock, selectors.EVENT_WRITE, partial(self._on_connected, connection))
         else:
             self._on_connect_error(connection, code)
 
     def _on_connected(self, connection: _Connection) -> None:
-        self._loop.remove_writer(connection.sock)
         code = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code == 0:
             self._on_accept(connection)
@@ -175,17 +244,25 @@ class Prober:
         self._schedule()
 
     def _on_connect_error(self, connection: _Connection, code: int) -> None:
-        if code == errno.ECONNREFUSED:
+        if code in (
+            errno.ECONNREFUSED,
+            errno.ECONNRESET,
+        ):  # the latter: accepted, and dropped before we looked
             self._refused(connection)
         else:
-            self._stats.silent += 1
+            self.stats.silent += 1
             self._drop(connection)
 
     def _on_accept(self, connection: _Connection) -> None:
         connection.accepted_ns = time.monotonic_ns()
         for other in [c for c in self._open if c is not connection]:
             self._drop(other)
-        self._loop.add_reader(connection.sock, self._on_readable, connection)
+        self._selector.unregister(connection.sock)
+        self._await_line(connection)
+
+    def _await_line(self, connection: _Connection) -> None:
+        self._look_due_ns = None
+        self._selector.register(connection.sock, selectors.EVENT_READ, partial(self._on_readable, connection))
 
     def _on_readable(self, connection: _Connection) -> None:
         now = time.monotonic_ns()
@@ -198,58 +275,66 @@ class Prober:
         line = _ssh_line(data)
         if line is not None:
             self._win(connection, line, now)
-        elif not data:
+            return
+        if not data:
             self._refused(connection)
-            self._schedule()
         elif len(data) >= _MAX_PREAMBLE or _peer_closed(connection.sock):
             connection.spoke = True
             self._give_up(connection)
-            self._schedule()
         else:
             connection.spoke = True
-            self._loop.remove_reader(connection.sock)
-            self._loop.call_later(_HALF_LINE_S, self._look_again, connection)
-
-    def _look_again(self, connection: _Connection) -> None:
-        if connection in self._open:
-            self._loop.add_reader(connection.sock, self._on_readable, connection)
+            self._selector.unregister(connection.sock)
+            self._look_due_ns = now + _HALF_LINE_NS
+        self._schedule()
 
     def _refused(self, connection: _Connection) -> None:
-        now = time.monotonic_ns()
-        self._stats.refused += 1
-        if self._stats.first_refused_ns is None:
-            self._stats.first_refused_ns = now
+        self.stats.refused += 1
+        if self.stats.first_refused_ns is None:
+            self.stats.first_refused_ns = time.monotonic_ns()
         self._drop(connection)
 
     def _give_up(self, connection: _Connection) -> None:
         if connection.spoke:
-            self._stats.garbage += 1
+            self.stats.garbage += 1
         else:
-            self._stats.silent += 1
+            self.stats.silent += 1
         self._drop(connection)
 
     def _win(self, connection: _Connection, line: str, now: int) -> None:
-        if self._found.done():  # cancelled in this very turn of the loop
-            return
-        self._loop.remove_reader(connection.sock)
+        self._selector.unregister(connection.sock)
         self._open.remove(connection)
         accepted_ns = connection.accepted_ns or now
         # The answer began between the winner's connect and the one before it.
         resolution_ns = connection.opened_ns - connection.previous_ns
-        self._found.set_result(Found(connection.sock, line, accepted_ns, now, resolution_ns))
-        self._stop()
+        self._on_found(Found(connection.sock, line, accepted_ns, now, resolution_ns))
 
     def _drop(self, connection: _Connection) -> None:
-        self._loop.remove_writer(connection.sock)
-        self._loop.remove_reader(connection.sock)
+        with contextlib.suppress(KeyError):  # of half a line, or one that failed at once
+            self._selector.unregister(connection.sock)
         connection.sock.close()
         self._open.remove(connection)
+        if connection.accepted_ns is not None:
+            self._look_due_ns = None
+            self._connect_due_ns = max(self._connect_due_ns, time.monotonic_ns())
 
-    def _stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+    def close(self) -> None:
         for connection in list(self._open):
             self._drop(connection)
+
+
+def find(address: str, port: int, policy: ProbePolicy, *, timeout_s: float) -> Found | None:
+    """Wait until sshd at ``address`` sends its version line; None when it does not within the time.
+
+    The caller owns the socket that is returned.
+    """
+    now = time.monotonic_ns()
+    until_ns = now + int(timeout_s * _NS)
+    found: list[Found] = []
+    with contextlib.closing(Probes()) as probes:
+        probes.start(address, port, policy, not_before_ns=now, on_found=found.append)
+        while not found and time.monotonic_ns() < until_ns:
+            probes.turn(until_ns)
+    return found[0] if found else None
 
 
 def _ssh_line(data: bytes) -> str | None:
@@ -269,15 +354,3 @@ def _peer_closed(sock: socket.socket) -> bool:
     poller = select.poll()
     poller.register(sock, flag)
     return bool(flag and any(events & flag for _, events in poller.poll(0)))
-
-
-async def probe(
-    address: str, port: int, policy: ProbePolicy, stats: ProbeStats, *, not_before_ns: int
-) -> Found:
-    """Wait until sshd at ``address`` sends its version line; the caller owns the socket that is returned.
-
-    ``not_before_ns`` is the latest instant at which the machine surely did not answer (its launch): the
-    resolution of an answer to the very first connect reaches back to it. It never times out by itself:
-    cancel it.
-    """
-    return await Prober(address, port, policy, stats, not_before_ns).run()

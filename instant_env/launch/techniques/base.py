@@ -31,6 +31,7 @@ from instant_env.cloud.session import Cloud, error_code
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError, UsageError
 from instant_env.launch.launched import Launched
+from instant_env.launch.prober import Prober
 from instant_env.launch.watch import Watcher
 
 _PLAIN = LaunchOptions()
@@ -109,10 +110,11 @@ class FillError(InstantEnvError):
 
 @dataclass(frozen=True)
 class Site:
-    """Where places are made, and with what: the run's watch and the key of its key pair."""
+    """Where places are made, and with what: the run's watch, its prober and the key of its key pair."""
 
     cloud: Cloud
     watcher: Watcher
+    prober: Prober
     key: asyncssh.SSHKey
     timeout_s: float
 

@@ -19,6 +19,7 @@ from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role
 from instant_env.launch.attempt import Attempt
 from instant_env.launch.guest import GuestReadError, parse_disk_statistics
+from instant_env.launch.prober import probing
 from instant_env.launch.techniques import Order, Prepared
 from instant_env.launch.techniques.base import run_instance
 from instant_env.launch.timeline import MarkName, Outcome
@@ -51,10 +52,11 @@ def attempt(
     key = fresh_key().for_asyncssh()
 
     async def work() -> Attempt:
-        async with Watcher(cloud) as watcher:
+        async with Watcher(cloud) as watcher, probing() as prober:
             made = Attempt(
                 cloud,
                 watcher,
+                prober,
                 start=lambda: run_instance(cloud, Prepared(image, "admin"), order, user_data=None),
                 username="admin",
                 key=key,

@@ -1,0 +1,222 @@
+"""Probe many machines at a time, from a process of its own.
+
+Twenty machines are two thousand connects a second. In the event loop of a process that reads botocore's
+answers and shakes hands as well they come late, and so does the look at what they brought: t3 would be as
+late as the loop. So a child makes them and takes the instants (``time.monotonic_ns()`` is one clock for all
+processes), and hands over the socket that won.
+
+The child ends when our end of its socket is closed, so also when this process is killed. It has a session of
+its own: Ctrl-C is ours, and it still has to say what it met.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict
+from typing import IO, Any
+
+from instant_env.errors import InstantEnvError
+from instant_env.launch.probe import Found, ProbePolicy, ProbeStats
+
+#: What a probe ended with: nothing was found when it was cancelled.
+_Answer = tuple[Found | None, ProbeStats]
+
+_COMMAND = (sys.executable, "-m", "instant_env.launch.prober_process")
+
+#: The child starts, answers and ends within milliseconds; after this it is taken for lost.
+_PATIENCE_S = 10.0
+
+_READ_BYTES = 65536
+_READ_SOCKETS = 64
+
+
+class ProberError(InstantEnvError):
+    """The prober's process has ended, or does not answer: nothing can be measured any more."""
+
+
+class Prober:
+    """Probes for one event loop; made by :func:`probing`.
+
+    ``pid`` is its process, ``cpu_s`` the CPU time which that had used when its newest probe ended.
+    """
+
+    def __init__(self, channel: socket.socket, process: subprocess.Popen[bytes], stderr: int) -> None:
+        self.pid = process.pid
+        self.cpu_s = 0.0
+        self._channel = channel
+        self._process = process
+        self._stderr = stderr
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._numbers = itertools.count()
+        self._answers: dict[int, asyncio.Future[_Answer]] = {}
+        self._unread = b""
+        self._sockets: deque[socket.socket] = deque()
+        self._failure = ""
+        self._loop.add_reader(channel, self._read)
+
+    async def ready(self) -> None:
+        """Wait until the process listens. Raises ProberError."""
+        await asyncio.wait([self._ready], timeout=_PATIENCE_S)
+        if not self._ready.done():
+            self._fail(f"the prober has not started within {_PATIENCE_S:.0f} s")
+        self.check()
+
+    def check(self) -> None:
+        """Raises ProberError when the process has failed."""
+        if self._failure:
+            raise ProberError(self._failure)
+
+    async def probe(
+        self, address: str, port: int, policy: ProbePolicy, stats: ProbeStats, *, not_before_ns: int
+    ) -> Found:
+        """Wait until sshd at ``address`` sends its version line; the caller owns the socket that is returned.
+
+        It never times out by itself: cancel it. ``stats`` is added to when it ends, either way.
+        ``not_before_ns``: see :meth:`instant_env.launch.probe.Probes.start`. Raises ProberError.
+        """
+        number = next(self._numbers)
+        answer: asyncio.Future[_Answer] = self._loop.create_future()
+        self._answers[number] = answer
+        try:
+            self._ask(
+                probe=number, address=address, port=port, policy=asdict(policy), not_before_ns=not_before_ns
+            )
+            await asyncio.wait([answer])  # which leaves the future alone when it is cancelled
+            found, met = answer.result()
+        except asyncio.CancelledError:
+            found, met = await self._cancel(number, answer)
+            stats.add(met)
+            if found is not None:  # told before it was asked to stop
+                found.sock.close()
+            raise
+        finally:
+            self._answers.pop(number, None)
+        stats.add(met)
+        assert found is not None  # noqa: S101 - it was not cancelled
+        return found
+
+    async def _cancel(self, number: int, answer: asyncio.Future[_Answer]) -> _Answer:
+        self._ask(cancel=number)
+        await asyncio.wait([answer], timeout=_PATIENCE_S)
+        if not answer.done():
+            self._fail(f"the prober has not answered for {_PATIENCE_S:.0f} s")
+        return answer.result()
+
+    def _ask(self, **what: object) -> None:
+        self.check()
+        try:
+            self._channel.send(json.dumps(what).encode() + b"\n")
+        except OSError as error:  # it has ended, or reads no more
+            self._fail(f"the prober cannot be asked ({error})")
+            self.check()
+
+    def _read(self) -> None:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._channel, _READ_BYTES, _READ_SOCKETS)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:  # it has ended, with something of ours unread
+            data, descriptors = b"", []
+        self._sockets.extend(map(_adopt, descriptors))
+        if not data:
+            self._fail("the prober has ended")
+            return
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        for line in lines:
+            if told := json.loads(line):
+                self._hear(told)
+            else:
+                self._ready.set_result(None)
+
+    def _hear(self, told: Mapping[str, Any]) -> None:
+        self.cpu_s = told["cpu_s"]
+        sock = self._sockets.popleft() if told["found"] and self._sockets else None
+        answer = self._answers.pop(told["probe"], None)
+        if answer is None:  # nobody waits any more
+            if sock is not None:
+                sock.close()
+        elif told["found"] and sock is None:  # recvmsg(2) drops what there is no room for
+            answer.set_exception(
+                ProberError("a machine's connection is lost: too many open files", hint="raise ulimit -n")
+            )
+        else:
+            found = Found(sock, **told["found"]) if sock else None
+            answer.set_result((found, ProbeStats(**told["stats"])))
+
+    def _fail(self, what: str) -> None:
+        """Take the process for lost: whoever waits is told why."""
+        self._loop.remove_reader(self._channel)
+        self._failure = f"{what}: {self._last_words()}"
+        waiting: list[asyncio.Future[Any]] = [self._ready, *self._answers.values()]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(ProberError(self._failure))
+                future.exception()  # not everybody looks
+
+    def _last_words(self) -> str:
+        """How it ended, and the last line that it wrote. It is made to, unless it has all but ended."""
+        try:
+            code = self._process.wait(1)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            return "killed"
+        ended = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        lines = os.pread(self._stderr, _READ_BYTES, 0).decode(errors="replace").splitlines()
+        return ", ".join([ended, *lines[-1:]])
+
+
+def _adopt(descriptor: int) -> socket.socket:
+    """A socket that was received, as Python makes its own: not for children, and non-blocking."""
+    os.set_inheritable(descriptor, False)
+    sock = socket.socket(fileno=descriptor)
+    sock.setblocking(False)
+    return sock
+
+
+@contextlib.asynccontextmanager
+async def probing() -> AsyncIterator[Prober]:
+    """Start a prober; its process and what it has open are gone on the way out.
+
+    Raises ProberError when it does not start, and on the way out when it has failed and nobody was told.
+    """
+    ours, theirs = socket.socketpair()
+    with ours, tempfile.TemporaryFile() as stderr:
+        with theirs:
+            process = _start(theirs.fileno(), stderr)
+        ours.setblocking(False)
+        prober = Prober(ours, process, stderr.fileno())
+        try:
+            await prober.ready()
+            yield prober
+            prober.check()
+        finally:
+            asyncio.get_running_loop().remove_reader(ours)
+            ours.close()  # which ends it
+            await asyncio.to_thread(_reap, process)
+
+
+def _start(channel: int, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        _COMMAND, stdin=channel, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
+    )
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,110 @@
+"""The prober's process: probes what it is asked to over a socket, and ends when the other end is closed.
+
+Run by :class:`instant_env.launch.prober.Prober`, with the socket as standard input. Both ends speak in lines
+of JSON. It tells ``{}`` once it listens, and then one line for each probe that it was asked for, when that is
+found or cancelled:
+
+    asked  {"probe": 7, "address": "192.0.2.1", "port": 22, "policy": {...}, "not_before_ns": 123}
+           {"cancel": 7}
+    told   {"probe": 7, "stats": {...}, "found": null, "cpu_s": 0.1}
+           {"probe": 8, "stats": {...}, "found": {"line": "SSH-2.0-x", "accepted_ns": 124, ...}, "cpu_s": 0.1}
+
+The line of one that was found brings its socket along (SCM_RIGHTS). What is cancelled too late was told
+before. Whatever goes wrong ends the process, with a traceback on stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import socket
+import time
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from instant_env.launch.probe import Found, Probe, ProbePolicy, Probes
+
+#: Descriptors that are enough for 80 silent addresses; the usual limit is 1,024.
+_MOST_FILES = 10_240
+
+_READ_BYTES = 65536
+
+
+class _Service:
+    """Answers one channel."""
+
+    def __init__(self, channel: socket.socket, probes: Probes) -> None:
+        self._channel = channel
+        self._probes = probes
+        self._wanted: dict[int, Probe] = {}
+        self._unread = b""
+        self._open = True
+
+    def run(self) -> None:
+        self._probes.watch(self._channel, self._read)
+        self._channel.sendall(b"{}\n")
+        while self._open:
+            self._probes.turn()
+
+    def _read(self) -> None:
+        try:
+            data = self._channel.recv(_READ_BYTES)
+        except ConnectionResetError:  # closed, with something of ours unread
+            data = b""
+        self._open = bool(data)
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        for line in lines:
+            asked = json.loads(line)
+            if "cancel" in asked:
+                self._cancel(asked["cancel"])
+            else:
+                self._start(**asked)
+
+    def _start(self, probe: int, address: str, port: int, policy: dict[str, Any], not_before_ns: int) -> None:
+        self._wanted[probe] = self._probes.start(
+            address,
+            port,
+            ProbePolicy(**policy),
+            not_before_ns=not_before_ns,
+            on_found=partial(self._found, probe),
+        )
+
+    def _cancel(self, number: int) -> None:
+        if (probe := self._wanted.pop(number, None)) is not None:
+            self._probes.stop(probe)
+            self._channel.sendall(_line(number, probe, None))
+
+    def _found(self, number: int, found: Found) -> None:
+        what = {
+            "line": found.line,
+            "accepted_ns": found.accepted_ns,
+            "banner_ns": found.banner_ns,
+            "resolution_ns": found.resolution_ns,
+        }
+        with found.sock:  # ours; the other end gets a descriptor of its own
+            line = _line(number, self._wanted.pop(number), what)
+            socket.send_fds(self._channel, [line], [found.sock.fileno()])
+
+
+def _line(number: int, probe: Probe, found: dict[str, Any] | None) -> bytes:
+    told = {"probe": number, "stats": asdict(probe.stats), "found": found, "cpu_s": time.process_time()}
+    return json.dumps(told).encode() + b"\n"
+
+
+def _raise_file_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def main() -> None:
+    _raise_file_limit()
+    with socket.socket(fileno=0) as channel, contextlib.closing(Probes()) as probes:
+        _Service(channel, probes).run()
+
+
+if __name__ == "__main__":
+    main()

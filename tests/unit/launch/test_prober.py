@@ -1,0 +1,236 @@
+"""The prober's process: what it hands over, what is left of it, and what is said when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness_cloud import SshHost, fresh_key
+from launch_servers import free_port, serving, speak, until_closed
+
+from instant_env.launch import prober as prober_module
+from instant_env.launch.login import authenticate, client_options
+from instant_env.launch.probe import DIRECT, Found, ProbeStats
+from instant_env.launch.prober import Prober, ProberError, probing
+
+#: Tells the pid of its prober, probes a port that refuses, and when interrupted tells how often it did.
+_PARENT = """
+import asyncio, signal, sys
+from instant_env.launch.probe import DIRECT, ProbeStats
+from instant_env.launch.prober import probing
+
+async def main():
+    stats = ProbeStats()
+    async with probing() as prober:
+        looking = asyncio.create_task(
+            prober.probe("127.0.0.1", int(sys.argv[1]), DIRECT, stats, not_before_ns=0)
+        )
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, looking.cancel)
+        print(prober.pid, flush=True)
+        await asyncio.wait([looking])
+    print(stats.refused, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def look(prober: Prober, port: int, stats: ProbeStats | None = None) -> Found:
+    return await prober.probe(
+        "127.0.0.1", port, DIRECT, stats or ProbeStats(), not_before_ns=time.monotonic_ns()
+    )
+
+
+def files(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def is_gone(pid: int) -> bool:
+    """Also of one that nobody has waited for yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def comes_true(what: Callable[[], bool], within_s: float = 5.0) -> bool:
+    deadline = time.monotonic() + within_s
+    while not what() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return what()
+
+
+@contextlib.contextmanager
+def parent() -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A process with a prober, and that one's pid; alone in a process group, as a terminal makes it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _PARENT, str(free_port())],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            yield process, int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+def test_socket_that_is_handed_over_takes_a_login() -> None:
+    async def work(port: int) -> None:
+        async with probing() as prober:
+            found = await look(prober, port)
+        assert found.line.startswith("SSH-2.0-AsyncSSH")
+        assert not os.get_inheritable(found.sock.fileno())
+        # The prober is gone, and the connection is not.
+        login = await authenticate(found.sock, client_options("admin", fresh_key().for_asyncssh()))
+        assert login.authenticated_ns > found.banner_ns > found.accepted_ns
+        login.connection.abort()
+
+    with SshHost().serving() as ssh:
+        asyncio.run(asyncio.wait_for(work(ssh.port), 20))
+
+
+def test_nothing_stays_open_on_either_side_after_many_probes() -> None:
+    async def work() -> None:
+        async with (
+            serving(lambda sock, _: speak(sock)) as open_,
+            serving(lambda sock, _: until_closed(sock)) as silent,
+            probing() as prober,
+        ):
+            gc.collect()  # what earlier tests left
+            before = files(prober.pid), files(os.getpid())
+            for _ in range(5):
+                looking = [asyncio.create_task(look(prober, open_.port)) for _ in range(20)]
+                waiting = [asyncio.create_task(look(prober, port)) for port in (free_port(), silent.port)]
+                for found in await asyncio.gather(*looking):
+                    found.sock.close()
+                for task in waiting:
+                    task.cancel()
+                await asyncio.gather(*waiting, return_exceptions=True)
+            await asyncio.sleep(0.1)  # the servers see their ends closed
+            assert (files(prober.pid), files(os.getpid())) == before
+            assert (open_.open_now, silent.open_now) == (0, 0)
+
+    asyncio.run(asyncio.wait_for(work(), 20))
+
+
+def test_answer_that_crosses_a_cancellation_is_closed() -> None:
+    async def work() -> None:
+        async with serving(lambda sock, _: speak(sock)) as server, probing() as prober:
+            stats = ProbeStats()
+            looking = asyncio.create_task(look(prober, server.port, stats))
+            await asyncio.sleep(0)
+            time.sleep(0.2)  # the answer comes, and this loop does not see it
+            looking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await looking
+            assert stats.opened == 1
+            await asyncio.sleep(0.05)
+            assert server.open_now == 0
+
+    asyncio.run(asyncio.wait_for(work(), 20))
+
+
+def test_prober_that_dies_fails_every_probe_and_those_to_come() -> None:
+    async def work() -> None:
+        async with probing() as prober:
+            looking = [asyncio.create_task(look(prober, free_port())) for _ in range(2)]
+            await asyncio.sleep(0.1)
+            os.kill(prober.pid, signal.SIGKILL)
+            for task in looking:
+                with pytest.raises(ProberError, match="the prober has ended: SIGKILL"):
+                    await task
+            await look(prober, free_port())
+
+    with pytest.raises(ProberError, match="SIGKILL"):
+        asyncio.run(asyncio.wait_for(work(), 20))
+
+
+def test_prober_that_died_while_nobody_probed_is_told_at_the_end() -> None:
+    async def work() -> None:
+        async with probing() as prober:
+            os.kill(prober.pid, signal.SIGKILL)
+            await asyncio.sleep(0.2)
+
+    with pytest.raises(ProberError, match="SIGKILL"):
+        asyncio.run(asyncio.wait_for(work(), 20))
+
+
+def test_prober_that_fails_tells_its_last_words() -> None:
+    async def work() -> None:
+        async with probing() as prober:
+            await prober.probe("no address", 22, DIRECT, ProbeStats(), not_before_ns=0)
+
+    with pytest.raises(ProberError, match=r"the prober has ended: exit code 1, socket\.gaierror: "):
+        asyncio.run(asyncio.wait_for(work(), 20))
+
+
+def test_prober_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prober_module, "_COMMAND", (sys.executable, "-c", "raise SystemExit('no')"))
+
+    async def work() -> None:
+        async with probing():
+            pass
+
+    with pytest.raises(ProberError, match="the prober has ended: exit code 1, no"):
+        asyncio.run(asyncio.wait_for(work(), 20))
+
+
+def test_prober_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prober_module, "_PATIENCE_S", 0.5)
+    pids: list[int] = []
+
+    async def work() -> None:
+        async with probing() as prober:
+            pids.append(prober.pid)
+            os.kill(prober.pid, signal.SIGSTOP)
+            async with asyncio.timeout(0.1):
+                await look(prober, free_port())
+
+    with pytest.raises(ProberError, match=r"has not answered for .* s: killed"):
+        asyncio.run(asyncio.wait_for(work(), 20))
+    assert is_gone(pids[0])
+
+
+def test_prober_ends_with_its_parent_however_that_ends() -> None:
+    with parent() as (process, pid):
+        assert not is_gone(pid)
+        process.kill()
+        process.wait(10)
+        assert comes_true(lambda: is_gone(pid))
+
+
+def test_ctrl_c_does_not_reach_it_and_it_still_tells_what_it_met() -> None:
+    with parent() as (process, pid):
+        time.sleep(0.3)
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=10)
+        assert process.returncode == 0
+        assert re.fullmatch(r"[1-9]\d*", output.strip())
+        assert is_gone(pid)
+
+
+def test_prober_holds_nothing_of_its_parents(tmp_path: Path) -> None:
+    """Not even what is inheritable: its channel, what it waits by, and /dev/null."""
+
+    async def work() -> None:
+        with (tmp_path / "secret").open("w") as file, socket.socket() as sock:
+            os.set_inheritable(file.fileno(), True)
+            os.set_inheritable(sock.fileno(), True)
+            async with probing() as prober:
+                held = [link.readlink() for link in Path(f"/proc/{prober.pid}/fd").iterdir()]
+        kinds = sorted(re.sub(r"[:/].*", "", str(path).lstrip("/")) for path in held)
+        assert kinds == ["anon_inode", "dev", "socket", "tmp"]
+
+    asyncio.run(asyncio.wait_for(work(), 20))

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -19,7 +20,7 @@ from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role
 from instant_env.launch.attempt import Attempt
 from instant_env.launch.guest import GuestReadError, parse_disk_statistics
-from instant_env.launch.prober import probing
+from instant_env.launch.prober import Prober, ProberError, probing
 from instant_env.launch.techniques import Order, Prepared
 from instant_env.launch.techniques.base import run_instance
 from instant_env.launch.timeline import MarkName, Outcome
@@ -45,9 +46,9 @@ def attempt(
     *,
     timeout_s: float = 10,
     order: Order = ORDER,
-    meanwhile: Callable[[asyncio.Task[None]], None] | None = None,
+    meanwhile: Callable[[asyncio.Task[None], Attempt, Prober], None] | None = None,
 ) -> Attempt:
-    """Run one attempt; ``meanwhile`` gets its task half a second later."""
+    """Run one attempt; ``meanwhile`` gets its task and the rest half a second later."""
     image = register_image(cloud)
     key = fresh_key().for_asyncssh()
 
@@ -64,7 +65,7 @@ def attempt(
             )
             task = asyncio.create_task(made.run())
             if meanwhile is not None:
-                asyncio.get_running_loop().call_later(0.5, meanwhile, task)
+                asyncio.get_running_loop().call_later(0.5, meanwhile, task, made, prober)
             await asyncio.gather(task, return_exceptions=meanwhile is not None)
             return made
 
@@ -253,5 +254,22 @@ def test_cancelled_attempt_keeps_the_instance_id(tmp_path: Path) -> None:
     assert done.instance_id.startswith("i-")
 
 
-def _cancel(task: asyncio.Task[None]) -> None:
+def _cancel(task: asyncio.Task[None], *_: object) -> None:
     task.cancel()
+
+
+def test_prober_that_dies_is_the_attempts_error_and_the_runs(tmp_path: Path) -> None:
+    attempts: list[Attempt] = []
+
+    def kill(_: asyncio.Task[None], made: Attempt, prober: Prober) -> None:
+        attempts.append(made)
+        os.kill(prober.pid, signal.SIGKILL)
+
+    with (
+        cloud_in_process(tmp_path, free_port(), Ec2Faults()) as cloud,
+        pytest.raises(ProberError, match="SIGKILL"),
+    ):
+        attempt(cloud, meanwhile=kill)
+    assert attempts[0].outcome is Outcome.LAUNCH_ERROR
+    assert attempts[0].error == "ProberError: the prober has ended: SIGKILL"
+    assert attempts[0].instance_id.startswith("i-")

@@ -256,10 +256,16 @@ def report(
     """Draw a run: where the time goes, how techniques differ, and which one to use."""
     from pathlib import Path
 
-    from harness import quote, records
+    from harness import records
+
+    results_dir = _settings().results_dir
+    # Read before what draws is imported, which takes a second.
+    results = None if fill else records.read_results(Path(csv) if csv else records.newest(results_dir))
+
+    from harness import quote
     from harness import report as reports
 
-    if fill:
+    if results is None:
         changed = quote.fill(Path(fill))
         if json:
             print_json({"document": fill, "changed": changed})
@@ -267,8 +273,7 @@ def report(
             say(f"{fill}: {'filled anew' if changed else 'as its CSVs have it'}")
         return
     wanted = reports.formats(format)
-    results_dir = _settings().results_dir
-    found = reports.make(records.read_results(Path(csv) if csv else records.newest(results_dir)))
+    found = reports.make(results)
     written = found.write(Path(output) if output else results_dir / "reports" / found.results.name, wanted)
     if json:
         print_json({**found.as_json(), "files": [str(path) for path in written]})

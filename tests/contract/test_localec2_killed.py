@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from localec2_cloud import LocalCloud
 
 pytest_plugins = ("localec2_cloud",)
-pytestmark = pytest.mark.boot
+pytestmark = [pytest.mark.boot, pytest.mark.slow]
 
 #: Bytes in the volume of which an image is made: a copy that can be met while it is made.
 COPIED_MIB = 1024
@@ -104,7 +104,6 @@ def left(cloud: LocalCloud) -> list[str]:
     ]
 
 
-@pytest.mark.slow
 def test_killed_in_the_middle_of_three_launches(local_cloud: LocalCloud) -> None:
     image_id = local_cloud.register_blank()
     for delay_s in (0.0, 0.05, 0.3):
@@ -138,7 +137,6 @@ def baked(cloud: LocalCloud) -> str:
     return image_id
 
 
-@pytest.mark.slow
 def test_a_run_killed_between_its_key_pair_and_its_launch(local_cloud: LocalCloud, tmp_path: Path) -> None:
     """What it left goes at once, hours before it expires; and what comes late, too."""
     ec2 = local_cloud.ec2
@@ -195,7 +193,6 @@ def copying(cloud: LocalCloud) -> tuple[str, str, str]:
     return instance_id, finished, copied
 
 
-@pytest.mark.slow
 def test_killed_in_the_middle_of_an_image(local_cloud: LocalCloud) -> None:
     """The image before it is whole, this one is failed, and the program that copied is gone."""
     instance_id, finished, interrupted = copying(local_cloud)
@@ -221,7 +218,6 @@ def test_killed_in_the_middle_of_an_image(local_cloud: LocalCloud) -> None:
     ]
 
 
-@pytest.mark.slow
 def test_taken_down_in_the_middle_of_an_image(local_cloud: LocalCloud) -> None:
     """It is finished or it failed; nobody copies on beside the next server."""
     _, finished, other = copying(local_cloud)

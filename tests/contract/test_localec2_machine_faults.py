@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from localec2_cloud import LocalCloud
 
 pytest_plugins = ("localec2_cloud",)
-pytestmark = pytest.mark.boot
+pytestmark = [pytest.mark.boot, pytest.mark.slow]
 
 
 def cpu_ticks(pid: int) -> int:
@@ -42,7 +42,6 @@ def test_a_killed_machine_is_an_instance_that_ended(local_cloud: LocalCloud) -> 
     assert starter.faults(local_cloud.endpoint) == []
 
 
-@pytest.mark.slow
 def test_a_frozen_machine_stands_still_and_goes_on(local_cloud: LocalCloud) -> None:
     instance_id = local_cloud.launch(local_cloud.register_blank())
     local_cloud.wait(instance_id, "running")

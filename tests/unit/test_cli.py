@@ -121,6 +121,7 @@ def test_a_typo_in_a_recipes_key(tmp_path: Path) -> None:
     assert not (tmp_path / "localec2").exists()
 
 
+@pytest.mark.slow
 def test_a_plan_is_shown_without_a_cloud_or_a_build(tmp_path: Path) -> None:
     """For the other family and architecture, with what would have to be fetched or compiled out of reach."""
     env = {"INSTANT_ENV_CACHE_DIR": str(tmp_path / "nothing")}
@@ -218,6 +219,7 @@ def test_report_writes_what_it_names(tmp_path: Path) -> None:
     assert {found["technique"]: found["n"] for found in kind["techniques"]}["custom-init"] == 3
 
 
+@pytest.mark.slow
 def test_report_of_the_newest_goes_beside_the_results(tmp_path: Path) -> None:
     shutil.copy(SAMPLE, tmp_path)
     result = invoke("report", state=tmp_path, env={"INSTANT_ENV_RESULTS_DIR": str(tmp_path)})
@@ -227,6 +229,7 @@ def test_report_of_the_newest_goes_beside_the_results(tmp_path: Path) -> None:
     assert page.read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.slow
 def test_compare_ends_as_ci_wants_it(tmp_path: Path) -> None:
     """The sample's rows three times over are enough blocks, and half as long again is slower."""
     head, *lines = SAMPLE.read_text().splitlines()

@@ -68,6 +68,7 @@ def test_a_forecast_makes_nothing_and_names_all_that_the_bake_makes(bakery: Bake
     assert f"{result.image.id} holds this plan" in "\n".join(plan_lines(again))
 
 
+@pytest.mark.slow
 def test_a_forecast_for_aws_has_the_price_of_machine_and_disks(
     bakery: Bakery, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,7 @@ def test_another_error_of_a_launch_is_not_tried_again(bakery: Bakery) -> None:
     assert len(launches(calls)) == 1
 
 
+@pytest.mark.slow
 def test_deprecation_and_protection_are_asked_for_a_verified_image(bakery: Bakery) -> None:
     """localec2 is not asked: the answers are given here."""
     asked: dict[str, Any] = {}
@@ -176,6 +177,7 @@ def test_options_that_make_no_sense() -> None:
         Options(deprecate_after_days=-1)
 
 
+@pytest.mark.slow
 def test_an_image_that_is_there_gets_what_was_asked_for_besides(bakery: Bakery) -> None:
     first = bakery.bake()
     again = bakery.bake(protect=True, deprecate_after_days=30)

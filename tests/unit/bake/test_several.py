@@ -139,6 +139,7 @@ def script(tmp_path: Path) -> list[str]:
     return [sys.executable, str(path)]
 
 
+@pytest.mark.slow
 def test_a_terminal_has_a_live_line_for_each_and_ctrl_c_cleans_all(tmp_path: Path) -> None:
     with Terminal(script(tmp_path), rows=30, columns=160) as terminal:
         log = r"(?=.*hangs x86_64: log: \S+bake-\S+-hangs-x86_64\.log)"
@@ -154,6 +155,7 @@ def test_a_terminal_has_a_live_line_for_each_and_ctrl_c_cleans_all(tmp_path: Pat
     assert list((tmp_path / "state").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_bakes_whose_parent_is_killed_clean_up_by_themselves(tmp_path: Path) -> None:
     with Terminal(script(tmp_path), rows=30, columns=160) as terminal:
         terminal.expect("still here")

@@ -55,6 +55,7 @@ def follow_arch(config: pytest.Config, items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=marker.args[0]))
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Sort by marker, keeping the order of files otherwise; skip what would cost money unless asked for.
 

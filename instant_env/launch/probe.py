@@ -8,9 +8,8 @@ A connect succeeds only when the guest accepts it: on EC2, and in localec2, whos
 the guest itself listens (it asks every 10 ms, so it may be that much late). So there is one every 10 ms,
 closed after 1 s, until the first success; then no more, so sshd sees one connection.
 
-Nothing here knows of asyncio or of processes: :func:`find` probes one address and blocks. What measures many
-machines at a time has :class:`instant_env.launch.prober.Prober`, which does the same in a process of its own.
-Only the standard library is imported: that process starts in a moment.
+Nothing here knows of asyncio, and only the standard library is imported: the process that probes for many
+machines (:mod:`instant_env.launch.prober`) starts in a moment.
 """
 
 from __future__ import annotations
@@ -88,66 +87,6 @@ class Found:
     resolution_ns: int
 
 
-class Probes:
-    """Addresses that are probed side by side by one thread: call :meth:`turn` again and again."""
-
-    def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
-        self._probes: set[Probe] = set()
-
-    def start(
-        self,
-        address: str,
-        port: int,
-        policy: ProbePolicy,
-        *,
-        not_before_ns: int,
-        on_found: Callable[[Found], None],
-    ) -> Probe:
-        """Probe until found or stopped. ``on_found`` is called once at most and owns the socket.
-
-        ``not_before_ns`` is the latest instant at which the machine surely did not answer (its launch): the
-        resolution of an answer to the very first connect reaches back to it.
-        """
-
-        def found(what: Found) -> None:
-            self._probes.discard(probe)
-            on_found(what)
-
-        probe = Probe(self._selector, (address, port), policy, not_before_ns, found)
-        self._probes.add(probe)
-        return probe
-
-    def stop(self, probe: Probe) -> None:
-        """Close its sockets, all of them."""
-        self._probes.discard(probe)
-        probe.close()
-
-    def watch(self, sock: socket.socket, on_readable: Callable[[], None]) -> None:
-        """Call ``on_readable`` in a turn, whenever there is something to read."""
-        self._selector.register(sock, selectors.EVENT_READ, on_readable)
-
-    def turn(self, until_ns: int | None = None) -> None:
-        """Wait for the next thing to do, at most until ``until_ns``, and do it."""
-        due = [probe.next_ns for probe in self._probes]
-        if until_ns is not None:
-            due.append(until_ns)
-        wait_s = max(0, min(due) - time.monotonic_ns()) / _NS if due else None
-        # Waited for by select(2), which counts microseconds: epoll_wait(2) would be up to 1 ms late.
-        select.select([self._selector], [], [], wait_s)
-        for key, _ in self._selector.select(0):
-            if self._selector.get_map().get(key.fd) is key:  # else dropped in this very turn
-                key.data()
-        now = time.monotonic_ns()
-        for probe in [probe for probe in self._probes if now >= probe.next_ns]:
-            probe.tick()
-
-    def close(self) -> None:
-        for probe in self._probes:
-            probe.close()
-        self._selector.close()
-
-
 class _Connection:
     """One connect. ``accepted_ns`` is set once it succeeded."""
 
@@ -160,7 +99,10 @@ class _Connection:
 
 
 class Probe:
-    """One address that is probed; made by :meth:`Probes.start`. ``next_ns`` is when :meth:`tick` is due."""
+    """One address that is probed; made by :meth:`instant_env.launch.probes.Probes.start`.
+
+    ``next_ns`` is when :meth:`tick` is due. ``stats`` may be read at any time.
+    """
 
     def __init__(
         self,
@@ -320,21 +262,6 @@ class Probe:
     def close(self) -> None:
         for connection in list(self._open):
             self._drop(connection)
-
-
-def find(address: str, port: int, policy: ProbePolicy, *, timeout_s: float) -> Found | None:
-    """Wait until sshd at ``address`` sends its version line; None when it does not within the time.
-
-    The caller owns the socket that is returned.
-    """
-    now = time.monotonic_ns()
-    until_ns = now + int(timeout_s * _NS)
-    found: list[Found] = []
-    with contextlib.closing(Probes()) as probes:
-        probes.start(address, port, policy, not_before_ns=now, on_found=found.append)
-        while not found and time.monotonic_ns() < until_ns:
-            probes.turn(until_ns)
-    return found[0] if found else None
 
 
 def _ssh_line(data: bytes) -> str | None:

@@ -84,7 +84,7 @@ class Prober:
         """Wait until sshd at ``address`` sends its version line; the caller owns the socket that is returned.
 
         It never times out by itself: cancel it. ``stats`` is added to when it ends, either way.
-        ``not_before_ns``: see :meth:`instant_env.launch.probe.Probes.start`. Raises ProberError.
+        ``not_before_ns``: see :meth:`instant_env.launch.probes.Probes.start`. Raises ProberError.
         """
         number = next(self._numbers)
         answer: asyncio.Future[_Answer] = self._loop.create_future()

@@ -24,7 +24,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from instant_env.launch.probe import Found, Probe, ProbePolicy, Probes
+from instant_env.launch.probe import Found, Probe, ProbePolicy
+from instant_env.launch.probes import Probes
 
 #: Descriptors that are enough for 80 silent addresses; the usual limit is 1,024.
 _MOST_FILES = 10_240

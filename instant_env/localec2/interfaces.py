@@ -145,7 +145,7 @@ class Interfaces:
             raise EC2ClientError(
                 "InvalidAttachmentID.NotFound", f"The attachment ID '{attachment_id}' does not exist"
             )
-        instance = self.state.instance(record.attachment.instance_id)
+        attachment, instance = record.attachment, self.state.instance(record.attachment.instance_id)
         machine = self.lifecycle.machines.get(instance.id)
         if machine is None:
             self._detached(record, instance)
@@ -157,8 +157,9 @@ class Interfaces:
             except InstantEnvError as error:
                 log.warning("%s stays attached: %s", record.id, error)
                 return
-            with self.state.lock:
-                self._detached(record, instance)
+            with self.state.lock:  # a machine that ended may have taken it along, or given it back itself
+                if record.id in self.state.interfaces and record.attachment is attachment:
+                    self._detached(record, instance)
 
         self.lifecycle.work(record.id, unplug)
 

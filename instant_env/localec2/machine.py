@@ -163,6 +163,8 @@ class Machine:
         self.qmp.close()
         self.spec.qmp.unlink(missing_ok=True)
         self.ended.set()
+        for removed in list(self._removed.values()):  # whatever the guest had not let go of, it has now
+            removed.set()
         self._on_exit(self)
 
     def _reset_at_once(self) -> None:
@@ -329,7 +331,7 @@ class Machine:
             raise MachineError(error.message) from error
 
     def detach_nic(self, interface_id: str, timeout_s: float) -> None:
-        """Unplug a network card; the guest has to let go of it. Raises MachineError when it does not."""
+        """Unplug a network card; the guest has to let go of it, or end. Else MachineError is raised."""
         nic = qemu.Nic(interface_id, "", Path())
         device = nic.device("")["id"]
         event = self._removed.setdefault(device, threading.Event())
@@ -344,7 +346,7 @@ class Machine:
                 raise MachineError(error.message) from error
 
     def detach(self, disk: qemu.Disk, timeout_s: float) -> None:
-        """Unplug a volume; the guest has to let go of it. Raises MachineError when it does not."""
+        """Unplug a volume; the guest has to let go of it, or end. Else MachineError is raised."""
         device = f"dev-{disk.node}"
         event = self._removed.setdefault(device, threading.Event())
         event.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -40,6 +40,37 @@ def test_a_killed_machine_is_an_instance_that_ended(local_cloud: LocalCloud) -> 
     assert stopped["StateReason"]["Code"] == "Server.InternalError"
     assert local_cloud.machines(instance_id) == []
     assert starter.faults(local_cloud.endpoint) == []
+
+
+def test_what_a_machine_has_not_let_go_of_is_free_when_it_has_ended(local_cloud: LocalCloud) -> None:
+    """Asked to give up a card and a volume it does nothing, as a guest does that is going down."""
+    ec2 = local_cloud.ec2
+    instance_id = local_cloud.launch(local_cloud.register_blank())
+    running = local_cloud.wait(instance_id, "running")
+    made = ec2.create_network_interface(SubnetId=running["SubnetId"])
+    card = made["NetworkInterface"]["NetworkInterfaceId"]
+    volume = ec2.create_volume(Size=1, AvailabilityZone=running["Placement"]["AvailabilityZone"])["VolumeId"]
+    plug: Any = {"NetworkInterfaceId": card, "InstanceId": instance_id}
+    attached = ec2.attach_network_interface(**plug, DeviceIndex=1)
+    ec2.attach_volume(VolumeId=volume, InstanceId=instance_id, Device="/dev/sdf")
+    ec2.get_waiter("volume_in_use").wait(VolumeIds=[volume], WaiterConfig={"Delay": 1})
+    time.sleep(2)  # until both are in their slots
+
+    def seen() -> tuple[str, str]:
+        (interface,) = ec2.describe_network_interfaces(NetworkInterfaceIds=[card])["NetworkInterfaces"]
+        return interface["Status"], ec2.describe_volumes(VolumeIds=[volume])["Volumes"][0]["State"]
+
+    ec2.detach_network_interface(AttachmentId=attached["AttachmentId"])
+    ec2.detach_volume(VolumeId=volume)
+    time.sleep(1)
+    assert seen() == ("in-use", "in-use")
+    ec2.stop_instances(InstanceIds=[instance_id], Force=True)
+    local_cloud.wait(instance_id, "stopped")
+    deadline = time.monotonic() + 10
+    while seen() != ("available", "available"):
+        assert time.monotonic() < deadline, seen()
+        time.sleep(0.05)
+    ec2.attach_network_interface(**plug, DeviceIndex=1)
 
 
 def test_a_frozen_machine_stands_still_and_goes_on(local_cloud: LocalCloud) -> None:

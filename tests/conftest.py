@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from instant_env.arch import Arch
 
@@ -25,6 +28,18 @@ ORDER = ("boot", "e2e", "aws")
 #: Tests that build on each other, or share what is long in the making, stay with one worker. Others are kept
 #: together by file.
 TOGETHER = {"test_main_job.py": "e2e", "test_ssh.py": "e2e", "test_tidy.py": "e2e"}
+
+
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
+    """pytest-xdist's ``loadfile``, where some files are as one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        name = Path(nodeid.partition("::")[0]).name
+        return TOGETHER.get(name, name)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    return ByFile(config, log)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,7 +70,6 @@ def follow_arch(config: pytest.Config, items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=marker.args[0]))
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Sort by marker, keeping the order of files otherwise; skip what would cost money unless asked for.
 
@@ -69,8 +83,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     follow_arch(config, items)
     several = "PYTEST_XDIST_WORKER" in os.environ or bool(config.getoption("numprocesses", None))
     items.sort(key=slowness, reverse=several)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(item.path.name, item.path.name)))
     if os.environ.get("INSTANT_ENV_AWS_TESTS") != "1":
         for item in items:
             if item.get_closest_marker("aws"):

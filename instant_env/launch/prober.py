@@ -78,6 +78,14 @@ class Prober:
         if self._failure:
             raise ProberError(self._failure)
 
+    def close(self) -> None:
+        """Let go of the process, which ends it. A probe that is under way is cancelled."""
+        self._loop.remove_reader(self._channel)
+        self._channel.close()
+        self._failure = self._failure or "the prober is closed"
+        for answer in self._answers.values():
+            answer.cancel()
+
     async def probe(
         self, address: str, port: int, policy: ProbePolicy, stats: ProbeStats, *, not_before_ns: int
     ) -> Found:
@@ -108,8 +116,9 @@ class Prober:
         return found
 
     async def _cancel(self, number: int, answer: asyncio.Future[_Answer]) -> _Answer:
-        self._ask(cancel=number)
-        await asyncio.wait([answer], timeout=_PATIENCE_S)
+        if not answer.done():
+            self._ask(cancel=number)
+            await asyncio.wait([answer], timeout=_PATIENCE_S)
         if not answer.done():
             self._fail(f"the prober has not answered for {_PATIENCE_S:.0f} s")
         return answer.result()
@@ -203,8 +212,7 @@ async def probing() -> AsyncIterator[Prober]:
             yield prober
             prober.check()
         finally:
-            asyncio.get_running_loop().remove_reader(ours)
-            ours.close()  # which ends it
+            prober.close()
             await asyncio.to_thread(_reap, process)
 
 

@@ -142,6 +142,21 @@ def test_answer_that_crosses_a_cancellation_is_closed() -> None:
     asyncio.run(asyncio.wait_for(work(), 20))
 
 
+def test_probe_that_outlives_its_prober_is_cancelled() -> None:
+    async def work() -> None:
+        async with probing() as prober:
+            looking = [asyncio.create_task(look(prober, free_port())) for _ in range(2)]
+            await asyncio.sleep(0.1)
+        looking[0].cancel()  # as asyncio.run() does with what is left
+        for task in looking:
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        with pytest.raises(ProberError, match="the prober is closed"):
+            await look(prober, free_port())
+
+    asyncio.run(asyncio.wait_for(work(), 20))
+
+
 def test_prober_that_dies_fails_every_probe_and_those_to_come() -> None:
     async def work() -> None:
         async with probing() as prober:

@@ -24,7 +24,7 @@ demo: ## bake minimal and custom-init, race them against cold (no AWS account)
 test: setup ## run all tests; boots machines under QEMU (WORKERS=2 of them at a time)
 	$(PYTEST) --numprocesses $(WORKERS)
 
-test-fast: setup ## run the quick unit and contract tests, no linters; boots one tiny machine
+test-fast: setup ## run the quick unit and contract tests, no linters; boots tiny machines
 	$(PYTEST) --numprocesses $(WORKERS) -m "not slow" --ignore tests/unit/test_lint.py tests/unit tests/contract
 
 # Not part of `test`, where arm64 has its own two files: on x86_64 all of it is emulated.

@@ -35,7 +35,8 @@ def held() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in zip(taken, before, strict=True):
+        # Ctrl-C's last: it may come right then, and must not keep the others from their handlers.
+        for number, handler in reversed(list(zip(taken, before, strict=True))):
             signal.signal(number, handler)
         for arrived in came:
             signal.raise_signal(arrived)

@@ -81,7 +81,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return max((ORDER.index(name) + 1 for name in ORDER if item.get_closest_marker(name)), default=0)
 
     follow_arch(config, items)
-    several = "PYTEST_XDIST_WORKER" in os.environ or bool(config.getoption("numprocesses", None))
+    several = "PYTEST_XDIST_WORKER" in os.environ  # only its workers collect
     items.sort(key=slowness, reverse=several)
     if os.environ.get("INSTANT_ENV_AWS_TESTS") != "1":
         for item in items:

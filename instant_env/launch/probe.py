@@ -186,10 +186,8 @@ class Probe:
         self._schedule()
 
     def _on_connect_error(self, connection: _Connection, code: int) -> None:
-        if code in (
-            errno.ECONNREFUSED,
-            errno.ECONNRESET,
-        ):  # the latter: accepted, and dropped before we looked
+        # ECONNRESET: accepted, and dropped before we looked.
+        if code in (errno.ECONNREFUSED, errno.ECONNRESET):
             self._refused(connection)
         else:
             self.stats.silent += 1

@@ -168,7 +168,7 @@ class _CallerIp(BaseHTTPRequestHandler):
 
 
 @functools.cache
-def _session() -> boto3.Session:
+def mock_session() -> boto3.Session:
     """One for all tests: it caches the service models, which take a second to load."""
     return boto3.Session("AKIATEST", "secret", region_name="us-east-1")
 
@@ -186,7 +186,7 @@ def cloud_in_process(
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with mock_aws(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # thousands, which nobody asks for here
-        session = _session()
+        session = mock_session()
         config = Config(retries={"mode": "standard", "max_attempts": 1})
         cloud = Cloud(
             name=name,

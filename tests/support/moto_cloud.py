@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import boto3
 import pytest
+from harness_cloud import mock_session
 from moto import mock_aws
 
 from instant_env.cloud import instances
@@ -21,18 +20,12 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)
 
 
-@functools.cache
-def _session() -> boto3.Session:
-    """One for all: each would read botocore's model of EC2 anew, a third of a second."""
-    return boto3.Session("testing", "testing", region_name="us-east-1")
-
-
 @pytest.fixture
 def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cloud]:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # thousands, which nobody asks for here
-    session = _session()
+    session = mock_session()
     with mock_aws():
         yield Cloud(
             name=CloudName.AWS,

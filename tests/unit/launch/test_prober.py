@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from harness_cloud import SshHost, fresh_key
 from launch_servers import free_port, serving, speak, until_closed
+from processes import alive
 
 from instant_env.launch import prober as prober_module
 from instant_env.launch.login import authenticate, client_options
@@ -53,14 +54,6 @@ async def look(prober: Prober, port: int, stats: ProbeStats | None = None) -> Fo
 
 def files(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-
-def is_gone(pid: int) -> bool:
-    """Also of one that nobody has waited for yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 def comes_true(what: Callable[[], bool], within_s: float = 5.0) -> bool:
@@ -215,15 +208,15 @@ def test_prober_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(ProberError, match=r"has not answered for .* s: killed"):
         asyncio.run(asyncio.wait_for(work(), 20))
-    assert is_gone(pids[0])
+    assert not alive(pids[0])
 
 
 def test_prober_ends_with_its_parent_however_that_ends() -> None:
     with parent() as (process, pid):
-        assert not is_gone(pid)
+        assert alive(pid)
         process.kill()
         process.wait(10)
-        assert comes_true(lambda: is_gone(pid))
+        assert comes_true(lambda: not alive(pid))
 
 
 def test_ctrl_c_does_not_reach_it_and_it_still_tells_what_it_met() -> None:
@@ -233,7 +226,7 @@ def test_ctrl_c_does_not_reach_it_and_it_still_tells_what_it_met() -> None:
         output, _ = process.communicate(timeout=10)
         assert process.returncode == 0
         assert re.fullmatch(r"[1-9]\d*", output.strip())
-        assert is_gone(pid)
+        assert not alive(pid)
 
 
 def test_prober_holds_nothing_of_its_parents(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import alive
 
 from instant_env.errors import MissingToolError
 from instant_env.localec2.stock import command
@@ -39,15 +40,6 @@ def test_a_program_that_does_not_read_is_judged_by_its_exit_code(runner: command
     runner.run(["true"], stdin="x" * 1000)
     with pytest.raises(StockImageError, match=r"false failed \(1\): it said nothing"):
         runner.run(["false"], stdin="x" * 1000)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that only waits to be reaped does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
 
 
 def test_an_interrupt_ends_the_whole_group(runner: command.Runner) -> None:

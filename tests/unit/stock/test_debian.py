@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from processes import alive
 
 from instant_env.arch import Arch
 from instant_env.errors import MissingToolError, UsageError
@@ -191,14 +192,6 @@ def left_behind(tmp_path: Path) -> list[str]:
     return names + [path.name for path in cached]
 
 
-def alive(pid: str) -> bool:
-    """Whether a process runs; one that nobody has waited for yet does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="the script stands for mmdebstrap's user namespace too")
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     process = run_build(tmp_path, f"echo $$ >{tmp_path}/pid; sleep 100 & echo $! >>{tmp_path}/pid; wait")
@@ -210,7 +203,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     assert process.wait(timeout=30) == 130
     assert left_behind(tmp_path) == []
     deadline = time.monotonic() + 10  # killed they are, but a process ends in its own time
-    while running := [pid for pid in pids.read_text().split() if alive(pid)]:
+    while running := [pid for pid in map(int, pids.read_text().split()) if alive(pid)]:
         assert time.monotonic() < deadline, running
         time.sleep(0.02)
 

@@ -20,7 +20,7 @@ type config struct {
 // loadConfig reads the file; without one, the defaults hold. A key that is not known is an error: the file is baked
 // together with this program, so it can only be a slip.
 func loadConfig(path string) (config, error) {
-	settings := config{LoginUser: "ec2-user", SSHD: "/usr/sbin/sshd"}
+	settings := config{LoginUser: "ec2-user", SSHD: defaultSSHD}
 	text, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return settings, nil

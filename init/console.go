@@ -45,8 +45,6 @@ func (l *logger) open() {
 	defer l.mutex.Unlock()
 	if kernel, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err == nil {
 		l.journal = kernelLog{kernel}
-		// The kernel drops all but ten lines in five seconds from any process, unless told that it may not.
-		_ = os.WriteFile("/proc/sys/kernel/printk_devkmsg", []byte("on\n"), 0)
 	}
 	console, err := os.OpenFile("/dev/console", os.O_RDWR|syscall.O_NOCTTY, 0)
 	if err != nil {

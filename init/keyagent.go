@@ -64,7 +64,13 @@ func keyAgent(log *logger) int {
 
 func prepareLogin(client *imds.Client, name string, marks *timeline, log *logger) (*admission, error) {
 	hostKeys := make(chan error, 1)
-	go func() { hostKeys <- ensureHostKeys(sshDirectory, marks, log) }()
+	go func() {
+		made, err := ensureHostKeys(sshDirectory, marks)
+		for _, text := range made {
+			log.notef("%s", text)
+		}
+		hostKeys <- err
+	}()
 	user, err := findAccount(passwdFile, name)
 	if err != nil {
 		return nil, err

@@ -2,9 +2,9 @@ package main
 
 import (
 	"encoding/base64"
-	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"instantenv/init/internal/atomicfile"
@@ -122,7 +122,6 @@ func TestEnsureHostKeys(t *testing.T) {
 		t.Skip("host keys belong to root")
 	}
 	directory := t.TempDir()
-	log := &logger{journal: io.Discard}
 	content := func() string {
 		text := ""
 		for _, name := range []string{"ssh_host_ed25519_key", "ssh_host_ecdsa_key"} {
@@ -133,15 +132,31 @@ func TestEnsureHostKeys(t *testing.T) {
 		}
 		return text
 	}
-	if err := ensureHostKeys(directory, newTimeline(bootTime, true), log); err != nil {
-		t.Fatal(err)
+	ensure := func() []string {
+		made, err := ensureHostKeys(directory, newTimeline(bootTime, true))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return made
+	}
+	if made := ensure(); len(made) != 2 || !strings.Contains(made[0], "ssh_host_ed25519_key: ssh-ed25519 ") {
+		t.Errorf("told of %q", made)
 	}
 	first := content()
-	if err := ensureHostKeys(directory, newTimeline(bootTime, true), log); err != nil {
+	if made := ensure(); len(made) > 0 || content() != first {
+		t.Fatalf("the second start made other host keys: %q", made)
+	}
+	// One that was lost does not change the machine's identity.
+	if err := os.Truncate(filepath.Join(directory, "ssh_host_ecdsa_key"), 0); err != nil {
 		t.Fatal(err)
 	}
-	if content() != first {
-		t.Fatal("the second start made other host keys")
+	if made := ensure(); len(made) > 0 {
+		t.Fatalf("made others beside a whole one: %q", made)
+	}
+	// What a power failure may leave of keys that nobody has seen.
+	write(t, filepath.Join(directory, "ssh_host_ed25519_key"), first[:len(first)/4])
+	if made := ensure(); len(made) != 2 || content() == first {
+		t.Fatalf("no new keys in place of broken ones: %q", made)
 	}
 }
 

@@ -42,44 +42,57 @@ var links = map[string]string{
 	"/var/run":    "/run",
 }
 
-// directories on the fresh /run. Debian's sshd wants /run/sshd for privilege separation; Amazon Linux has
-// /usr/share/empty.sshd in its package.
-var directories = map[string]os.FileMode{
-	"/run/lock":       0o777 | os.ModeSticky,
-	"/run/sshd":       0o755,
-	timelineDirectory: 0o755,
-}
+// serverDirectories are on the fresh /run before sshd starts. Debian's wants /run/sshd for privilege separation; Amazon
+// Linux has /usr/share/empty.sshd in its package.
+var serverDirectories = []string{"/run/sshd", timelineDirectory}
+
+const lockDirectory = "/run/lock" // anybody's, as /tmp
 
 // openFiles is what systemd gives to services and sessions; the kernel's own limit is 4096.
 var openFiles = syscall.Rlimit{Cur: 1024, Max: 524288}
 
-// prepareSystem sets up what programs expect beside the mounts. A login may well work without some of it (the root may
-// be read-only, or full), so it goes on to the end.
-func prepareSystem() error {
+// Preparing the system is what programs expect beside the mounts. A login may well work without some of it (the root may
+// be read-only, or full), so both halves go on to their end.
+
+// prepareServer sets up what sshd finds, or inherits, when it starts.
+func prepareServer() error {
 	syscall.Umask(0o022)
-	var failures []error
-	try := func(what string, err error) {
-		if err != nil {
-			failures = append(failures, fmt.Errorf("%s: %w", what, err))
-		}
+	var failures attempts
+	for _, path := range serverDirectories {
+		failures.try("directory", os.MkdirAll(path, 0o755))
 	}
+	failures.try("limit of open files", syscall.Setrlimit(syscall.RLIMIT_NOFILE, &openFiles))
+	// Ctrl-Alt-Del comes as SIGINT instead of resetting the machine.
+	failures.try("Ctrl-Alt-Del", syscall.Reboot(syscall.LINUX_REBOOT_CMD_CAD_OFF))
+	return errors.Join(failures...)
+}
+
+// prepareLogins sets up what only people and their programs need. It takes as long as the mounts, while sshd loads.
+func prepareLogins() error {
+	var failures attempts
 	for link, target := range links {
 		if err := os.Symlink(target, link); !errors.Is(err, os.ErrExist) {
-			try("link", err)
+			failures.try("link", err)
 		}
 	}
-	for path, mode := range directories {
-		try("directory", os.MkdirAll(path, 0o755))
-		try("directory", os.Chmod(path, mode))
-	}
+	failures.try("directory", os.MkdirAll(lockDirectory, 0o755))
+	failures.try("directory", os.Chmod(lockDirectory, 0o777|os.ModeSticky))
+	// The kernel drops all but ten lines in five seconds that a process logs, unless told that it may not.
+	failures.try("kernel's log", os.WriteFile("/proc/sys/kernel/printk_devkmsg", []byte("on\n"), 0))
 	// who(1) and sshd's login records; nothing depends on it.
 	if file, err := os.OpenFile("/run/utmp", os.O_CREATE|os.O_WRONLY, 0o644); err == nil {
 		file.Close()
 	}
-	try("limit of open files", syscall.Setrlimit(syscall.RLIMIT_NOFILE, &openFiles))
-	// Ctrl-Alt-Del comes as SIGINT instead of resetting the machine.
-	try("Ctrl-Alt-Del", syscall.Reboot(syscall.LINUX_REBOOT_CMD_CAD_OFF))
 	return errors.Join(failures...)
+}
+
+// attempts collects what failed.
+type attempts []error
+
+func (a *attempts) try(what string, err error) {
+	if err != nil {
+		*a = append(*a, fmt.Errorf("%s: %w", what, err))
+	}
 }
 
 func mountAll(table []mount) error {

@@ -42,7 +42,7 @@ type machine struct {
 	services      []*supervised            // that were started, in this order
 	complaints    []string                 // about declarations, which are read more than once
 
-	sshdOptions []string // more arguments of sshd
+	sshdOptions []string // more arguments of sshd; set before the host keys are there
 
 	hooksMutex sync.Mutex
 	hooks      []func() error // what to do when the machine wakes up
@@ -101,35 +101,40 @@ func (m *machine) bringUp() error {
 	// The kernel's command line says rw; where it does not, this is the moment. A root that cannot be written
 	// should still let somebody in who finds out why.
 	readOnly := remountWritable("/")
+	// Making keys takes a processor as long as mounting and looking for the network take another.
+	told := make(chan struct{}) // closed when there is a log to tell it to, and memory to fall back on
+	hostKeys := m.async("host keys", func() error { return m.makeHostKeys(told) })
 	if err := mountAll(mounts); err != nil {
 		return err
 	}
+	network := m.async("network", m.bringUpNetwork)
 	m.log.open()
+	close(told)
 	if readOnly != nil {
 		m.log.sayf("the root stays read-only: %v", readOnly)
 	}
-	if err := prepareSystem(); err != nil {
+	if err := prepareServer(); err != nil {
 		m.log.sayf("%v", err)
 	}
 	mounted()
 	m.marks.mark("mounted")
 
-	network := m.async("network", m.bringUpNetwork)
-	hostKeys := m.async("host keys", m.makeHostKeys)
-	m.spawn("buttons", m.watchButtons)
 	settings, err := loadConfig(configFile)
 	if err != nil {
+		return err
+	}
+	// sshd takes longer to load than anything here, so it comes first, and waits at the gate.
+	if err := m.startSSHD(settings.SSHD, hostKeys); err != nil {
 		return err
 	}
 	user, err := findAccount(passwdFile, settings.LoginUser)
 	if err != nil {
 		return err
 	}
-	if err := <-hostKeys; err != nil {
-		return err
+	if err := prepareLogins(); err != nil {
+		m.log.sayf("%v", err)
 	}
-	// sshd takes longer to load than the key takes to come, so it starts now, and waits at the gate.
-	m.spawn("sshd", func() error { return m.superviseSSHD(settings.SSHD) })
+	m.spawn("buttons", m.watchButtons)
 
 	if err := <-network; err != nil {
 		return err
@@ -155,7 +160,7 @@ func (m *machine) finishBoot(admission *admission, settings config) error {
 		// Whatever sshd does: the machine's time limit has to be known.
 		m.log.sayf("sshd has the key for %s and does not accept connections", servingLimit)
 	}
-	// The new host keys and authorized_keys are whole on the disk already; now their names are, too.
+	// What is new in authorized_keys is whole on the disk already, and host keys with it; now the names are, too.
 	m.spawn("sync", func() error {
 		syscall.Sync()
 		return nil
@@ -252,16 +257,24 @@ func (m *machine) delegate() {
 
 // makeHostKeys falls back on keys in memory: a machine with a read-only or a full root has another identity at each
 // start, but somebody can log in and see to it.
-func (m *machine) makeHostKeys() error {
-	err := ensureHostKeys(sshDirectory, m.marks, m.log)
+func (m *machine) makeHostKeys(told <-chan struct{}) error {
+	made, err := ensureHostKeys(sshDirectory, m.marks)
 	if err == nil {
+		m.spawn("word of host keys", func() error {
+			<-told
+			for _, text := range made {
+				m.log.notef("%s", text)
+			}
+			return nil
+		})
 		return nil
 	}
+	<-told
 	m.log.sayf("host keys: %v; this start has its own, in %s", err, runtimeHostKeys)
 	if err := os.MkdirAll(runtimeHostKeys, 0o700); err != nil {
 		return err
 	}
-	if err := ensureHostKeys(runtimeHostKeys, m.marks, m.log); err != nil {
+	if _, err := ensureHostKeys(runtimeHostKeys, m.marks); err != nil {
 		return err
 	}
 	files, err := filepath.Glob(runtimeHostKeys + "/ssh_host_*_key")

@@ -1,27 +1,67 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"strings"
 )
 
-const sshdName = "sshd"
+const (
+	sshdName          = "sshd"
+	defaultSSHD       = "/usr/sbin/sshd"
+	sshdConfiguration = sshDirectory + "/sshd_config"
+)
 
-// superviseSSHD keeps the server running, behind the gate. It returns only when the program cannot be run at all, or
-// when the machine goes down.
-func (m *machine) superviseSSHD(program string) error {
+// startSSHD has the server running from now on, behind the gate. Where it can it does not wait for the host keys: sshd
+// links its libraries and sets up its cryptography for far longer than it takes to make them, then reads sshd_config,
+// and then the keys. So that file is held until they are there.
+func (m *machine) startSSHD(program string, hostKeys <-chan error) error {
 	server := &supervised{
 		// -D: stay in the foreground; -e: log to standard error, as there may be no syslog.
-		service: service{
-			Name: sshdName,
-			Argv: append([]string{program, "-D", "-e", "-o", "PidFile=" + gateFile}, m.sshdOptions...),
-		},
+		service:  service{Name: sshdName, Argv: []string{program, "-D", "-e", "-o", "PidFile=" + gateFile}},
 		log:      newServiceLog(sshdName, m.watchSSHD),
 		gate:     &gate{path: gateFile, open: m.gate, passed: m.sshdAccepts},
 		required: true,
 		sessions: true,
 	}
-	return m.supervise(server, func() { m.marks.mark("sshd_started") })
+	running := make(chan struct{})
+	supervise := func() error {
+		return m.supervise(server, func() {
+			m.marks.mark("sshd_started")
+			close(running)
+		})
+	}
+	held, err := m.holdConfiguration(program)
+	if err != nil {
+		m.log.notef("sshd starts when its host keys are there: %v", err)
+		if err := <-hostKeys; err != nil {
+			return err
+		}
+		server.options = m.sshdOptions
+		m.spawn(sshdName, supervise)
+		return nil
+	}
+	m.spawn(sshdName, supervise)
+	m.spawn("sshd's host keys", func() error {
+		if err := <-hostKeys; err != nil {
+			return err // with the file still held: sshd does not come that far
+		}
+		if len(m.sshdOptions) > 0 {
+			<-running
+			m.startAgain(server, m.sshdOptions)
+		}
+		held.letGo()
+		return nil
+	})
+	return nil
+}
+
+// holdConfiguration holds what sshd reads before its host keys. Another sshd than the system's may have its own elsewhere.
+func (m *machine) holdConfiguration(program string) (hold, error) {
+	if program != defaultSSHD {
+		return hold{}, fmt.Errorf("%s is not %s", program, defaultSSHD)
+	}
+	return holdFile(sshdConfiguration)
 }
 
 // sshdAccepts is called each time that a server begins to accept connections.

@@ -32,9 +32,10 @@ type supervised struct {
 	sessions bool  // its children are people's sessions, which stay when it ends by itself
 	quiet    bool  // the console knows that it fails again and again
 
-	group *cgroup // set before it is remembered, if at all
-	mutex sync.Mutex
-	main  *loggedProcess // its main process, at its latest start
+	group   *cgroup // set before it is remembered, if at all
+	mutex   sync.Mutex
+	options []string       // more arguments of its next start
+	main    *loggedProcess // its main process, at its latest start
 }
 
 // A loggedProcess is one whose output goes to a log.
@@ -144,7 +145,7 @@ func (m *machine) launch(s *supervised) (*loggedProcess, error) {
 			m.log.notef("%s: %v", s.Name, err)
 		}
 	}
-	process, err := m.start(s.Argv, append([]string{searchPath}, s.Environment...), s.group, s.log)
+	process, err := m.start(s.argv(), append([]string{searchPath}, s.Environment...), s.group, s.log)
 	if err != nil {
 		return nil, err
 	}
@@ -155,6 +156,21 @@ func (m *machine) launch(s *supervised) (*loggedProcess, error) {
 	defer s.mutex.Unlock()
 	s.main = process
 	return process, nil
+}
+
+// startAgain ends a service that has been started, at once, for supervise to start it with other arguments.
+func (m *machine) startAgain(s *supervised, options []string) {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	s.options = options
+	m.processes.signal(s.main.pid, syscall.SIGKILL)
+}
+
+// argv is the program and its arguments at its next start.
+func (s *supervised) argv() []string {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	return slices.Concat(s.Argv, s.options)
 }
 
 // runLogged runs a program to its end, and returns its status and its last words.

@@ -119,6 +119,20 @@ func TestAServiceIsStartedAgainLaterEachTime(t *testing.T) {
 	}
 }
 
+func TestStartAgainWithOtherArguments(t *testing.T) {
+	m, console := testMachine(t)
+	s := shell(t, "told", `echo "got $*"; while :; do sleep 0.01; done`)
+	running := make(chan struct{})
+	m.spawn("told", func() error { return m.supervise(s, func() { close(running) }) })
+	<-running
+	waitFor(t, "its first start", func() bool { return s.log.last() == "got " })
+	m.startAgain(s, []string{"name", "-h", "file"}) // the first one is the shell's name for itself
+	waitFor(t, "its second start", func() bool { return strings.HasSuffix(s.log.last(), "got -h file") })
+	if !strings.Contains(console.String(), "told ended: signal: killed; starting it again in 100ms") {
+		t.Errorf("the console was told\n%s", console)
+	}
+}
+
 func TestRestartsBecomeQuiet(t *testing.T) {
 	m, console := testMachine(t)
 	s := shell(t, "sad", "")

@@ -40,11 +40,19 @@ func Write(path string, data []byte, mode os.FileMode, owner Owner) error {
 // WriteAll does the same for several files on one file system, in their order and with one flush of the disk instead
 // of two for each. The data is on the disk before a name is; that the new names are there as well, only the next
 // sync of the file system makes sure: until then a machine that loses power may have the old files, in full.
-func WriteAll(files ...File) error {
+func WriteAll(files ...File) error { return writeAll(files, syncFileSystem) }
+
+// WriteUnsynced does the same without the flush, for who sees to one before the files matter to anybody: until then a
+// machine that loses power may have files that are empty.
+func WriteUnsynced(files ...File) error { return writeAll(files, unsynced) }
+
+func unsynced(*os.File) error { return nil }
+
+func writeAll(files []File, flush func(*os.File) error) error {
 	for i, file := range files {
-		sync := func(*os.File) error { return nil }
+		sync := unsynced
 		if i == len(files)-1 {
-			sync = syncFileSystem
+			sync = flush
 		}
 		if err := file.stage(sync); err != nil {
 			for _, staged := range files[:i] {

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestHoldFile(t *testing.T) {
+	path := write(t, filepath.Join(t.TempDir(), "file"), "text")
+	held, err := holdFile(path)
+	if err != nil {
+		t.Skipf("no leases here: %v", err)
+	}
+	// Another program: a process may open what it holds a lease on.
+	m, _ := testMachine(t)
+	reader, err := m.processes.start([]string{"/bin/cat", path}, nil, []uintptr{0, 1, 2}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case status := <-reader.exit:
+		t.Fatalf("read it while it was held: %s", describe(status))
+	case <-time.After(300 * time.Millisecond):
+	}
+	held.letGo()
+	select {
+	case status := <-reader.exit:
+		if status != 0 {
+			t.Fatal(describe(status))
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("still waits")
+	}
+}
+
+func TestHoldFileEndsWithWhoWaits(t *testing.T) {
+	path := write(t, filepath.Join(t.TempDir(), "file"), "text")
+	held, err := holdFile(path)
+	if err != nil {
+		t.Skipf("no leases here: %v", err)
+	}
+	defer held.letGo()
+	m, _ := testMachine(t)
+	reader, err := m.processes.start([]string{"/bin/cat", path}, nil, []uintptr{0, 1, 2}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(100 * time.Millisecond)
+	m.processes.signal(reader.pid, syscall.SIGKILL)
+	select {
+	case <-reader.exit:
+	case <-time.After(5 * time.Second):
+		t.Fatal("cannot be killed")
+	}
+}
+
+func TestHoldFileIsRefused(t *testing.T) {
+	path := write(t, filepath.Join(t.TempDir(), "file"), "text")
+	file, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for _, path := range []string{path, filepath.Join(t.TempDir(), "none")} {
+		if held, err := holdFile(path); err == nil {
+			held.letGo()
+			t.Errorf("%s is held", path)
+		}
+	}
+}

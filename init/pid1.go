@@ -28,6 +28,7 @@ type machine struct {
 	marks     *timeline
 	processes *reaper
 	network   *network
+	image     image
 	modules   func() (*kmod.Tree, error)
 	cgroups   string        // where services have theirs; "": nowhere
 	gate      chan struct{} // closed when the key is there: sshd may accept connections
@@ -101,7 +102,15 @@ func (m *machine) bringUp() error {
 	// The kernel's command line says rw; where it does not, this is the moment. A root that cannot be written
 	// should still let somebody in who finds out why.
 	readOnly := remountWritable("/")
-	// Making keys takes a processor as long as mounting and looking for the network take another.
+	// The disk answers while the processor mounts, and making keys takes the other one as long.
+	read := m.async("image", func() error {
+		return m.image.read(func(whole, heads []string) {
+			m.spawn("reading ahead", func() error {
+				readAhead(whole, heads)
+				return nil
+			})
+		})
+	})
 	told := make(chan struct{}) // closed when there is a log to tell it to, and memory to fall back on
 	hostKeys := m.async("host keys", func() error { return m.makeHostKeys(told) })
 	if err := mountAll(mounts); err != nil {
@@ -119,16 +128,11 @@ func (m *machine) bringUp() error {
 	mounted()
 	m.marks.mark("mounted")
 
-	settings, err := loadConfig(configFile)
-	if err != nil {
+	if err := <-read; err != nil {
 		return err
 	}
 	// sshd takes longer to load than anything here, so it comes first, and waits at the gate.
-	if err := m.startSSHD(settings.SSHD, hostKeys); err != nil {
-		return err
-	}
-	user, err := findAccount(passwdFile, settings.LoginUser)
-	if err != nil {
+	if err := m.startSSHD(hostKeys); err != nil {
 		return err
 	}
 	if err := prepareLogins(); err != nil {
@@ -141,14 +145,14 @@ func (m *machine) bringUp() error {
 	}
 	metadata := imds.New(imds.Default)
 	metadata.OnToken = func() { m.marks.mark("imds_token") }
-	admission := &admission{client: metadata, user: user, patience: bootPatience, held: heldKeys, marks: m.marks, log: m.log}
+	admission := &admission{client: metadata, user: m.image.user, patience: bootPatience, held: heldKeys, marks: m.marks, log: m.log}
 	keyInstalled := m.marks.stage("key")
 	if err := admission.beforeSSHD(); err != nil {
 		return err
 	}
 	keyInstalled()
 	close(m.gate)
-	return m.finishBoot(admission, settings)
+	return m.finishBoot(admission, m.image.settings)
 }
 
 // finishBoot is what can wait until sshd serves.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"os"
 	"strings"
 )
@@ -15,7 +14,8 @@ const (
 // startSSHD has the server running from now on, behind the gate. Where it can it does not wait for the host keys: sshd
 // links its libraries and sets up its cryptography for far longer than it takes to make them, then reads sshd_config,
 // and then the keys. So that file is held until they are there.
-func (m *machine) startSSHD(program string, hostKeys <-chan error) error {
+func (m *machine) startSSHD(hostKeys <-chan error) error {
+	program := m.image.settings.SSHD
 	server := &supervised{
 		// -D: stay in the foreground; -e: log to standard error, as there may be no syslog.
 		service:  service{Name: sshdName, Argv: []string{program, "-D", "-e", "-o", "PidFile=" + gateFile}},
@@ -31,9 +31,8 @@ func (m *machine) startSSHD(program string, hostKeys <-chan error) error {
 			close(running)
 		})
 	}
-	held, err := m.holdConfiguration(program)
-	if err != nil {
-		m.log.notef("sshd starts when its host keys are there: %v", err)
+	if m.image.notHeld != nil {
+		m.log.notef("sshd starts when its host keys are there: %v", m.image.notHeld)
 		if err := <-hostKeys; err != nil {
 			return err
 		}
@@ -50,18 +49,10 @@ func (m *machine) startSSHD(program string, hostKeys <-chan error) error {
 			<-running
 			m.startAgain(server, m.sshdOptions)
 		}
-		held.letGo()
+		m.image.held.letGo()
 		return nil
 	})
 	return nil
-}
-
-// holdConfiguration holds what sshd reads before its host keys. Another sshd than the system's may have its own elsewhere.
-func (m *machine) holdConfiguration(program string) (hold, error) {
-	if program != defaultSSHD {
-		return hold{}, fmt.Errorf("%s is not %s", program, defaultSSHD)
-	}
-	return holdFile(sshdConfiguration)
 }
 
 // sshdAccepts is called each time that a server begins to accept connections.

@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/binary"
-	"encoding/pem"
 	"fmt"
 	"io"
 )
@@ -64,9 +63,20 @@ func newHostKey(file string, public [][]byte, secret []byte) HostKey {
 	line := string(public[0]) + " " + base64.StdEncoding.EncodeToString(blob) + " " + hostComment + "\n"
 	return HostKey{
 		File:    file,
-		Private: pem.EncodeToMemory(&pem.Block{Type: "OPENSSH PRIVATE KEY", Bytes: body}),
+		Private: armour(body),
 		Public:  []byte(line),
 	}
+}
+
+// armour is PROTOCOL.key's: base64 in lines of 70 characters.
+func armour(body []byte) []byte {
+	out := []byte("-----BEGIN OPENSSH PRIVATE KEY-----\n")
+	for text := base64.StdEncoding.EncodeToString(body); text != ""; {
+		length := min(70, len(text))
+		out = append(append(out, text[:length]...), '\n')
+		text = text[length:]
+	}
+	return append(out, "-----END OPENSSH PRIVATE KEY-----\n"...)
 }
 
 // pack writes each field as SSH's string (RFC 4251, section 5): its length in four bytes, then its bytes.

@@ -22,11 +22,12 @@ const (
 const buttonDelay = 5 * time.Second
 
 // watchButtons turns a press of the ACPI power button, which is how EC2 stops an instance, into a shutdown, and one of
-// the sleep button, which is how it hibernates one, into that. It lets the way to sshd go first: the modules cost time
-// on a processor that the boot needs.
+// the sleep button, which is how it hibernates one, into that. It lets the way to sshd and to the first login go
+// first: the modules cost time on a processor that these need.
 func (m *machine) watchButtons() error {
 	select {
 	case <-m.serving:
+		m.awaitLogin(loginDelay)
 	case <-time.After(buttonDelay):
 	}
 	if tree, err := m.modules(); err == nil {

@@ -17,9 +17,11 @@ from the instance metadata service (IMDSv2), adds it to authorized_keys of the l
 there are none, and starts sshd. No shell and no other program but sshd is run. What does not depend on each
 other runs at the same time.
 
-sshd is loaded while the key comes. It listens as soon as it can and accepts nobody before the key is there: whoever
-connects early waits in the backlog, and is not turned away. (Its pid file is a FIFO that it cannot open until then,
-which does not depend on sshd_config; /run/sshd.pid has the process id afterwards.)
+sshd is started as soon as the file systems are mounted, and its files are read ahead, because loading it takes longer
+than what it waits for. It does not read its configuration before there are host keys: a write lease holds sshd_config
+until then. It listens as soon as it can and accepts nobody before the key is there: whoever connects early waits in the
+backlog, and is not turned away. (Its pid file is a FIFO that it cannot open until then, which does not depend on
+sshd_config; /run/sshd.pid has the process id afterwards.)
 
 Then it stays: it keeps sshd and the services running, reaps orphans, makes the root file system as large as its
 volume, mounts what user data asks for, and goes down in order when it gets SIGTERM or SIGPWR, when the power button is
@@ -146,7 +148,9 @@ They are not written down anywhere, so they cannot be seen half, and are gone wh
 
 	/etc/instant-init.json            {"login_user": "admin", "sshd": "/usr/sbin/sshd", "ssm_keys": "/team/keys"};
 	                                  all may be left out, the defaults are ec2-user and /usr/sbin/sshd.
-	                                  ssm_keys names an SSM parameter with SSH keys, for /usr/sbin/instant-ssm
+	                                  ssm_keys names an SSM parameter with SSH keys, for /usr/sbin/instant-ssm;
+	                                  read_whole and read_heads list files that sshd is started from, which are
+	                                  read ahead, all of them or their first 64 KiB
 	/etc/instant-init/services/       services, see there; their logs are in /run/instant-init/log/
 	/run/instant-init/timeline.json   marks in milliseconds of CLOCK_BOOTTIME
 

@@ -225,7 +225,11 @@ func (m *machine) tellTimeline(mark string) {
 	m.log.sayf("timeline %s", m.marks.json())
 }
 
-// How long control groups that no service needs yet wait for the first login, and then for its session to start.
+// loginDelay is how long after sshd serves buttons and the root's size wait for the first login: somebody who launched a
+// machine to log in is there at once.
+const loginDelay = time.Second
+
+// How long control groups that no service needs yet wait for it, and then for its session to start.
 const (
 	loginLimit   = 10 * time.Second
 	sessionLimit = 2 * time.Second
@@ -236,15 +240,24 @@ func (m *machine) completeSystem() error {
 	m.startServices(nil)
 	m.spawnLoose("root volume", func() error {
 		defer close(m.grown)
+		m.awaitLogin(loginDelay)
 		return m.growRoot()
 	})
-	select {
-	case <-m.loggedIn:
+	if m.awaitLogin(loginLimit) {
 		time.Sleep(sessionLimit)
-	case <-time.After(loginLimit):
 	}
 	m.delegate()
 	return nil
+}
+
+// awaitLogin lets the first login go first, which needs processor and disk, and tells whether it came in time.
+func (m *machine) awaitLogin(limit time.Duration) bool {
+	select {
+	case <-m.loggedIn:
+		return true
+	case <-time.After(limit):
+		return false
+	}
 }
 
 // delegate hands on the controllers of the control groups, once.

@@ -275,6 +275,13 @@ class Mirror:
         return None
 
     def hide_instance(self, record: InstanceRecord) -> None:
+        instance = self.find_instance(record.id)
+        nic = instance.nics[0] if instance is not None else None
+        if nic is not None and record.state != "terminated":
+            # Of a launch that is undone. The address of a terminated machine may be another's by now.
+            nic.subnet.del_subnet_ip(record.private_ip)
+            if self.ec2.enis.get(nic.id) is nic:
+                del self.ec2.enis[nic.id]
         reservation = self.ec2.reservations.get(record.reservation_id)
         if reservation is not None:
             reservation.instances = [item for item in reservation.instances if item.id != record.id]

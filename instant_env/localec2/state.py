@@ -202,6 +202,8 @@ class State:
             self.forget(record)
             if isinstance(record, VolumeRecord):
                 self.layout.volume(record.id).unlink(missing_ok=True)
+            if isinstance(record, InstanceRecord):
+                self._free_interfaces(record.id)
         if not any(record is failed for record in made) and self.store.exists(failed):
             self._show(self.store.revert(failed))
         # What moto makes itself it had made before we could record it.
@@ -210,6 +212,14 @@ class State:
             self.store.load_all(KeyPairRecord),
             self.store.load_all(ParameterRecord),
         )
+
+    def _free_interfaces(self, instance_id: str) -> None:
+        """An interface that was there before its instance stays."""
+        for interface in self.interfaces.values():
+            if interface.attachment is not None and interface.attachment.instance_id == instance_id:
+                interface.attachment = None
+                self._write_or_remember(interface)
+                self.mirror.show_interface(interface)
 
     def _write_or_remember(self, record: Record) -> None:
         place = (type(record), record.key)

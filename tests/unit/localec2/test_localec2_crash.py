@@ -208,6 +208,7 @@ def refused() -> Any:
 def test_a_launch_that_finds_no_room_makes_nothing(served: Served, full: Callable[[int], None]) -> None:
     image_id = served.register()
     arguments: dict[str, Any] = {"ImageId": image_id, "InstanceType": "t3.micro", "ClientToken": "once"}
+    subnets = served.ec2.describe_subnets()["Subnets"]
     for left in range(6):
         full(left)
         with refused() as error:
@@ -216,9 +217,38 @@ def test_a_launch_that_finds_no_room_makes_nothing(served: Served, full: Callabl
         full(-1)
         assert instances(served) == []
         assert served.ec2.describe_volumes()["Volumes"] == []
+        assert served.ec2.describe_network_interfaces()["NetworkInterfaces"] == []
+        assert served.ec2.describe_subnets()["Subnets"] == subnets, "addresses are free again"
     assert list((served.state.layout.records / "instance").iterdir()) == []
     made = served.ec2.run_instances(MinCount=3, MaxCount=3, **arguments)["Instances"]
     assert len(made) == 3, "the same token works once there is room"
+
+
+def test_an_interface_made_ahead_is_free_again(served: Served, full: Callable[[int], None]) -> None:
+    image_id = served.register()
+    subnet_id = served.ec2.describe_subnets()["Subnets"][0]["SubnetId"]
+    made = served.ec2.create_network_interface(SubnetId=subnet_id)["NetworkInterface"]
+    interface_id = made["NetworkInterfaceId"]
+
+    def launch() -> list[InstanceTypeDef]:
+        first: Any = [{"DeviceIndex": 0, "NetworkInterfaceId": interface_id}]
+        return served.ec2.run_instances(
+            MinCount=1, MaxCount=1, ImageId=image_id, InstanceType="t3.micro", NetworkInterfaces=first
+        )["Instances"]
+
+    for left in range(3):  # of instance, interface and volume
+        full(left)
+        with refused():
+            launch()
+        full(-1)
+        (shown,) = served.ec2.describe_network_interfaces()["NetworkInterfaces"]
+        assert (shown["NetworkInterfaceId"], shown["Status"]) == (interface_id, "available")
+        assert shown.get("Attachment") is None
+        served.state.write_again()  # as the server does
+        kept = served.state.layout.records / "interface" / f"{interface_id}.json"
+        assert json.loads(kept.read_text())["attachment"] is None
+    (instance,) = launch()
+    assert instance["NetworkInterfaces"][0]["NetworkInterfaceId"] == interface_id
 
 
 def test_what_moto_makes_itself_is_undone_too(served: Served, full: Callable[[int], None]) -> None:

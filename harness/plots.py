@@ -41,6 +41,7 @@ STAGE_COLOURS = {
     Stage.UNITS: _SKY,
     Stage.CLOUD_INIT: _PURPLE,
     Stage.INIT: _GREEN,
+    Stage.RESUME: _PURPLE,
     Stage.NETWORK: _YELLOW,
     Stage.KEY: _GREEN,
     Stage.SSHD: _VERMILLION,
@@ -55,6 +56,7 @@ _HATCHES = {
     Stage.UNITS: "////",
     Stage.CLOUD_INIT: "----",
     Stage.INIT: "////",
+    Stage.RESUME: "....",
     Stage.UNEXPLAINED: "xxxx",
 }
 

@@ -13,6 +13,7 @@ from instant_env.launch.timeline import MarkName, Outcome
 GUEST_MARKS = {
     "kernel_handoff": "kernel_handoff_ms",
     "init_start": "init_start_ms",
+    "resumed": "resumed_ms",
     "network_up": "network_up_ms",
     "key_received": "key_received_ms",
     "key_written": "key_written_ms",
@@ -49,8 +50,10 @@ def row_of(
     marks = {
         column: round(guest.marks_ms[name], 3)
         for name, column in GUEST_MARKS.items()
-        if guest is not None and name in guest.marks_ms and guest.boot_at_ns > timeline.t0_ns
-    }
+        # Of a machine that ran before t0 only what it did since.
+        if guest is not None and name in guest.marks_ms
+        and guest.boot_at_ns + guest.marks_ms[name] * 1e6 > timeline.t0_ns
+    }  # fmt: skip
     return Row(
         run_id=run_id,
         attempt=planned.attempt,

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from instant_env.errors import UsageError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 def _column(unit: str, doc: str, *, optional: bool = True) -> Any:
@@ -81,6 +81,7 @@ class Row:
     guest_clock_error_ms: float | None = _column("ms", "bound of the error of guest_boot_ms")
     kernel_handoff_ms: float | None = _column("ms from kernel start", "the kernel executed our init (PID 1)")
     init_start_ms: float | None = _column("ms from kernel start", "our init started (PID 1 or key agent)")
+    resumed_ms: float | None = _column("ms from kernel start", "our init went on after hibernation")
     network_up_ms: float | None = _column("ms from kernel start", "the guest had its address")
     key_received_ms: float | None = _column("ms from kernel start", "the public key came from IMDS")
     key_written_ms: float | None = _column("ms from kernel start", "authorized_keys was written")

@@ -32,6 +32,7 @@ class Stage(StrEnum):
     UNITS = "systemd"
     CLOUD_INIT = "cloud-init"
     INIT = "init"
+    RESUME = "resume"
     NETWORK = "network"
     KEY = "key"
     SSHD = "sshd"
@@ -54,6 +55,7 @@ MARKS = (
     Mark("guest_boot_ms", Stage.FIRMWARE),
     Mark("kernel_handoff_ms", Stage.KERNEL, guest=True),
     Mark("init_start_ms", Stage.INIT, guest=True),
+    Mark("resumed_ms", Stage.RESUME, guest=True),
     Mark("network_up_ms", Stage.NETWORK, guest=True),
     Mark("key_received_ms", Stage.KEY, guest=True),
     Mark("key_written_ms", Stage.KEY, guest=True),
@@ -116,11 +118,19 @@ def _instants(record: Record, pid1: bool) -> list[tuple[float, Stage]]:
             stage = Stage.UNITS if boot else Stage.SYSTEMD
         elif mark.column == "init_start_ms" and record.ms("kernel_handoff_ms") is None:
             stage = Stage.KERNEL
-        elif mark.column == "t3_ms" and not pid1 and not boot:
+        elif mark.column == "t3_ms" and not (pid1 or boot or _sshd_was_there(record)):
             # Between the last mark and sshd's answer somebody else's init was at work, unseen.
             stage = Stage.UNEXPLAINED
         found.append((value + (boot_ms or 0.0) if mark.guest else value, stage))
     return found + [(ms + (boot_ms or 0.0), stage) for ms, stage in boot]
+
+
+def _sshd_was_there(record: Record) -> bool:
+    """Of a machine that ran before t0, only its answer was waited for; where it slept, from the mark on that
+    tells when it went on."""
+    if record.texts.get("resumed") == "yes":
+        return record.ms("resumed_ms") is not None
+    return (record.ms("guest_boot_ms") or 0.0) < 0
 
 
 def _boot_instants(record: Record) -> list[tuple[float, Stage]]:

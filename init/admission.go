@@ -54,11 +54,11 @@ func (a *admission) beforeSSHD() error {
 	for {
 		keys, err := a.launchKeys()
 		if err == nil {
-			a.marks.mark("key_received")
+			a.marks.mark(keyReceivedMark)
 			if err := a.admit(keys); err != nil {
 				return err
 			}
-			a.marks.mark("key_written")
+			a.marks.mark(keyWrittenMark)
 			if time.Since(w.since) < askedQuickly {
 				_ = a.tryUserData(time.Now()) // afterSSHD asks again
 			}

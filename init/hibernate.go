@@ -36,6 +36,10 @@ func (m *machine) hibernate() {
 		m.log.sayf("cannot hibernate: %v", err)
 		return
 	}
+	m.marks.wake()
+	if err := m.marks.write(timelineFile); err != nil { // now: somebody may be in before the key of the launch came
+		m.log.sayf("timeline: %v", err)
+	}
 	m.log.sayf("awake again, after %s", (bootTime() - begin).Round(time.Second))
 	m.hooksMutex.Lock()
 	defer m.hooksMutex.Unlock()

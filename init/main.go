@@ -152,7 +152,8 @@ They are not written down anywhere, so they cannot be seen half, and are gone wh
 	                                  read_whole and read_heads list files that sshd is started from, which are
 	                                  read ahead, all of them or their first 64 KiB
 	/etc/instant-init/services/       services, see there; their logs are in /run/instant-init/log/
-	/run/instant-init/timeline.json   marks in milliseconds of CLOCK_BOOTTIME
+	/run/instant-init/timeline.json   marks in milliseconds of CLOCK_BOOTTIME; after a sleep there is "resumed",
+	                                  and the key's are those of its new hand-over
 
 # Exit status
 

@@ -177,7 +177,9 @@ func (m *machine) finishBoot(admission *admission, settings config) error {
 	}
 	m.mountVolumes(data.Mounts, user)
 	m.startServices(data.Services)
-	m.onResume(func() error { return handOverAgain(user, m.marks, m.log) })
+	m.onResume(func() error {
+		return errors.Join(handOverAgain(user, m.marks, m.log), m.marks.write(timelineFile))
+	})
 	if settings.SSMKeys != "" {
 		m.spawn("SSM parameter", func() error {
 			admission.admitParameter(ssmProgram, settings.SSMKeys, m.run)
@@ -206,7 +208,12 @@ func handOverAgain(user account, marks *timeline, log *logger) error {
 			return nil
 		}
 		if err == nil {
-			return again.admit(keys)
+			marks.mark(keyReceivedMark)
+			if err := again.admit(keys); err != nil {
+				return err
+			}
+			marks.mark(keyWrittenMark)
+			return nil
 		}
 		w.tell(err) // the network may be late
 	}

@@ -33,6 +33,28 @@ func TestTimeline(t *testing.T) {
 	}
 }
 
+func TestTimelineOfWaking(t *testing.T) {
+	now := time.Duration(0)
+	marks := newTimeline(func() time.Duration { now += time.Millisecond; return now }, true)
+	for _, name := range []string{"init_start", keyWrittenMark, "first_login"} {
+		marks.mark(name)
+	}
+	for range 2 {
+		marks.wake()
+		if !marks.mark(keyWrittenMark) {
+			t.Error("the key that came after the sleep is not recorded")
+		}
+	}
+	if marks.mark("init_start") || marks.mark("first_login") {
+		t.Error("what happens once is recorded twice")
+	}
+	want := `"marks":[{"name":"init_start","boottime_ms":1},{"name":"first_login","boottime_ms":3},` +
+		`{"name":"resumed","boottime_ms":6},{"name":"key_written","boottime_ms":7}]`
+	if got := string(marks.json()); !strings.Contains(got, want) {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
 func TestBootTimeRuns(t *testing.T) {
 	first := bootTime()
 	time.Sleep(2 * time.Millisecond)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,8 +31,8 @@ func bootTime() time.Duration {
 	return time.Duration(now.Nano())
 }
 
-// A timeline records when something happened for the first time, how long each stage took, and how much had been
-// read from the root disk by then.
+// A timeline records when something happened for the first time in this boot, or since the machine woke up, how long
+// each stage took, and how much had been read from the root disk by then.
 type timeline struct {
 	mutex  sync.Mutex
 	clock  func() time.Duration
@@ -75,6 +76,23 @@ func (t *timeline) markAt(name string, at time.Duration) bool {
 	}
 	t.marks = append(t.marks, mark{name, at})
 	return true
+}
+
+// ofWaking are the marks that belong to the latest time that the machine woke up.
+var ofWaking = []string{resumedMark, keyReceivedMark, keyWrittenMark}
+
+const (
+	resumedMark     = "resumed"
+	keyReceivedMark = "key_received"
+	keyWrittenMark  = "key_written"
+)
+
+// wake records that the machine goes on, and lets what it does again be recorded again.
+func (t *timeline) wake() {
+	t.mutex.Lock()
+	t.marks = slices.DeleteFunc(t.marks, func(m mark) bool { return slices.Contains(ofWaking, m.name) })
+	t.mutex.Unlock()
+	t.mark(resumedMark)
 }
 
 // stage begins one; calling what it returns ends it.

@@ -91,6 +91,11 @@ def test_a_machine_asleep_resumes_and_takes_a_new_key(tiny_cloud: TinyCloud, tmp
     t1, t2, t3, t4 = marks(row)
     assert 0 < t1 < t2 < t3 < t4
     assert row.keys_refused == 0
+    assert row.guest_boot_ms is not None
+    assert row.guest_clock_error_ms is not None
+    assert row.resumed_ms is not None
+    assert t1 < row.guest_boot_ms + row.resumed_ms < t4 + row.guest_clock_error_ms
+    assert row.init_start_ms is None, "that was before it slept"
 
 
 @pytest.mark.slow

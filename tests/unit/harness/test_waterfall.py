@@ -19,7 +19,7 @@ PID1 = {
 }  # fmt: skip
 
 
-def stages(**changes: float | None) -> list[tuple[Stage, float]]:
+def stages(**changes: Any) -> list[tuple[Stage, float]]:
     marks: dict[str, Any] = PID1 | changes
     (record,) = records(row("custom-init", 10_000.0, **marks))
     return [(piece.stage, piece.ms) for piece in stretches(record)]
@@ -53,6 +53,25 @@ def test_what_no_mark_explains_says_so() -> None:
         (Stage.SYSTEMD, 2_000.0), (Stage.NETWORK, 1_000.0), (Stage.KEY, 300.0), (Stage.UNEXPLAINED, 2_200.0),
         (Stage.AUTH, 500.0),
     ]  # fmt: skip
+
+
+def test_a_machine_of_a_pool_only_answers() -> None:
+    bare: dict[str, float | None] = dict.fromkeys(PID1)
+    running = bare | {"t1_ms": 100.0, "t2_ms": 100.0, "t3_ms": 300.0, "guest_boot_ms": -9_000.0}
+    assert stages(**running) == [(Stage.API, 100.0), (Stage.SSHD, 200.0), (Stage.AUTH, 9_700.0)]
+
+
+def test_a_machine_that_slept_goes_on_at_a_mark_of_its_own() -> None:
+    bare: dict[str, Any] = dict.fromkeys(PID1)
+    asleep = bare | {
+        "t1_ms": 100.0, "t2_ms": 500.0, "t3_ms": 8_000.0, "guest_boot_ms": -60_000.0, "resumed": "yes",
+    }  # fmt: skip
+    told = {"resumed_ms": 67_500.0, "key_received_ms": 67_600.0, "key_written_ms": 67_900.0}
+    assert stages(**asleep | told)[2:] == [
+        (Stage.RESUME, 7_000.0), (Stage.KEY, 400.0), (Stage.SSHD, 100.0), (Stage.AUTH, 2_000.0),
+    ]  # fmt: skip
+    # With another init nobody knows when.
+    assert stages(**asleep)[2] == (Stage.UNEXPLAINED, 7_500.0)
 
 
 def span(name: str, began_ms: float, ended_ms: float | None) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import (
 type image struct {
 	settings config
 	user     account
-	held     hold  // on what sshd reads before its host keys
-	notHeld  error // why it is not held
+	early    *earlyServer // the sshd that runs already; nil: none
+	held     hold         // on what sshd reads before its host keys
+	notHeld  error        // why it is not held
 }
 
 // read has sshd's files on their way as soon as it knows of them.
@@ -19,15 +20,18 @@ func (i *image) read(ahead func(whole, heads []string)) (err error) {
 		return err
 	}
 	ahead(i.settings.ReadWhole, i.settings.ReadHeads)
-	i.held, i.notHeld = holdConfiguration(i.settings.SSHD)
+	i.held, i.notHeld = i.holdConfiguration()
 	i.user, err = findAccount(passwdFile, i.settings.LoginUser)
 	return err
 }
 
 // holdConfiguration is for the system's sshd; another one may have its own elsewhere.
-func holdConfiguration(program string) (hold, error) {
-	if program != defaultSSHD {
-		return hold{}, fmt.Errorf("%s is not %s", program, defaultSSHD)
+func (i *image) holdConfiguration() (hold, error) {
+	if i.settings.SSHD != defaultSSHD {
+		return hold{}, fmt.Errorf("%s is not %s", i.settings.SSHD, defaultSSHD)
+	}
+	if i.early != nil {
+		return i.early.held, nil
 	}
 	return holdFile(sshdConfiguration)
 }

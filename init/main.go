@@ -17,9 +17,9 @@ from the instance metadata service (IMDSv2), adds it to authorized_keys of the l
 there are none, and starts sshd. No shell and no other program but sshd is run. What does not depend on each
 other runs at the same time.
 
-sshd is started as soon as the file systems are mounted, and its files are read ahead, because loading it takes longer
-than what it waits for. It does not read its configuration before there are host keys: a write lease holds sshd_config
-until then. It listens as soon as it can and accepts nobody before the key is there: whoever connects early waits in the
+sshd is executed before anything else, even before Go's runtime starts (early), because loading it takes longer than what
+it waits for. It does not read its configuration before there are host keys: a write lease holds sshd_config until then.
+It listens as soon as it can and accepts nobody before the key is there: whoever connects early waits in the
 backlog, and is not turned away. (Its pid file is a FIFO that it cannot open until then, which does not depend on
 sshd_config; /run/sshd.pid has the process id afterwards.)
 

@@ -70,6 +70,7 @@ func boot() {
 		grown:     make(chan struct{}),
 		ending:    make(chan ending, 1),
 	}
+	m.image.early = adoptEarly(m.processes)
 	m.network = newNetwork(m)
 	m.onResume(m.networkResumed)
 	m.marks.mark("init_start")

@@ -49,6 +49,15 @@ func (r *reaper) start(argv, environment []string, files []uintptr, group *cgrou
 	return child{pid, exit}, nil
 }
 
+// adopt registers a child that was started before the reaper, and has not been reaped.
+func (r *reaper) adopt(pid int) child {
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	exit := make(chan syscall.WaitStatus, 1)
+	r.exits[pid] = exit
+	return child{pid, exit}
+}
+
 // signal reaches a child that has not been reaped yet: a pid that is waited for cannot be somebody else's.
 func (r *reaper) signal(pid int, s syscall.Signal) {
 	r.mutex.Lock()

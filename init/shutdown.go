@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -182,7 +183,6 @@ func (m *machine) nicsDown() {
 // foreignMounts picks from /proc/mounts the mount points, other than the root, of file systems that hold data: those
 // with a device, and what lies over them (overlay).
 func foreignMounts(table string) []string {
-	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 	var targets []string
 	for line := range strings.Lines(table) {
 		fields := strings.Fields(line)
@@ -190,10 +190,28 @@ func foreignMounts(table string) []string {
 			continue
 		}
 		if strings.HasPrefix(fields[0], "/dev/") || fields[2] == "overlay" {
-			targets = append(targets, unescape.Replace(fields[1]))
+			targets = append(targets, unescapeMount(fields[1]))
 		}
 	}
 	return targets
+}
+
+// unescapeMount undoes what the kernel does to blanks and backslashes: three octal digits after a backslash (mangle_path in
+// fs/seq_file.c). It does so to every backslash, so none stands for itself.
+func unescapeMount(path string) string {
+	var out []byte
+	for {
+		plain, escaped, found := strings.Cut(path, `\`)
+		out = append(out, plain...)
+		if !found {
+			return string(out)
+		}
+		if len(escaped) < 3 {
+			return string(append(out, escaped...)) // not of the kernel
+		}
+		code, _ := strconv.ParseUint(escaped[:3], 8, 8)
+		out, path = append(out, byte(code)), escaped[3:]
+	}
 }
 
 // restartNow falls back on powering off: a machine that is down can be started, one that hangs cannot.

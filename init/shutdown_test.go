@@ -45,6 +45,17 @@ func TestForeignMounts(t *testing.T) {
 	}
 }
 
+func TestUnescapeMount(t *testing.T) {
+	for path, want := range map[string]string{
+		"/data": "/data", `/a\040b\011c\012`: "/a b\tc\n", `/back\134040`: `/back\040`, `/\043x`: "/#x",
+		`/cut\04`: "/cut04", "": "",
+	} {
+		if got := unescapeMount(path); got != want {
+			t.Errorf("%q: got %q", path, got)
+		}
+	}
+}
+
 func TestThePartsOfAShutdownFitIntoTheWhole(t *testing.T) {
 	parts := servicesLimit + termGrace + killGrace + syncLimit + swapLimit + unmountsLimit + unmountLimit
 	if parts > shutdownLimit || shutdownLimit > 10*time.Second {

@@ -13,20 +13,27 @@ const (
 
 // startSSHD has the server running from now on, behind the gate. Where it can it does not wait for the host keys: sshd
 // links its libraries and sets up its cryptography for far longer than it takes to make them, then reads sshd_config,
-// and then the keys. So that file is held until they are there.
+// and then the keys. So that file is held until they are there. In most cases sshd runs already, see early.
 func (m *machine) startSSHD(hostKeys <-chan error) error {
-	program := m.image.settings.SSHD
+	early := m.image.early
+	if early != nil && m.image.notHeld != nil {
+		m.log.notef("%v", early.end(m.processes))
+		early = nil
+	}
 	server := &supervised{
-		// -D: stay in the foreground; -e: log to standard error, as there may be no syslog.
-		service:  service{Name: sshdName, Argv: []string{program, "-D", "-e", "-o", "PidFile=" + gateFile}},
+		service:  service{Name: sshdName, Argv: serverArguments(m.image.settings.SSHD)},
 		log:      newServiceLog(sshdName, m.watchSSHD),
 		gate:     &gate{path: gateFile, open: m.gate, passed: m.sshdAccepts},
 		required: true,
 		sessions: true,
+		early:    early,
 	}
 	running := make(chan struct{})
 	supervise := func() error {
 		return m.supervise(server, func() {
+			if early != nil {
+				m.marks.markAt("sshd_started", early.at)
+			}
 			m.marks.mark("sshd_started")
 			close(running)
 		})
@@ -45,14 +52,19 @@ func (m *machine) startSSHD(hostKeys <-chan error) error {
 		if err := <-hostKeys; err != nil {
 			return err // with the file still held: sshd does not come that far
 		}
+		<-running // the gate is there
 		if len(m.sshdOptions) > 0 {
-			<-running
 			m.startAgain(server, m.sshdOptions)
 		}
 		m.image.held.letGo()
 		return nil
 	})
 	return nil
+}
+
+// serverArguments have it stay in the foreground and log to standard error, as there may be no syslog.
+func serverArguments(program string) []string {
+	return []string{program, "-D", "-e", "-o", "PidFile=" + gateFile}
 }
 
 // sshdAccepts is called each time that a server begins to accept connections.

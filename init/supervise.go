@@ -35,6 +35,7 @@ type supervised struct {
 	group   *cgroup // set before it is remembered, if at all
 	mutex   sync.Mutex
 	options []string       // more arguments of its next start
+	early   *earlyServer   // what is its first process; nil: it has to be started
 	main    *loggedProcess // its main process, at its latest start
 }
 
@@ -145,7 +146,7 @@ func (m *machine) launch(s *supervised) (*loggedProcess, error) {
 			m.log.notef("%s: %v", s.Name, err)
 		}
 	}
-	process, err := m.start(s.argv(), append([]string{searchPath}, s.Environment...), s.group, s.log)
+	process, err := m.startOrTake(s)
 	if err != nil {
 		return nil, err
 	}
@@ -156,6 +157,18 @@ func (m *machine) launch(s *supervised) (*loggedProcess, error) {
 	defer s.mutex.Unlock()
 	s.main = process
 	return process, nil
+}
+
+func (m *machine) startOrTake(s *supervised) (*loggedProcess, error) {
+	if s.early == nil {
+		return m.start(s.argv(), append([]string{searchPath}, s.Environment...), s.group, s.log)
+	}
+	early := s.early
+	s.early = nil
+	if err := early.settle(s.group); err != nil {
+		m.log.notef("%s: %v", s.Name, err)
+	}
+	return m.follow(early.child, early.output, s.Argv[0], s.log), nil
 }
 
 // startAgain ends a service that has been started, at once, for supervise to start it with other arguments.
@@ -204,14 +217,19 @@ func (m *machine) start(argv, environment []string, group *cgroup, log *serviceL
 		reader.Close()
 		return nil, err
 	}
+	return m.follow(process, reader, argv[0], log), nil
+}
+
+// follow takes what a process prints to its log.
+func (m *machine) follow(process child, output *os.File, name string, log *serviceLog) *loggedProcess {
 	started := &loggedProcess{process, make(chan struct{}), make(chan struct{})}
-	m.spawn("log of "+argv[0], func() error {
+	m.spawn("log of "+name, func() error {
 		defer close(started.read)
-		defer reader.Close()
-		log.follow(reader)
+		defer output.Close()
+		log.follow(output)
 		return nil
 	})
-	return started, nil
+	return started
 }
 
 // pipe has a reading end that the Go runtime polls, instead of keeping a thread in read, and a writing end that blocks,

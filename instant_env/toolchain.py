@@ -21,6 +21,11 @@ from instant_env.settings import ROOT
 _VERSION = re.compile(r"go(\d+)\.(\d+)")
 
 
+#: Where the kernel enters a program that does something before Go's runtime starts: the linker's -E. See the
+#: function's comment.
+ENTRIES = {"init": "main.early"}
+
+
 class GoBuildError(InstantEnvError):
     """`go build` failed."""
 
@@ -86,7 +91,8 @@ def go_build(
     # cannot be overwritten (ETXTBSY).
     output = directory / name
     temporary = directory / f".{name}.{os.getpid()}"
-    command = [find_go(), "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid="]
+    entry = f" -E={ENTRIES[package]}" if package in ENTRIES else ""
+    command = [find_go(), "build", "-trimpath", "-buildvcs=false", f"-ldflags=-s -w -buildid={entry}"]
     if tags:
         command.append(f"-tags={tags}")
     if cover:

@@ -81,10 +81,10 @@ def test_timeline_reads_and_memory(shared_tiny_cloud: TinyCloud, instance_id: st
     assert json.loads(line[1]) == timeline
 
     marks = {mark["name"]: mark["boottime_ms"] for mark in timeline["marks"]}
-    assert 0 < marks["kernel_handoff"] < marks["init_start"] < marks["mounted"] < marks["sshd_started"]
+    assert 0 < marks["kernel_handoff"] < marks["sshd_started"] < marks["init_start"] < marks["mounted"]
     assert marks["network_up"] < marks["imds_token"] < marks["key_received"] < marks["key_written"]
-    # It loads while the key comes, and lets nobody in before.
-    assert marks["sshd_started"] < marks["key_written"] < marks["sshd_listening"] < marks["first_login"]
+    # It loads while all that is done, and lets nobody in before the key is there.
+    assert marks["mounted"] < marks["key_written"] < marks["sshd_listening"] < marks["first_login"]
     stages = {stage["name"]: stage for stage in timeline["stages"]}
     assert {"mounts", "network", "host keys", "key"} <= set(stages)
     assert all(stage["start_ms"] <= stage["end_ms"] <= marks["first_login"] for stage in stages.values())
@@ -214,3 +214,20 @@ def test_services(shared_tiny_cloud: TinyCloud, instance_id: str, guest: Guest) 
     assert "stubborn does not end: killing it" in said, said
     assert said.index("stopped above") < said.index("stopped base")
     assert "stopped wanted" in said
+
+
+def test_another_sshd_is_started_in_its_place(shared_tiny_cloud: TinyCloud) -> None:
+    """What is executed before the configuration is read makes way for what that names."""
+    instance_id = shared_tiny_cloud.launch_tiny()
+    guest = shared_tiny_cloud.login(instance_id)
+    assert guest.run("readlink /proc/$(cat /run/sshd.pid)/exe") == "/usr/sbin/sshd"
+    assert guest.status("dmesg | grep 'was not wanted'") != 0
+    guest.run("cp -p /usr/sbin/sshd /root/sshd")
+    write_file(guest, "/etc/instant-init.json", '{"login_user": "root", "sshd": "/root/sshd"}')
+    stop(shared_tiny_cloud, instance_id)
+    guest = start(shared_tiny_cloud, instance_id)
+    assert guest.run("readlink /proc/$(cat /run/sshd.pid)/exe") == "/root/sshd"
+    assert processes(guest, "/usr/sbin/sshd -D -e -o PidFile=/run/instant-init/sshd.gate") == 0
+    guest.run("dmesg | grep '/usr/sbin/sshd was not wanted: signal: killed'")
+    marks = {mark["name"]: mark["boottime_ms"] for mark in whole_timeline(guest)["marks"]}
+    assert marks["sshd_started"] > marks["mounted"]

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+	"unsafe"
+)
+
+// early is where the kernel enters this program (toolchain.py tells the linker), before Go's runtime is there. As process
+// 1 it executes sshd, and goes on to the runtime's own entry. It takes sshd a while to be loaded and linked, and to set up
+// its cryptography, and nothing that is done here has to be done by then: it reads its configuration after that, and
+// sshd_config is held (holdFile) until everything is in place. Where anything fails, nothing has been started, and
+// startSSHD does it later.
+//
+// It is in assembly because the runtime takes a while to start itself: little where the disk and the processor are quick,
+// longer than all the rest where blocks of a new volume are read for the first time, or where a processor is emulated.
+func early()
+
+// earlyWords are what early needs of this program's constants, as C has them: each ends with a zero byte.
+var earlyWords = [...]string{
+	"proc\x00", "/proc\x00", // sshd's libraries ask the kernel there whether it is in FIPS mode
+	"devtmpfs\x00", "/dev\x00", "mode=755\x00", // as in mounts; the kernel may have done so itself
+	sshdConfiguration + "\x00",
+	os.DevNull + "\x00",
+	defaultSSHD + "\x00", "-D\x00", "-e\x00", "-o\x00", "PidFile=" + gateFile + "\x00",
+	searchPath + "\x00",
+}
+
+// What early leaves.
+var (
+	earlyPID       int64 // of sshd; 0: it was not started
+	earlyHold      int64 // the descriptor that holds its configuration
+	earlyOutput    [2]int32
+	earlyAt        syscall.Timespec // on CLOCK_BOOTTIME
+	earlyError     int64            // of the child, which shares our memory until it is sshd
+	earlyArguments [6]uintptr
+	earlyEnv       [2]uintptr
+)
+
+// An earlyServer is the sshd that runs before we do.
+type earlyServer struct {
+	child
+	output *os.File
+	held   hold
+	at     time.Duration // when it was executed, on CLOCK_BOOTTIME
+}
+
+// adoptEarly returns what early has started; nil: nothing.
+func adoptEarly(processes *reaper) *earlyServer {
+	if earlyPID == 0 {
+		return nil
+	}
+	// Nobody keeps a thread in a read of it, see pipe.
+	_ = syscall.SetNonblock(int(earlyOutput[0]), true)
+	return &earlyServer{
+		child:  processes.adopt(int(earlyPID)),
+		output: os.NewFile(uintptr(earlyOutput[0]), "pipe"),
+		held:   hold{int(earlyHold)},
+		at:     time.Duration(earlyAt.Nano()),
+	}
+}
+
+// settle gives it what a child gets that is started later.
+func (e *earlyServer) settle(group *cgroup) error {
+	var failures attempts
+	_, _, errno := syscall.RawSyscall6(syscall.SYS_PRLIMIT64, uintptr(e.pid), syscall.RLIMIT_NOFILE,
+		uintptr(unsafe.Pointer(&openFiles)), 0, 0, 0)
+	if errno != 0 {
+		failures.try("limit of open files", errno)
+	}
+	if group != nil {
+		failures.try("cgroup", os.WriteFile(group.path+"/cgroup.procs", strconv.AppendInt(nil, int64(e.pid), 10), 0))
+	}
+	return errors.Join(failures...)
+}
+
+// end is for a machine whose sshd is another one.
+func (e *earlyServer) end(processes *reaper) error {
+	processes.signal(e.pid, syscall.SIGKILL)
+	e.held.letGo()
+	e.output.Close()
+	return fmt.Errorf("%s was not wanted: %s", defaultSSHD, describe(<-e.exit))
+}

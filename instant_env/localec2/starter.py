@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import platform
@@ -100,13 +101,18 @@ def up(settings: Settings, progress: Progress = lambda _: None) -> Endpoint:
         if (endpoint := _running(settings)) is not None:
             return endpoint
         progress("starting the embedded EC2")
-        netd = toolchain.go_build("instant_env/localec2/netd", native)
-        _start(settings, layout, netd)
+        _start(settings, layout, _netd(native))
         endpoint = _running(settings)
     if endpoint is None:
         raise LocalEc2Error("localec2 started but does not answer", hint=f"see {layout.log}")
     progress(f"embedded EC2 at {endpoint.url} ({endpoint.accelerator})")
     return endpoint
+
+
+@functools.cache
+def _netd(native: Arch) -> Path:
+    """Once in a process: even when nothing has changed, asking Go takes a second of processor time."""
+    return toolchain.go_build("instant_env/localec2/netd", native)
 
 
 def running(settings: Settings) -> Endpoint:

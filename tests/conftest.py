@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from instant_env.arch import Arch
+
+# What moto and botocore make stays; looking through it for garbage took a quarter of the processor's time.
+gc.set_threshold(200_000, 50, 50)
 
 # Plugins of tests that these also import by name, which is too late for pytest's own rewriting.
 pytest.register_assert_rewrite(

@@ -17,6 +17,7 @@ pytest_plugins = ("tiny_cloud",)
 pytestmark = pytest.mark.boot
 
 
+@pytest.mark.slow
 def test_a_tiny_machine(tiny_cloud: TinyCloud) -> None:
     ec2 = tiny_cloud.ec2
     instance_id = tiny_cloud.launch_tiny(UserData="hello", InstanceInitiatedShutdownBehavior="terminate")

@@ -6,10 +6,11 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"instantenv/init/kmsg"
 )
 
 // How long a machine that has failed stays on. It never starts again by itself: what failed once would fail again.
@@ -138,25 +139,15 @@ func kernelComplaints(path string, most int) (found []string) {
 		return nil
 	}
 	defer file.Close()
-	// One record each read (Documentation/ABI/testing/dev-kmsg): "priority,sequence,time,flags;text".
 	fd := int(file.Fd()) // blocking again, which the loop undoes: the runtime would wait for more at the end
 	if err := syscall.SetNonblock(fd, true); err != nil {
 		return nil
 	}
-	for buffer := make([]byte, 8192); ; {
-		n, err := syscall.Read(fd, buffer)
-		if errors.Is(err, syscall.EPIPE) {
-			continue // records were overwritten meanwhile
+	_ = kmsg.Each(func(buffer []byte) (int, error) { return syscall.Read(fd, buffer) }, func(record kmsg.Record) (more bool) {
+		if record.Priority <= 4 { // facility 0 is the kernel, 4 is warning
+			found = append(found, strings.ReplaceAll(record.Text, `\x0a`, " ")) // the kernel's own escape of a newline
 		}
-		if err != nil || n <= 0 {
-			return found[max(0, len(found)-most):]
-		}
-		header, text, _ := strings.Cut(string(buffer[:n]), ";")
-		number, _, _ := strings.Cut(header, ",")
-		if priority, err := strconv.Atoi(number); err != nil || priority > 4 {
-			continue // facility 0 is the kernel, 4 is warning
-		}
-		text, _, _ = strings.Cut(text, "\n")
-		found = append(found, strings.ReplaceAll(text, `\x0a`, " ")) // the kernel's own escape of a newline
-	}
+		return true
+	}) // to the log's end
+	return found[max(0, len(found)-most):]
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"os"
 	"strings"
+
+	"instantenv/init/kmsg"
 )
 
 const (
@@ -85,7 +87,7 @@ func (m *machine) watchSSHD(line string) {
 		return
 	}
 	close(m.loggedIn)
-	if at, err := kernelHandoff(bootTime); err == nil {
+	if at, err := kmsg.Handoff(bootTime); err == nil {
 		m.marks.markAt("kernel_handoff", at)
 	} else {
 		m.log.notef("timeline: %v", err)

@@ -5,7 +5,7 @@ INVOKE := .venv/bin/invoke
 PYTEST := .venv/bin/pytest
 # Processes that run tests; 0 is one after the other, the quick ones first.
 WORKERS ?= 2
-# Quick tests wait for servers half of their time; those that boot machines use all of a processor.
+# Quick tests wait for servers much of their time; those that boot machines use all of a processor.
 FAST_WORKERS ?= 3
 
 .DEFAULT_GOAL := help

@@ -20,6 +20,13 @@ func (l *logger) notef(format string, values ...any) {
 	l.write(false, fmt.Sprintf(format, values...))
 }
 
+// notes writes lines to the journal only.
+func (l *logger) notes(lines []string) {
+	for _, line := range lines {
+		l.write(false, line)
+	}
+}
+
 // sayf writes to both.
 func (l *logger) sayf(format string, values ...any) {
 	l.write(true, fmt.Sprintf(format, values...))

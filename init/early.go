@@ -13,8 +13,8 @@ import (
 // early is where the kernel enters this program (toolchain.py tells the linker), before Go's runtime is there. As process
 // 1 it executes sshd, and goes on to the runtime's own entry. It takes sshd a while to be loaded and linked, and to set up
 // its cryptography, and nothing that is done here has to be done by then: it reads its configuration after that, and
-// sshd_config is held (holdFile) until everything is in place. Where anything fails, nothing has been started, and
-// startSSHD does it later.
+// sshd_config is held (holdFile) until everything is in place. Where anything fails, no sshd runs, and startSSHD
+// starts it later.
 //
 // It is in assembly because the runtime takes a while to start itself: little where the disk and the processor are quick,
 // longer than all the rest where blocks of a new volume are read for the first time, or where a processor is emulated.

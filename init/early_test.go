@@ -20,6 +20,11 @@ func TestEarlyWordsAreThoseOfALaterStart(t *testing.T) {
 		}
 		arguments = append(arguments, text)
 	}
+	for i, word := range []string{mounts[0].kind, mounts[0].target, mounts[2].kind, mounts[2].target, mounts[2].options} {
+		if earlyWords[i] != word+"\x00" {
+			t.Errorf("mounts %q, not %q", earlyWords[i], word)
+		}
+	}
 	if want := serverArguments(defaultSSHD); !slices.Equal(arguments, want) {
 		t.Errorf("got %q, want %q", arguments, want)
 	}

@@ -66,9 +66,7 @@ func prepareLogin(client *imds.Client, name string, marks *timeline, log *logger
 	hostKeys := make(chan error, 1)
 	go func() {
 		made, err := ensureHostKeys(sshDirectory, marks)
-		for _, text := range made {
-			log.notef("%s", text)
-		}
+		log.notes(made)
 		hostKeys <- err
 	}()
 	user, err := findAccount(passwdFile, name)

@@ -287,9 +287,7 @@ func (m *machine) makeHostKeys(told <-chan struct{}) error {
 	if err == nil {
 		m.spawn("word of host keys", func() error {
 			<-told
-			for _, text := range made {
-				m.log.notef("%s", text)
-			}
+			m.log.notes(made)
 			return nil
 		})
 		return nil
@@ -299,9 +297,10 @@ func (m *machine) makeHostKeys(told <-chan struct{}) error {
 	if err := os.MkdirAll(runtimeHostKeys, 0o700); err != nil {
 		return err
 	}
-	if _, err := ensureHostKeys(runtimeHostKeys, m.marks); err != nil {
+	if made, err = ensureHostKeys(runtimeHostKeys, m.marks); err != nil {
 		return err
 	}
+	m.log.notes(made)
 	files, err := filepath.Glob(runtimeHostKeys + "/ssh_host_*_key")
 	for _, file := range files {
 		m.sshdOptions = append(m.sshdOptions, "-h", file)

@@ -219,7 +219,7 @@ class State:
             if interface.attachment is not None and interface.attachment.instance_id == instance_id:
                 interface.attachment = None
                 self._write_or_remember(interface)
-                self.mirror.show_interface(interface)
+                self._show(interface)
 
     def _write_or_remember(self, record: Record) -> None:
         place = (type(record), record.key)

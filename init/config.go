@@ -15,10 +15,6 @@ type config struct {
 	LoginUser string // login_user
 	SSHD      string // sshd
 	SSMKeys   string // ssm_keys: the SSM parameter that holds SSH keys, "" for none
-
-	// Files that sshd is started from, in the order in which it needs them.
-	ReadWhole []string // read_whole: of these it needs nearly everything
-	ReadHeads []string // read_heads: of these it needs the beginning
 }
 
 // loadConfig reads the file; without one, the defaults hold. A key that is not known is an error: the file is baked
@@ -48,22 +44,12 @@ func (c *config) parse(text []byte) error {
 		return errors.New("not an object")
 	}
 	for name, value := range fields {
-		switch name {
-		case "login_user":
-			c.LoginUser, ok = value.(string)
-		case "sshd":
-			c.SSHD, ok = value.(string)
-		case "ssm_keys":
-			c.SSMKeys, ok = value.(string)
-		case "read_whole":
-			c.ReadWhole, ok = texts(value)
-		case "read_heads":
-			c.ReadHeads, ok = texts(value)
-		default:
+		into, known := map[string]*string{"login_user": &c.LoginUser, "sshd": &c.SSHD, "ssm_keys": &c.SSMKeys}[name]
+		if !known {
 			return fmt.Errorf("unknown field %q", name)
 		}
-		if !ok {
-			return fmt.Errorf("%s is of the wrong kind", name)
+		if *into, ok = value.(string); !ok {
+			return fmt.Errorf("%s is not a string", name)
 		}
 	}
 	return nil

@@ -148,9 +148,7 @@ They are not written down anywhere, so they cannot be seen half, and are gone wh
 
 	/etc/instant-init.json            {"login_user": "admin", "sshd": "/usr/sbin/sshd", "ssm_keys": "/team/keys"};
 	                                  all may be left out, the defaults are ec2-user and /usr/sbin/sshd.
-	                                  ssm_keys names an SSM parameter with SSH keys, for /usr/sbin/instant-ssm;
-	                                  read_whole and read_heads list files that sshd is started from, which are
-	                                  read ahead, all of them or their first 64 KiB
+	                                  ssm_keys names an SSM parameter with SSH keys, for /usr/sbin/instant-ssm
 	/etc/instant-init/services/       services, see there; their logs are in /run/instant-init/log/
 	/run/instant-init/timeline.json   marks in milliseconds of CLOCK_BOOTTIME; after a sleep there is "resumed",
 	                                  and the key's are those of its new hand-over

@@ -104,14 +104,7 @@ func (m *machine) bringUp() error {
 	// should still let somebody in who finds out why.
 	readOnly := remountWritable("/")
 	// The disk answers while the processor mounts, and making keys takes the other one as long.
-	read := m.async("image", func() error {
-		return m.image.read(func(whole, heads []string) {
-			m.spawn("reading ahead", func() error {
-				readAhead(whole, heads)
-				return nil
-			})
-		})
-	})
+	read := m.async("image", m.image.read)
 	told := make(chan struct{}) // closed when there is a log to tell it to, and memory to fall back on
 	hostKeys := m.async("host keys", func() error { return m.makeHostKeys(told) })
 	if err := mountAll(mounts); err != nil {

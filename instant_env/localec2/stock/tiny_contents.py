@@ -153,9 +153,7 @@ fi
 """
 
 FILES = (
-    File(
-        "/etc/instant-init.json", json.dumps({"login_user": "root", "read_whole": ["/usr/sbin/sshd"]}) + "\n"
-    ),
+    File("/etc/instant-init.json", json.dumps({"login_user": "root"}) + "\n"),
     File("/etc/os-release", 'ID=instant-env-tiny\nNAME="instant-env tiny"\nPRETTY_NAME="instant-env tiny"\n'),
     File(
         "/etc/passwd",

@@ -159,7 +159,7 @@ def test_a_recipe_that_asks_gets_the_ssm_helper(name: str, copied: Path, artefac
     assert (helper.to, helper.mode) == ("/usr/sbin/instant-ssm", "0755")
     config = steps["key-agent"]
     assert isinstance(config, Script)
-    assert '{"login_user": "admin", "ssm_keys": "/team/keys"' in config.text
+    assert '{"login_user": "admin", "ssm_keys": "/team/keys"}\n' in config.text
     (copied / "team/recipe.yml").write_text("recipe: team\ndescription: x\nssm_keys: no path\n")
     with pytest.raises(UsageError, match="ssm_keys"):
         load_recipe(copied, "team")

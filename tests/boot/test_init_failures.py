@@ -95,6 +95,7 @@ def test_a_read_only_root(shared_tiny_cloud: TinyCloud, tmp_path: Path) -> None:
     wait_for_line(cloud, instance_id, "the root stays read-only: remount / writable: read-only file system")
     wait_for_line(cloud, instance_id, "host keys: .*; this start has its own, in /run/instant-init/ssh")
     assert guest.run("ls /run/instant-init/ssh").count("_key") == 4
+    guest.run("dmesg | grep 'made /run/instant-init/ssh/ssh_host_ed25519_key: ssh-ed25519 '")
     assert "fatal" not in stop(cloud, instance_id)
 
 

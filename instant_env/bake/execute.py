@@ -72,6 +72,10 @@ class StepLog:
         self._file.close()
 
 
+#: Paramiko's, of a command that a signal ended, or that the connection did not outlive.
+_NO_STATUS = -1
+
+
 @contextmanager
 def step_log(path: Path, echo: TextIO | None) -> Iterator[StepLog]:
     log = StepLog(path, echo)
@@ -92,13 +96,17 @@ def _sudo(connection: fabric.Connection, arguments: Sequence[str], log: StepLog,
             timeout=timeout_s,
             warn=True,
         )
-        return result
     except CommandTimedOut as error:
         raise StepError(
             f"{shlex.join(arguments)} ran longer than {timeout_s} s", hint=f"see {log.path}"
         ) from error
     except (OSError, EOFError, paramiko.SSHException) as error:
         raise StepError(f"the connection to the machine broke: {error}", hint=f"see {log.path}") from error
+    if result.exited == _NO_STATUS and not connection.is_connected:
+        raise StepError(
+            f"the connection to the machine broke during {shlex.join(arguments)}", hint=f"see {log.path}"
+        )
+    return result
 
 
 def run_as_root(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 
 import fabric
@@ -17,6 +18,13 @@ from instant_env.launch.probes import find
 #: penalties, and a refused login costs 5 s of them (sshd_config(5), PerSourcePenalties). Stock images write
 #: the key before they start sshd, so few come to the second.
 _REFUSED_PAUSES_S = (0.25, 0.25, 5.0)
+
+#: A channel opens at once or not at all. Paramiko waits an hour for it.
+_CHANNEL_TIMEOUT_S = 60
+#: A machine that was reset or switched off does not say so. What we send now and then is refused by one that
+#: has booted anew, and not acknowledged by one that is gone (tcp(7), TCP_USER_TIMEOUT).
+_KEEPALIVE_S = 15
+_UNACKNOWLEDGED_MS = 60_000
 
 # Paramiko logs the traceback of every connection that a booting machine drops; we report what matters.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
@@ -39,8 +47,10 @@ def _wait_for_banner(host: str, port: int, timeout_s: float) -> bool:
 def wait_for_login(host: str, port: int, user: str, key: KeyPair, *, timeout_s: float) -> fabric.Connection:
     """Come back until public-key authentication succeeds; return the open connection.
 
-    The host key is unknown by nature (made at this boot) and pinned by the connection we keep. Raises
-    LoginError with the last reason after ``timeout_s``.
+    The host key is unknown by nature (made at this boot) and pinned by the connection we keep. A machine that
+    goes away without a word breaks the connection within about a minute: a command on it then ends with -1,
+    and what is asked next raises OSError, EOFError or paramiko.SSHException. Raises LoginError with the last
+    reason after ``timeout_s``.
     """
     deadline = time.monotonic() + timeout_s
     reason = "no SSH banner"
@@ -58,10 +68,12 @@ def wait_for_login(host: str, port: int, user: str, key: KeyPair, *, timeout_s: 
                 "allow_agent": False,
                 "banner_timeout": 30,
                 "auth_timeout": 30,
+                "channel_timeout": _CHANNEL_TIMEOUT_S,
             },
         )
         try:
             connection.open()
+            _notice_silence(connection.transport)
             return connection
         except paramiko.AuthenticationException as error:
             # The key may not be there yet.
@@ -73,3 +85,8 @@ def wait_for_login(host: str, port: int, user: str, key: KeyPair, *, timeout_s: 
             time.sleep(0.2)
         connection.close()
     raise LoginError(f"no login as {user} at {host}:{port} within {timeout_s:.0f} s: {reason}")
+
+
+def _notice_silence(transport: paramiko.Transport) -> None:
+    transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
+    transport.set_keepalive(_KEEPALIVE_S)

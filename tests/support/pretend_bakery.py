@@ -53,19 +53,6 @@ _BASE = {
 }  # fmt: skip
 
 
-class _Sshd(asyncssh.SSHServer):
-    """Takes any key of anybody."""
-
-    def begin_auth(self, username: str) -> bool:  # noqa: ARG002 - asyncssh's signature
-        return True
-
-    def public_key_auth_supported(self) -> bool:
-        return True
-
-    def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:  # noqa: ARG002
-        return True
-
-
 @dataclass
 class Guest:
     """All machines' sshd. ``answers`` are (regular expression of a command, what it prints, exit status)."""
@@ -113,7 +100,7 @@ class Guest:
     @contextmanager
     def serving(self) -> Iterator[Guest]:
         with ssh_server.listening(
-            server_factory=_Sshd, process_factory=self._serve,
+            server_factory=ssh_server.TakesAnyKey, process_factory=self._serve,
             sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=bytes(self.root)),
         ) as self.port:  # fmt: skip
             yield self

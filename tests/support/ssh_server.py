@@ -4,34 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import asyncssh
 
 
+class TakesAnyKey(asyncssh.SSHServer):
+    """Lets everybody in who has a key."""
+
+    def begin_auth(self, username: str) -> bool:  # noqa: ARG002 - asyncssh's signature
+        return True
+
+    def public_key_auth_supported(self) -> bool:
+        return True
+
+    def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:  # noqa: ARG002
+        return True
+
+
 @contextmanager
 def listening(port: int = 0, **options: Any) -> Iterator[int]:
     """Serve until the context ends; yields the port. ``options`` are asyncssh.listen's, without host keys."""
-    ready, loop, stop = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
-    found = 0
+    ready, found = threading.Event(), port
+    stop: Callable[[], object]
 
     async def serve() -> None:
-        nonlocal found
+        nonlocal found, stop
+        stopping, loop = asyncio.Event(), asyncio.get_running_loop()
         keys = [asyncssh.generate_private_key("ssh-ed25519")]
         server = await asyncssh.listen("127.0.0.1", port, server_host_keys=keys, **options)
-        found = server.sockets[0].getsockname()[1]
+        found, stop = server.get_port(), lambda: loop.call_soon_threadsafe(stopping.set)
         ready.set()
-        await stop.wait()
+        await stopping.wait()
         server.close()
         await server.wait_closed()
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
     thread.start()
     assert ready.wait(10)
     try:
         yield found
     finally:
-        loop.call_soon_threadsafe(stop.set)
+        stop()
         thread.join(10)

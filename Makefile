@@ -7,6 +7,8 @@ PYTEST := .venv/bin/pytest
 WORKERS ?= 2
 # Quick tests wait for servers much of their time; those that boot machines use all of a processor.
 FAST_WORKERS ?= 3
+# Containers often set this. Tests start some hundred Pythons, each of which would compile this project again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-arm64 lint lock clean

@@ -104,9 +104,25 @@ def test_every_flag_of_every_verb_has_help(verb: str, capsys: pytest.CaptureFixt
     ],
 )
 def test_bad_input_is_one_line_with_a_hint_and_starts_nothing(
-    arguments: list[str], words: tuple[str, ...], tmp_path: Path
+    arguments: list[str],
+    words: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert_one_line(invoke(*arguments, state=tmp_path), *words)
+    """In this process, as there are many: the others have one of their own."""
+    monkeypatch.setenv("INSTANT_ENV_STATE_DIR", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as ended:
+        program.run(["invoke", "--search-root", str(ROOT), *arguments])
+    code = ended.value.code
+    assert isinstance(code, int)
+    assert_one_line(subprocess.CompletedProcess(arguments, code, *capsys.readouterr()), *words)
+    assert not (tmp_path / "localec2").exists()
+
+
+def test_bad_input_in_a_process_of_its_own(tmp_path: Path) -> None:
+    assert_one_line(invoke("bake", "--recipe", "nope", state=tmp_path), "unknown recipe 'nope'")
     assert not (tmp_path / "localec2").exists()
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from instant_env import stopping
 from instant_env.bake.bake import BakeResult
 from instant_env.bake.request import Request
 from instant_env.cloud.session import Progress
@@ -135,10 +136,12 @@ class _Bake:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """For a process to be born into, and to be known to us before we can be interrupted."""
+    """For a process to be born into, and to be known to us before we can be interrupted: other threads of
+    ours do not block them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
-        yield
+        with stopping.held():
+            yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -176,13 +179,14 @@ def bake_all(
 def _hear_some(
     running: dict[Connection, _Bake], outcomes: dict[str, Ended], hear: Hear, told: Callable[[Ended], None]
 ) -> None:
-    """Wait until some of them say something, and pass it on."""
+    """Wait until some of them say something, and pass it on. What is read half is lost, and all after it."""
     ready = wait(list(running))
     for bake in [bake for pipe, bake in running.items() if pipe in ready]:
-        event = bake.next()
-        if isinstance(event, Ended):
-            outcomes[bake.request.run_id] = event
-            del running[bake.pipe]
-            told(event)
-        else:
-            hear(bake.request, event)
+        with stopping.held():
+            event = bake.next()
+            if isinstance(event, Ended):
+                outcomes[bake.request.run_id] = event
+                del running[bake.pipe]
+                told(event)
+            else:
+                hear(bake.request, event)

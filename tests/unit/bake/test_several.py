@@ -8,7 +8,9 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime
+from multiprocessing.connection import Connection as PipeEnd
 from pathlib import Path
+from typing import Any
 
 import pytest
 from terminal import Terminal
@@ -108,6 +110,26 @@ def test_ctrl_c_ends_all_waits_for_their_cleaning_and_begins_no_more(tmp_path: P
     assert several.exit_code(ended) == 130
     assert heard.lines[-1] == ("hangs", "cleaned up")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_in_the_middle_of_what_a_bake_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message is its length and then itself: who is interrupted between them must not take one for the
+    other."""
+    heard, read = Heard(), PipeEnd._recv  # type: ignore[attr-defined]  # not public, and older than we are
+
+    def recv(self: PipeEnd, size: int) -> Any:
+        part = read(self, size)
+        if heard.hanging.is_set():
+            signal.raise_signal(signal.SIGINT)
+        return part
+
+    monkeypatch.setattr(PipeEnd, "_recv", recv)
+    with interrupts(quiet=True):
+        ended = several.bake_all(
+            pretend, Settings(state_dir=tmp_path), wanted("hangs"), hear=heard.hear, ended=heard.end
+        )
+    assert [one.error for one in ended] == ["interrupted"]
+    assert heard.lines[-1] == ("hangs", "cleaned up")
 
 
 SCRIPT = """

@@ -33,9 +33,18 @@ R = TypeVar("R")
 #: What a shell reports for a process that SIGINT ended.
 INTERRUPTED = 130
 
+
+class _Results(Console):
+    """Rich ends the process with 1 when who read its output has left. That is for `verb` to judge."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        raise BrokenPipeError
+
+
 _stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 #: Off a terminal nobody's columns are 80: an id that is cut short is no id.
-_stdout = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+_stdout = _Results(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 
 class Reporter:

@@ -198,6 +198,20 @@ def test_an_unknown_flag_is_one_line(tmp_path: Path) -> None:
     assert "--colour" in result.stderr
 
 
+@pytest.mark.parametrize("how", [(), ("--json",)])
+def test_a_reader_that_leaves_is_no_failure(how: tuple[str, ...], tmp_path: Path) -> None:
+    """`invoke recipes | head` under pipefail."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as nobody:
+        environ = {**os.environ, "INSTANT_ENV_STATE_DIR": str(tmp_path)}
+        result = subprocess.run(
+            [str(INVOKE), "recipes", *how], cwd=ROOT, env=environ, stdout=nobody, stderr=subprocess.PIPE,
+            text=True, check=False, timeout=60,
+        )  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_a_flag_of_two_values_takes_two(tmp_path: Path) -> None:
     """`amis --diff A B`; files are compared without a cloud."""
     components = [{"name": "a", "version": "1", "properties": []}]

@@ -10,11 +10,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from patience import until
 
 from instant_env.localec2 import starter
 from instant_env.localec2.layout import Layout
@@ -31,13 +31,6 @@ COPIED_MIB = 1024
 #: By how much a launch is late whose caller is killed meanwhile; `invoke clean` has run by then.
 LATE_S = 10.0
 EXPIRY = "2099-01-01T00:00:00Z"
-
-
-def until(condition: Callable[[], object], timeout_s: float = 30) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def tags(kind: str, **more: str) -> list[dict[str, Any]]:
@@ -152,7 +145,10 @@ def test_a_run_killed_between_its_key_pair_and_its_launch(local_cloud: LocalClou
         cwd=ROOT, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        until(lambda: starter.faults(local_cloud.endpoint)[0]["struck"] > 0 or bench.poll() is not None)
+        until(
+            lambda: starter.faults(local_cloud.endpoint)[0]["struck"] > 0 or bench.poll() is not None,
+            pause_s=0.002,
+        )
         struck = time.monotonic()
         assert bench.poll() is None, bench.stderr.read() if bench.stderr else ""
         (pair,) = ec2.describe_key_pairs()["KeyPairs"]
@@ -189,7 +185,9 @@ def copying(cloud: LocalCloud) -> tuple[str, str, str]:
     fill = ["qemu-io", "-f", "qcow2", "-c", f"write -P 7 0 {COPIED_MIB}M", str(volume)]
     subprocess.run(fill, check=True, capture_output=True)
     copied = image(cloud, instance_id, "interrupted")
-    until(lambda: any(part.stat().st_size > 1 << 20 for part in layout.snapshots.glob("*.part")))
+    until(
+        lambda: any(part.stat().st_size > 1 << 20 for part in layout.snapshots.glob("*.part")), pause_s=0.002
+    )
     return instance_id, finished, copied
 
 

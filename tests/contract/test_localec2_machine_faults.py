@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from patience import until
 
 from instant_env.arch import Arch
 from instant_env.localec2 import disks, qemu, starter
@@ -31,6 +32,11 @@ def ticks_within(pid: int, seconds: float) -> int:
     before = cpu_ticks(pid)
     time.sleep(seconds)
     return cpu_ticks(pid) - before
+
+
+def until_busy(pid: int) -> None:
+    """Machines are nice to others, so it may take a while on a busy host."""
+    until(lambda: ticks_within(pid, 1.0) > 10)
 
 
 def test_a_killed_machine_is_an_instance_that_ended(local_cloud: LocalCloud) -> None:
@@ -66,10 +72,7 @@ def test_what_a_machine_has_not_let_go_of_is_free_when_it_has_ended(local_cloud:
     assert seen() == ("in-use", "in-use")
     ec2.stop_instances(InstanceIds=[instance_id], Force=True)
     local_cloud.wait(instance_id, "stopped")
-    deadline = time.monotonic() + 10
-    while seen() != ("available", "available"):
-        assert time.monotonic() < deadline, seen()
-        time.sleep(0.05)
+    until(lambda: seen() == ("available", "available"))
     ec2.attach_network_interface(**plug, DeviceIndex=1)
 
 
@@ -77,14 +80,14 @@ def test_a_frozen_machine_stands_still_and_goes_on(local_cloud: LocalCloud) -> N
     instance_id = local_cloud.launch(local_cloud.register_blank())
     local_cloud.wait(instance_id, "running")
     (pid,) = local_cloud.machines(instance_id)
-    assert ticks_within(pid, 1.0) > 10, "firmware with nothing to boot is busy"
+    until_busy(pid)  # firmware with nothing to boot is
     fault = starter.inject(local_cloud.endpoint, kind="freeze", instance=instance_id)
     time.sleep(0.5)
     assert ticks_within(pid, 1.0) < 10
     assert local_cloud.describe(instance_id)["State"]["Name"] == "running", "EC2 does not notice either"
     assert starter.status(local_cloud.settings).faults == [fault]
     assert starter.clear_faults(local_cloud.endpoint) == [fault["id"]]
-    assert ticks_within(pid, 1.0) > 10
+    until_busy(pid)
     starter.inject(local_cloud.endpoint, kind="freeze", instance=instance_id)
     local_cloud.ec2.terminate_instances(InstanceIds=[instance_id])
     local_cloud.wait(instance_id, "terminated")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import until
 from tiny_cloud import TinyCloud, end
 
 from instant_env.arch import Arch
@@ -47,13 +47,6 @@ def cramped(small: Path, guest_arch: Arch) -> Iterator[TinyCloud]:
 PATIENCE_S = 360.0
 
 
-def until(condition: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def test_a_guest_that_fills_the_disk_waits_for_room(cramped: TinyCloud, small: Path) -> None:
     ec2 = cramped.ec2
     instance_id = cramped.launch_tiny()
@@ -66,7 +59,7 @@ def test_a_guest_that_fills_the_disk_waits_for_room(cramped: TinyCloud, small: P
         (found,) = ec2.describe_instance_status(InstanceIds=[instance_id])["InstanceStatuses"]
         return found["InstanceStatus"]["Status"]
 
-    until(lambda: check() == "ok")
+    until(lambda: check() == "ok", PATIENCE_S, pause_s=0.1)
     errors = "dmesg | grep -iE 'I/O error|nvme.*(timeout|abort|error)' || true"
     before = guest.run(errors)
     count = WRITTEN_MIB << 20
@@ -75,7 +68,7 @@ def test_a_guest_that_fills_the_disk_waits_for_room(cramped: TinyCloud, small: P
         f"(yes 0123456789abcde | head -c {count} | dd of={device} bs=64k iflag=fullblock oflag=direct;"
         " echo $? >/run/done) </dev/null >/dev/null 2>&1 &"
     )
-    until(lambda: check() == "impaired")
+    until(lambda: check() == "impaired", PATIENCE_S, pause_s=0.1)
     status = starter.status(cramped.settings)
     assert status.no_room
     assert [item.state for item in status.instances] == ["running"]
@@ -85,9 +78,9 @@ def test_a_guest_that_fills_the_disk_waits_for_room(cramped: TinyCloud, small: P
     assert cramped.describe(instance_id)["Tags"] == [{"Key": "meanwhile", "Value": "yes"}]
 
     assert mount(small, "-o", f"remount,size={LARGE_MIB}m")
-    until(lambda: check() == "ok")
+    until(lambda: check() == "ok", PATIENCE_S, pause_s=0.1)
     assert not starter.status(cramped.settings).no_room
-    until(lambda: guest.status("test -e /run/done") == 0)
+    until(lambda: guest.status("test -e /run/done") == 0, PATIENCE_S, pause_s=0.1)
     assert guest.run("cat /run/done") == "0"
     assert guest.run(errors) == before, "it noticed nothing"
     wanted = guest.run(f"yes 0123456789abcde | head -c {count} | md5sum", timeout_s=120)

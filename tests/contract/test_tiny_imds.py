@@ -125,7 +125,7 @@ def found_by_botocore(guest: Guest) -> dict[str, str]:
         fetcher = InstanceMetadataFetcher(timeout=10, base_url=f"http://127.0.0.1:{port}/")
         # Fabric begins to listen in a thread of its own, and botocore gives up at the first refusal.
         found: dict[str, str] = {}
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not found and time.monotonic() < deadline:
             found = fetcher.retrieve_iam_role_credentials()
         return found

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.config import Config
+from patience import until
 from test_localec2_snapshots import volume_of
-from test_localec2_storage import launch, refused, state_of, until
+from test_localec2_storage import launch, refused, state_of
 
 if TYPE_CHECKING:
     from localec2_served import Served

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError
+from patience import until
 
 from instant_env.localec2 import disks, restore, store
 from instant_env.localec2.layout import Layout
@@ -35,13 +36,6 @@ TRUST, POLICY = (
         {"Action": "ec2:Describe*", "Resource": "*"},
     )
 )
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def instances(served: Served) -> list[InstanceTypeDef]:

@@ -24,7 +24,7 @@ def state_of(ec2: EC2Client, instance_id: str) -> str:
 
 
 def await_state(ec2: EC2Client, instance_id: str, state: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (found := state_of(ec2, instance_id)) != state:
         assert time.monotonic() < deadline, f"{instance_id} is {found}, not {state}"
         time.sleep(0.01)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from botocore.exceptions import ClientError
+from patience import until
 
 from instant_env.localec2.room import FAR_S, NEAR_S, Room
 
@@ -51,13 +51,6 @@ def fill(directory: Path, leave_kib: int = 0) -> Path:
         except OSError:
             stream.truncate(max(0, stream.tell() - (leave_kib << 10)))
     return filler
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def state_of(served: Served, instance_id: str) -> str:

@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from test_localec2_storage import refused, until
+from patience import until
+from test_localec2_storage import refused
 
 if TYPE_CHECKING:
     from localec2_served import Served

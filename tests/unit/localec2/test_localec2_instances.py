@@ -32,7 +32,7 @@ def describe(served: Served, instance_id: str) -> InstanceTypeDef:
 
 
 def wait(served: Served, instance_id: str, state: str) -> InstanceTypeDef:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while (instance := describe(served, instance_id))["State"]["Name"] != state:
         assert time.monotonic() < deadline, f"{instance['State']} instead of {state}"
         time.sleep(0.01)

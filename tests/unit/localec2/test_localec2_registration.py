@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from patience import until
 from test_localec2_snapshots import ZONE, completed, holds, volume_of, write
-from test_localec2_storage import image, launch, refused, state_of, until
+from test_localec2_storage import image, launch, refused, state_of
 
 if TYPE_CHECKING:
     from localec2_served import Served

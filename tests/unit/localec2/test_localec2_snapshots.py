@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from test_localec2_storage import image, launch, refused, state_of, until
+from patience import until
+from test_localec2_storage import image, launch, refused, state_of
 
 if TYPE_CHECKING:
     from localec2_served import Served

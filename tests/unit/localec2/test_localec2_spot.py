@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from test_localec2_storage import launch, refused, state_of, until
+from patience import until
+from test_localec2_storage import launch, refused, state_of
 
 if TYPE_CHECKING:
     from localec2_served import Served

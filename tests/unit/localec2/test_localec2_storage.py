@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError
+from patience import until
 
 from instant_env.localec2 import disks
 
@@ -19,14 +18,6 @@ if TYPE_CHECKING:
     from localec2_served import Served
 
 pytest_plugins = ("localec2_served",)
-
-
-def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return value
 
 
 def refused(code: str) -> Any:

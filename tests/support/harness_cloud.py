@@ -35,7 +35,7 @@ from instant_env.settings import CloudName, Settings
 
 
 class Machine(asyncssh.SSHServer):
-    """sshd of a machine: knows a key from an instant on, and runs commands with this host's own shell."""
+    """sshd of a machine: knows a key, perhaps not at once, and runs commands with this host's own shell."""
 
     def __init__(self, host: SshHost) -> None:
         self._host = host
@@ -55,21 +55,20 @@ class Machine(asyncssh.SSHServer):
 class SshHost:
     """A real SSH server in a thread of its own. Port 0 until started."""
 
-    knows_key_after_s: float = 0.0
-    """It takes the key this long after it was first offered."""
+    refusals: int = 0
+    """How often it is yet to refuse a key that it takes afterwards."""
     public_key: str | None = None
     """The only key it takes, None for any."""
     timeline: Path = Path("/nonexistent")
     port: int = 0
     usernames: list[str] = field(default_factory=list)
 
-    knows_key_from_ns: int | None = None
+    refused_last_ns: int = 0
 
     def knows(self, key: asyncssh.SSHKey) -> bool:
-        now = time.monotonic_ns()
-        if self.knows_key_from_ns is None:
-            self.knows_key_from_ns = now + int(self.knows_key_after_s * 1e9)
-        if now < self.knows_key_from_ns:
+        if self.refusals:
+            self.refusals -= 1
+            self.refused_last_ns = time.monotonic_ns()
             return False
         offered = key.export_public_key().decode().split()[1]
         return self.public_key is None or self.public_key.split()[1] == offered

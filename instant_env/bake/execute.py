@@ -24,6 +24,8 @@ from instant_env.bake.plan import File, Script, Step, Upload
 from instant_env.errors import InstantEnvError
 
 WORK_DIR = "/run/instant-bake"
+#: Paramiko's, of a command that a signal ended, or that the connection did not outlive.
+_NO_STATUS = -1
 
 Progress = Callable[[str], None]
 
@@ -72,10 +74,6 @@ class StepLog:
         self._file.close()
 
 
-#: Paramiko's, of a command that a signal ended, or that the connection did not outlive.
-_NO_STATUS = -1
-
-
 @contextmanager
 def step_log(path: Path, echo: TextIO | None) -> Iterator[StepLog]:
     log = StepLog(path, echo)
@@ -102,10 +100,11 @@ def _sudo(connection: fabric.Connection, arguments: Sequence[str], log: StepLog,
         ) from error
     except (OSError, EOFError, paramiko.SSHException) as error:
         raise StepError(f"the connection to the machine broke: {error}", hint=f"see {log.path}") from error
-    if result.exited == _NO_STATUS and not connection.is_connected:
+    # Not whether it is still connected: Paramiko ends the command before it calls its transport inactive.
+    if result.exited == _NO_STATUS and (cause := connection.transport.get_exception()) is not None:
         raise StepError(
             f"the connection to the machine broke during {shlex.join(arguments)}", hint=f"see {log.path}"
-        )
+        ) from cause
     return result
 
 

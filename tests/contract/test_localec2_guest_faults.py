@@ -71,6 +71,7 @@ def test_a_kernel_that_locks_up_as_it_boots_is_reset(tiny_cloud: TinyCloud) -> N
     boot_id = guest.run(which)
     lockup = "watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [swapper/0:1]"
     assert guest.status(f"echo '{lockup}' >/dev/console; sleep 600", timeout_s=300) == -1
+    guest.connection.transport.join(60)  # its thread: it ends the command first, and then itself
     assert not guest.connection.is_connected
     again = tiny_cloud.login(instance_id)
     assert again.run(which) != boot_id

@@ -145,7 +145,7 @@ def test_key_that_comes_late_is_retried_and_t4_says_how_exact_it_is(tmp_path: Pa
     t4 = done.timeline.marks[MarkName.T4]
     assert t4.resolution_ms >= 500
     late_by_ms = t4.ms - done.timeline.ms(late.refused_last_ns)
-    assert 0 <= late_by_ms <= t4.resolution_ms + 2000  # the handshake itself takes its time
+    assert 0 <= late_by_ms <= t4.resolution_ms + 500  # the handshake itself takes its time
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from instant_env.localec2.machine import Machine
 from instant_env.localec2.moto_api import INSTANCE_TYPES
 from instant_env.localec2.netd_client import ANSWER_TIMEOUT_S, Answer
 from instant_env.localec2.network import Interface, Network, rules
-from instant_env.localec2.profiles import iam_tree
+from instant_env.localec2.profile_associations import iam_tree
 from instant_env.localec2.records import InstanceRecord, InterfaceRecord, VolumeRecord
 from instant_env.localec2.state import State
 

@@ -11,11 +11,7 @@ import binascii
 import json
 import logging
 import re
-import threading
 import uuid
-from collections import defaultdict
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -23,16 +19,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from instant_env.localec2.metadata import Extras, Node, PushedKey
-from instant_env.localec2.signer import Signer
-
 if TYPE_CHECKING:
     from instant_env.localec2.plane import Plane
 
 log = logging.getLogger(__name__)
 
-#: API_SendSSHPublicKey: "The key remains for 60 seconds."
-KEY_LIFETIME = timedelta(seconds=60)
 #: EC2 User Guide, requirements of Instance Connect: ED25519, and RSA of these lengths.
 RSA_BITS = (2048, 3072, 4096)
 #: The pattern of the API's model (InstanceOSUser).
@@ -61,49 +52,6 @@ class SendKey(BaseModel):
     user: str = Field(alias="InstanceOSUser", min_length=1, max_length=32)
     public_key: str = Field(alias="SSHPublicKey", min_length=80, max_length=4096)
     zone: str | None = Field(default=None, alias="AvailabilityZone")
-
-
-class InstanceConnect:
-    """The keys that were pushed, and the signer. Pushing wants the state's lock held; the signer does not."""
-
-    def __init__(self, signer_file: Path, region: str) -> None:
-        self._signer_file, self._region = signer_file, region
-        self._signer_lock = threading.Lock()
-        self._signer: Signer | None = None
-        self._pushed: defaultdict[str, list[PushedKey]] = defaultdict(list)
-        self._nodes: dict[str, Node] = {}  # instance -> what is beside its active keys
-
-    def signer(self) -> Signer:
-        """The signer, made at the first use. Without the state's lock: making keys takes its time."""
-        with self._signer_lock:
-            if self._signer is None:
-                self._signer = Signer.at(self._signer_file, self._region, datetime.now(UTC))
-            return self._signer
-
-    def push(
-        self, signer: Signer, instance_id: str, user: str, key: str, caller: str, request: str
-    ) -> PushedKey:
-        """Add a key, signed, to those of a user."""
-        now = datetime.now(UTC)
-        expires = now + KEY_LIFETIME
-        lines = (
-            f"#Timestamp={int(expires.timestamp())}\n#Instance={instance_id}\n#Caller={caller}\n"
-            f"#Request={request}\n{key}\n"
-        )
-        pushed = PushedKey(user, f"{lines}{signer.sign(lines)}\n\n", expires)
-        alive = [item for item in self._pushed[instance_id] if item.expires > now]
-        self._pushed[instance_id] = [*alive, pushed]
-        self._nodes[instance_id] = signer.nodes(now)
-        return pushed
-
-    def extras(self, instance_id: str, iam: Node) -> Extras:
-        """What IMDS of an instance has of all this."""
-        return Extras(iam, self._nodes.get(instance_id, {}), tuple(self._pushed.get(instance_id, ())))
-
-    def forget(self, instance_id: str) -> None:
-        """The machine is no more."""
-        self._pushed.pop(instance_id, None)
-        self._nodes.pop(instance_id, None)
 
 
 def serve(plane: Plane, action: str, body: bytes, caller: str) -> Answer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from instant_env.localec2.image_life import protection_of
 from instant_env.localec2.moto_api import (
     INSTANCE_FILTERS,
     ActionResult,
@@ -13,6 +12,7 @@ from instant_env.localec2.moto_api import (
     generic_filter,
 )
 from instant_env.localec2.pages import is_pattern, matches, page
+from instant_env.localec2.protection import protection_of
 from instant_env.localec2.records import ImageMapping, ImageRecord, SpotRequestRecord, VolumeRecord
 from instant_env.localec2.spot import FILTERS as SPOT_FILTERS
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from instant_env.localec2.moto_api import ACCOUNT_ID, ActionResult, EC2ClientError
+from instant_env.localec2.protection import protection_of
 from instant_env.localec2.records import ImageRecord
 from instant_env.localec2.state import now
 
@@ -18,13 +19,6 @@ COOLDOWN = timedelta(hours=24)
 MAX_DEPRECATION = timedelta(days=3653)
 #: API_DescribeImageReferences: at most ten AMIs a call.
 MAX_REFERENCED = 10
-
-
-def protection_of(image: ImageRecord) -> str:
-    """EC2's word for whether an image may be deregistered; a cooldown goes on protecting it."""
-    if image.protected_until is not None:
-        return image.protection if image.protected_until > now() else "disabled"
-    return image.protection
 
 
 class ImageLife:

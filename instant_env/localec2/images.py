@@ -17,10 +17,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from instant_env.arch import Arch
 from instant_env.localec2 import disks
 from instant_env.localec2.hibernation import check_copy
-from instant_env.localec2.image_life import protection_of
 from instant_env.localec2.lifecycle import Lifecycle
 from instant_env.localec2.mappings import mappings_of
 from instant_env.localec2.moto_api import ACCOUNT_ID, EC2ClientError, new_id
+from instant_env.localec2.protection import protection_of
 from instant_env.localec2.records import ImageRecord, ParameterRecord, SnapshotRecord
 from instant_env.localec2.snapshots import BEGIN_TIMEOUT_S, Pairs, Snapshots
 from instant_env.localec2.state import State, now

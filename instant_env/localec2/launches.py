@@ -22,7 +22,7 @@ from instant_env.localec2 import qemu
 from instant_env.localec2.hibernation import check_configuration
 from instant_env.localec2.mappings import changed, device_of
 from instant_env.localec2.moto_api import INSTANCE_TYPES, EC2ClientError, new_id
-from instant_env.localec2.profiles import associate
+from instant_env.localec2.profile_associations import associate
 from instant_env.localec2.records import (
     Attachment,
     ImageMapping,

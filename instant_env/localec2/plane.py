@@ -57,7 +57,7 @@ class Plane:
         self.volumes = Volumes(self.state, self.lifecycle)
         self.interfaces = Interfaces(self.state, self.lifecycle)
         self.spot = Spot(self.state, self.lifecycle)
-        self.sabotage = Sabotage(self)
+        self.sabotage = Sabotage(self.state, self.lifecycle, self.instance_changed)
         self.room = Room(self.lifecycle, self.state.layout.state_dir)
 
     def purge(self) -> None:

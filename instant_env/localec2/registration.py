@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from instant_env.localec2.image_life import protection_of
 from instant_env.localec2.launches import request_digest
 from instant_env.localec2.mappings import changed, device_of
 from instant_env.localec2.moto_api import ACCOUNT_ID, ActionResult, EC2ClientError, EmptyResult, new_id
+from instant_env.localec2.protection import protection_of
 from instant_env.localec2.records import ImageMapping, ImageRecord
 from instant_env.localec2.state import now
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from instant_env.errors import InstantEnvError
 from instant_env.localec2 import qemu
@@ -24,11 +25,11 @@ from instant_env.localec2.faults import (
     NetworkFault,
     UnpluggedFault,
 )
+from instant_env.localec2.lifecycle import Lifecycle
 from instant_env.localec2.machine import Machine
 from instant_env.localec2.qmp import QmpError
-
-if TYPE_CHECKING:
-    from instant_env.localec2.plane import Plane
+from instant_env.localec2.records import InstanceRecord
+from instant_env.localec2.state import State
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +41,17 @@ class FaultError(InstantEnvError):
 class Sabotage:
     """Faults of one server. Public methods want the state's lock not held."""
 
-    def __init__(self, plane: Plane) -> None:
-        self._plane = plane
-        self._faults = plane.state.faults
-        plane.lifecycle.on_starting = self._starting
-        plane.lifecycle.on_running = self._started
-        plane.lifecycle.on_ended = self._ended
+    def __init__(
+        self, state: State, lifecycle: Lifecycle, instance_changed: Callable[[InstanceRecord], None]
+    ) -> None:
+        """``instance_changed`` writes an instance's IMDS documents again; it wants the state's lock held."""
+        self._state = state
+        self._lifecycle = lifecycle
+        self._instance_changed = instance_changed
+        self._faults = state.faults
+        lifecycle.on_starting = self._starting
+        lifecycle.on_running = self._started
+        lifecycle.on_ended = self._ended
 
     def inject(self, fault: Fault) -> dict[str, Any]:
         """Put a fault in the table and do what it does now. Raises FaultError."""
@@ -79,17 +85,17 @@ class Sabotage:
         return [active.id for active in removed]
 
     def _require(self, instance_id: str, *, running: bool) -> None:
-        with self._plane.state.lock:
-            instance = self._plane.state.instances.get(instance_id)
+        with self._state.lock:
+            instance = self._state.instances.get(instance_id)
             if instance is None or instance.state == "terminated":
                 raise FaultError(f"there is no instance {instance_id}")
-            if running and instance_id not in self._plane.lifecycle.machines:
+            if running and instance_id not in self._lifecycle.machines:
                 raise FaultError(f"{instance_id} has no machine that runs ({instance.state})")
 
     def _running(self, active: Active) -> list[Machine]:
         """The machines that a fault concerns; one that is just starting gets it when it runs."""
-        with self._plane.state.lock:
-            machines = self._plane.lifecycle.machines.items()
+        with self._state.lock:
+            machines = self._lifecycle.machines.items()
             return [item for name, item in machines if active.instance in (ALL, name) and item.started]
 
     def _apply(self, active: Active, machines: list[Machine]) -> None:
@@ -134,16 +140,16 @@ class Sabotage:
             machine.attach_nic(self._primary_nic(machine.spec.instance_id), 1)
 
     def _primary_nic(self, instance_id: str) -> qemu.Nic:
-        assembly = self._plane.lifecycle.assembly
-        with self._plane.state.lock:
-            instance = self._plane.state.instances[instance_id]
+        assembly = self._lifecycle.assembly
+        with self._state.lock:
+            instance = self._state.instances[instance_id]
             return assembly.nic(assembly.interfaces(instance, Path())[0])
 
     def _disturb(self, instance_id: str) -> None:
         """Make an instance's interfaces as bad as the table says now. Raises NetworkError."""
-        assembly = self._plane.lifecycle.assembly
-        with self._plane.state.lock:
-            instance = self._plane.state.instances[instance_id]
+        assembly = self._lifecycle.assembly
+        with self._state.lock:
+            instance = self._state.instances[instance_id]
             names = [interface.id for interface in assembly.interfaces(instance, Path())]
         fault = self._faults.network(instance_id)
         for name in names:
@@ -166,10 +172,10 @@ class Sabotage:
         """IMDS reads the file again with every request."""
         if not isinstance(active.fault, ImdsFault):
             return
-        with self._plane.state.lock:
-            for instance in self._plane.state.instances.values():
+        with self._state.lock:
+            for instance in self._state.instances.values():
                 if active.instance in (ALL, instance.id):
-                    self._plane.instance_changed(instance)
+                    self._instance_changed(instance)
 
     def _started(self, machine: Machine) -> None:
         """A machine runs: what was made for it before."""

@@ -19,7 +19,7 @@ from instant_env.localec2.causes import SHUTDOWN, TERMINATION
 from instant_env.localec2.launches import mac_address, private_ip, volume_of
 from instant_env.localec2.lifecycle import TERMINATED_VISIBLE, Lifecycle
 from instant_env.localec2.moto_api import EC2ClientError, new_id
-from instant_env.localec2.profiles import renewed
+from instant_env.localec2.profile_associations import renewed
 from instant_env.localec2.records import InstanceRecord, Interruption, SpotRequestRecord
 from instant_env.localec2.spot_terms import MESSAGES
 from instant_env.localec2.state import State, now

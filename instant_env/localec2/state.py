@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from instant_env.localec2.connect import InstanceConnect
 from instant_env.localec2.credentials import Issuer
 from instant_env.localec2.faults import Faults
 from instant_env.localec2.identities import Identities
@@ -22,6 +21,7 @@ from instant_env.localec2.journal import Request, StorageError, undo_unanswered
 from instant_env.localec2.layout import Layout
 from instant_env.localec2.mirror import Mirror
 from instant_env.localec2.moto_api import EC2ClientError
+from instant_env.localec2.pushed_keys import InstanceConnect
 from instant_env.localec2.records import (
     AddressRecord,
     ImageRecord,

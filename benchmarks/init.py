@@ -43,7 +43,7 @@ from instant_env.launch.login import authenticate, client_options
 from instant_env.launch.probe import DIRECT, Found, ProbeStats
 from instant_env.launch.prober import Prober, probing
 from instant_env.localec2 import starter
-from instant_env.localec2.layout import Layout
+from instant_env.localec2.records.layout import Layout
 from instant_env.localec2.stock.model import StockImage
 from instant_env.settings import Settings, load
 from instant_env.toolchain import go_build

@@ -40,10 +40,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from instant_env.arch import Arch
 from instant_env.localec2 import starter
-from instant_env.localec2.layout import Layout
-from instant_env.localec2.records import InstanceRecord, VolumeRecord
+from instant_env.localec2.records.layout import Layout
+from instant_env.localec2.records.records import InstanceRecord, VolumeRecord
+from instant_env.localec2.records.store import RecordStore
 from instant_env.localec2.stock.model import StockImage
-from instant_env.localec2.store import RecordStore
 from instant_env.settings import Settings, load
 
 if TYPE_CHECKING:

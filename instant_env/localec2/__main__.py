@@ -19,7 +19,7 @@ from pathlib import Path
 
 from instant_env.arch import Arch
 from instant_env.errors import InstantEnvError
-from instant_env.localec2.layout import Layout
+from instant_env.localec2.records.layout import Layout
 from instant_env.settings import AcceleratorChoice
 
 

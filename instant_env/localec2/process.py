@@ -12,16 +12,18 @@ from pathlib import Path
 
 from instant_env.arch import Arch
 from instant_env.errors import InstantEnvError
-from instant_env.localec2 import accelerator, metadata, qemu, restore
-from instant_env.localec2.addresses import AddressBlock
-from instant_env.localec2.assembly import Assembly
-from instant_env.localec2.layout import Layout
-from instant_env.localec2.lifecycle import Lifecycle
-from instant_env.localec2.network import Network
-from instant_env.localec2.plane import Plane
-from instant_env.localec2.server import LocalServer
-from instant_env.localec2.state import State, now
-from instant_env.localec2.store import RecordStore, write_atomically
+from instant_env.localec2 import restore
+from instant_env.localec2.api.server import LocalServer
+from instant_env.localec2.api.services import Plane
+from instant_env.localec2.instances.lifecycle import Lifecycle
+from instant_env.localec2.instances.machine_builder import Assembly
+from instant_env.localec2.network import metadata
+from instant_env.localec2.network.addresses import AddressBlock
+from instant_env.localec2.network.network import Network
+from instant_env.localec2.qemu import accelerator, command_line
+from instant_env.localec2.records.layout import Layout
+from instant_env.localec2.records.store import RecordStore, write_atomically
+from instant_env.localec2.state.state import State, now
 from instant_env.settings import AcceleratorChoice
 
 log = logging.getLogger(__name__)
@@ -60,7 +62,7 @@ class ServerProcess:
         """
         self._lock()
         self.layout.endpoint.unlink(missing_ok=True)
-        platform = qemu.find_platform(native)
+        platform = command_line.find_platform(native)
         chosen = self._accelerator(platform)
         store = RecordStore(self.layout.records)
         record = restore.identity(store)
@@ -98,7 +100,7 @@ class ServerProcess:
         except OSError as error:
             raise AlreadyRunningError(f"a server already uses {self.layout.state_dir}") from error
 
-    def _accelerator(self, platform: qemu.Platform) -> accelerator.Accelerator:
+    def _accelerator(self, platform: command_line.Platform) -> accelerator.Accelerator:
         return accelerator.choose(self.accelerator_choice, platform, self.layout.accelerator)
 
     def _write_endpoint(self, chosen: str) -> None:

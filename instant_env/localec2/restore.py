@@ -12,15 +12,15 @@ import string
 import time
 from pathlib import Path
 
-from instant_env.localec2.addresses import BLOCKS
-from instant_env.localec2.images import Images
-from instant_env.localec2.layout import Layout
-from instant_env.localec2.lifecycle import Lifecycle
-from instant_env.localec2.machine import end_lost
-from instant_env.localec2.moto_api import ACCOUNT_ID
-from instant_env.localec2.records import InstanceRecord, ServerRecord
-from instant_env.localec2.state import State
-from instant_env.localec2.store import RecordStore
+from instant_env.localec2.instances.lifecycle import Lifecycle
+from instant_env.localec2.network.addresses import BLOCKS
+from instant_env.localec2.qemu.machine import end_lost
+from instant_env.localec2.records.layout import Layout
+from instant_env.localec2.records.records import InstanceRecord, ServerRecord
+from instant_env.localec2.records.store import RecordStore
+from instant_env.localec2.state.moto_api import ACCOUNT_ID
+from instant_env.localec2.state.state import State
+from instant_env.localec2.volumes.images import Images
 
 log = logging.getLogger(__name__)
 

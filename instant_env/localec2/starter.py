@@ -29,8 +29,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from instant_env import toolchain
 from instant_env.arch import Arch
 from instant_env.errors import InstantEnvError
-from instant_env.localec2 import qemu, stock
-from instant_env.localec2.layout import Layout
+from instant_env.localec2 import stock
+from instant_env.localec2.qemu import command_line
+from instant_env.localec2.records.layout import Layout
 from instant_env.settings import Settings
 
 Progress = Callable[[str], None]
@@ -95,7 +96,7 @@ def up(settings: Settings, progress: Progress = lambda _: None) -> Endpoint:
     if (endpoint := _running(settings)) is not None:
         return endpoint
     native = Arch.parse(platform.machine())
-    qemu.find_platform(native)
+    command_line.find_platform(native)
     layout = Layout.create(settings.local_dir)
     with _start_lock(layout.start_lock):
         if (endpoint := _running(settings)) is not None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from instant_env.arch import Arch
-from instant_env.localec2 import disks, qemu
-from instant_env.localec2.backup import BackupError, Copy
-from instant_env.localec2.machine import Machine
+from instant_env.localec2.qemu import command_line, disks
+from instant_env.localec2.qemu.backup import BackupError, Copy
+from instant_env.localec2.qemu.machine import Machine
 
 pytestmark = pytest.mark.boot
 
@@ -29,12 +29,13 @@ class Bench:
         self.offline("under", "write -P 85 1M 64k")
         disks.create(self.path(ROOT), 1)
         disks.create(self.path(EXTRA), 2, self.path("under"))
-        platform = qemu.find_platform(Arch.X86_64)
+        platform = command_line.find_platform(Arch.X86_64)
         variables = directory / "variables.fd"
         variables.write_bytes(platform.firmware_variables.read_bytes())
-        spec = qemu.MachineSpec(
+        spec = command_line.MachineSpec(
             instance_id="i-00000000000000000", instance_type="t3.micro", platform=platform, accelerator="tcg",
-            vcpus=1, memory_mib=256, disks=tuple(qemu.Disk(name, self.path(name)) for name in (ROOT, EXTRA)),
+            vcpus=1, memory_mib=256,
+            disks=tuple(command_line.Disk(name, self.path(name)) for name in (ROOT, EXTRA)),
             nics=(), variables=variables, console=directory / "console.log", qmp=directory / "qmp",
         )  # fmt: skip
         self.machine = Machine(spec, directory / "qemu.log", lambda _: self.exits.set())

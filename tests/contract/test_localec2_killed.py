@@ -17,7 +17,7 @@ import pytest
 from patience import until
 
 from instant_env.localec2 import starter
-from instant_env.localec2.layout import Layout
+from instant_env.localec2.records.layout import Layout
 from instant_env.settings import ROOT
 
 if TYPE_CHECKING:

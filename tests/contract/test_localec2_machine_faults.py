@@ -11,8 +11,9 @@ import pytest
 from patience import until
 
 from instant_env.arch import Arch
-from instant_env.localec2 import disks, qemu, starter
-from instant_env.localec2.machine import Machine
+from instant_env.localec2 import starter
+from instant_env.localec2.qemu import command_line, disks
+from instant_env.localec2.qemu.machine import Machine
 
 if TYPE_CHECKING:
     from localec2_cloud import LocalCloud
@@ -95,11 +96,13 @@ def test_a_frozen_machine_stands_still_and_goes_on(local_cloud: LocalCloud) -> N
 
 
 def test_every_volume_is_as_slow_as_it_was_told(tmp_path: Path) -> None:
-    volumes = tuple(qemu.Disk(f"vol-{number:017x}", tmp_path / f"{number}.qcow2") for number in range(2))
+    volumes = tuple(
+        command_line.Disk(f"vol-{number:017x}", tmp_path / f"{number}.qcow2") for number in range(2)
+    )
     for volume in volumes:
         disks.create(volume.path, 1)
-    platform = qemu.find_platform(Arch.X86_64)
-    spec = qemu.MachineSpec(
+    platform = command_line.find_platform(Arch.X86_64)
+    spec = command_line.MachineSpec(
         "i-0123456789abcdef0", "t3.micro", platform, "tcg", 1, 256, volumes, (),
         tmp_path / "variables.fd", tmp_path / "console.log", tmp_path / "qmp",
     )  # fmt: skip

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from instant_env.localec2 import disks, starter
+from instant_env.localec2 import starter
+from instant_env.localec2.qemu import disks
 from instant_env.settings import AcceleratorChoice, Settings
 
 if TYPE_CHECKING:

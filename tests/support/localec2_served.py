@@ -15,21 +15,22 @@ from botocore.config import Config
 from moto.core.base_backend import BackendDict
 
 from instant_env.arch import Arch
-from instant_env.localec2 import disks, restore
-from instant_env.localec2.addresses import AddressBlock
-from instant_env.localec2.assembly import Assembly
-from instant_env.localec2.backup import Copy
-from instant_env.localec2.images import StockRegistration
-from instant_env.localec2.layout import Layout
-from instant_env.localec2.lifecycle import Lifecycle
-from instant_env.localec2.machine import Machine, MachineError
-from instant_env.localec2.network import Interface, Network
-from instant_env.localec2.plane import Plane
-from instant_env.localec2.qemu import Disk, MachineSpec, Nic, Platform
-from instant_env.localec2.records import InstanceRecord, Record, VolumeRecord
-from instant_env.localec2.server import LocalServer
-from instant_env.localec2.state import State
-from instant_env.localec2.store import RecordStore
+from instant_env.localec2 import restore
+from instant_env.localec2.api.server import LocalServer
+from instant_env.localec2.api.services import Plane
+from instant_env.localec2.instances.lifecycle import Lifecycle
+from instant_env.localec2.instances.machine_builder import Assembly
+from instant_env.localec2.network.addresses import AddressBlock
+from instant_env.localec2.network.network import Interface, Network
+from instant_env.localec2.qemu import disks
+from instant_env.localec2.qemu.backup import Copy
+from instant_env.localec2.qemu.command_line import Disk, MachineSpec, Nic, Platform
+from instant_env.localec2.qemu.machine import Machine, MachineError
+from instant_env.localec2.records.layout import Layout
+from instant_env.localec2.records.records import InstanceRecord, Record, VolumeRecord
+from instant_env.localec2.records.store import RecordStore
+from instant_env.localec2.state.state import State
+from instant_env.localec2.volumes.images import StockRegistration
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client

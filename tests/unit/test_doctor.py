@@ -18,7 +18,7 @@ import pytest
 from instant_env import doctor, requirements
 from instant_env.arch import Arch
 from instant_env.doctor import Status
-from instant_env.localec2 import qemu
+from instant_env.localec2.qemu import command_line
 from instant_env.localec2.stock import disk
 from instant_env.requirements import Manager, Requirement, Scope
 from instant_env.settings import ROOT, AcceleratorChoice, load
@@ -96,9 +96,9 @@ def test_a_requirement_needs_all_programs_and_one_group_of_files(bare_path: Path
 def test_the_table_looks_for_what_is_used() -> None:
     """A path that only the table knows would let the doctor call a machine ready on which nothing boots."""
     rows = {row.name: row for row in requirements.TABLE}
-    assert rows["UEFI firmware"].files == qemu._FIRMWARE[Arch.X86_64]
-    assert rows["UEFI firmware for arm64"].files == qemu._FIRMWARE[Arch.ARM64]
-    assert rows["QEMU for arm64"].programs == (qemu._SYSTEM[Arch.ARM64],)
+    assert rows["UEFI firmware"].files == command_line._FIRMWARE[Arch.X86_64]
+    assert rows["UEFI firmware for arm64"].files == command_line._FIRMWARE[Arch.ARM64]
+    assert rows["QEMU for arm64"].programs == (command_line._SYSTEM[Arch.ARM64],)
     programs = {name for row in requirements.TABLE for name in row.programs}
     assert set(disk.TOOLS) <= programs
 

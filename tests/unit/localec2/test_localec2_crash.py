@@ -17,9 +17,11 @@ import pytest
 from botocore.exceptions import ClientError
 from patience import until
 
-from instant_env.localec2 import disks, restore, store
-from instant_env.localec2.layout import Layout
-from instant_env.localec2.records import VolumeRecord
+from instant_env.localec2 import restore
+from instant_env.localec2.qemu import disks
+from instant_env.localec2.records import store
+from instant_env.localec2.records.layout import Layout
+from instant_env.localec2.records.records import VolumeRecord
 
 if TYPE_CHECKING:
     from localec2_served import Served

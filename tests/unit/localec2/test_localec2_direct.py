@@ -16,8 +16,8 @@ from test_localec2_snapshots import completed, holds, volume_of, write
 from test_localec2_storage import launch
 from test_localec2_storage import state_of as launched_state
 
-from instant_env.localec2 import faults
-from instant_env.localec2.state import now
+from instant_env.localec2.state import faults
+from instant_env.localec2.state.state import now
 
 if TYPE_CHECKING:
     from collections.abc import Callable

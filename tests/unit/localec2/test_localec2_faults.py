@@ -13,7 +13,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError
 from patience import until
 
-from instant_env.localec2.faults import DelayFault, ErrorFault, Faults, UnknownFault
+from instant_env.localec2.state.faults import DelayFault, ErrorFault, Faults, UnknownFault
 
 if TYPE_CHECKING:
     from localec2_served import Served

@@ -11,7 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 from patience import until
 
-from instant_env.localec2.room import FAR_S, NEAR_S, Room
+from instant_env.localec2.instances.free_space import FAR_S, NEAR_S, Room
 
 if TYPE_CHECKING:
     from localec2_served import Served

@@ -15,8 +15,9 @@ import pytest
 from botocore.exceptions import ClientError
 from test_localec2_instances import code_of, run, wait
 
-from instant_env.localec2 import credentials, metadata
-from instant_env.localec2.records import InstanceRecord, Interruption
+from instant_env.localec2.network import metadata
+from instant_env.localec2.records.records import InstanceRecord, Interruption
+from instant_env.localec2.state import credentials
 
 if TYPE_CHECKING:
     from localec2_served import Served

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.exceptions import ClientError
 
-from instant_env.localec2.moto_api import EC2ClientError
-from instant_env.localec2.pages import is_pattern, matches, page
+from instant_env.localec2.api.pages import is_pattern, matches, page
+from instant_env.localec2.state.moto_api import EC2ClientError
 
 if TYPE_CHECKING:
     from localec2_served import Served

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from instant_env.localec2.lockup import reset_when_locked_up
+from instant_env.localec2.qemu.lockup_watchdog import reset_when_locked_up
 
 if TYPE_CHECKING:
     from pathlib import Path

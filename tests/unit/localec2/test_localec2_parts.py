@@ -13,31 +13,26 @@ import pytest
 
 from instant_env.arch import Arch
 from instant_env.errors import InstantEnvError, MissingToolError
-from instant_env.localec2 import (
-    accelerator,
-    addresses,
-    allowed,
-    disks,
-    layout,
-    metadata,
-    network,
-    qemu,
-    records,
-)
-from instant_env.localec2.qmp import Qmp, QmpError
-from instant_env.localec2.store import RecordError, RecordStore
+from instant_env.localec2.api import allowed
+from instant_env.localec2.network import addresses, metadata, network
+from instant_env.localec2.qemu import accelerator, command_line, disks
+from instant_env.localec2.qemu.qmp import Qmp, QmpError
+from instant_env.localec2.records import layout, records
+from instant_env.localec2.records.store import RecordError, RecordStore
 from instant_env.settings import AcceleratorChoice
 
 HAS_QEMU = shutil.which("qemu-system-x86_64") is not None
 
 
-NIC = qemu.Nic("eni-0123456789abcdef0", "02:11:22:33:44:55", Path("/run/eni.nic"))
+NIC = command_line.Nic("eni-0123456789abcdef0", "02:11:22:33:44:55", Path("/run/eni.nic"))
 
 
-def spec(arch: Arch = Arch.X86_64, accelerator_name: str = "tcg", disk_count: int = 1) -> qemu.MachineSpec:
-    platform = qemu.Platform(arch, "/usr/bin/qemu", Path("/fw/code.fd"), Path("/fw/vars.fd"))
-    made = tuple(qemu.Disk(f"vol-{n:017x}", Path(f"/v/{n}.qcow2")) for n in range(disk_count))
-    return qemu.MachineSpec(
+def spec(
+    arch: Arch = Arch.X86_64, accelerator_name: str = "tcg", disk_count: int = 1
+) -> command_line.MachineSpec:
+    platform = command_line.Platform(arch, "/usr/bin/qemu", Path("/fw/code.fd"), Path("/fw/vars.fd"))
+    made = tuple(command_line.Disk(f"vol-{n:017x}", Path(f"/v/{n}.qcow2")) for n in range(disk_count))
+    return command_line.MachineSpec(
         "i-0123456789abcdef0", "m7i.large", platform, accelerator_name, 2, 1024, made,
         (NIC,), Path("/i/vars,copy.fd"), Path("/i/console.log"), Path("/run/x.qmp"),
     )  # fmt: skip
@@ -51,7 +46,7 @@ def options(line: list[str], name: str) -> list[str]:
 
 
 def test_a_machine_looks_like_ec2() -> None:
-    line = qemu.command(spec())
+    line = command_line.command(spec())
     (smbios,) = [text for text in options(line, "-smbios") if text.startswith("type=1,")]
     fields = dict(part.split("=", 1) for part in smbios.split(","))
     assert fields["manufacturer"] == "Amazon EC2"
@@ -64,7 +59,7 @@ def test_a_machine_looks_like_ec2() -> None:
 
 
 def test_nothing_is_there_that_was_not_asked_for() -> None:
-    line = qemu.command(spec())
+    line = command_line.command(spec())
     assert line[:2] == ["nice", "-n"]
     for flag in ("-nodefaults", "-no-user-config", "-sandbox"):
         assert flag in line
@@ -73,37 +68,37 @@ def test_nothing_is_there_that_was_not_asked_for() -> None:
 
 
 def test_commas_in_paths_are_doubled() -> None:
-    assert any("file=/i/vars,,copy.fd" in text for text in options(qemu.command(spec()), "-drive"))
+    assert any("file=/i/vars,,copy.fd" in text for text in options(command_line.command(spec()), "-drive"))
 
 
 def test_firmware_code_is_shared_read_only_and_variables_are_not() -> None:
-    code, variables = options(qemu.command(spec()), "-drive")
+    code, variables = options(command_line.command(spec()), "-drive")
     assert "readonly=on" in code
     assert "readonly" not in variables
 
 
 def test_arm64_has_its_own_machine() -> None:
-    line = qemu.command(spec(Arch.ARM64))
+    line = command_line.command(spec(Arch.ARM64))
     assert options(line, "-machine") == ["virt,gic-version=3"]
     assert options(line, "-cpu") == ["neoverse-n1"]
 
 
 def test_kvm_is_passed_on() -> None:
-    line = qemu.command(spec(accelerator_name="kvm"))
+    line = command_line.command(spec(accelerator_name="kvm"))
     assert options(line, "-accel") == ["kvm"]
     assert options(line, "-cpu") == ["max"]
 
 
 def test_more_volumes_than_slots_are_a_mistake() -> None:
-    assert len(qemu.command(spec(disk_count=1 + qemu.VOLUME_SLOTS))) > 0
+    assert len(command_line.command(spec(disk_count=1 + command_line.VOLUME_SLOTS))) > 0
     with pytest.raises(ValueError, match="6 disks"):
-        qemu.command(spec(disk_count=2 + qemu.VOLUME_SLOTS))
+        command_line.command(spec(disk_count=2 + command_line.VOLUME_SLOTS))
 
 
 def test_missing_qemu_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(MissingToolError) as error:
-        qemu.find_platform(Arch.X86_64)
+        command_line.find_platform(Arch.X86_64)
     assert "apt-get install qemu-system-x86" in error.value.hint
 
 
@@ -168,7 +163,7 @@ def test_an_address_is_not_given_again_at_once() -> None:
 
 
 def test_a_network_card_ends_in_a_socket() -> None:
-    line = qemu.command(spec())
+    line = command_line.command(spec())
     (card,) = [json.loads(text) for text in options(line, "-device") if "virtio-net" in text]
     (cable,) = [json.loads(text) for text in options(line, "-netdev")]
     assert card["mac"] == "02:11:22:33:44:55"
@@ -272,7 +267,7 @@ def test_the_openssh_line_carries_the_pairs_name() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_QEMU, reason="QEMU is not installed")
 def test_the_probe_guest_speaks_where_nothing_is_broken() -> None:
-    assert accelerator.probe(qemu.find_platform(Arch.X86_64), "tcg", timeout_s=60)
+    assert accelerator.probe(command_line.find_platform(Arch.X86_64), "tcg", timeout_s=60)
 
 
 @pytest.mark.skipif(not HAS_QEMU, reason="QEMU is not installed")
@@ -281,13 +276,13 @@ def test_a_probe_that_fails_is_remembered_and_means_tcg(
 ) -> None:
     probes: list[str] = []
 
-    def fails(_: qemu.Platform, name: str) -> bool:
+    def fails(_: command_line.Platform, name: str) -> bool:
         probes.append(name)
         return False
 
     monkeypatch.setattr(accelerator, "_kvm_opens", lambda: True)
     monkeypatch.setattr(accelerator, "probe", fails)
-    platform, memory = qemu.find_platform(Arch.X86_64), tmp_path / "memory.json"
+    platform, memory = command_line.find_platform(Arch.X86_64), tmp_path / "memory.json"
     for _ in range(2):
         assert accelerator.choose(AcceleratorChoice.AUTO, platform, memory) == "tcg"
     assert probes == ["kvm"]
@@ -295,7 +290,7 @@ def test_a_probe_that_fails_is_remembered_and_means_tcg(
 
 @pytest.mark.skipif(not HAS_QEMU, reason="QEMU is not installed")
 def test_tcg_is_taken_without_a_probe(tmp_path: Path) -> None:
-    platform = qemu.find_platform(Arch.X86_64)
+    platform = command_line.find_platform(Arch.X86_64)
     assert accelerator.choose(AcceleratorChoice.TCG, platform, tmp_path / "memory.json") == "tcg"
     assert not (tmp_path / "memory.json").exists()
 

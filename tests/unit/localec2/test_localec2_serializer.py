@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from moto.core import serialize as moto
 
-from instant_env.localec2 import serializer
+from instant_env.localec2.state import serializer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,7 @@ import pytest
 from botocore.exceptions import ClientError
 from patience import until
 
-from instant_env.localec2 import disks
+from instant_env.localec2.qemu import disks
 
 if TYPE_CHECKING:
     from localec2_served import Served

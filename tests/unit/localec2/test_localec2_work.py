@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from instant_env.localec2.work import Work
+from instant_env.localec2.instances.job_queue import Work
 
 
 def test_jobs_of_one_name_run_in_order_and_those_of_others_at_once() -> None:

@@ -12,9 +12,10 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from instant_env.cloud.session import CloudError
-from instant_env.localec2 import disks, faults
-from instant_env.localec2.records import SnapshotRecord
-from instant_env.localec2.state import now
+from instant_env.localec2.qemu import disks
+from instant_env.localec2.records.records import SnapshotRecord
+from instant_env.localec2.state import faults
+from instant_env.localec2.state.state import now
 from instant_env.publish import transfer
 
 if TYPE_CHECKING:
@@ -96,6 +97,6 @@ def test_bytes_with_another_checksum_are_not_taken(served: Served, monkeypatch: 
     ebs, source_id = client(served), source(served)
     (block, *_) = transfer.blocks_of(ebs, source_id)
     wrong = {"x-amz-Checksum": "A" * 43 + "=", "x-amz-Checksum-Algorithm": "SHA256"}
-    monkeypatch.setattr("instant_env.localec2.direct.serve", lambda *_: (200, wrong, b"x" * BLOCK))
+    monkeypatch.setattr("instant_env.localec2.api.ebs_direct.serve", lambda *_: (200, wrong, b"x" * BLOCK))
     with pytest.raises(CloudError, match=r"block 0 of snap-\w+ does not have the checksum"):
         transfer.read(ebs, source_id, block)

@@ -1,0 +1,1 @@
+"""HTTP and AWS's protocols: signatures, what each action takes, one mixin for the actions of a resource."""

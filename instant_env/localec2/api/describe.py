@@ -1,0 +1,208 @@
+"""Describe actions whose truth is in our records: moto selects, these say what is selected."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from instant_env.localec2.api.pages import is_pattern, matches, page
+from instant_env.localec2.instances.spot import FILTERS as SPOT_FILTERS
+from instant_env.localec2.records.records import ImageMapping, ImageRecord, SpotRequestRecord, VolumeRecord
+from instant_env.localec2.state.moto_api import (
+    INSTANCE_FILTERS,
+    ActionResult,
+    EC2ClientError,
+    attribute_of,
+    generic_filter,
+)
+from instant_env.localec2.volumes.protection import protection_of
+
+if TYPE_CHECKING:
+    from instant_env.localec2.api.services import Plane
+
+#: Filters of DescribeInstances that moto does not know: name -> attribute of our record.
+_MORE_INSTANCE_FILTERS = {"client-token": "client_token", "reservation-id": "reservation_id"}
+
+
+class Descriptions:
+    """Mixed into moto's response class, which has the parameters and the backend."""
+
+    if TYPE_CHECKING:  # what the response class brings
+        plane: ClassVar[Plane]
+        ec2_backend: Any
+        data: Any
+
+        def _get_param(self, name: str, if_none: Any = None) -> Any: ...
+        def _get_bool_param(self, name: str, if_none: Any = None) -> Any: ...
+        def _filters_from_querystring(self) -> dict[str, list[str]]: ...
+        def error_on_dryrun(self) -> None: ...
+
+    def describe_instances(self) -> ActionResult:
+        filters = self._filters_from_querystring()
+        ours = {name: filters.pop(name) for name in list(filters) if name in _MORE_INSTANCE_FILTERS}
+        lifecycle = filters.pop("instance-lifecycle", None)
+        for name in filters:  # moto would only notice when there is an instance to look at
+            if name not in INSTANCE_FILTERS and not name.startswith(("tag:", "tag-key", "tag-value")):
+                raise EC2ClientError(
+                    "UnsupportedOperation",
+                    f"localec2 does not support the filter {name} of DescribeInstances.",
+                )
+        patterns = {
+            name: filters.pop(name)
+            for name in list(filters)
+            if name in INSTANCE_FILTERS and any(map(is_pattern, filters[name]))
+        }
+        self.error_on_dryrun()
+        ids, most = self._get_param("InstanceIds", []), self._get_param("MaxResults")
+        if ids and most:
+            raise EC2ClientError(
+                "InvalidParameterCombination",
+                "The parameter instancesSet cannot be used with the parameter maxResults",
+            )
+        for instance_id in ids:
+            self.plane.state.instance(instance_id)
+        backend = self.ec2_backend
+        found = (
+            backend.get_reservations_by_instance_ids(list(dict.fromkeys(ids)), filters=filters)
+            if ids
+            else backend.describe_instances(filters=filters)
+        )
+        records = self.plane.state.instances
+        for reservation in found if ours or lifecycle or patterns else []:
+            reservation.instances = [
+                item
+                for item in reservation.instances
+                if all(
+                    getattr(records[item.id], _MORE_INSTANCE_FILTERS[name]) in v for name, v in ours.items()
+                )
+                and (lifecycle is None or records[item.id].market in lifecycle)
+                and all(
+                    matches(values, attribute_of(item, INSTANCE_FILTERS[name]))
+                    for name, values in patterns.items()
+                )
+            ]
+        found = [reservation for reservation in found if reservation.instances]
+        if hidden := self.plane.state.faults.hidden():
+            for reservation in found:
+                reservation.instances = [item for item in reservation.instances if item.id not in hidden]
+            found = [reservation for reservation in found if reservation.instances]
+        items, token = page(found, self._get_param("NextToken"), most, lambda reservation: reservation.id)
+        return ActionResult({"Reservations": items, "NextToken": token})
+
+    def describe_images(self) -> ActionResult:
+        self.error_on_dryrun()
+        ids = self._get_param("ImageIds", [])
+        for image_id in ids:
+            self.plane.state.image(image_id)
+        found = self.ec2_backend.describe_images(
+            ami_ids=ids, filters={}, exec_users=self._get_param("ExecutableUsers", []),
+            owners=self._get_param("Owners", []),
+        )  # fmt: skip
+        # moto ignores filters when ids or owners are given; EC2 applies both.
+        filters = self._filters_from_querystring()
+        found = generic_filter(filters, found)
+        # Where moto was imported before our settings reached it, it knows AMIs of its own. They do not exist.
+        known = self.plane.state.images
+        if not self._get_bool_param("IncludeDisabled", False):
+            found = [image for image in found if image.id in known and known[image.id].state != "disabled"]
+        return ActionResult(
+            {"Images": [self._image(known[image.id], image.tag_set) for image in found if image.id in known]}
+        )
+
+    def _image(self, image: ImageRecord, tags: list[dict[str, str]]) -> dict[str, Any]:
+        root = self.plane.state.snapshots.get(image.snapshot_id)
+        encrypted = root is not None and root.encrypted
+        answer: dict[str, Any] = {
+            "ImageId": image.id, "Name": image.name, "Description": image.description,
+            "OwnerId": image.owner_id,
+            "ImageLocation": f"{image.owner_id}/{image.name}", "Public": image.public, "State": image.state,
+            "Architecture": image.architecture, "ImageType": "machine", "PlatformDetails": "Linux/UNIX",
+            "UsageOperation": "RunInstances", "VirtualizationType": "hvm", "Hypervisor": "xen",
+            "EnaSupport": image.ena_support, "SriovNetSupport": "simple", "BootMode": image.boot_mode,
+            "CreationDate": image.creation_date.replace(tzinfo=None), "RootDeviceType": "ebs",
+            "RootDeviceName": image.root_device_name, "Tags": tags,
+            "BlockDeviceMappings": [self._mapping(item) for item in image.all_mappings(encrypted)],
+        }  # fmt: skip
+        if image.owner_alias:
+            answer["ImageOwnerAlias"] = image.owner_alias
+        if image.imds_support:
+            answer["ImdsSupport"] = image.imds_support
+        answer["DeregistrationProtection"] = protection_of(image)
+        times = {"DeprecationTime": image.deprecation_time, "LastLaunchedTime": image.last_launched}
+        answer |= {
+            name: at.strftime("%Y-%m-%dT%H:%M:%S.000Z") for name, at in times.items() if at is not None
+        }
+        if image.source_instance_id:
+            answer["SourceInstanceId"] = image.source_instance_id
+        if image.source_image_id:
+            answer["SourceImageId"] = image.source_image_id
+        if image.state_reason:
+            answer["StateReason"] = {"Code": "Server.InternalError", "Message": image.state_reason}
+        return answer
+
+    @staticmethod
+    def _mapping(mapping: ImageMapping) -> dict[str, Any]:
+        ebs = {
+            "SnapshotId": mapping.snapshot_id, "VolumeSize": mapping.size_gib,
+            "VolumeType": mapping.volume_type, "DeleteOnTermination": mapping.delete_on_termination,
+            "Encrypted": mapping.encrypted,
+        }  # fmt: skip
+        return {"DeviceName": mapping.device, "Ebs": {k: v for k, v in ebs.items() if v is not None}}
+
+    def describe_snapshots(self) -> ActionResult:
+        self.error_on_dryrun()
+        ids = self._get_param("SnapshotIds", [])
+        for snapshot_id in ids:
+            self.plane.state.snapshot(snapshot_id)
+        filters = self._filters_from_querystring()
+        found = self.ec2_backend.describe_snapshots(snapshot_ids=ids, filters=filters)
+        if owners := self._get_param("OwnerIds", []):  # moto ignores it
+            wanted = {self.ec2_backend.account_id if owner == "self" else owner for owner in owners}
+            found = [snapshot for snapshot in found if snapshot.owner_id in wanted]
+        return ActionResult({"Snapshots": [self._snapshot(item.id, item.tag_set) for item in found]})
+
+    def _snapshot(self, snapshot_id: str, tags: list[dict[str, str]]) -> dict[str, Any]:
+        record = self.plane.state.snapshots[snapshot_id]
+        return {
+            "SnapshotId": record.id, "VolumeId": record.volume_id, "VolumeSize": record.size_gib,
+            "Description": record.description, "OwnerId": record.owner_id, "State": record.state,
+            "StateMessage": record.state_message or None, "Encrypted": record.encrypted,
+            "StorageTier": "standard",
+            "StartTime": record.start_time.replace(tzinfo=None), "Tags": tags,
+            "Progress": "100%" if record.state == "completed" else "0%",
+        }  # fmt: skip
+
+    def describe_spot_instance_requests(self) -> ActionResult:
+        self.error_on_dryrun()
+        requests = self.plane.state.spot_requests
+        ids = self._get_param("SpotInstanceRequestIds", [])
+        found = [self.plane.spot.request(i) for i in dict.fromkeys(ids)] or list(requests.values())
+        answers = [(request, self._spot_request(request)) for request in found]
+        for name, values in self._filters_from_querystring().items():
+            if name.startswith("tag:"):
+                answers = [(r, a) for r, a in answers if r.tags.get(name[4:]) in values]
+            elif name == "tag-key":
+                answers = [(r, a) for r, a in answers if set(values) & set(r.tags)]
+            elif name in SPOT_FILTERS:
+                answers = [(r, a) for r, a in answers if SPOT_FILTERS[name](a) in values]
+            else:
+                raise EC2ClientError(
+                    "UnsupportedOperation",
+                    f"localec2 does not support the filter {name} of DescribeSpotInstanceRequests.",
+                )
+        return ActionResult({"SpotInstanceRequests": [answer for _, answer in answers]})
+
+    def _spot_request(self, request: SpotRequestRecord) -> dict[str, Any]:
+        tags = [{"Key": key, "Value": value} for key, value in request.tags.items()]
+        return self.plane.spot.describe(request, tags)
+
+    def describe_volumes(self) -> ActionResult:
+        self.error_on_dryrun()
+        ids = self._get_param("VolumeIds", [])
+        for volume_id in ids:
+            self.plane.state.volume(volume_id)
+        found = self.ec2_backend.describe_volumes(volume_ids=ids, filters=self._filters_from_querystring())
+        return ActionResult({"Volumes": [self._volume(self.plane.state.volumes[v.id]) for v in found]})
+
+    def _volume(self, volume: VolumeRecord) -> dict[str, Any]:
+        tags = [{"Key": key, "Value": value} for key, value in volume.tags.items()]
+        return self.plane.volumes.describe(volume, tags)

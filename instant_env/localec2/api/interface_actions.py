@@ -1,0 +1,74 @@
+"""The actions on network interfaces and Elastic IPs: parameters in, moto's view of our records out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from instant_env.localec2.state.moto_api import ActionResult, EC2ClientError, EC2Response, EmptyResult
+
+if TYPE_CHECKING:
+    from instant_env.localec2.api.services import Plane
+
+
+class InterfaceActions(EC2Response):  # type: ignore[misc]  # moto is untyped
+    """Mixed into the response class."""
+
+    plane: ClassVar[Plane]
+
+    def _required(self, name: str) -> str:
+        value = self._get_param(name)
+        if not value:
+            raise EC2ClientError("MissingParameter", f"The request must contain the parameter {name}")
+        return str(value)
+
+    def create_network_interface(self) -> ActionResult:
+        tags = self._parse_tag_specification()
+        self.error_on_dryrun()
+        record = self.plane.interfaces.create(
+            self._required("SubnetId"), self._get_param("PrivateIpAddress"),
+            list(self._get_param("Groups", [])), self._get_param("Description") or "",
+            tags.get("network-interface", {}), self._get_param("ClientToken"),
+        )  # fmt: skip
+        return ActionResult({"NetworkInterface": self.ec2_backend.enis[record.id]})
+
+    def delete_network_interface(self) -> ActionResult:
+        self.error_on_dryrun()
+        self.plane.interfaces.delete(self._required("NetworkInterfaceId"))
+        return EmptyResult()
+
+    def attach_network_interface(self) -> ActionResult:
+        self.error_on_dryrun()
+        place = self.plane.interfaces.attach(
+            self._required("NetworkInterfaceId"), self._required("InstanceId"),
+            int(self._required("DeviceIndex")),
+        )  # fmt: skip
+        return ActionResult({"AttachmentId": place.id, "NetworkCardIndex": 0})
+
+    def detach_network_interface(self) -> ActionResult:
+        self.error_on_dryrun()
+        self.plane.interfaces.detach(self._required("AttachmentId"))
+        return EmptyResult()
+
+    def allocate_address(self) -> ActionResult:
+        tags = self._parse_tag_specification()
+        self.error_on_dryrun()
+        record = self.plane.interfaces.allocate(tags.get("elastic-ip", {}))
+        return ActionResult({"PublicIp": record.public_ip, "Domain": "vpc", "AllocationId": record.id})
+
+    def release_address(self) -> ActionResult:
+        self.error_on_dryrun()
+        self.plane.interfaces.release(self._required("AllocationId"))
+        return EmptyResult()
+
+    def associate_address(self) -> ActionResult:
+        self.error_on_dryrun()
+        record = self.plane.interfaces.associate(
+            self._required("AllocationId"), self._get_param("InstanceId"),
+            self._get_param("NetworkInterfaceId"), move=self._get_bool_param("AllowReassociation", True),
+        )  # fmt: skip
+        return ActionResult({"AssociationId": record.association_id})
+
+    def disassociate_address(self) -> ActionResult:
+        self.error_on_dryrun()
+        self.plane.interfaces.disassociate(self._required("AssociationId"))
+        return EmptyResult()

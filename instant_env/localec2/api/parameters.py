@@ -1,0 +1,45 @@
+"""SSM's parameter store: moto's, recorded. Nothing else of SSM is served; there is no agent here."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from instant_env.localec2.api.allowed import SSM_ACTIONS
+from instant_env.localec2.api.services import Plane
+from instant_env.localec2.state.moto_api import ActionResult, SimpleSystemManagerResponse, SSMException
+
+
+class LocalParameters(SimpleSystemManagerResponse):  # type: ignore[misc]  # moto is untyped
+    """One request to SSM. The server holds the state's lock while it runs."""
+
+    plane: ClassVar[Plane]
+
+    def call_action(self) -> Any:
+        action = self._get_action()
+        if action not in SSM_ACTIONS:
+            error = SSMException(
+                "UnsupportedOperationException", f"localec2 does not support SSM's {action}."
+            )
+            return self._refused(error)
+        kind = self._get_param("ResourceType")
+        if kind not in (None, "Parameter"):
+            error = SSMException(
+                "UnsupportedOperationException", f"localec2 does not support tags of SSM's {kind}."
+            )
+            return self._refused(error)
+        response = super().call_action()
+        if SSM_ACTIONS[action] and response[0] < 300:
+            self._record()
+        return response
+
+    def _refused(self, error: SSMException) -> Any:
+        status, headers, body = self.serialized(ActionResult(error))
+        return status, {**headers, "status": str(status)}, body
+
+    def _record(self) -> None:
+        names = [self._get_param("Name"), *(self._get_param("Names") or [])]
+        if self._get_param("ResourceId"):
+            names.append(self._get_param("ResourceId"))
+        for name in names:
+            if name:
+                self.plane.capture_parameter(name)

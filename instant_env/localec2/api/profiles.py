@@ -1,0 +1,120 @@
+"""EC2's actions on the associations of instances with instance profiles."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from instant_env.localec2.records.records import InstanceRecord, ProfileAssociation
+from instant_env.localec2.state.moto_api import ActionResult, EC2ClientError
+from instant_env.localec2.state.profile_associations import associate
+
+if TYPE_CHECKING:
+    from instant_env.localec2.api.services import Plane
+
+_MOST_RESULTS = 1000
+
+
+class Profiles:
+    """Mixed into the response class."""
+
+    if TYPE_CHECKING:
+        plane: ClassVar[Plane]
+
+        def _get_param(self, name: str, if_none: Any = None) -> Any: ...
+        def _filters_from_querystring(self) -> dict[str, list[str]]: ...
+        def error_on_dryrun(self) -> None: ...
+
+    def associate_iam_instance_profile(self) -> ActionResult:
+        instance = self.plane.state.instance(self._get_param("InstanceId"))
+        made = associate(self.plane.state.identities, self._get_param("IamInstanceProfile"))
+        if made is None:
+            raise EC2ClientError(
+                "MissingParameter", "The request must contain the parameter IamInstanceProfile"
+            )
+        if instance.state not in ("pending", "running", "stopping", "stopped"):
+            raise EC2ClientError(
+                "IncorrectInstanceState",
+                f"The instance '{instance.id}' is not in the 'running' or 'stopped' states.",
+            )
+        if instance.profile is not None:
+            raise EC2ClientError(
+                "IncorrectState", f"There is an existing association for instance {instance.id}"
+            )
+        self.error_on_dryrun()
+        self._set(instance, made)
+        return ActionResult({"IamInstanceProfileAssociation": _shown(instance, made, "associating")})
+
+    def replace_iam_instance_profile_association(self) -> ActionResult:
+        instance, earlier = self._associated(self._get_param("AssociationId"))
+        made = associate(self.plane.state.identities, self._get_param("IamInstanceProfile"))
+        if made is None:
+            raise EC2ClientError(
+                "MissingParameter", "The request must contain the parameter IamInstanceProfile"
+            )
+        if instance.state not in ("pending", "running"):
+            raise EC2ClientError(
+                "IncorrectState", f"The association {earlier.id} is not the active association"
+            )
+        self.error_on_dryrun()
+        self._set(instance, made)
+        return ActionResult({"IamInstanceProfileAssociation": _shown(instance, made, "associating")})
+
+    def disassociate_iam_instance_profile(self) -> ActionResult:
+        instance, association = self._associated(self._get_param("AssociationId"))
+        self.error_on_dryrun()
+        self._set(instance, None)
+        return ActionResult(
+            {"IamInstanceProfileAssociation": _shown(instance, association, "disassociating")}
+        )
+
+    def describe_iam_instance_profile_associations(self) -> ActionResult:
+        self.error_on_dryrun()
+        wanted = self._get_param("AssociationIds", [])
+        for association_id in wanted:
+            self._associated(association_id)
+        filters = self._filters_from_querystring()
+        if unknown := set(filters) - {"instance-id", "state"}:
+            raise EC2ClientError("InvalidParameterValue", f"The filter '{min(unknown)}' is invalid")
+        found = [
+            _shown(instance, association, "associated")
+            for instance, association in self._associations()
+            if (not wanted or association.id in wanted)
+            and instance.id in filters.get("instance-id", [instance.id])
+            and "associated" in filters.get("state", ["associated"])
+        ]
+        start = int(self._get_param("NextToken") or 0)
+        end = start + int(self._get_param("MaxResults") or _MOST_RESULTS)
+        return ActionResult(
+            {
+                "IamInstanceProfileAssociations": found[start:end],
+                "NextToken": str(end) if end < len(found) else None,
+            }
+        )
+
+    def _associations(self) -> list[tuple[InstanceRecord, ProfileAssociation]]:
+        instances = self.plane.state.instances.values()
+        return [
+            (item, item.profile)
+            for item in instances
+            if item.profile is not None and item.state != "terminated"
+        ]
+
+    def _associated(self, association_id: str) -> tuple[InstanceRecord, ProfileAssociation]:
+        for instance, association in self._associations():
+            if association.id == association_id:
+                return instance, association
+        raise EC2ClientError(
+            "InvalidAssociationID.NotFound", f"An invalid association-id of '{association_id}' was given"
+        )
+
+    def _set(self, instance: InstanceRecord, association: ProfileAssociation | None) -> None:
+        instance.profile = association
+        self.plane.state.save(instance)
+        self.plane.instance_changed(instance)
+
+
+def _shown(instance: InstanceRecord, association: ProfileAssociation, state: str) -> dict[str, Any]:
+    return {
+        "AssociationId": association.id, "InstanceId": instance.id, "State": state,
+        "IamInstanceProfile": {"Arn": association.profile_arn, "Id": association.profile_id},
+    }  # fmt: skip

@@ -1,0 +1,346 @@
+"""The EC2 API: moto's response class behind an allow-list, with what touches machines and disks overridden.
+
+moto parses requests, filters, and writes XML. What an action does is in :mod:`lifecycle`, :mod:`images` and
+:mod:`volumes`; what moto does itself (key pairs, security groups, tags) is captured into records afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from botocore.model import OperationNotFoundError
+
+from instant_env.localec2.api import allowed
+from instant_env.localec2.api.attributes import Attributes
+from instant_env.localec2.api.describe import Descriptions
+from instant_env.localec2.api.groups import Groups
+from instant_env.localec2.api.image_life import ImageLife
+from instant_env.localec2.api.interface_actions import InterfaceActions
+from instant_env.localec2.api.profiles import Profiles
+from instant_env.localec2.api.registration import Registration
+from instant_env.localec2.api.services import Plane
+from instant_env.localec2.instances.hibernation import check_stop
+from instant_env.localec2.instances.launches import metadata_options, request_digest, run_instances
+from instant_env.localec2.instances.state_reasons import HIBERNATION, USER
+from instant_env.localec2.qemu.disks import DiskError
+from instant_env.localec2.records.journal import StorageError
+from instant_env.localec2.state.mirror import STATE_CODES
+from instant_env.localec2.state.moto_api import ActionResult, EC2ClientError, EC2Response, EmptyResult
+from instant_env.localec2.state.state import now
+
+log = logging.getLogger(__name__)
+
+
+class LocalResponse(Attributes, Descriptions, Profiles, Registration, ImageLife, InterfaceActions, Groups):
+    """One request to EC2. The server holds the state's lock while it runs."""
+
+    plane: ClassVar[Plane]
+    #: A copy: moto's own is shared by all classes and some of its actions write to it.
+    RESPONSE_KEY_PATH_TO_TRANSFORMER: ClassVar[dict[str, Any]] = {
+        **EC2Response.RESPONSE_KEY_PATH_TO_TRANSFORMER,
+        # moto invents names that no DNS knows; EC2 answers "" where there is none.
+        "Instance.PublicDnsName": lambda _: "",
+        "Association.PublicDnsName": lambda name: "" if name else None,
+    }
+
+    def parse_parameters(self, request: Any) -> None:
+        """Refuse what is not served before moto reads it."""
+        try:
+            super().parse_parameters(request)
+        except OperationNotFoundError:
+            self.params: dict[str, Any] = {}  # an action that botocore does not know: call_action refuses it
+
+    def call_action(self) -> Any:
+        action = self._get_action()
+        try:
+            wire = [(name, values[0]) for name, values in self.querystring.items()]
+            if sentence := allowed.refusal(action, wire):
+                raise EC2ClientError("UnsupportedOperation", sentence)
+            return super().call_action()
+        except EC2ClientError as error:
+            return self._error(error)
+        except NotImplementedError as error:
+            text = str(error).split(" yet.")[0] or f"{action} is not implemented"
+            return self._error(EC2ClientError("UnsupportedOperation", f"localec2: {text}"))
+        except StorageError:
+            raise  # the server's to answer: SSM has it too
+        except DiskError as error:
+            _, headers, body = self._error(EC2ClientError("InsufficientVolumeCapacity", error.message))
+            return 500, {**headers, "status": "500"}, body
+        except Exception:
+            log.exception("%s failed", action)
+            _, headers, body = self._error(
+                EC2ClientError("InternalError", f"{action} failed; server.log says why.")
+            )
+            return 500, {**headers, "status": "500"}, body
+
+    @staticmethod
+    def _enrich_response(headers: dict[str, str], body: Any) -> tuple[dict[str, str], Any]:
+        """Give the answer an id of its own; moto's looks through all of it for a tag that EC2 has not."""
+        if "status" in headers:
+            headers["status"] = str(headers["status"])
+        request_id = str(uuid.uuid4())
+        headers["x-amzn-requestid"] = request_id
+        if isinstance(body, str):
+            head, made_up, tail = body.rpartition("request-id</")  # the last element, or nearly
+            if made_up and len(tail) < 100:
+                body = f"{head}{request_id}</{tail}"
+        return headers, body
+
+    def _error(self, error: EC2ClientError) -> Any:
+        status, headers, body = self.serialized(ActionResult(error))
+        headers["status"] = str(status)
+        headers, body = self._enrich_response(headers, body)
+        return status, headers, body
+
+    # Instances
+
+    def run_instances(self) -> ActionResult:
+        state, lifecycle = self.plane.state, self.plane.lifecycle
+        tags = self._parse_tag_specification()
+        self._check_taggable(tags, {"instance", "volume", "network-interface", "spot-instances-request"})
+        self.error_on_dryrun()
+        self.plane.purge()
+        known = set(state.instances)
+        made = run_instances(state, self._get_param, tags, request_digest(self.querystring))
+        if interface_tags := tags.get("network-interface"):
+            for instance in made:
+                self.plane.save_tags(instance.interface_id, interface_tags)
+        for instance in made:
+            if instance.id not in known:
+                state.faults.launched(instance.id)
+                lifecycle.boot(instance)
+        if made[0].id not in known and (image := state.images.get(made[0].image_id)) is not None:
+            image.last_launched = now()
+            state.save(image)
+        reservation = state.mirror.ec2.reservations[made[0].reservation_id]
+        return ActionResult(reservation)
+
+    def _changed(self, before: dict[str, str]) -> list[dict[str, Any]]:
+        instances = self.plane.state.instances
+        return [
+            {
+                "InstanceId": instance_id,
+                "PreviousState": {"Name": earlier, "Code": STATE_CODES[earlier]},
+                "CurrentState": {
+                    "Name": instances[instance_id].state, "Code": STATE_CODES[instances[instance_id].state]
+                },
+            }
+            for instance_id, earlier in before.items()
+        ]  # fmt: skip
+
+    def _instance_ids(self) -> list[str]:
+        """The request's instances; all of them exist, or the request fails as a whole."""
+        ids = list(dict.fromkeys(self._get_param("InstanceIds", [])))
+        if not ids:
+            raise EC2ClientError("InvalidParameterCombination", "No instances specified")
+        for instance_id in ids:
+            self.plane.state.instance(instance_id)
+        self.error_on_dryrun()
+        return ids
+
+    def start_instances(self) -> ActionResult:
+        ids = self._instance_ids()
+        return ActionResult(
+            {"StartingInstances": self._changed({i: self.plane.lifecycle.start(i) for i in ids})}
+        )
+
+    def stop_instances(self) -> ActionResult:
+        ids, force = self._instance_ids(), self._at_once()
+        hibernate = bool(self._get_bool_param("Hibernate", False))
+        for instance_id in ids:
+            instance = self.plane.state.instances[instance_id]
+            self._check_protection(instance_id, "disable_api_stop", "stopped")
+            self.plane.spot.check_stop(instance)
+            if hibernate:
+                check_stop(instance)
+        lifecycle, cause = self.plane.lifecycle, HIBERNATION if hibernate else USER
+        before = {i: lifecycle.stop(i, force=force, hibernate=hibernate, cause=cause) for i in ids}
+        return ActionResult({"StoppingInstances": self._changed(before)})
+
+    def _at_once(self) -> bool:
+        """Whether the guest is not to be asked."""
+        return bool(self._get_bool_param("Force", False) or self._get_bool_param("SkipOsShutdown", False))
+
+    def _check_protection(self, instance_id: str, attribute: str, verb: str) -> None:
+        if getattr(self.plane.state.instances[instance_id], attribute):
+            name = {"disable_api_stop": "disableApiStop", "disable_api_termination": "disableApiTermination"}
+            raise EC2ClientError(
+                "OperationNotPermitted",
+                f"The instance '{instance_id}' may not be {verb}. Modify its '{name[attribute]}' instance "
+                "attribute and try again.",
+            )
+
+    def terminate_instances(self) -> ActionResult:
+        ids = self._instance_ids()
+        for instance_id in ids:
+            self._check_protection(instance_id, "disable_api_termination", "terminated")
+        # EC2 asks the guest unless told otherwise; here only when told to (README).
+        asked = self._get_bool_param("SkipOsShutdown") is False and not self._at_once()
+        grace = True if asked else False if self._at_once() else None
+        before = {i: self.plane.lifecycle.terminate(i, graceful=grace) for i in ids}
+        return ActionResult({"TerminatingInstances": self._changed(before)})
+
+    def reboot_instances(self) -> ActionResult:
+        for instance_id in self._instance_ids():
+            self.plane.lifecycle.reboot(instance_id)
+        return EmptyResult()
+
+    def modify_instance_metadata_options(self) -> ActionResult:
+        state = self.plane.state
+        instance = state.instance(self._get_param("InstanceId"))
+        names = ("HttpTokens", "HttpEndpoint", "HttpPutResponseHopLimit", "InstanceMetadataTags")
+        given = {name: value for name in names if (value := self._get_param(name)) is not None}
+        options = metadata_options(given, instance.metadata_options)
+        self.error_on_dryrun()
+        instance.metadata_options = options
+        state.save(instance)
+        self.plane.instance_changed(instance)
+        shown = state.mirror.find_instance(instance.id).metadata_options
+        return ActionResult({"InstanceId": instance.id, "InstanceMetadataOptions": shown})
+
+    def cancel_spot_instance_requests(self) -> ActionResult:
+        ids = list(dict.fromkeys(self._get_param("SpotInstanceRequestIds", [])))
+        for request_id in ids:
+            self.plane.spot.request(request_id)
+        self.error_on_dryrun()
+        requests = [self.plane.spot.cancel(request_id) for request_id in ids]
+        return ActionResult(
+            {
+                "CancelledSpotInstanceRequests": [
+                    {"SpotInstanceRequestId": request.id, "State": request.state} for request in requests
+                ]
+            }
+        )
+
+    # Images and snapshots
+
+    def create_image(self) -> ActionResult:
+        tags = self._parse_tag_specification()
+        self._check_taggable(tags, {"image", "snapshot"})
+        self.error_on_dryrun()
+        image = self.plane.images.create(
+            self._get_param("InstanceId"), self._get_param("Name") or "",
+            self._get_param("Description") or "",
+            self._get_bool_param("NoReboot", False), self._get_param("BlockDeviceMappings") or [], tags,
+        )  # fmt: skip
+        return ActionResult({"ImageId": image.id})
+
+    def deregister_image(self) -> ActionResult:
+        image_id = self._get_param("ImageId")
+        self.plane.state.image(image_id)
+        self.error_on_dryrun()
+        deleted = self.plane.images.deregister(
+            image_id, self._get_bool_param("DeleteAssociatedSnapshots", False)
+        )
+        results = [{"SnapshotId": snapshot_id, "ReturnCode": "success"} for snapshot_id in deleted]
+        return ActionResult({"Return": True, "DeleteSnapshotResults": results})
+
+    def create_snapshot(self) -> ActionResult:
+        tags = self._parse_tag_specification()
+        self._check_taggable(tags, {"snapshot"})
+        self.error_on_dryrun()
+        snapshot = self.plane.snapshots.create(
+            self._get_param("VolumeId"), self._get_param("Description") or "", tags.get("snapshot", {})
+        )
+        shown = [{"Key": key, "Value": value} for key, value in snapshot.tags.items()]
+        return ActionResult(self._snapshot(snapshot.id, shown))
+
+    def delete_snapshot(self) -> ActionResult:
+        self.error_on_dryrun()
+        self.plane.snapshots.delete(self._get_param("SnapshotId"))
+        return EmptyResult()
+
+    # Volumes
+
+    def create_volume(self) -> ActionResult:
+        tags = self._parse_tag_specification()
+        self._check_taggable(tags, {"volume"})
+        self.error_on_dryrun()
+        size = self._get_param("Size")
+        volume = self.plane.volumes.create(
+            size_gib=None if size is None else int(size), snapshot_id=self._get_param("SnapshotId"),
+            zone=self._get_param("AvailabilityZone") or "",
+            volume_type=self._get_param("VolumeType") or "gp2",
+            token=self._get_param("ClientToken"), encrypted=self._get_bool_param("Encrypted", False),
+            tags=tags.get("volume", {}),
+        )  # fmt: skip
+        return ActionResult(self._volume(volume) | {"State": "creating"})
+
+    def attach_volume(self) -> ActionResult:
+        self.error_on_dryrun()
+        volume = self.plane.volumes.attach(
+            self._get_param("VolumeId"), self._get_param("InstanceId"), self._get_param("Device") or ""
+        )
+        return ActionResult(self._volume(volume)["Attachments"][0] | {"State": "attaching"})
+
+    def detach_volume(self) -> ActionResult:
+        self.error_on_dryrun()
+        volume_id = self._get_param("VolumeId")
+        attachments = self._volume(self.plane.state.volume(volume_id))["Attachments"]
+        self.plane.volumes.detach(volume_id, self._get_param("InstanceId"), self._get_param("Device"))
+        return ActionResult(attachments[0] | {"State": "detaching"})
+
+    def delete_volume(self) -> ActionResult:
+        self.error_on_dryrun()
+        self.plane.volumes.delete(self._get_param("VolumeId"))
+        return EmptyResult()
+
+    # Tags
+
+    def create_tags(self) -> ActionResult:
+        _check_keys(tag["Key"] for tag in self._get_param("Tags", []))
+        state = self.plane.state
+        find = {"i": state.instance, "vol": state.volume, "snap": state.snapshot, "ami": state.image}
+        for resource_id in self._get_param("Resources", []):  # moto tags what is not there
+            if (look := find.get(resource_id.partition("-")[0])) is not None:
+                look(resource_id)
+        result = super().create_tags()
+        self.plane.capture_tags(self._get_param("Resources", []))
+        return result
+
+    def delete_tags(self) -> ActionResult:
+        # moto deletes nothing when no tags are named; EC2 deletes all.
+        if not self._get_param("Tags", []):
+            self.error_on_dryrun()
+            for resource_id in self._get_param("Resources", []):
+                self.plane.state.mirror.ec2.tags.pop(resource_id, None)
+            result: ActionResult = EmptyResult()
+        else:
+            result = super().delete_tags()
+        self.plane.capture_tags(self._get_param("Resources", []))
+        return result
+
+    @staticmethod
+    def _check_taggable(tags: dict[str, Any], allowed_types: set[str]) -> None:
+        for resource_type in tags:
+            if resource_type not in allowed_types:
+                raise EC2ClientError(
+                    "InvalidParameterValue",
+                    f"'{resource_type}' is not a valid taggable resource type for this operation.",
+                )
+            _check_keys(tags[resource_type])
+
+    def get_console_output(self) -> ActionResult:
+        instance = self.plane.state.instance(self._get_param("InstanceId"))
+        return ActionResult(
+            {
+                "InstanceId": instance.id,
+                "Timestamp": now().replace(tzinfo=None),
+                "Output": self.plane.console_output(instance.id),
+            }
+        )
+
+
+def _check_keys(keys: Iterable[str]) -> None:
+    """Tags of `aws:` are Amazon's own."""
+    for key in keys:
+        if key.lower().startswith("aws:"):
+            raise EC2ClientError(
+                "InvalidParameterValue",
+                f"Value ( {key} ) for parameter key is invalid. "
+                "Tag keys starting with 'aws:' are reserved for internal use",
+            )

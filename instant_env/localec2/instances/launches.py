@@ -1,0 +1,396 @@
+"""RunInstances: from a request to records, with everything checked before anything is made.
+
+Everything that EC2 would refuse is refused with its code; everything it would do and we do not is refused by
+the allow-list before this is reached.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import ipaddress
+import json
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from instant_env.localec2.instances.hibernation import check_configuration
+from instant_env.localec2.instances.mappings import changed, device_of
+from instant_env.localec2.instances.spot_terms import new_request, spot_terms
+from instant_env.localec2.qemu import command_line
+from instant_env.localec2.records.records import (
+    Attachment,
+    ImageMapping,
+    ImageRecord,
+    InstanceRecord,
+    InterfaceAttachment,
+    InterfaceRecord,
+    MetadataOptions,
+    VolumeRecord,
+)
+from instant_env.localec2.state.moto_api import INSTANCE_TYPES, EC2ClientError, new_id
+from instant_env.localec2.state.profile_associations import associate
+from instant_env.localec2.state.state import State, now
+
+#: API_RunInstances: "User data is limited to 16 KB, in raw form".
+MAX_USER_DATA = 16 * 1024
+#: API_RunInstances, ClientToken: "Maximum 64 ASCII characters".
+MAX_TOKEN = 64
+#: What EC2 takes when no type is given.
+DEFAULT_INSTANCE_TYPE = "m1.small"
+
+Params = Callable[..., Any]
+_NOT_MEANT = ("Action", "Version", "ClientToken", "DryRun")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an instance goes in the network."""
+
+    subnet: Any
+    group_ids: list[str]
+    public_ip: bool
+    existing: list[tuple[InterfaceRecord, int, bool]]  # interfaces, device indexes, whether they end with it
+
+    @property
+    def primary(self) -> InterfaceRecord | None:
+        """The interface that becomes the instance's first one, when it exists already."""
+        return next((record for record, index, _ in self.existing if index == 0), None)
+
+
+def run_instances(
+    state: State, get: Params, tags: dict[str, dict[str, str]], digest: str
+) -> list[InstanceRecord]:
+    """Make the records of new instances (or find those that this client token made before), lock held.
+
+    ``get`` reads a parameter of the request, whose :func:`request_digest` is ``digest``. The machines are
+    started by the caller: for each instance that is `pending` and new.
+    """
+    token = get("ClientToken")
+    if token and len(token) > MAX_TOKEN:
+        raise EC2ClientError("InvalidParameterValue", f"A client token has at most {MAX_TOKEN} characters.")
+    if token and (earlier := [item for item in state.instances.values() if item.client_token == token]):
+        if any(item.request_digest != digest for item in earlier):
+            raise EC2ClientError(
+                "IdempotentParameterMismatch",
+                "The client token you have provided is associated with a resource that has different request "
+                "parameters.",
+            )
+        return sorted(earlier, key=lambda item: item.launch_index)
+    image = state.image(get("ImageId") or "")
+    if image.state != "available":
+        raise EC2ClientError(
+            "InvalidAMIID.Unavailable", f"The image ID '{image.id}' is not available ({image.state})"
+        )
+    instance_type = get("InstanceType") or DEFAULT_INSTANCE_TYPE
+    check_type(instance_type, image.architecture)
+    for name in ("MinCount", "MaxCount"):
+        if get(name) is None:
+            raise EC2ClientError("MissingParameter", f"The request must contain the parameter {name}")
+    least, most = int(get("MinCount")), int(get("MaxCount"))
+    if not 1 <= least <= most:
+        raise EC2ClientError(
+            "InvalidParameterValue",
+            f"Invalid value '{least}' for minCount or '{most}' for maxCount: 1 <= minCount <= maxCount",
+        )
+    key_name = get("KeyName")
+    place = _placement(state, get)
+    volumes = _volumes(state, image, get("BlockDeviceMappings") or [])
+    options = metadata_options(get("MetadataOptions") or {}, _metadata_defaults(image))
+    data = user_data(get("UserData"))
+    hibernation = bool(get("HibernationOptions.Configured"))
+    if hibernation:
+        check_configuration(image, instance_type, volumes[0])
+    spot = spot_terms(get("InstanceMarketOptions") or {}, hibernation)
+    public_key = _public_key(state, key_name)
+    associate(state.identities, get("IamInstanceProfile"))  # refuse before anything is made
+    reservation, launched = new_id("r"), now()
+    made = []
+    for index in range(most):
+        instance = InstanceRecord(
+            id=new_id("i"), tags=tags.get("instance", {}), reservation_id=reservation,
+            interface_id=place.primary.id if place.primary else new_id("eni"),
+            interface_attachment_id=new_id("eni-attach"),
+            mac_address=place.primary.mac_address if place.primary else mac_address(), image_id=image.id,
+            architecture=image.architecture, root_device_name=image.root_device_name,
+            instance_type=instance_type,
+            key_name=key_name, public_key=public_key, security_group_ids=place.group_ids,
+            subnet_id=place.subnet.id,
+            zone=place.subnet.availability_zone,
+            private_ip=place.primary.private_ip if place.primary else private_ip(state, place.subnet),
+            wants_public_ip=place.public_ip, user_data_base64=data, client_token=token,
+            request_digest=digest, launch_index=index, launch_time=launched,
+            shutdown_behavior=get("InstanceInitiatedShutdownBehavior") or "stop",
+            market="spot" if spot else "on-demand", one_time=spot is not None and not spot.persistent,
+            hibernation=hibernation,
+            ebs_optimized=bool(get("EbsOptimized")), metadata_options=options,
+            disable_api_termination=bool(get("DisableApiTermination")),
+            disable_api_stop=bool(get("DisableApiStop")),
+            profile=associate(state.identities, get("IamInstanceProfile")),
+        )  # fmt: skip
+        state.save(instance)
+        for record, device_index, delete in place.existing:
+            record.attachment = InterfaceAttachment(
+                id=new_id("eni-attach") if device_index else instance.interface_attachment_id,
+                instance_id=instance.id, device_index=device_index, delete_on_termination=delete,
+                attach_time=launched,
+            )  # fmt: skip
+            state.save(record)
+        for mapping in volumes:
+            state.save(volume_of(state, instance, mapping, tags.get("volume", {})))
+        if spot:
+            volume_tags, request_tags = tags.get("volume", {}), tags.get("spot-instances-request", {})
+            request = new_request(instance, spot, volumes, volume_tags, request_tags)
+            state.save(request)
+            instance.spot_request_id = request.id
+            state.save(instance)
+        if interface_tags := tags.get("network-interface"):
+            state.mirror.ec2.create_tags([instance.interface_id], interface_tags)
+        made.append(instance)
+    return made
+
+
+def request_digest(wire: Mapping[str, list[str]]) -> str:
+    """What must be the same for a client token to mean the same request: all of it but the token."""
+    meant = {name: values[0] for name, values in wire.items() if name not in _NOT_MEANT}
+    return hashlib.sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest()
+
+
+def _metadata_defaults(image: ImageRecord) -> MetadataOptions:
+    """What MetadataOptions are when the launch does not say: an image with ImdsSupport v2.0 gives two hops.
+
+    (User guide, "Configure the AMI": HttpTokens required, HttpPutResponseHopLimit 2.)
+    """
+    return MetadataOptions(hop_limit=2) if image.imds_support == "v2.0" else MetadataOptions()
+
+
+def check_type(instance_type: str, architecture: str) -> None:
+    """Refuse a type that does not exist, or that an image of this architecture does not run on."""
+    facts = INSTANCE_TYPES.get(instance_type)
+    if facts is None:
+        raise EC2ClientError("InvalidParameterValue", f"Invalid value '{instance_type}' for InstanceType.")
+    supported = facts["ProcessorInfo"]["SupportedArchitectures"]
+    if architecture not in supported:
+        raise EC2ClientError(
+            "InvalidParameterValue",
+            f"The architecture '{','.join(supported)}' of the specified instance type does not match the "
+            f"architecture '{architecture}' of the specified AMI. Specify an instance type and an AMI "
+            "that have matching architectures, and try again.",
+        )
+
+
+def _placement(state: State, get: Params) -> Placement:
+    interfaces = get("NetworkInterfaces") or []
+    subnet_id, group_ids = get("SubnetId"), list(get("SecurityGroupIds") or [])
+    public: bool | None = None
+    existing: list[tuple[InterfaceRecord, int, bool]] = []
+    if interfaces:
+        indexes = [int(item.get("DeviceIndex", 0)) for item in interfaces]
+        if 0 not in indexes or len(set(indexes)) != len(indexes):
+            raise EC2ClientError(
+                "InvalidParameterValue",
+                "When specifying network interfaces, you must include a device at index 0, and each once.",
+            )
+        if max(indexes) > command_line.NIC_SLOTS:
+            raise EC2ClientError(
+                "AttachmentLimitExceeded",
+                f"localec2 attaches interfaces at device indexes up to {command_line.NIC_SLOTS}.",
+            )
+        existing = _existing(state, interfaces, int(get("MaxCount")))
+        interfaces = [item for item in interfaces if not item.get("NetworkInterfaceId")]
+        if any(int(item.get("DeviceIndex", 0)) for item in interfaces):
+            raise EC2ClientError(
+                "UnsupportedOperation", "localec2 makes only the first interface with an instance."
+            )
+        if subnet_id or group_ids or get("SecurityGroups"):
+            raise EC2ClientError(
+                "InvalidParameterCombination",
+                "Network interfaces and an instance-level subnet ID or security groups may not be specified "
+                "on the same request",
+            )
+        if interfaces and interfaces[0].get("DeleteOnTermination") is False:
+            raise EC2ClientError(
+                "UnsupportedOperation", "localec2's network interfaces are deleted with their instance."
+            )
+        if interfaces:
+            subnet_id, group_ids = interfaces[0].get("SubnetId"), list(interfaces[0].get("Groups") or [])
+            public = interfaces[0].get("AssociatePublicIpAddress")
+        if existing:
+            public = False  # EC2 gives none to an existing interface, nor to the first of several
+            subnet_id = subnet_id or existing[0][0].subnet_id
+        for record, index, _ in existing:
+            if index == 0:
+                subnet_id, group_ids = record.subnet_id, list(record.security_group_ids)
+    ec2 = state.mirror.ec2
+    zone = get("Placement.AvailabilityZone")
+    if subnet_id:
+        subnet = state.subnet(subnet_id)
+    else:
+        defaults = ec2.get_default_subnets()
+        if zone and zone not in defaults:
+            raise EC2ClientError("InvalidParameterValue", f"Invalid availability zone: [{zone}]")
+        subnet = defaults[zone or min(defaults)]
+    for name in get("SecurityGroups") or []:
+        group = ec2.get_security_group_from_name(name, subnet.vpc_id)
+        if group is None:
+            raise EC2ClientError(
+                "InvalidGroup.NotFound",
+                f"The security group '{name}' does not exist in default VPC '{subnet.vpc_id}'",
+            )
+        group_ids.append(group.id)
+    for group_id in group_ids:
+        if ec2.get_security_group_from_id(group_id) is None:
+            raise EC2ClientError("InvalidGroup.NotFound", f"The security group '{group_id}' does not exist")
+    if not group_ids:
+        group_ids = [ec2.get_default_security_group(subnet.vpc_id).id]
+    return Placement(
+        subnet, group_ids, subnet.map_public_ip_on_launch if public is None else public, existing
+    )
+
+
+def _existing(
+    state: State, given: list[dict[str, Any]], count: int
+) -> list[tuple[InterfaceRecord, int, bool]]:
+    """Of a launch's NetworkInterfaces those that exist already."""
+    found = []
+    for item in given:
+        if interface_id := item.get("NetworkInterfaceId"):
+            record = state.interface(interface_id)
+            if record.attachment is not None or count > 1:
+                raise EC2ClientError("InvalidNetworkInterface.InUse", f"Interface: [{interface_id}] in use.")
+            if item.get("SubnetId") or item.get("Groups") or item.get("AssociatePublicIpAddress") is not None:
+                raise EC2ClientError(
+                    "InvalidParameterCombination",
+                    "A network interface may not specify both a network interface ID and a subnet, groups or "
+                    "a public address",
+                )
+            found.append((record, int(item.get("DeviceIndex", 0)), bool(item.get("DeleteOnTermination"))))
+    zones, ids = {record.zone for record, _, _ in found}, {record.id for record, _, _ in found}
+    if len(zones) > 1 or len(ids) < len(found):
+        raise EC2ClientError("InvalidParameterCombination", "The network interfaces do not fit together.")
+    return sorted(found, key=lambda entry: entry[1])
+
+
+def _volumes(state: State, image: ImageRecord, changes: list[dict[str, Any]]) -> list[ImageMapping]:
+    """The volumes of a new instance, the root first: the image's, as the request changes them."""
+    root_snapshot = state.snapshots.get(image.snapshot_id)
+    found = {
+        item.device: item
+        for item in image.all_mappings(root_encrypted=root_snapshot is not None and root_snapshot.encrypted)
+    }
+    named: set[str] = set()
+    for change in changes:
+        device, ebs = device_of(change), change.get("Ebs")
+        if device in named:
+            raise EC2ClientError("InvalidBlockDeviceMapping", f"The device '{device}' is used twice.")
+        named.add(device)
+        is_root = device == image.root_device_name
+        if "NoDevice" in change:
+            if is_root:
+                raise EC2ClientError("InvalidBlockDeviceMapping", f"The root device {device} is needed.")
+            found.pop(device, None)
+            continue
+        if ebs is None:
+            raise EC2ClientError("InvalidBlockDeviceMapping", "Each mapping needs Ebs or NoDevice.")
+        if is_root and ebs.get("SnapshotId") not in (None, image.snapshot_id):
+            raise EC2ClientError(
+                "InvalidBlockDeviceMapping", f"snapshotId cannot be modified on root device {device}"
+            )
+        # Another snapshot at an image's device takes its place; anything else changes what is there.
+        base = None if ebs.get("SnapshotId") else found.get(device)
+        found[device] = changed(base, device, ebs, state)
+    for mapping in found.values():
+        if mapping.snapshot_id and state.snapshot(mapping.snapshot_id).state != "completed":
+            raise EC2ClientError("IncorrectState", f"Snapshot {mapping.snapshot_id} is not completed")
+    if len(found) - 1 > command_line.VOLUME_SLOTS:
+        raise EC2ClientError(
+            "InvalidBlockDeviceMapping",
+            f"localec2 attaches at most {command_line.VOLUME_SLOTS} volumes beside the root.",
+        )
+    return [found.pop(image.root_device_name), *found.values()]
+
+
+def volume_of(
+    state: State, instance: InstanceRecord, mapping: ImageMapping, tags: dict[str, str]
+) -> VolumeRecord:
+    """The record of a new volume that a launching instance gets."""
+    snapshot = state.snapshots[mapping.snapshot_id] if mapping.snapshot_id else None
+    return VolumeRecord(
+        id=new_id("vol"), tags=tags, size_gib=mapping.size_gib, zone=instance.zone,
+        volume_type=mapping.volume_type, snapshot_id=mapping.snapshot_id,
+        layers=snapshot.layers if snapshot else [], encrypted=mapping.encrypted,
+        create_time=instance.launch_time,
+        attachment=Attachment(
+            instance_id=instance.id, device=mapping.device,
+            delete_on_termination=mapping.delete_on_termination, attach_time=instance.launch_time,
+        ),
+    )  # fmt: skip
+
+
+def metadata_options(given: dict[str, Any], current: MetadataOptions) -> MetadataOptions:
+    """EC2's MetadataOptions structure over what is set already."""
+    values = current.model_dump()
+    for name, field in (("HttpTokens", "http_tokens"), ("HttpEndpoint", "http_endpoint")):
+        if name in given:
+            values[field] = given[name]
+    if "HttpPutResponseHopLimit" in given:
+        values["hop_limit"] = int(given["HttpPutResponseHopLimit"])
+    if "InstanceMetadataTags" in given:
+        values["instance_tags"] = given["InstanceMetadataTags"] == "enabled"
+    try:
+        return MetadataOptions(**values)
+    except ValidationError as error:
+        name = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise EC2ClientError("InvalidParameterValue", f"Invalid value for MetadataOptions: {name}") from error
+
+
+def user_data(value: Any) -> str | None:
+    """User data as it came over the wire, in base64, checked."""
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else value.decode("ascii", "replace")
+    try:
+        size = len(base64.b64decode(text, validate=True))
+    except (binascii.Error, ValueError) as error:
+        raise EC2ClientError("InvalidUserData.Malformed", "Invalid BASE64 encoding of user data.") from error
+    if size > MAX_USER_DATA:
+        raise EC2ClientError("InvalidParameterValue", "User data is limited to 16384 bytes")
+    return text
+
+
+def _public_key(state: State, key_name: str | None) -> str | None:
+    if not key_name:
+        return None
+    pair = state.mirror.ec2.key_pairs.get(key_name)
+    if pair is None:
+        raise EC2ClientError("InvalidKeyPair.NotFound", f"The key pair '{key_name}' does not exist")
+    return str(pair.public_key)
+
+
+def private_ip(state: State, subnet: Any, wanted: str | None = None) -> str:
+    """A free address of the subnet: the wanted one, or a random one as EC2 gives them."""
+    taken = {item.private_ip for item in state.instances.values() if item.state != "terminated"}
+    taken |= {item.private_ip for item in state.interfaces.values()}
+    network = ipaddress.IPv4Network(subnet.cidr_block)
+    if wanted is not None:
+        if ipaddress.IPv4Address(wanted) not in list(network.hosts())[3:]:
+            raise EC2ClientError(
+                "InvalidParameterValue", f"Address {wanted} does not fall within the subnet's"
+            )
+        if wanted in taken:
+            raise EC2ClientError("InvalidIPAddress.InUse", f"Address {wanted} is in use.")
+        return wanted
+    while True:
+        offset = random.randrange(4, network.num_addresses - 1)  # noqa: S311 - an address, no secret
+        address = network.network_address + offset
+        if str(address) not in taken:
+            return str(address)
+
+
+def mac_address() -> str:
+    """Locally administered, as EC2's are (02:...)."""
+    return ":".join(["02", *(f"{random.randrange(256):02x}" for _ in range(5))])  # noqa: S311

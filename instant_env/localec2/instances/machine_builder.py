@@ -1,0 +1,195 @@
+"""From records to a machine: its disks, its metadata, its place in the network, its command line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from pathlib import Path
+
+from instant_env.arch import Arch
+from instant_env.localec2.network import metadata
+from instant_env.localec2.network.addresses import NetworkError
+from instant_env.localec2.network.netd_client import ANSWER_TIMEOUT_S, Answer
+from instant_env.localec2.network.network import Interface, Network, rules
+from instant_env.localec2.qemu import command_line, disks
+from instant_env.localec2.qemu.accelerator import Accelerator
+from instant_env.localec2.qemu.machine import Machine
+from instant_env.localec2.records.records import InstanceRecord, InterfaceRecord, VolumeRecord
+from instant_env.localec2.state.moto_api import INSTANCE_TYPES
+from instant_env.localec2.state.profile_associations import iam_tree
+from instant_env.localec2.state.state import State
+
+log = logging.getLogger(__name__)
+
+
+class Assembly:
+    """Puts machines together. Methods want the state's lock held unless they say otherwise."""
+
+    def __init__(
+        self,
+        state: State,
+        network: Network,
+        accelerators: Callable[[command_line.Platform], Accelerator],
+    ) -> None:
+        self.state = state
+        self.network = network
+        self._accelerators = accelerators
+        self._cables: dict[str, list[Future[Answer]]] = {}
+
+    def make_disk(self, volume: VolumeRecord) -> None:
+        """The volume's file, when it is not there yet (lock not held: it may take a moment)."""
+        path = self.state.layout.volume(volume.id)
+        if not path.exists():
+            snapshot = volume.snapshot_id
+            disks.create(path, volume.size_gib, self.state.layout.snapshot(snapshot) if snapshot else None)
+
+    def machine(
+        self, instance: InstanceRecord, volumes: list[VolumeRecord], on_exit: Callable[[Machine], None]
+    ) -> Machine:
+        """The machine of an instance, with an address of its own; it is not started yet."""
+        layout = self.state.layout
+        directory = layout.instance(instance.id)
+        platform = command_line.find_platform(Arch(instance.architecture))
+        variables = directory / "variables.fd"
+        if not variables.exists():
+            part = variables.with_suffix(".part")  # a full disk must not leave half of it
+            disks.copy_sparse(platform.firmware_variables, part)
+            part.replace(variables)
+        instance.qmp_socket = str(layout.qmp_socket(instance.id))
+        nics = self.connect(instance)
+        vcpus, memory_mib = machine_size(instance.instance_type)
+        spec = command_line.MachineSpec(
+            instance_id=instance.id, instance_type=instance.instance_type, platform=platform,
+            accelerator=self._accelerators(platform), vcpus=vcpus, memory_mib=memory_mib,
+            disks=tuple(command_line.Disk(volume.id, layout.volume(volume.id)) for volume in volumes),
+            nics=nics, variables=variables,
+            console=directory / "console.log", qmp=layout.qmp_socket(instance.id),
+        )  # fmt: skip
+        return Machine(spec, directory / "qemu.log", on_exit)
+
+    def write_metadata(self, instance: InstanceRecord) -> Path:
+        """Write what IMDS serves to this instance."""
+        path = self.state.layout.instance(instance.id) / "metadata.json"
+        state = self.state
+        iam = iam_tree(instance, state.identities, state.issuer, datetime.now(UTC))
+        content = metadata.metadata(
+            instance, state.attached(instance.id), self.told_interfaces(instance), region=state.region,
+            zone_id=state.subnet(instance.subnet_id).availability_zone_id,
+            secret=state.server.secret_access_key,
+            extras=state.connect.extras(instance.id, iam),
+        )  # fmt: skip
+        try:
+            metadata.write(path, content | self.state.faults.imds(instance.id))
+        except OSError as error:
+            if not path.exists():
+                raise
+            # The disk is full. What was asked for is done, and its guest hears of it with the next change.
+            log.error("%s: its metadata stays as it was: %s", instance.id, error)
+        return path
+
+    def told_interfaces(self, instance: InstanceRecord) -> list[metadata.Interface]:
+        """An instance's network interfaces, as IMDS tells of them."""
+        subnet = self.state.subnet(instance.subnet_id)
+        return [
+            metadata.Interface(
+                0, instance.interface_id, instance.mac_address, (instance.private_ip,), instance.subnet_id,
+                subnet.cidr_block, subnet.vpc_id, self.state.group_names(instance.security_group_ids),
+                {instance.public_ip: instance.private_ip} if instance.public_ip else {},
+            ),
+            *map(self._told_secondary, self._secondaries(instance)),
+        ]  # fmt: skip
+
+    def _told_secondary(self, record: InterfaceRecord) -> metadata.Interface:
+        subnet, public_ip = self.state.subnet(record.subnet_id), self.state.elastic_ip(record.id)
+        return metadata.Interface(
+            record.attachment.device_index if record.attachment else 0, record.id, record.mac_address,
+            (record.private_ip,), record.subnet_id, subnet.cidr_block, subnet.vpc_id,
+            self.state.group_names(record.security_group_ids),
+            {public_ip: record.private_ip} if public_ip else {},
+        )  # fmt: skip
+
+    def connect(self, instance: InstanceRecord) -> tuple[command_line.Nic, ...]:
+        """Give an instance's interfaces their place in the network, and a public address if it wants one.
+
+        :meth:`await_network` waits until a machine can be started with what this returns.
+        """
+        if instance.public_ip is None:
+            instance.public_ip = self.state.elastic_ip(instance.interface_id)
+        if instance.wants_public_ip and instance.public_ip is None:
+            instance.public_ip = self.network.addresses.allot()
+        self.state.save(instance)
+        self.refresh_groups()
+        interfaces = self.interfaces(instance, self.write_metadata(instance))
+        self._cables[instance.id] = [self.network.plug(interface) for interface in interfaces]
+        # A fault keeps the primary card back; its cable waits for it.
+        first = 1 if self.state.faults.unplugged(instance.id) else 0
+        return tuple(self.nic(interface) for interface in interfaces[first:])
+
+    @staticmethod
+    def nic(interface: Interface) -> command_line.Nic:
+        return command_line.Nic(interface.id, interface.mac, Path(interface.socket))
+
+    def secondary(self, record: InterfaceRecord, metadata_file: Path) -> Interface:
+        """The interface of a record."""
+        return Interface(
+            id=record.id, socket=str(self.state.layout.nic_socket(record.id)), mac=record.mac_address,
+            address=record.private_ip, subnet=self.state.subnet(record.subnet_id).cidr_block,
+            public=self.state.elastic_ip(record.id) or "", host_name=metadata.host_name(record.private_ip),
+            metadata=str(metadata_file), groups=tuple(record.security_group_ids),
+        )  # fmt: skip
+
+    def _secondaries(self, instance: InstanceRecord) -> list[InterfaceRecord]:
+        attached = self.state.attached_interfaces(instance.id)
+        return [record for record in attached if record.id != instance.interface_id]
+
+    def interfaces(self, instance: InstanceRecord, metadata_file: Path) -> list[Interface]:
+        """An instance's network interfaces, the primary one first."""
+        return [
+            Interface(
+                id=instance.interface_id, socket=str(self.state.layout.nic_socket(instance.interface_id)),
+                mac=instance.mac_address, address=instance.private_ip,
+                subnet=self.state.subnet(instance.subnet_id).cidr_block, public=instance.public_ip or "",
+                host_name=metadata.host_name(instance.private_ip), metadata=str(metadata_file),
+                groups=tuple(instance.security_group_ids),
+            ),
+            *(self.secondary(record, metadata_file) for record in self._secondaries(instance)),
+        ]  # fmt: skip
+
+    def await_network(self, instance_id: str) -> None:
+        """Return when QEMU can connect a new machine's interfaces (lock not held). Raises NetworkError."""
+        for cable in self._cables.pop(instance_id, []):
+            try:
+                cable.result(ANSWER_TIMEOUT_S)
+            except TimeoutError as error:
+                raise NetworkError("the network does not answer") from error
+
+    def refresh_groups(self) -> None:
+        """Make the network admit what the security groups say now."""
+        self.network.set_groups(rules(self.state.groups()))
+
+    def refresh_interfaces(self, instance: InstanceRecord) -> None:
+        """Tell the network of the present addresses and groups of a running machine."""
+        file = self.state.layout.instance(instance.id) / "metadata.json"
+        for interface in self.interfaces(instance, file):
+            self.network.plug(interface)
+
+    def unplugged(self, instance: InstanceRecord) -> None:
+        """The machine is no more: its address is free."""
+        self.state.connect.forget(instance.id)
+        self._cables.pop(instance.id, None)
+        for record in self._secondaries(instance):
+            self.network.unplug(record.id)
+        self.network.unplug(instance.interface_id)
+        elastic_ip = self.state.elastic_ip(instance.interface_id)
+        if instance.public_ip != elastic_ip:
+            self.network.addresses.release(instance.public_ip)
+        instance.public_ip = elastic_ip
+
+
+def machine_size(instance_type: str) -> tuple[int, int]:
+    """(vCPUs, MiB) of a guest: its type's, but no more than localec2 gives."""
+    facts = INSTANCE_TYPES[instance_type]
+    vcpus, memory_mib = facts["VCpuInfo"]["DefaultVCpus"], facts["MemoryInfo"]["SizeInMiB"]
+    return min(vcpus, command_line.MAX_VCPUS), min(memory_mib, command_line.MAX_MEMORY_MIB)

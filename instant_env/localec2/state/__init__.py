@@ -1,0 +1,1 @@
+"""The records in memory, shown in moto's model, under one lock."""

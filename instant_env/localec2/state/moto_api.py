@@ -1,0 +1,176 @@
+"""The one place where moto is imported, with its environment set first.
+
+moto reads its environment while it is imported: without an (empty) ``MOTO_AMIS_PATH`` it would list 2,000
+AMIs that nothing here can boot. The version is pinned exactly (pyproject.toml), because what follows touches
+its inside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+os.environ["MOTO_AMIS_PATH"] = str(Path(__file__).with_name("no_amis.json"))
+
+import moto.ec2.models as ec2_models
+import moto.ec2.models.amis as amis
+import moto.ec2.models.core as ec2_core
+import moto.ec2.models.elastic_block_store as block_store
+import moto.ec2.models.elastic_ip_addresses as addresses
+import moto.ec2.models.elastic_network_interfaces as interfaces
+import moto.ec2.models.instances as instances
+import moto.ec2.models.key_pairs as key_pairs
+import moto.ec2.models.security_groups as security_groups
+import moto.iam.models as iam_models
+import moto.ssm.models as ssm_models
+from moto.core.request import Request
+from moto.core.responses import ActionResult, EmptyResult
+from moto.core.types import Base64EncodedString
+from moto.core.utils import get_service_model
+from moto.ec2.exceptions import EC2ClientError, InvalidKeyPairFormatError
+from moto.ec2.models.instance_types import INSTANCE_TYPES
+from moto.ec2.responses import EC2Response
+from moto.ec2.utils import filter_dict_attribute_mapping as INSTANCE_FILTERS
+from moto.ec2.utils import generic_filter
+from moto.ec2.utils import get_object_value as attribute_of
+from moto.iam.aws_managed_policies import aws_managed_policies_data
+from moto.iam.responses import IamResponse
+from moto.moto_api._internal import mock_random
+from moto.ssm.exceptions import SSMException
+from moto.ssm.responses import SimpleSystemManagerResponse
+from moto.sts.responses import TokenResponse
+
+from instant_env.localec2.state import serializer
+
+__all__ = [
+    "ACCOUNT_ID",
+    "INSTANCE_FILTERS",
+    "INSTANCE_TYPES",
+    "ActionResult",
+    "Base64EncodedString",
+    "EC2ClientError",
+    "EC2Response",
+    "EmptyResult",
+    "IamResponse",
+    "InvalidKeyPairFormatError",
+    "Request",
+    "SSMException",
+    "SimpleSystemManagerResponse",
+    "TokenResponse",
+    "addresses",
+    "amis",
+    "attribute_of",
+    "aws_managed_policy",
+    "block_store",
+    "drawn",
+    "ec2_backend",
+    "generic_filter",
+    "iam_backend",
+    "iam_models",
+    "instances",
+    "interfaces",
+    "key_pairs",
+    "known_actions",
+    "new_id",
+    "security_groups",
+    "ssm_backend",
+    "ssm_parameter",
+]
+
+ACCOUNT_ID = "123456789012"
+
+# Whoever imported moto before us (a test that mocks AWS) made it read its own list, each AMI with a snapshot.
+amis.AMIS = []
+
+serializer.install()
+
+
+def _tags_of_one(resource: Any) -> list[dict[str, str]]:
+    """A resource's tags by its id; moto looks through those of all resources, for each one that it shows."""
+    if not resource.id:
+        return []
+    return [
+        {"resource_id": resource.id, "key": key, "value": value}
+        for key, value in resource.ec2_backend.tags.get(resource.id, {}).items()
+    ]
+
+
+ec2_core.TaggedEC2Resource.get_tags = _tags_of_one
+
+
+def ec2_backend(region: str, seed: int) -> Any:
+    """moto's EC2 of a region, made now, with the default VPC's ids drawn from ``seed``.
+
+    The same seed gives the same ids, which is how the default VPC survives a restart. Everything drawn
+    afterwards is random again.
+    """
+    mock_random.seed(seed)
+    try:
+        return ec2_models.ec2_backends[ACCOUNT_ID][region]
+    finally:
+        mock_random.seed()
+
+
+def ssm_backend(region: str) -> Any:
+    """moto's SSM of a region, without the parameters of AMIs that do not exist here."""
+    backend = ssm_models.ssm_backends[ACCOUNT_ID][region]
+    backend._parameters.latest_amis_loaded = True
+    backend._parameters.latest_ecs_amis_loaded = True
+    return backend
+
+
+def iam_backend() -> Any:
+    """moto's IAM, which has no region."""
+    return iam_models.iam_backends[ACCOUNT_ID]["aws"]
+
+
+@functools.cache
+def _aws_policies() -> dict[str, Any]:
+    policies: dict[str, Any] = json.loads(aws_managed_policies_data)
+    return policies
+
+
+def aws_managed_policy(arn: str) -> Any:
+    """One of AWS's own policies, or None."""
+    name = arn.rpartition("/")[2]
+    data = _aws_policies().get(name)
+    if data is None:
+        return None
+    policy = iam_models.AWSManagedPolicy.from_data(name, ACCOUNT_ID, "aws", data)
+    return policy if policy.arn == arn else None
+
+
+def ssm_parameter(**fields: Any) -> Any:
+    """One version of an SSM parameter."""
+    return ssm_models.Parameter(**fields)
+
+
+@functools.cache
+def known_actions() -> frozenset[str]:
+    """The names of all actions of the services that are served (botocore's models, which moto has loaded)."""
+    services = ("ec2", "ssm", "sts", "iam", "ec2-instance-connect", "ebs")
+    return frozenset(name for service in services for name in get_service_model(service).operation_names)
+
+
+def new_id(prefix: str) -> str:
+    """A random id as EC2 makes them: 17 hexadecimal digits."""
+    return f"{prefix}-{os.urandom(9).hex()[:17]}"
+
+
+@contextlib.contextmanager
+def drawn(module: ModuleType, **ids: str) -> Iterator[None]:
+    """Within this context the ``random_...`` functions of a module of moto give these ids."""
+    kept = {name: getattr(module, name) for name in ids}
+    try:
+        for name, value in ids.items():
+            setattr(module, name, lambda *_, value=value, **__: value)
+        yield
+    finally:
+        for name, function in kept.items():
+            setattr(module, name, function)

@@ -1,0 +1,1 @@
+"""EBS and AMIs: volumes, snapshots and images, whose bytes outlive machines."""

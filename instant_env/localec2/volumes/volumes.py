@@ -1,0 +1,223 @@
+"""EBS volumes: CreateVolume, AttachVolume, DetachVolume, DeleteVolume, with real bytes behind them.
+
+A volume is a qcow2, an overlay of its snapshot's. Attached to a running instance it is plugged into the
+machine as an NVMe device whose serial number is the volume's id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from typing import Any
+
+from instant_env.errors import InstantEnvError
+from instant_env.localec2.instances.lifecycle import Lifecycle
+from instant_env.localec2.instances.mappings import VOLUME_TYPES
+from instant_env.localec2.qemu import command_line
+from instant_env.localec2.records.records import Attachment, InstanceRecord, VolumeRecord
+from instant_env.localec2.state.moto_api import EC2ClientError, new_id
+from instant_env.localec2.state.state import State, now
+
+log = logging.getLogger(__name__)
+
+#: API_CreateVolume: 1 to 16,384 GiB for gp2 (64 TiB for gp3; nobody needs that here).
+MAX_SIZE_GIB = 16384
+#: A guest's kernel lets go of an NVMe device within seconds; mounted file systems hold it.
+DETACH_TIMEOUT_S = 60.0
+_DEVICE = re.compile(r"(/dev/)?(sd|xvd)[a-z]{1,2}\d{0,2}")
+
+
+class Volumes:
+    """Volumes of one server. Public methods want the lock held."""
+
+    def __init__(self, state: State, lifecycle: Lifecycle) -> None:
+        self.state = state
+        self.lifecycle = lifecycle
+        self.attaching: set[str] = set()
+        self.detaching: set[str] = set()
+
+    def create(
+        self, *, size_gib: int | None, snapshot_id: str | None, zone: str, volume_type: str,
+        token: str | None, encrypted: bool,
+        tags: dict[str, str],
+    ) -> VolumeRecord:  # fmt: skip
+        """CreateVolume; the same client token gives the same volume."""
+        digest = hashlib.sha256(
+            json.dumps([size_gib, snapshot_id, zone, volume_type, encrypted, tags]).encode()
+        ).hexdigest()
+        for volume in self.state.volumes.values():
+            if token and volume.client_token == token:
+                if volume.request_digest != digest:
+                    raise EC2ClientError(
+                        "IdempotentParameterMismatch", "The client token was used with other parameters."
+                    )
+                return volume
+        if self.state.mirror.ec2.get_zone_by_name(zone) is None:
+            raise EC2ClientError("InvalidZone.NotFound", f"The zone '{zone}' does not exist.")
+        if volume_type not in VOLUME_TYPES:
+            raise EC2ClientError(
+                "UnsupportedOperation", f"localec2 has no volumes of type {volume_type}, only {VOLUME_TYPES}."
+            )
+        least, snapshot = 1, None
+        if snapshot_id:
+            snapshot = self.state.snapshot(snapshot_id)
+            if snapshot.state != "completed":
+                raise EC2ClientError("IncorrectState", f"Snapshot is in invalid state - {snapshot.state}")
+            least = snapshot.size_gib
+        elif size_gib is None:
+            raise EC2ClientError("MissingParameter", "The request must contain the parameter size/snapshot")
+        size = least if size_gib is None else size_gib
+        if not least <= size <= MAX_SIZE_GIB:
+            raise EC2ClientError(
+                "InvalidParameterValue", f"Volume of {size}GiB is not within {least} to {MAX_SIZE_GIB}GiB."
+            )
+        volume = VolumeRecord(
+            id=new_id("vol"), tags=tags, size_gib=size, zone=zone, volume_type=volume_type,
+            snapshot_id=snapshot_id, layers=snapshot.layers if snapshot else [],
+            encrypted=encrypted or (snapshot is not None and snapshot.encrypted),
+            create_time=now(), client_token=token, request_digest=digest,
+        )  # fmt: skip
+        self.state.save(volume)  # its file is made when somebody wants to write to it
+        return volume
+
+    def attach(self, volume_id: str, instance_id: str, device: str) -> VolumeRecord:
+        """AttachVolume, to a stopped or a running instance."""
+        volume, instance = self.state.volume(volume_id), self.state.instance(instance_id)
+        if volume.attachment is not None:
+            raise EC2ClientError("VolumeInUse", f"{volume_id} is already attached to an instance")
+        if instance.state not in ("running", "stopped"):
+            raise EC2ClientError("IncorrectState", f"Instance '{instance_id}' is not 'running'.")
+        if volume.zone != instance.zone:
+            raise EC2ClientError(
+                "InvalidVolume.ZoneMismatch",
+                f"The volume '{volume_id}' is not in the same availability zone as instance '{instance_id}'",
+            )
+        if not _DEVICE.fullmatch(device):
+            raise EC2ClientError(
+                "InvalidParameterValue", f"Value ({device}) for parameter device is invalid."
+            )
+        attached = self.state.attached(instance_id)
+        if any(item.attachment and item.attachment.device == device for item in attached):
+            raise EC2ClientError(
+                "InvalidParameterValue",
+                f"Invalid value '{device}' for unixDevice. Attachment point {device} is already in use",
+            )
+        if len(attached) > command_line.VOLUME_SLOTS:
+            raise EC2ClientError(
+                "AttachmentLimitExceeded",
+                f"localec2 attaches at most {command_line.VOLUME_SLOTS} volumes beside the root.",
+            )
+        volume.attachment = Attachment(
+            instance_id=instance_id, device=device, delete_on_termination=False, attach_time=now()
+        )
+        self.state.save(volume)
+        self.lifecycle.assembly.write_metadata(instance)
+        if instance.state == "running":
+            self.attaching.add(volume_id)
+            # A queue of its own: nobody waits for it but a detachment.
+            self.lifecycle.work(volume_id, lambda _: self._plug(volume, instance))
+        return volume
+
+    def _plug(self, volume: VolumeRecord, instance: InstanceRecord) -> None:
+        """Plug the volume in (lock not held); when that fails it is `available` again, as on EC2."""
+        problem = ""
+        try:
+            with self.lifecycle.storage.lock(volume.id):
+                self.lifecycle.assembly.make_disk(volume)
+                with self.state.lock:
+                    machine = self.lifecycle.machines.get(instance.id)
+                if machine is not None and not machine.holds(volume.id):  # else a new start found it
+                    machine.attach(self._disk(volume))
+        except InstantEnvError as error:
+            problem = error.message
+        with self.state.lock:
+            self.attaching.discard(volume.id)
+            gone = instance.state not in ("running", "pending")
+            if problem and volume.attachment is not None and not gone:
+                log.error("%s was not attached to %s: %s", volume.id, instance.id, problem)
+                self._detached(volume, instance)
+
+    def _disk(self, volume: VolumeRecord) -> command_line.Disk:
+        return command_line.Disk(volume.id, self.state.layout.volume(volume.id))
+
+    def detach(self, volume_id: str, instance_id: str | None, device: str | None) -> VolumeRecord:
+        """DetachVolume; from a running machine it is done when the guest has let go."""
+        volume = self.state.volume(volume_id)
+        attachment = volume.attachment
+        if attachment is None or (instance_id and attachment.instance_id != instance_id):
+            raise EC2ClientError("IncorrectState", f"Volume '{volume_id}' is in the 'available' state.")
+        if device and attachment.device != device:
+            raise EC2ClientError(
+                "InvalidAttachment.NotFound",
+                f"The volume '{volume_id}' is not attached as device '{device}'.",
+            )
+        instance = self.state.instance(attachment.instance_id)
+        if attachment.device == instance.root_device_name:
+            raise EC2ClientError(
+                "OperationNotPermitted", f"localec2 does not detach root volumes ('{volume_id}')"
+            )
+        machine = self.lifecycle.machines.get(instance.id)
+        if machine is None:
+            self._detached(volume, instance)
+        elif volume_id not in self.detaching:
+            self.detaching.add(volume_id)
+
+            def unplug(_: str) -> None:
+                problem = None
+                try:
+                    with self.lifecycle.storage.lock(volume_id):  # a snapshot may be under way
+                        machine.detach(self._disk(volume), DETACH_TIMEOUT_S)
+                except InstantEnvError as error:
+                    problem = error
+                    log.warning("%s stays attached: %s", volume_id, error)
+                with self.state.lock:
+                    self.detaching.discard(volume_id)
+                    if problem is None and volume.attachment is not None:
+                        self._detached(volume, instance)
+
+            self.lifecycle.work(volume_id, unplug)  # a queue of its own: a termination need not wait for it
+        return volume
+
+    def _detached(self, volume: VolumeRecord, instance: InstanceRecord) -> None:
+        volume.attachment = None
+        self.state.save(volume)
+        if instance.state != "terminated":
+            self.lifecycle.assembly.write_metadata(instance)
+
+    def delete(self, volume_id: str) -> None:
+        """DeleteVolume."""
+        volume = self.state.volume(volume_id)
+        if volume.attachment is not None:
+            raise EC2ClientError(
+                "VolumeInUse", f"Volume {volume_id} is currently attached to {volume.attachment.instance_id}"
+            )
+        self.lifecycle.storage.delete_volume(volume)
+
+    def _attachment_state(self, volume_id: str) -> str:
+        if volume_id in self.detaching:
+            return "detaching"
+        return "attaching" if volume_id in self.attaching else "attached"
+
+    def describe(self, volume: VolumeRecord, tags: list[dict[str, str]]) -> dict[str, Any]:
+        """The answer of DescribeVolumes for one: moto knows neither DeleteOnTermination nor `detaching`."""
+        attachment = volume.attachment
+        answer: dict[str, Any] = {
+            "VolumeId": volume.id, "Size": volume.size_gib, "SnapshotId": volume.snapshot_id or "",
+            "AvailabilityZone": volume.zone, "State": "in-use" if attachment else "available",
+            "CreateTime": volume.create_time.replace(tzinfo=None), "VolumeType": volume.volume_type,
+            "Encrypted": volume.encrypted, "MultiAttachEnabled": False, "Tags": tags, "Attachments": [],
+        }  # fmt: skip
+        if volume.volume_type == "gp3":
+            answer |= {"Iops": 3000, "Throughput": 125}
+        if attachment:
+            answer["Attachments"] = [
+                {
+                    "VolumeId": volume.id, "InstanceId": attachment.instance_id, "Device": attachment.device,
+                    "State": self._attachment_state(volume.id),
+                    "AttachTime": attachment.attach_time.replace(tzinfo=None),
+                    "DeleteOnTermination": attachment.delete_on_termination,
+                }
+            ]  # fmt: skip
+        return answer

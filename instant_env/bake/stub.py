@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 
 from instant_env.arch import Arch
+from instant_env.debian import apt, mirrors
+from instant_env.debian.command import Runner, require
 from instant_env.errors import InstantEnvError, MissingToolError
-from instant_env.localec2.stock import apt, debian
-from instant_env.localec2.stock.command import Runner, require
 
 PACKAGE = "systemd-boot-efi"
 #: Where the package has it (systemd-stub(7)).
@@ -35,7 +35,7 @@ def fetch(name: str, arch: Arch, cache_dir: Path) -> Path:
     hint = f"apt-get install {PACKAGE}:{arch.debian}, or put its {DIRECTORY}/{name} at {kept}"
     try:
         require(apt.TOOLS)
-        debian.check_keyring()
+        mirrors.check_keyring()
     except MissingToolError as error:
         raise MissingToolError(f"no EFI stub {name} here, and {error.message}", hint=hint) from error
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def fetch(name: str, arch: Arch, cache_dir: Path) -> Path:
                 Runner(kept.with_suffix(".log")),
                 work / "apt",
                 arch,
-                debian.Mirrors.from_environment().sources(),
+                mirrors.Mirrors.from_environment().sources(),
             )
             archive.update()
             archive.unpack([PACKAGE], work / "tree")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from init_guest import console, start, stop, wait_for_line, wait_until
 
-from instant_env.localec2.stock.command import search_path
+from instant_env.debian.command import search_path
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from init_guest import PATIENCE_S, console, start, stop, wait_for_line, write_file
 
+from instant_env.debian.command import search_path
 from instant_env.localec2 import starter, stock
-from instant_env.localec2.stock.command import search_path
 from instant_env.localec2.stock.disk import SECTOR
 from instant_env.localec2.stock.tiny_contents import GEOMETRY
 from instant_env.toolchain import go_build

@@ -14,9 +14,9 @@ from tiny_cloud import KEY_NAME, Guest
 
 from instant_env.arch import Arch
 from instant_env.bake.ssh import wait_for_login
+from instant_env.debian.command import search_path
 from instant_env.localec2 import starter, stock
 from instant_env.localec2.instances.hibernation import SLEEP_TIMEOUT_S
-from instant_env.localec2.stock.command import search_path
 
 if TYPE_CHECKING:
     from pathlib import Path

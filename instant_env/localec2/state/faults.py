@@ -1,7 +1,7 @@
 """Faults on demand: what is to go wrong, where, and for how long. In memory only; a restart forgets them.
 
-This module is the table, without side effects: which fault strikes a call, what a machine's metadata service is
-told. :mod:`instant_env.localec2.instances.fault_injector` does something to a machine. Faults of the API strike
+This module is the table, without side effects: which fault strikes a call, what a machine's IMDS answers.
+:mod:`instant_env.localec2.instances.fault_injector` carries out those of machines. Faults of the API strike
 calls that are correctly signed, in the order in which they were made.
 """
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from instant_env.arch import Arch
+from instant_env.debian.command import BuildError
 from instant_env.errors import UsageError
 from instant_env.localec2.stock import al2023, debian, tiny
-from instant_env.localec2.stock.model import Progress, StockImage, StockImageError
+from instant_env.localec2.stock.model import Progress, StockImage
 
-__all__ = ["BASES", "StockImage", "StockImageError", "build"]
+__all__ = ["BASES", "BuildError", "StockImage", "build"]
 
 _BUILDERS = {debian.BASE: debian.build, al2023.BASE: al2023.build, tiny.BASE: tiny.build}
 #: Names that `build` knows.
@@ -23,7 +24,7 @@ def build(base: str, arch: Arch, cache_dir: Path, progress: Progress) -> StockIm
     """The stock image of ``base``: from the cache, or made now. ``progress`` gets a line per step.
 
     Raises UsageError for an unknown base, MissingToolError for programs that are not installed,
-    StockImageError when the image cannot be made or fetched.
+    BuildError when the image cannot be made or fetched.
     """
     try:
         builder = _BUILDERS[base]

@@ -16,12 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from instant_env.arch import Arch
-from instant_env.localec2.stock import download
-from instant_env.localec2.stock.command import require, search_path
+from instant_env.debian import download
+from instant_env.debian.command import BuildError, require, search_path
 from instant_env.localec2.stock.model import (
     Progress,
     StockImage,
-    StockImageError,
     exclusive,
     image_stem,
     load_cached,
@@ -46,7 +45,7 @@ def build(arch: Arch, cache_dir: Path, progress: Progress, *, mirror: str | None
 
     ``mirror`` is the address of ``os-images`` (default: INSTANT_ENV_AL2023_MIRROR, then Amazon's CDN).
     When the mirror cannot be asked, the newest image in the cache serves, and ``progress`` hears so.
-    Raises StockImageError in one line when there is neither.
+    Raises BuildError in one line when there is neither.
     """
     require({"qemu-img": "qemu-utils"})
     mirror = (mirror or os.environ.get("INSTANT_ENV_AL2023_MIRROR") or DEFAULT_MIRROR).rstrip("/")
@@ -54,7 +53,7 @@ def build(arch: Arch, cache_dir: Path, progress: Progress, *, mirror: str | None
     with exclusive(cache_dir, BASE, arch, progress):
         try:
             file_name, sha256 = find_image(download.get_text(f"{folder}/SHA256SUMS"), arch)
-        except StockImageError as error:
+        except BuildError as error:
             if cached := newest_cached(cache_dir, arch):
                 progress(f"{BASE}: {error.message}; using {cached.name}, fetched {cached.created:%Y-%m-%d}")
                 return cached
@@ -74,20 +73,20 @@ def build(arch: Arch, cache_dir: Path, progress: Progress, *, mirror: str | None
         return save(_describe(arch, disk, file_name, sha256))
 
 
-def _unreachable(error: StockImageError) -> StockImageError:
-    return StockImageError(
+def _unreachable(error: BuildError) -> BuildError:
+    return BuildError(
         f"the official al2023 image cannot be fetched here: {error.message}",
         hint="use --base debian-12, or set INSTANT_ENV_AL2023_MIRROR to a mirror of os-images",
     )
 
 
 def find_image(sums: str, arch: Arch) -> tuple[str, str]:
-    """(file name, SHA-256) of the image of ``arch`` in the text of SHA256SUMS. Raises StockImageError."""
+    """(file name, SHA-256) of the image of ``arch`` in the text of SHA256SUMS. Raises BuildError."""
     name_end = re.escape(f"-kernel-{KERNEL}-{arch.value}.xfs.gpt.qcow2")
     pattern = re.compile(rf"^([0-9a-fA-F]{{64}}) [ *](al2023-kvm-[0-9.]+{name_end})$", re.MULTILINE)
     found = pattern.findall(sums)
     if len(found) != 1:
-        raise StockImageError(f"SHA256SUMS names {len(found)} images for kernel {KERNEL} on {arch}, not one")
+        raise BuildError(f"SHA256SUMS names {len(found)} images for kernel {KERNEL} on {arch}, not one")
     digest, name = found[0]
     return name, digest.lower()
 
@@ -123,7 +122,7 @@ def _describe(arch: Arch, disk: Path, file_name: str, sha256: str) -> StockImage
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if result.returncode != 0:
         disk.unlink()
-        raise StockImageError(f"{file_name} is not a qcow2 image: {result.stderr.strip()}")
+        raise BuildError(f"{file_name} is not a qcow2 image: {result.stderr.strip()}")
     size = int(json.loads(result.stdout)["virtual-size"])
     version = file_name.removeprefix("al2023-kvm-").partition("-")[0]
     return StockImage(

@@ -17,20 +17,18 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from instant_env.arch import Arch
-from instant_env.errors import MissingToolError
+from instant_env.debian.command import BuildError, Runner, require
+from instant_env.debian.mirrors import SUITE, Mirrors, check_keyring
 from instant_env.localec2.stock import debian_contents as contents
 from instant_env.localec2.stock import disk as disks
 from instant_env.localec2.stock import foreign
-from instant_env.localec2.stock.command import Runner, require
 from instant_env.localec2.stock.model import (
     Progress,
     StockImage,
-    StockImageError,
     exclusive,
     image_stem,
     load_cached,
@@ -44,9 +42,6 @@ OWNER_ID = "136693071363"
 #: Raise it when the build changes in a way that the digest's inputs do not show.
 _FORMAT = 2
 
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-DEFAULT_MIRROR = "http://deb.debian.org/debian"
-DEFAULT_SECURITY_MIRROR = "http://deb.debian.org/debian-security"
 
 #: Temporary files: the archive, the unpacked tree and the raw disk, about 1 GB each.
 _NEEDED_BYTES = 4 * 1024**3
@@ -54,31 +49,6 @@ _NEEDED_BYTES = 4 * 1024**3
 _TOOLS = disks.TOOLS | {"mmdebstrap": "mmdebstrap", "tar": "tar", "qemu-img": "qemu-utils"}
 #: What mmdebstrap's unshare mode needs besides.
 _USER_TOOLS = {"newuidmap": "uidmap", "newgidmap": "uidmap"}
-
-
-@dataclass(frozen=True)
-class Mirrors:
-    """Where packages come from; the suites and keys are Debian's wherever that is."""
-
-    archive: str
-    security: str
-
-    @classmethod
-    def from_environment(cls) -> Mirrors:
-        """INSTANT_ENV_DEBIAN_MIRROR and INSTANT_ENV_DEBIAN_SECURITY_MIRROR override deb.debian.org."""
-        return cls(
-            os.environ.get("INSTANT_ENV_DEBIAN_MIRROR") or DEFAULT_MIRROR,
-            os.environ.get("INSTANT_ENV_DEBIAN_SECURITY_MIRROR") or DEFAULT_SECURITY_MIRROR,
-        )
-
-    def sources(self) -> str:
-        """One-line sources for mmdebstrap; the key is named, so that an Ubuntu host trusts the right one."""
-        option, suite = f"[signed-by={KEYRING}]", contents.SUITE
-        return (
-            f"deb {option} {self.archive} {suite} main\n"
-            f"deb {option} {self.archive} {suite}-updates main\n"
-            f"deb {option} {self.security} {suite}-security main\n"
-        )
 
 
 def digest_of_inputs(arch: Arch, mirrors: Mirrors) -> str:
@@ -106,7 +76,7 @@ def build(arch: Arch, cache_dir: Path, progress: Progress) -> StockImage:
 
     One to three minutes; for another architecture several times that, since maintainer scripts are emulated.
 
-    Raises MissingToolError for programs that are not there, StockImageError for everything else.
+    Raises MissingToolError for programs that are not there, BuildError for everything else.
     """
     mirrors = Mirrors.from_environment()
     digest = digest_of_inputs(arch, mirrors)
@@ -124,15 +94,6 @@ def check_host(arch: Arch) -> None:
     require(_TOOLS if os.geteuid() == 0 else _TOOLS | _USER_TOOLS)
     check_keyring()
     foreign.ensure(arch)
-
-
-def check_keyring() -> None:
-    """Raise MissingToolError unless the keys that sign Debian's archive are there."""
-    if not KEYRING.is_file():
-        raise MissingToolError(
-            f"Debian's archive keys are not there: {KEYRING}",
-            hint="run: apt-get install debian-archive-keyring",
-        )
 
 
 def _build(arch: Arch, cache_dir: Path, digest: str, mirrors: Mirrors, progress: Progress) -> StockImage:
@@ -190,7 +151,7 @@ def _workspace(runner: Runner) -> Iterator[Path]:
     parent = Path(os.environ.get("TMPDIR") or "/var/tmp")  # noqa: S108 (mkdtemp below)
     free = shutil.disk_usage(parent).free
     if free < _NEEDED_BYTES:
-        raise StockImageError(
+        raise BuildError(
             f"{parent} has {free / 1024**3:.1f} GiB free, {BASE} takes {_NEEDED_BYTES / 1024**3:.0f}",
             hint="make room, or set TMPDIR to a directory with more",
         )
@@ -203,7 +164,7 @@ def _workspace(runner: Runner) -> Iterator[Path]:
         yield work
     finally:
         # What is left there on the way out of a failure; a second failure must not hide the first.
-        with suppress(StockImageError):
+        with suppress(BuildError):
             runner.run([*_in_namespace(), "rm", "-rf", "--one-file-system", *(work / "inside").iterdir()])
         shutil.rmtree(work, ignore_errors=True)
 
@@ -256,7 +217,7 @@ def _bootstrap(
             f'--customize-hook=chroot "$1" {scratch}/finish',
             f"--customize-hook=download {scratch}/packages {shlex.quote(str(work / 'packages'))}",
             f'--customize-hook=rm -r "$1"{scratch}',
-            contents.SUITE,
+            SUITE,
             work / "root.tar",
             "-",
         ],

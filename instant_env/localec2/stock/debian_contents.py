@@ -11,9 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from instant_env.arch import Arch
+from instant_env.debian.mirrors import SUITE
 from instant_env.localec2.stock.disk import Identifiers
-
-SUITE = "bookworm"
 
 #: By FAI class. Debian installs them without recommended packages on top of debootstrap's minbase.
 PACKAGES = {

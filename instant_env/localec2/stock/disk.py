@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from instant_env.arch import Arch
-from instant_env.localec2.stock.command import Runner
+from instant_env.debian.command import Runner
 
 SECTOR = 512
 MIB = 1024 * 1024

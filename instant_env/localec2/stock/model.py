@@ -17,14 +17,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from instant_env.arch import Arch
-from instant_env.errors import InstantEnvError
 
 #: Takes one line of text for the person who waits.
 Progress = Callable[[str], None]
-
-
-class StockImageError(InstantEnvError):
-    """A stock image could not be built or fetched."""
 
 
 class StockImage(BaseModel):

@@ -10,7 +10,7 @@ import re
 import shutil
 from pathlib import Path
 
-from instant_env.localec2.stock.model import StockImageError
+from instant_env.debian.command import BuildError
 
 _DEPENDS = re.compile(rb"(?<![\w.])depends=([^\0]*)\0")
 _ALIAS = re.compile(rb"(?<![\w.])alias=([^\0]+)\0")
@@ -19,7 +19,7 @@ _ALIAS = re.compile(rb"(?<![\w.])alias=([^\0]+)\0")
 def install(source: Path, target: Path, wanted: tuple[str, ...]) -> None:
     """Copy modules and what they need from ``source`` (a /lib/modules/<release>) to ``target``, with indexes.
 
-    A wanted module that is not there counts as built in when modules.builtin says so. Raises StockImageError
+    A wanted module that is not there counts as built in when modules.builtin says so. Raises BuildError
     otherwise.
     """
     files = {_name(path): path for path in source.rglob("*.ko")}
@@ -30,7 +30,7 @@ def install(source: Path, target: Path, wanted: tuple[str, ...]) -> None:
         """What ``name`` needs, the nearest first: the order of modules.dep."""
         if name not in needs:
             if name not in files:
-                raise StockImageError(f"the kernel has no module {name}")
+                raise BuildError(f"the kernel has no module {name}")
             words = ",".join(_strings(_DEPENDS, files[name])).split(",")
             direct = [_canonical(word) for word in words if word]
             below = [other for part in direct for other in visit(part)]

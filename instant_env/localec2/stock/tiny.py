@@ -17,14 +17,14 @@ from pathlib import Path
 
 from instant_env import toolchain
 from instant_env.arch import Arch
-from instant_env.localec2.stock import apt, disk, modules
+from instant_env.debian import apt
+from instant_env.debian.command import BuildError, Runner, require
+from instant_env.debian.mirrors import Mirrors, check_keyring
+from instant_env.localec2.stock import disk, modules
 from instant_env.localec2.stock import tiny_contents as contents
-from instant_env.localec2.stock.command import Runner, require
-from instant_env.localec2.stock.debian import Mirrors, check_keyring
 from instant_env.localec2.stock.model import (
     Progress,
     StockImage,
-    StockImageError,
     exclusive,
     image_stem,
     load_cached,
@@ -63,7 +63,7 @@ def digest_of_inputs(arch: Arch, mirrors: Mirrors, init_sha256: str) -> str:
 def build(arch: Arch, cache_dir: Path, progress: Progress) -> StockImage:
     """The tiny image of ``arch`` with the init of this checkout: from the cache, or built now.
 
-    Raises MissingToolError for programs that are not there, GoBuildError, StockImageError.
+    Raises MissingToolError for programs that are not there, GoBuildError, BuildError.
     """
     init = toolchain.go_build("init", arch)
     mirrors = Mirrors.from_environment()
@@ -99,7 +99,7 @@ def _build(
     # Compressed: arm64's kernel alone is 27 MB. What a machine reads of it is unpacked once.
     runner.run(["qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", raw, small])
     if (size := small.stat().st_size) > MOST_BYTES:
-        raise StockImageError(f"the image has {size} bytes, more than {MOST_BYTES}", hint=f"see {runner.log}")
+        raise BuildError(f"the image has {size} bytes, more than {MOST_BYTES}", hint=f"see {runner.log}")
     final.with_suffix(".manifest").write_text("\n".join([*names, ""]), encoding="utf-8")
     temporary = final.with_suffix(".part")
     try:
@@ -169,9 +169,7 @@ def _pick(packages: Path, tree: Path, arch: Arch, init: Path) -> str:
 def _take(source: Path, target: Path) -> None:
     """Copy a program or library, links followed: its name in the image is the one it is asked for by."""
     if not source.is_file():
-        raise StockImageError(
-            f"no {source.name} in its package", hint="tiny_contents.py has to follow Debian"
-        )
+        raise BuildError(f"no {source.name} in its package", hint="tiny_contents.py has to follow Debian")
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     target.chmod(0o755)

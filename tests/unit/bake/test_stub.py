@@ -8,8 +8,8 @@ import pytest
 
 from instant_env.arch import Arch
 from instant_env.bake import artefacts, stub
+from instant_env.debian import apt
 from instant_env.errors import MissingToolError
-from instant_env.localec2.stock import apt
 
 NAME = "linuxaa64.efi.stub"
 

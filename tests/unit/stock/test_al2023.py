@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from instant_env.arch import Arch
+from instant_env.debian import download
+from instant_env.debian.command import BuildError
 from instant_env.errors import InstantEnvError
-from instant_env.localec2.stock import al2023, download
-from instant_env.localec2.stock.model import StockImageError
+from instant_env.localec2.stock import al2023
 
 if TYPE_CHECKING:
     from stock_site import Site
@@ -76,7 +77,7 @@ def one_line(error: InstantEnvError) -> bool:
 
 
 def test_absent_says_what_to_do(site: Site, tmp_path: Path, progress: Progress) -> None:
-    with pytest.raises(StockImageError, match=r"cannot be fetched here: .*404") as caught:
+    with pytest.raises(BuildError, match=r"cannot be fetched here: .*404") as caught:
         al2023.build(Arch.X86_64, tmp_path / "cache", progress, mirror=f"{site.url}/os-images")
     assert one_line(caught.value)
     assert "--base debian-12" in caught.value.hint
@@ -86,7 +87,7 @@ def test_no_network_says_what_to_do(
     tmp_path: Path, progress: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "_PAUSE_S", 0.0)
-    with pytest.raises(StockImageError, match=r"cannot be fetched here: .*refused") as caught:
+    with pytest.raises(BuildError, match=r"cannot be fetched here: .*refused") as caught:
         al2023.build(Arch.X86_64, tmp_path / "cache", progress, mirror="http://127.0.0.1:9")
     assert one_line(caught.value)
     assert "--base debian-12" in caught.value.hint
@@ -94,7 +95,7 @@ def test_no_network_says_what_to_do(
 
 def test_wrong_checksum_caches_nothing(mirror: Site, tmp_path: Path, progress: Progress) -> None:
     mirror.files[f"{FOLDER}/{NAME}"] += b"?"
-    with pytest.raises(StockImageError, match="SHA256SUMS says") as caught:
+    with pytest.raises(BuildError, match="SHA256SUMS says") as caught:
         al2023.build(Arch.X86_64, tmp_path / "cache", progress)
     assert one_line(caught.value)
     assert [path.suffix for path in (tmp_path / "cache/stock").iterdir()] == [".lock"]
@@ -118,7 +119,7 @@ def test_parts_of_older_versions_go(mirror: Site, tmp_path: Path, progress: Prog
 def test_what_is_no_qcow2_is_refused(mirror: Site, tmp_path: Path, progress: Progress) -> None:
     mirror.files[f"{FOLDER}/{NAME}"] = b"hello"
     mirror.files[f"{FOLDER}/SHA256SUMS"] = sums(b"hello").encode()
-    with pytest.raises(StockImageError, match="not a qcow2 image"):
+    with pytest.raises(BuildError, match="not a qcow2 image"):
         al2023.build(Arch.X86_64, tmp_path / "cache", progress)
     assert not list((tmp_path / "cache/stock").glob("*.qcow2"))
 
@@ -127,12 +128,12 @@ def test_what_is_no_qcow2_is_refused(mirror: Site, tmp_path: Path, progress: Pro
     ("text", "count"), [("", 0), (f"{'a' * 64}  {NAME}\n{'b' * 64}  {NAME.replace('.1-k', '.2-k')}\n", 2)]
 )
 def test_sums_without_the_one_image(text: str, count: int) -> None:
-    with pytest.raises(StockImageError, match=f"names {count} images for kernel 6.1 on x86_64"):
+    with pytest.raises(BuildError, match=f"names {count} images for kernel 6.1 on x86_64"):
         al2023.find_image(text, Arch.X86_64)
 
 
 def test_arm64_has_a_folder_and_a_name_of_its_own(site: Site, tmp_path: Path, progress: Progress) -> None:
-    with pytest.raises(StockImageError, match="latest/kvm-arm64/SHA256SUMS"):
+    with pytest.raises(BuildError, match="latest/kvm-arm64/SHA256SUMS"):
         al2023.build(Arch.ARM64, tmp_path / "cache", progress, mirror=site.url)
     name = NAME.replace("x86_64", "arm64")
     assert al2023.find_image(f"{'a' * 64} *{name}\n", Arch.ARM64) == (name, "a" * 64)

@@ -16,6 +16,8 @@ import pytest
 from processes import alive
 
 from instant_env.arch import Arch
+from instant_env.debian import mirrors
+from instant_env.debian.mirrors import Mirrors
 from instant_env.errors import MissingToolError, UsageError
 from instant_env.localec2 import stock
 from instant_env.localec2.stock import debian, debian_contents, disk, foreign, model
@@ -24,7 +26,7 @@ from instant_env.settings import ROOT
 pytest_plugins = ["stock_site"]
 
 Progress = Callable[[str], None]
-MIRRORS = debian.Mirrors("http://one/debian", "http://one/debian-security")
+MIRRORS = Mirrors("http://one/debian", "http://one/debian-security")
 
 
 def an_image(cache_dir: Path, digest: str) -> stock.StockImage:
@@ -40,7 +42,7 @@ def an_image(cache_dir: Path, digest: str) -> stock.StockImage:
 
 
 def test_the_cached_image_is_not_built_again(tmp_path: Path, progress: Progress, said: list[str]) -> None:
-    digest = debian.digest_of_inputs(Arch.X86_64, debian.Mirrors.from_environment())
+    digest = debian.digest_of_inputs(Arch.X86_64, Mirrors.from_environment())
     image = an_image(tmp_path, digest)
     assert stock.build("debian-12", Arch.X86_64, tmp_path, progress) == image
     assert said == []
@@ -70,7 +72,7 @@ def test_the_digest_follows_what_goes_in(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(digest) == 16
     others = {
         debian.digest_of_inputs(Arch.ARM64, MIRRORS),
-        debian.digest_of_inputs(Arch.X86_64, debian.Mirrors("http://two/debian", MIRRORS.security)),
+        debian.digest_of_inputs(Arch.X86_64, Mirrors("http://two/debian", MIRRORS.security)),
     }
     monkeypatch.setattr(debian_contents, "_CLOUD_CFG", "#cloud-config\n")
     others.add(debian.digest_of_inputs(Arch.X86_64, MIRRORS))
@@ -80,7 +82,7 @@ def test_the_digest_follows_what_goes_in(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_mirrors_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INSTANT_ENV_DEBIAN_MIRROR", "http://mirror/debian")
     monkeypatch.delenv("INSTANT_ENV_DEBIAN_SECURITY_MIRROR", raising=False)
-    sources = debian.Mirrors.from_environment().sources().splitlines()
+    sources = Mirrors.from_environment().sources().splitlines()
     assert [line.split("] ")[1] for line in sources] == [
         "http://mirror/debian bookworm main",
         "http://mirror/debian bookworm-updates main",
@@ -140,7 +142,7 @@ def test_missing_programs_and_keys_are_named(monkeypatch: pytest.MonkeyPatch, tm
     assert caught.value.hint == "run: apt-get install mmdebstrap"
     monkeypatch.setattr(debian, "_TOOLS", {"sh": "dash"})
     monkeypatch.setattr(debian, "_USER_TOOLS", {})
-    monkeypatch.setattr(debian, "KEYRING", tmp_path / "none.gpg")
+    monkeypatch.setattr(mirrors, "KEYRING", tmp_path / "none.gpg")
     with pytest.raises(MissingToolError) as caught:
         debian.check_host(arch)
     assert caught.value.hint == "run: apt-get install debian-archive-keyring"
@@ -213,5 +215,5 @@ def test_a_failed_build_leaves_nothing_and_says_why(tmp_path: Path) -> None:
     process = run_build(tmp_path, "mkdir -p $TMPDIR/mmdebstrap.x/etc; echo 'E: no such suite' >&2; exit 1")
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert "StockImageError: mmdebstrap failed (1): E: no such suite" in errors
+    assert "BuildError: mmdebstrap failed (1): E: no such suite" in errors
     assert left_behind(tmp_path) == []

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from instant_env.arch import Arch
+from instant_env.debian.command import Runner, search_path
 from instant_env.localec2.stock import disk
-from instant_env.localec2.stock.command import Runner, search_path
 
 IDS = disk.Identifiers.from_digest("test")
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from instant_env.arch import Arch
-from instant_env.localec2.stock import debian, disk, modules, tiny, tiny_contents
+from instant_env.debian.command import BuildError
+from instant_env.debian.mirrors import Mirrors
+from instant_env.localec2.stock import disk, modules, tiny, tiny_contents
 from instant_env.localec2.stock.debian_contents import File
-from instant_env.localec2.stock.model import StockImageError
 
-MIRRORS = debian.Mirrors("http://one/debian", "http://one/debian-security")
+MIRRORS = Mirrors("http://one/debian", "http://one/debian-security")
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_modules_come_with_what_they_need(kernel: Path, tmp_path: Path) -> None:
 
 
 def test_a_module_that_is_nowhere_is_an_error(kernel: Path, tmp_path: Path) -> None:
-    with pytest.raises(StockImageError, match="no module floppy"):
+    with pytest.raises(BuildError, match="no module floppy"):
         modules.install(kernel, tmp_path / "out", ("floppy",))
 
 
@@ -60,7 +61,7 @@ def test_the_digest_follows_what_goes_in() -> None:
         tiny.digest_of_inputs(Arch.X86_64, MIRRORS, "1"),
         tiny.digest_of_inputs(Arch.ARM64, MIRRORS, "1"),
         tiny.digest_of_inputs(Arch.X86_64, MIRRORS, "2"),
-        tiny.digest_of_inputs(Arch.X86_64, debian.Mirrors("http://two", "http://two"), "1"),
+        tiny.digest_of_inputs(Arch.X86_64, Mirrors("http://two", "http://two"), "1"),
     }
     assert len(digests) == 4
     assert tiny.digest_of_inputs(Arch.X86_64, MIRRORS, "1") in digests

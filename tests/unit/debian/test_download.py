@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from instant_env.localec2.stock import download
+from instant_env.debian import download
 
 if TYPE_CHECKING:
     from stock_site import Site

@@ -17,13 +17,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from instant_env import stopping
-from instant_env.errors import MissingToolError
-from instant_env.localec2.stock.model import StockImageError
+from instant_env.errors import InstantEnvError, MissingToolError
 
 #: How many of a failed command's last lines go into the message; the rest is in the log.
 _TAIL = 4
 #: Seconds between asking a process group to end and ending it: mmdebstrap removes its chroot meanwhile.
 _GRACE_S = 20.0
+
+
+class BuildError(InstantEnvError):
+    """An image or a part of one could not be built or fetched."""
 
 
 def require(tools: Mapping[str, str]) -> None:
@@ -61,7 +64,7 @@ class Runner:
         on_line: Callable[[str], None] | None = None,
         directory: Path | None = None,
     ) -> None:
-        """Run ``command`` to its end. Raises StockImageError with its last lines when it fails.
+        """Run ``command`` to its end. Raises BuildError with its last lines when it fails.
 
         ``stdin`` must be small (it is written before the output is read). ``on_line`` sees each line of the
         output, stdout and stderr mixed. ``directory`` is where it runs, by default where we do. On any
@@ -101,7 +104,7 @@ class Runner:
                 raise
             print(f"# exit {code} after {time.monotonic() - started:.1f} s", file=log)
         if code != 0:
-            raise StockImageError(
+            raise BuildError(
                 f"{Path(arguments[0]).name} failed ({code}): {' / '.join(tail) or 'it said nothing'}",
                 hint=f"all of its output is in {self.log}",
             )

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from instant_env.localec2.stock.model import StockImageError
+from instant_env.debian.command import BuildError
 
 _T = TypeVar("_T")
 
@@ -34,7 +34,7 @@ _RANGE_NOT_SATISFIABLE = 416
 OnBytes = Callable[[int, int | None], None]
 
 
-class DownloadError(StockImageError):
+class DownloadError(BuildError):
     """A file could not be fetched."""
 
 

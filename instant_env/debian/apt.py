@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from instant_env.arch import Arch
-from instant_env.localec2.stock.command import Runner
-from instant_env.localec2.stock.model import StockImageError
+from instant_env.debian.command import BuildError, Runner
 
 #: Tools used here, with the Debian packages that have them.
 TOOLS = {"apt-get": "apt", "apt-cache": "apt", "dpkg-deb": "dpkg"}
@@ -63,7 +62,7 @@ class Archive:
 
         self.runner.run(["apt-cache", *self._options, "depends", "--important", package], on_line=on_line)
         if len(found) != 1:
-            raise StockImageError(f"{package} depends on {len(found)} packages named {prefix}*, not on one")
+            raise BuildError(f"{package} depends on {len(found)} packages named {prefix}*, not on one")
         return found[0]
 
     def unpack(self, packages: Iterable[str], tree: Path) -> list[str]:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from processes import alive
 
+from instant_env.debian import command
+from instant_env.debian.command import BuildError
 from instant_env.errors import MissingToolError
-from instant_env.localec2.stock import command
-from instant_env.localec2.stock.model import StockImageError
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_output_goes_to_the_log_and_to_the_caller(runner: command.Runner) -> Non
 
 
 def test_a_failure_says_its_last_lines_and_where_the_rest_is(runner: command.Runner) -> None:
-    with pytest.raises(StockImageError) as caught:
+    with pytest.raises(BuildError) as caught:
         runner.run(["sh", "-c", "seq 1 9; exit 3"])
     assert caught.value.message == "sh failed (3): 6 / 7 / 8 / 9"
     assert str(runner.log) in caught.value.hint
@@ -38,7 +38,7 @@ def test_a_failure_says_its_last_lines_and_where_the_rest_is(runner: command.Run
 
 def test_a_program_that_does_not_read_is_judged_by_its_exit_code(runner: command.Runner) -> None:
     runner.run(["true"], stdin="x" * 1000)
-    with pytest.raises(StockImageError, match=r"false failed \(1\): it said nothing"):
+    with pytest.raises(BuildError, match=r"false failed \(1\): it said nothing"):
         runner.run(["false"], stdin="x" * 1000)
 
 

@@ -6,12 +6,17 @@ import contextlib
 import os
 import signal
 import stat
+import sys
 import threading
 from collections.abc import Iterator
+from types import FrameType
+
+#: What a shell reports for a process that SIGINT ended.
+INTERRUPTED = 130
 
 
 def signals() -> list[signal.Signals]:
-    """Those to handle. Who ignores SIGHUP, as nohup has it, wants to outlive the terminal."""
+    """Signals to handle. A process that ignores SIGHUP (nohup) is meant to outlive its terminal."""
     found = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         found.append(signal.SIGHUP)
@@ -19,11 +24,11 @@ def signals() -> list[signal.Signals]:
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
-    """Let them wait until the end of this context, for what must not be left half done.
+def signals_deferred() -> Iterator[None]:
+    """Defer these signals to the end of the block, for what must not be interrupted half-way.
 
-    Such as the start of a program: between its start and Popen's return, Ctrl-C would lose the process, which
-    then runs on. Elsewhere than in the main thread they raise nothing, and nothing is done.
+    One case is the start of a program: between its start and Popen's return, Ctrl-C would lose the process,
+    which then runs on. Python runs signal handlers in the main thread only, so elsewhere this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -52,3 +57,31 @@ def leave_terminal(signum: int) -> None:
         if stat.S_ISCHR(os.fstat(descriptor).st_mode):
             os.dup2(null, descriptor)
     os.close(null)
+
+
+@contextlib.contextmanager
+def interrupts(*, quiet: bool = False) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt once, so that every ``finally`` runs; more of them
+    are answered with a word, since cutting a clean-up short is what leaves machines running. ``quiet`` is for
+    processes that share a screen with the one that speaks."""
+    seen = False
+
+    def handle(signum: int, _: FrameType | None) -> None:
+        nonlocal seen
+        if seen and quiet:
+            return
+        if seen:
+            print("still cleaning up; machines would stay behind otherwise", file=sys.stderr, flush=True)
+            return
+        seen = True
+        leave_terminal(signum)
+        if not quiet:
+            print(f"\n{signal.Signals(signum).name}: cleaning up", file=sys.stderr, flush=True)
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, handle) for number in signals()}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -25,8 +25,8 @@ from instant_env.bake.bake import BakeResult
 from instant_env.bake.request import Request
 from instant_env.cloud.session import Progress
 from instant_env.errors import InstantEnvError
-from instant_env.front import INTERRUPTED, interrupts
 from instant_env.settings import Settings
+from instant_env.stopping import INTERRUPTED, interrupts
 
 #: Bakes one request. Module-level functions only: it is named to another process.
 Work = Callable[[Settings, Request, Progress], BakeResult]
@@ -140,7 +140,7 @@ def _signals_blocked() -> Iterator[None]:
     ours do not block them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
-        with stopping.held():
+        with stopping.signals_deferred():
             yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -182,7 +182,7 @@ def _hear_some(
     """Wait until some of them say something, and pass it on. What is read half is lost, and all after it."""
     ready = wait(list(running))
     for bake in [bake for pipe, bake in running.items() if pipe in ready]:
-        with stopping.held():
+        with stopping.signals_deferred():
             event = bake.next()
             if isinstance(event, Ended):
                 outcomes[bake.request.run_id] = event

@@ -77,7 +77,7 @@ class Runner:
             print(f"$ {shlex.join(arguments)}", file=log, flush=True)
             process = None
             try:
-                with stopping.held():
+                with stopping.signals_deferred():
                     process = subprocess.Popen(
                         arguments,
                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

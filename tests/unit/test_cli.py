@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from invoke.main import program
 
+from instant_env.cli.arguments import LETTERS
+from instant_env.cli.program import namespace
 from instant_env.settings import ROOT
 
 INVOKE = Path(sys.executable).parent / "invoke"
@@ -285,3 +287,15 @@ def test_compare_ends_as_ci_wants_it(tmp_path: Path) -> None:
     faster = compare("20260102T000000Z-b", "20260101T000000Z-a")
     assert faster.returncode == 0, faster.stderr
     assert json.loads(faster.stdout)["too_slow"] == []
+
+
+def test_verbs_have_the_letters_that_a_person_would_guess_and_leave_h_for_help() -> None:
+    letters = {
+        (name, flag)
+        for name in namespace.task_names
+        for argument in namespace[name].get_arguments()
+        for flag in argument.names
+        if len(flag) == 1 and not argument.positional
+    }
+    assert {flag for _, flag in letters} == set(LETTERS.values())
+    assert {("bake", "n"), ("bake", "v"), ("clean", "y")} <= letters

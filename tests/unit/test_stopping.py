@@ -17,9 +17,9 @@ from instant_env import stopping
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from instant_env import front
+from instant_env import stopping
 try:
-    with front.interrupts():
+    with stopping.interrupts():
         print("begun", flush=True)
         time.sleep(60)
 except KeyboardInterrupt:
@@ -79,7 +79,7 @@ def test_what_is_held_comes_afterwards() -> None:
     reached = []
 
     def work() -> None:
-        with stopping.held():
+        with stopping.signals_deferred():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.05)
             reached.append("end")

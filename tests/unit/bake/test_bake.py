@@ -8,7 +8,7 @@ import pytest
 from pretend_bakery import NOTHING, Bakery, Calls
 
 from instant_env.bake.bake import foresee
-from instant_env.bake.screen import plan_lines
+from instant_env.cli.bake_progress import plan_lines
 from instant_env.cloud.session import CloudError
 from instant_env.errors import UsageError
 from instant_env.settings import CloudName

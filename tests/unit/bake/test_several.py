@@ -22,8 +22,8 @@ from instant_env.bake.request import Options, Request, requests
 from instant_env.cloud.images import BakedImage
 from instant_env.cloud.session import Progress
 from instant_env.errors import UsageError
-from instant_env.front import interrupts
 from instant_env.settings import ROOT, Settings
+from instant_env.stopping import interrupts
 
 
 def pretend(settings: Settings, request: Request, progress: Progress) -> BakeResult:
@@ -136,15 +136,17 @@ SCRIPT = """
 import sys, pathlib
 sys.path[:0] = [{root!r}, {here!r}, {support!r}]
 import test_several as t
-from instant_env.bake import screen, several
-from instant_env.front import Reporter, interrupts, show
+from instant_env.bake import several
+from instant_env.cli import bake_progress
+from instant_env.cli.verb import Reporter, show
+from instant_env.stopping import interrupts
 from instant_env.settings import Settings
 if __name__ == "__main__":
     settings, asked = Settings(state_dir=pathlib.Path({state!r})), t.wanted("hangs", "fails")
     with interrupts(), Reporter().live() as report:
-        shown = screen.Screen(report, settings, asked)
+        shown = bake_progress.Screen(report, settings, asked)
         ended = several.bake_all(t.pretend, settings, asked, hear=shown.hear, ended=shown.ended)
-        show(screen.summary(ended))
+        show(bake_progress.summary(ended))
     sys.exit(several.exit_code(ended))
 """
 

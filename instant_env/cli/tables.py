@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from instant_env.cli.verb import say, show
 from instant_env.cloud.images import BakedImage
 from instant_env.cloud.janitor import Removal
-from instant_env.front import say, show
 
 if TYPE_CHECKING:
     from instant_env.localec2.starter import Endpoint, Status

@@ -12,7 +12,7 @@ from rich.text import Text
 from instant_env.bake.forecast import Forecast
 from instant_env.bake.request import Request
 from instant_env.bake.several import Ended
-from instant_env.front import Reporter
+from instant_env.cli.verb import Reporter
 from instant_env.settings import Settings
 
 

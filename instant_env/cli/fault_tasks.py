@@ -8,7 +8,8 @@ from invoke.collection import Collection
 from invoke.context import Context
 from invoke.tasks import task
 
-from instant_env.front import print_json, say, verb
+from instant_env.cli.arguments import VerbTask
+from instant_env.cli.verb import print_json, say, verb
 
 if TYPE_CHECKING:
     from instant_env.localec2.starter import Endpoint
@@ -36,17 +37,20 @@ def _endpoint() -> Endpoint:
 
 
 def _inject(json: bool, **fields: Any) -> None:
-    from instant_env import listing
+    from instant_env.cli import tables
     from instant_env.localec2 import starter
 
     made = starter.inject(_endpoint(), **{name: value for name, value in fields.items() if value})
     if json:
         print_json({"fault": made})
     else:
-        say(listing.fault_line(made))
+        say(tables.fault_line(made))
 
 
-@task(help={"code": "EC2's error code", "times": "number of calls that fail (default 1)", **_CALL_HELP})
+@task(
+    klass=VerbTask,
+    help={"code": "EC2's error code", "times": "number of calls that fail (default 1)", **_CALL_HELP},
+)
 @verb
 def error(
     _: Context, action: str, code: str = "InternalError", times: int = 1, seconds: float = 0.0,
@@ -56,7 +60,7 @@ def error(
     _inject(json, kind="error", action=action, code=code, times=times, seconds=seconds)
 
 
-@task(help={"ms": "milliseconds", "times": "number of calls (default: all)", **_CALL_HELP})
+@task(klass=VerbTask, help={"ms": "milliseconds", "times": "number of calls (default: all)", **_CALL_HELP})
 @verb
 def delay(_: Context, action: str, ms: int, times: int = 0, seconds: float = 0.0, json: bool = False) -> None:
     """Let an action take longer."""
@@ -64,11 +68,12 @@ def delay(_: Context, action: str, ms: int, times: int = 0, seconds: float = 0.0
 
 
 @task(
+    klass=VerbTask,
     help={
         "when": "before the action is done (the default), or after: only its answer is lost",
         "times": "number of calls (default 1)",
         **_CALL_HELP,
-    }
+    },
 )
 @verb
 def drop(
@@ -78,21 +83,21 @@ def drop(
     _inject(json, kind="drop", action=action, when=when, times=times, seconds=seconds)
 
 
-@task(help={"ms": "milliseconds from the launch", **_TIME_HELP})
+@task(klass=VerbTask, help={"ms": "milliseconds from the launch", **_TIME_HELP})
 @verb
 def unknown(_: Context, ms: int, seconds: float = 0.0, json: bool = False) -> None:
     """Eventual consistency: InvalidInstanceID.NotFound for a while after a launch."""
     _inject(json, kind="unknown", delay_ms=ms, seconds=seconds)
 
 
-@task(help=_ONE_HELP)
+@task(klass=VerbTask, help=_ONE_HELP)
 @verb
 def kill(_: Context, instance: str, after_ms: int = 0, seconds: float = 0.0, json: bool = False) -> None:
     """Kill a machine's QEMU."""
     _inject(json, kind="kill", instance=instance, after_ms=after_ms, seconds=seconds)
 
 
-@task(help=_ONE_HELP)
+@task(klass=VerbTask, help=_ONE_HELP)
 @verb
 def freeze(_: Context, instance: str, after_ms: int = 0, seconds: float = 0.0, json: bool = False) -> None:
     """Stop a machine's processors; clearing the fault lets them go on."""
@@ -100,11 +105,12 @@ def freeze(_: Context, instance: str, after_ms: int = 0, seconds: float = 0.0, j
 
 
 @task(
+    klass=VerbTask,
     help={
         "bytes-per-second": "bound of each volume's reads and writes together",
         "operations-per-second": "the same in operations",
         **_MANY_HELP,
-    }
+    },
 )
 @verb
 def disk(
@@ -119,12 +125,13 @@ def disk(
 
 
 @task(
+    klass=VerbTask,
     help={
         "ms": "milliseconds by which it is late",
         "status": "HTTP status that it answers",
         "answer": "what it does instead of answering: refused, truncated, garbage",
         **_MANY_HELP,
-    }
+    },
 )
 @verb
 def imds(
@@ -136,13 +143,14 @@ def imds(
 
 
 @task(
+    klass=VerbTask,
     help={
         "dhcp": "the guest's next this many DHCP messages are lost",
         "loss-percent": "of all packets, either way",
         "ms": "milliseconds by which every packet is late, either way",
         "silent-dns": "the resolver does not answer",
         **_MANY_HELP,
-    }
+    },
 )
 @verb
 def network(
@@ -156,30 +164,30 @@ def network(
     )  # fmt: skip
 
 
-@task(help={"instance": "next (the default): the one that starts next", **_TIME_HELP})
+@task(klass=VerbTask, help={"instance": "next (the default): the one that starts next", **_TIME_HELP})
 @verb
 def unplugged(_: Context, instance: str = "next", seconds: float = 0.0, json: bool = False) -> None:
     """Start the next machine without its network card; clearing the fault plugs it in."""
     _inject(json, kind="unplugged", instance=instance, seconds=seconds)
 
 
-@task(name="list", default=True, help=_JSON_HELP)
+@task(klass=VerbTask, name="list", default=True, help=_JSON_HELP)
 @verb
 def list_(_: Context, json: bool = False) -> None:
     """List the faults that are active."""
-    from instant_env import listing
+    from instant_env.cli import tables
     from instant_env.localec2 import starter
 
     found = starter.faults(_endpoint())
     if json:
         print_json({"faults": found})
     for fault in [] if json else found:
-        say(listing.fault_line(fault))
+        say(tables.fault_line(fault))
     if not found and not json:
         say("no faults")
 
 
-@task(help={"id": "only this one (default: all)", **_JSON_HELP})
+@task(klass=VerbTask, help={"id": "only this one (default: all)", **_JSON_HELP})
 @verb
 def clear(_: Context, id: str = "", json: bool = False) -> None:
     """End faults and undo what can be undone: frozen machines go on, disks are fast again."""

@@ -1,37 +1,26 @@
-"""The front door's manners: progress on stderr, results on stdout, errors in one line, and interrupts
-that clean up.
-
-``tasks.py`` holds one thin task per verb; what they share is here.
-"""
+"""What every verb shares: results on stdout, progress and errors on stderr, interrupts that clean up."""
 
 from __future__ import annotations
 
 import functools
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
 from invoke.exceptions import Exit
-from invoke.parser.argument import Argument
-from invoke.tasks import Task
 from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from instant_env import stopping
 from instant_env.errors import InstantEnvError
+from instant_env.stopping import INTERRUPTED, interrupts
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-#: What a shell reports for a process that SIGINT ended.
-INTERRUPTED = 130
 
 
 class _Results(Console):
@@ -96,34 +85,6 @@ def fail(message: str, hint: str, exit_code: int) -> NoReturn:
     raise Exit(code=exit_code)
 
 
-@contextmanager
-def interrupts(*, quiet: bool = False) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt once, so that every ``finally`` runs; more of them
-    are answered with a word, since cutting a clean-up short is what leaves machines running. ``quiet`` is for
-    processes that share a screen with the one that speaks."""
-    seen = False
-
-    def handle(signum: int, _: FrameType | None) -> None:
-        nonlocal seen
-        if seen and quiet:
-            return
-        if seen:
-            print("still cleaning up; machines would stay behind otherwise", file=sys.stderr, flush=True)
-            return
-        seen = True
-        stopping.leave_terminal(signum)
-        if not quiet:
-            print(f"\n{signal.Signals(signum).name}: cleaning up", file=sys.stderr, flush=True)
-        raise KeyboardInterrupt
-
-    previous = {number: signal.signal(number, handle) for number in stopping.signals()}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def verb(function: Callable[P, R]) -> Callable[P, R]:
     """Wrap a task's body: errors become one line and an exit code, interrupts clean up first."""
 
@@ -159,57 +120,3 @@ def show(renderable: Any) -> None:
 def print_json(value: Any) -> None:
     """The result for programs: one JSON object, the last thing on stdout."""
     print(json.dumps(value, default=str, indent=2), flush=True)
-
-
-class _Pair(Argument):
-    """A flag with two values: ``--diff A B``. Invoke asks a flag for values until it has one."""
-
-    def __init__(self, *names: str, help: str) -> None:
-        super().__init__(names=names, kind=str, help=help)
-        self._pair: list[str] = []
-
-    @property
-    def raw_value(self) -> str | None:
-        return " ".join(self._pair) if len(self._pair) == 2 else None
-
-    @raw_value.setter
-    def raw_value(self, value: Any) -> None:
-        pass  # Argument's own __init__ and set_value keep it; both values count here
-
-    def set_value(self, value: Any, cast: bool = True) -> None:  # noqa: ARG002 - Invoke's signature
-        self._pair.append(str(value))
-
-    @property
-    def value(self) -> Any:
-        return tuple(self._pair) or None
-
-    @value.setter
-    def value(self, value: Any) -> None:
-        self.set_value(value)
-
-
-def takes_numbers(**kinds: type) -> type[Task[Any]]:
-    """A kind of task whose parameters of these names are numbers, or None when they are not given: Invoke
-    knows a parameter's type from its default alone."""
-
-    class NumberTask(Task[Any]):
-        def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
-            arguments: list[Argument] = super().get_arguments(ignore_unknown_help)
-            for argument in arguments:
-                argument.kind = kinds.get(str(argument.attr_name or argument.name), argument.kind)
-            return arguments
-
-    return NumberTask
-
-
-def takes_pair(flag: str, help: str) -> type[Task[Any]]:
-    """A kind of task (``@task(klass=...)``) whose parameter ``flag`` is two values, a tuple, or None."""
-
-    class PairTask(Task[Any]):
-        def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
-            return [
-                _Pair(*argument.names, help=help) if argument.name == flag else argument
-                for argument in super().get_arguments(ignore_unknown_help)
-            ]
-
-    return PairTask

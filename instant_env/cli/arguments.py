@@ -1,0 +1,80 @@
+"""Tasks with chosen flags: Invoke gives every flag a letter, guesses types, and has no pairs of values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from invoke.parser.argument import Argument
+from invoke.tasks import Task
+
+#: One-letter flags, by flag: those that a person would guess. Invoke's own `-h` stays free for help.
+LETTERS = {"yes": "y", "verbose": "v", "dry-run": "n"}
+
+
+class VerbTask(Task[Any]):
+    """A task that has the one-letter flags of :data:`LETTERS` and no others."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "auto_shortflags": False})
+
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
+        arguments: list[Argument] = super().get_arguments(ignore_unknown_help)
+        for argument in arguments:
+            letter = next((LETTERS[name] for name in argument.names if name in LETTERS), None)
+            if letter:
+                argument.names = (*argument.names, letter)
+        return arguments
+
+
+class _Pair(Argument):
+    """A flag with two values: ``--diff A B``. Invoke asks a flag for values until it has one."""
+
+    def __init__(self, *names: str, help: str) -> None:
+        super().__init__(names=names, kind=str, help=help)
+        self._pair: list[str] = []
+
+    @property
+    def raw_value(self) -> str | None:
+        return " ".join(self._pair) if len(self._pair) == 2 else None
+
+    @raw_value.setter
+    def raw_value(self, value: Any) -> None:
+        pass  # Argument's own __init__ and set_value keep it; both values count here
+
+    def set_value(self, value: Any, cast: bool = True) -> None:  # noqa: ARG002 - Invoke's signature
+        self._pair.append(str(value))
+
+    @property
+    def value(self) -> Any:
+        return tuple(self._pair) or None
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        self.set_value(value)
+
+
+def takes_numbers(**kinds: type) -> type[Task[Any]]:
+    """A kind of task whose parameters of these names are numbers, or None when they are not given: Invoke
+    knows a parameter's type from its default alone."""
+
+    class NumberTask(VerbTask):
+        def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
+            arguments = super().get_arguments(ignore_unknown_help)
+            for argument in arguments:
+                argument.kind = kinds.get(str(argument.attr_name or argument.name), argument.kind)
+            return arguments
+
+    return NumberTask
+
+
+def takes_pair(flag: str, help: str) -> type[Task[Any]]:
+    """A kind of task (``@task(klass=...)``) whose parameter ``flag`` is two values, a tuple, or None."""
+
+    class PairTask(VerbTask):
+        def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
+            return [
+                _Pair(*argument.names, help=help) if argument.name == flag else argument
+                for argument in super().get_arguments(ignore_unknown_help)
+            ]
+
+    return PairTask

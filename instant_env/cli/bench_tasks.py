@@ -1,0 +1,175 @@
+"""The verbs of measuring: bench, report, compare."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.tasks import task
+
+from instant_env.cli.arguments import VerbTask, takes_numbers
+from instant_env.cli.common import CLOUD_HELP, JSON_HELP, read_settings
+from instant_env.cli.verb import Reporter, print_json, say, verb
+
+if TYPE_CHECKING:
+    pass
+
+
+@task(
+    klass=takes_numbers(iterations=int, timeout_s=int, parallel=int, seed=int, max_usd=float),
+    iterable=["technique"],
+    help={
+        "ami": "which AMIs to measure: latest (the default), or the id of one",
+        "technique": "technique to measure; repeatable (default: cold and every baked one)",
+        "iterations": "attempts of each technique (default 3)",
+        "arch": "architecture: x86_64 (the default) or arm64",
+        "instance-type": "instance type (default m7i.large, m7g.large)",
+        "timeout-s": "seconds after which an attempt counts as timed out (default 600)",
+        "experiment": "an experiment to run in place of a race: experiments/hop-limit.yml",
+        "resume": "CSV of an interrupted run: make the attempts it did not come to",
+        "dry-run": "print the plan and what it would cost; nothing is launched",
+        "max-usd": "stop before an attempt that might cost more than this in all",
+        "subnet": "subnet of the machines (default: one of the default VPC)",
+        "security-group": "their security group, which has to admit SSH (default: one made for the run)",
+        "parallel": "launches in flight at a time (default 1)",
+        "seed": "seed of the order within the blocks (default: random, recorded)",
+        "name": "name in the file names of the results (default bench)",
+        **CLOUD_HELP,
+        **JSON_HELP,
+    },
+)
+@verb
+def bench(
+    _: Context,
+    ami: str = "",
+    technique: list[str] | None = None,
+    iterations: int | None = None,
+    arch: str = "",
+    instance_type: str = "",
+    timeout_s: int | None = None,
+    parallel: int | None = None,
+    experiment: str = "",
+    resume: str = "",
+    dry_run: bool = False,
+    max_usd: float | None = None,
+    subnet: str = "",
+    security_group: str = "",
+    seed: int | None = None,
+    name: str = "",
+    cloud: str = "",
+    region: str = "",
+    json: bool = False,
+) -> None:
+    """Race the techniques against cold; one CSV row per attempt under results/."""
+    from harness import asked, live, runner, table
+
+    settings = read_settings(cloud=cloud, region=region, subnet=subnet, security_group=security_group)
+    request = asked.Request(
+        experiment=experiment, resume=resume, ami=ami, techniques=tuple(technique or ()),
+        iterations=iterations, arch=arch, instance_type=instance_type, seed=seed, name=name,
+        timeout_s=timeout_s, parallel=parallel,
+    )  # fmt: skip
+    settings, planner = asked.read(request, settings)
+    with Reporter().live() as report:
+        if dry_run:
+            told = runner.dry_run(settings, planner, report)
+        else:
+            result = runner.carry_out(
+                settings, planner, max_usd=max_usd, progress=report,
+                watch=lambda standing: report.show(live.render(standing)),
+            )  # fmt: skip
+    if dry_run:
+        say("\n".join(told))
+        return
+    if json:
+        print_json({**runner.result_dict(result), "csv": str(result.csv_path)})
+    else:
+        for summary in result.summaries:
+            table.print_summary(summary)
+        for line in table.filling_lines(result.fillings):
+            say(line)
+        if result.spent_usd:
+            say(f"spent: about ${result.spent_usd:.2f}")
+        if result.left_out:
+            say(f"{result.left_out} attempts were left out: they might have cost more than --max-usd allows")
+        say(f"rows: {result.csv_path}")
+    if result.failures or result.left_out:
+        raise Exit(code=1)
+
+
+@task(
+    klass=VerbTask,
+    help={
+        "csv": "results to report on (default: the newest in results/)",
+        "format": "what to write, several with commas: html, md, png, svg (default html)",
+        "output": "directory to write to (default: results/reports/<name of the CSV>)",
+        "fill": "fill the figures of this document from the CSVs that it names, and write no report",
+        **JSON_HELP,
+    },
+)
+@verb
+def report(
+    _: Context, csv: str = "", format: str = "html", output: str = "", fill: str = "", json: bool = False
+) -> None:
+    """Draw a run: where the time goes, how techniques differ, and which one to use."""
+    from pathlib import Path
+
+    from harness import records
+
+    results_dir = read_settings().results_dir
+    # Read before what draws is imported, which takes a second.
+    results = None if fill else records.read_results(Path(csv) if csv else records.newest(results_dir))
+
+    from harness import quote
+    from harness import report as reports
+
+    if results is None:
+        changed = quote.fill(Path(fill))
+        if json:
+            print_json({"document": fill, "changed": changed})
+        else:
+            say(f"{fill}: {'filled anew' if changed else 'as its CSVs have it'}")
+        return
+    wanted = reports.formats(format)
+    found = reports.make(results)
+    written = found.write(Path(output) if output else results_dir / "reports" / found.results.name, wanted)
+    if json:
+        print_json({**found.as_json(), "files": [str(path) for path in written]})
+        return
+    for section in found.sections:
+        say(f"{section.caption}: {section.recommendation.headline}")
+        for reason in section.recommendation.reasons:
+            say(f"  {reason}")
+    for path in written:
+        say(str(path))
+
+
+@task(
+    klass=VerbTask,
+    positional=["a", "b"],
+    help={
+        "a": "what it was: a CSV, an AMI id, or a git revision with a run in results/",
+        "b": "what it is now: the same",
+        "fail-if-slower": "exit with 1 when something is slower by more than this, as 10%: when the whole "
+        "95 % interval lies above it (t4; in localec2 t2→t4)",
+        "force": "compare also what ran on different hosts, accelerators or clouds",
+        **JSON_HELP,
+    },
+)
+@verb
+def compare(
+    _: Context, a: str, b: str, fail_if_slower: str = "", force: bool = False, json: bool = False
+) -> None:
+    """Say what got slower or faster from A to B, with intervals."""
+    from harness import compare as comparing
+
+    found = comparing.compare_runs(
+        read_settings().results_dir, a, b, force=force, fail_if_slower=fail_if_slower
+    )
+    if json:
+        print_json(found.as_json())
+    else:
+        say(comparing.render(found))
+    if found.too_slow:
+        raise Exit(code=1)

@@ -1,0 +1,29 @@
+"""What several verbs take: the flags for the cloud and for JSON, and how flags become settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from instant_env.arch import Arch
+    from instant_env.settings import Settings
+
+CLOUD_HELP = {
+    "cloud": "where machines come from: local (the default) or aws",
+    "region": "region (default us-east-1)",
+}
+JSON_HELP = {"json": "print the result as one JSON object on stdout"}
+
+
+def read_settings(**flags: Any) -> Settings:
+    """The settings under these flags; an empty flag counts as not given. Raises UsageError."""
+    from instant_env import settings
+
+    return settings.load(flags)
+
+
+def parse_arch(text: str) -> Arch:
+    """Raises UsageError for an unknown architecture."""
+    from instant_env.arch import Arch
+
+    return Arch.parse(text)

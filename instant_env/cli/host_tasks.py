@@ -1,0 +1,77 @@
+"""The verbs of what stands around a run: doctor for this machine, setup and teardown for an AWS account."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.tasks import task
+
+from instant_env.cli.arguments import VerbTask
+from instant_env.cli.common import CLOUD_HELP, JSON_HELP, read_settings
+from instant_env.cli.verb import Reporter, print_json, say, verb
+
+if TYPE_CHECKING:
+    pass
+
+
+@task(
+    klass=VerbTask,
+    help={
+        "subnet": "subnet that machines will use (default: the best of the default VPC)",
+        "dry-run": "say what is missing, and make nothing",
+        **CLOUD_HELP,
+        **JSON_HELP,
+    },
+)
+@verb
+def setup(
+    _: Context, subnet: str = "", dry_run: bool = False, cloud: str = "", region: str = "", json: bool = False
+) -> None:
+    """Make what an AWS account needs once, and check its quotas and our permissions. Run it again at will."""
+    from instant_env.cloud import account
+    from instant_env.cloud.session import connect
+
+    connection = connect(
+        account.only_aws(read_settings(cloud=cloud, region=region, subnet=subnet)), Reporter()
+    )
+    found = account.set_up(connection, dry_run=dry_run, progress=Reporter())
+    if json:
+        print_json({"found": [finding.as_dict() for finding in found]})
+    else:
+        say("\n".join(account.advice(found)))
+    if any(finding.state == "trouble" for finding in found):
+        raise Exit(code=1)
+
+
+@task(klass=VerbTask, help={"dry-run": "say what would go, and remove nothing", **CLOUD_HELP, **JSON_HELP})
+@verb
+def teardown(
+    _: Context, dry_run: bool = False, cloud: str = "", region: str = "", json: bool = False
+) -> None:
+    """Remove what `setup` made. AMIs and machines are `clean`'s."""
+    from instant_env.cloud import account
+    from instant_env.cloud.session import connect
+
+    connection = connect(account.only_aws(read_settings(cloud=cloud, region=region)), Reporter())
+    found = account.tear_down(connection, dry_run=dry_run, progress=Reporter())
+    if json:
+        print_json({"found": [finding.as_dict() for finding in found]})
+    elif not found:
+        say("nothing to remove")
+
+
+@task(klass=VerbTask, help=JSON_HELP)
+@verb
+def doctor(_: Context, json: bool = False) -> None:
+    """Say what this machine lacks, and the exact command that installs it."""
+    from instant_env import doctor as physician
+
+    report = physician.check(read_settings())
+    if json:
+        print_json(report.model_dump(mode="json"))
+    else:
+        say(report.render())
+    if not report.ok:
+        raise Exit(code=1)

@@ -1,0 +1,377 @@
+"""The verbs of images: bake, recipes, amis, publish, clean, init.build."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.tasks import task
+
+from instant_env.cli.arguments import VerbTask, takes_pair
+from instant_env.cli.common import CLOUD_HELP, JSON_HELP, parse_arch, read_settings
+from instant_env.cli.verb import Reporter, print_json, say, show, verb
+
+if TYPE_CHECKING:
+    from instant_env.bake.request import Request
+    from instant_env.settings import Settings
+
+
+_SET_HELP = {"set": "value of one of the recipe's parameters, as key=value; repeatable"}
+
+
+@task(
+    klass=VerbTask,
+    iterable=["set"],
+    help={
+        "recipe": "recipe to bake, several with commas: folders under recipes/",
+        "arch": "architecture, both with a comma: x86_64 (the default), arm64",
+        "base": "base to bake from (default debian-12 in the local cloud, al2023 on aws)",
+        "base-ami": "AMI to take for that base: an id, an SSM parameter (/...) or a name with *",
+        "builder-type": "type of the builder, one for each architecture (default m7i.large,m7g.large)",
+        "method": "create-image (the default), or register: a snapshot of the root, then RegisterImage",
+        "encrypt": "encrypt the builder's volume and so the image (the default)",
+        "kms-key-id": "KMS key for that (default: the account's own for EBS, whose images cannot be shared)",
+        "on-error": "cleanup (the default), or keep: leave the machine that failed, and say how to log in",
+        "subnet": "subnet of the machines (default: one of the default VPC)",
+        "ssh-private": "reach machines by their private addresses, from within the VPC",
+        "deprecate-after-days": "mark the image as deprecated after so many days (default: never)",
+        "protect": "protect the image against deregistration",
+        "force": "bake even when an AMI already holds this plan",
+        "parallel": "how many to bake at a time (default: all)",
+        "dry-run": "print the plan, what it would make and cost; nothing is made",
+        "verbose": "show the output of every step as it comes; of one bake only",
+        **_SET_HELP,
+        **CLOUD_HELP,
+        **JSON_HELP,
+    },
+)
+@verb
+def bake(
+    _: Context,
+    recipe: str = "",
+    arch: str = "x86_64",
+    base: str = "",
+    base_ami: str = "",
+    builder_type: str = "",
+    method: str = "create-image",
+    encrypt: bool = True,
+    kms_key_id: str = "",
+    on_error: str = "cleanup",
+    subnet: str = "",
+    ssh_private: bool = False,
+    deprecate_after_days: int = 0,
+    protect: bool = False,
+    force: bool = False,
+    parallel: int = 0,
+    dry_run: bool = False,
+    verbose: bool = False,
+    set: list[str] | None = None,
+    cloud: str = "",
+    region: str = "",
+    json: bool = False,
+) -> None:
+    """Bake AMIs from recipes, prove each by booting it, and make it `latest`."""
+    from instant_env.bake import bake as bakery
+    from instant_env.bake import parameters
+    from instant_env.bake.request import Method, OnError, Options, choose, requests, words
+    from instant_env.cli import bake_progress
+    from instant_env.cloud.session import connect
+    from instant_env.errors import UsageError
+
+    settings = read_settings(cloud=cloud, region=region, subnet=subnet)
+    options = Options(
+        base=base or None, base_ami=base_ami or None, builder_types=tuple(words(builder_type)), force=force,
+        given=parameters.split(set or ()), method=choose(Method, method, "--method"), encrypt=encrypt,
+        kms_key_id=kms_key_id or None, on_error=choose(OnError, on_error, "--on-error"),
+        ssh_private=ssh_private, deprecate_after_days=deprecate_after_days or None, protect=protect,
+    )  # fmt: skip
+    wanted = requests(recipe, arch, options)
+    if parallel < 0:
+        raise UsageError(f"--parallel {parallel} makes no sense", hint="1 or more; all at a time by default")
+    if verbose and len(wanted) > 1:
+        raise UsageError("--verbose shows one bake at a time", hint="each has a log, named when it begins")
+    with Reporter().live() as report:
+        for request in wanted:
+            bakery.check(settings, request)
+        connection = connect(settings, report)
+        if dry_run:
+            told = [bakery.foresee(connection, settings, request, report) for request in wanted]
+        elif len(wanted) > 1:
+            _bake_side_by_side(settings, wanted, parallel, report, json)
+            return
+        else:
+            (request,) = wanted
+            result = bakery.bake(
+                connection, settings, request, verbose=sys.stderr if verbose else None, progress=report
+            )
+    if dry_run:
+        if json:
+            print_json({"plans": [one.as_dict() for one in told]})
+        else:
+            say("\n".join(line for one in told for line in bake_progress.plan_lines(one)))
+        return
+    if json:
+        print_json(result.as_dict())
+    elif result.reused:
+        say(f"{result.image.id} already holds plan {result.image.plan_hash[:12]}; --force bakes it again")
+    else:
+        say(f"{result.image.id} ({request.label}) baked and verified in {result.seconds:.0f} s")
+
+
+def _bake_side_by_side(
+    settings: Settings, wanted: list[Request], parallel: int, report: Reporter, json: bool
+) -> None:
+    from instant_env.bake import several
+    from instant_env.bake.bake import bake_in_process
+    from instant_env.cli import bake_progress
+
+    shown = bake_progress.Screen(report, settings, wanted)
+    ended = several.bake_all(
+        bake_in_process, settings, wanted, parallel=parallel, hear=shown.hear, ended=shown.ended
+    )
+    if json:
+        print_json({"bakes": [one.as_dict() for one in ended]})
+    else:
+        show(bake_progress.summary(ended))
+    if code := several.exit_code(ended):
+        raise Exit(code=code)
+
+
+_DIFF_HELP = "what differs between two of them: AMI ids, or files of manifests"
+
+
+@task(
+    klass=takes_pair("diff", _DIFF_HELP),
+    help={
+        "recipe": "only this recipe",
+        "arch": "only this architecture",
+        "diff": _DIFF_HELP,
+        **CLOUD_HELP,
+        **JSON_HELP,
+    },
+)
+@verb
+def amis(
+    _: Context,
+    recipe: str = "",
+    arch: str = "",
+    diff: tuple[str, str] | None = None,
+    cloud: str = "",
+    region: str = "",
+    json: bool = False,
+) -> None:
+    """List the AMIs we baked, newest first; with --diff A B, say what differs between two."""
+    from instant_env.bake import difference
+    from instant_env.cli import tables
+    from instant_env.cloud.images import list_baked
+    from instant_env.cloud.session import connect
+
+    settings = read_settings(cloud=cloud, region=region)
+    if diff:
+        manifests = [difference.load(lambda: connect(settings, Reporter()), settings, name) for name in diff]
+        found = difference.compare(*manifests)
+        if json:
+            print_json(found)
+        else:
+            say("\n".join(difference.as_text(found)))
+        return
+    connection = connect(settings, Reporter())
+    images = list_baked(connection, recipe=recipe, arch=parse_arch(arch) if arch else None)
+    if json:
+        print_json({"images": [tables.image_row(image) for image in images]})
+    elif images:
+        show(tables.image_table(images))
+    else:
+        say("no AMIs yet; bake one: invoke bake --recipe minimal")
+
+
+@task(
+    klass=VerbTask,
+    help={
+        "ami": "AMI of localec2 to publish: latest (the default) of --recipe, or an id",
+        "recipe": "recipe whose latest AMI to publish",
+        "arch": "architecture: x86_64 (the default) or arm64",
+        "cloud": "where it goes: aws",
+        "region": "region it goes to (default us-east-1)",
+        "to-endpoint": "URL where the target's services are, as of another localec2 (default: AWS's own)",
+        "workers": "blocks under way at a time (default 16)",
+        "dry-run": "say what would be written, and write nothing",
+        **JSON_HELP,
+    },
+)
+@verb
+def publish(
+    _: Context,
+    ami: str = "latest",
+    recipe: str = "",
+    arch: str = "x86_64",
+    cloud: str = "aws",
+    region: str = "",
+    to_endpoint: str = "",
+    workers: int = 16,
+    dry_run: bool = False,
+    json: bool = False,
+) -> None:
+    """Copy an AMI that was baked in localec2 to AWS, by the EBS direct APIs: no builder, no upload bucket."""
+    from instant_env.cli import tables
+    from instant_env.cloud.session import connect
+    from instant_env.publish import publish as publishing
+
+    publishing.check(cloud, ami, recipe)
+    wanted = parse_arch(arch)
+    local = read_settings(cloud="local")
+    away = read_settings(cloud="aws", region=region, endpoint_url=to_endpoint)
+    with Reporter().live() as report:
+        source_cloud = connect(local, report)
+        source = publishing.find_source(source_cloud, ami, recipe, wanted)
+        if not dry_run:
+            result = publishing.publish(
+                source_cloud, connect(away, report), source, workers=workers, progress=report,
+                watch=lambda standing: report.show(tables.publish_line(standing)),
+            )  # fmt: skip
+    found = source.as_dict() if dry_run else result.as_dict()
+    if json:
+        print_json(found)
+    elif dry_run:
+        say("\n".join(tables.publish_plan(found)))
+    else:
+        say(tables.publish_summary(found))
+
+
+@task(
+    klass=VerbTask,
+    help={
+        "keep": "newest AMIs to keep of each recipe and architecture (default 3)",
+        "min-age-h": "keep AMIs that are younger, in hours (default 0)",
+        "what": "only these kinds, as image,snapshot,volume,instance,key-pair (default: every kind)",
+        "all": "machines, volumes, keys and the rest too that neither expired nor belong to a dead run",
+        "dry-run": "say what would go, and remove nothing",
+        "yes": "do not ask",
+        **CLOUD_HELP,
+        **JSON_HELP,
+    },
+)
+@verb
+def clean(
+    _: Context,
+    keep: int = 3,
+    min_age_h: int = 0,
+    what: str = "",
+    all: bool = False,
+    dry_run: bool = False,
+    yes: bool = False,
+    cloud: str = "",
+    region: str = "",
+    json: bool = False,
+) -> None:
+    """Remove old AMIs with their snapshots, and whatever dead and expired runs left behind."""
+    from instant_env.cli import tables
+    from instant_env.cloud import janitor
+    from instant_env.cloud.session import connect
+
+    policy = janitor.policy(keep=keep, min_age_h=min_age_h, what=what, everything=all)
+    settings = read_settings(cloud=cloud, region=region)
+    connection = connect(settings, Reporter())
+    survey = janitor.survey(connection, policy)
+    removals = survey.removals
+    if not json:
+        for caption, rows in (("to remove", removals), ("kept", survey.kept)):
+            if rows:
+                show(tables.removal_table(rows, caption))
+    go = bool(removals) and not dry_run and (yes or tables.confirmed(f"remove these {len(removals)}?"))
+    failures = janitor.remove(connection, removals, Reporter()) if go else []
+    if json:
+        print_json(
+            {
+                "removed": go,
+                "found": [removal.as_dict() for removal in removals],
+                "kept": [row.as_dict() for row in survey.kept],
+                "failures": [{**removal.as_dict(), "error": why} for removal, why in failures],
+            }
+        )
+    elif not removals:
+        say("nothing to remove")
+    elif not go:
+        say("nothing was removed" + ("" if dry_run else "; run it with --yes"))
+    else:
+        say(f"removed {len(removals) - len(failures)} of {len(removals)}")
+        for removal, why in failures:
+            say(f"still there: {removal.kind} {removal.id}: {why}")
+    if failures:
+        raise Exit(code=1)
+
+
+@task(klass=VerbTask, help=JSON_HELP)
+@verb
+def recipes(_: Context, json: bool = False) -> None:
+    """List the recipes, with what they extend and the parameters they take."""
+    from instant_env.bake import show as showing
+    from instant_env.cli import tables
+
+    found = showing.list_recipes(read_settings().recipes_dir)
+    if json:
+        print_json({"recipes": found})
+    else:
+        show(tables.recipe_table(found))
+
+
+@task(
+    klass=VerbTask,
+    name="show",
+    positional=["name"],
+    iterable=["set"],
+    help={
+        "name": "recipe: a folder under recipes/",
+        "base": "base to render it for (default debian-12, with --cloud aws al2023)",
+        "arch": "architecture: x86_64 (the default) or arm64",
+        "cloud": "whose default base it is: local (the default) or aws",
+        **_SET_HELP,
+        **JSON_HELP,
+    },
+)
+@verb
+def recipe_show(
+    _: Context, name: str, base: str = "", arch: str = "x86_64", set: list[str] | None = None,
+    cloud: str = "", json: bool = False,
+) -> None:  # fmt: skip
+    """Print a recipe's plan with every script rendered; no cloud, machine or build is needed."""
+    from instant_env.bake import parameters
+    from instant_env.bake import show as showing
+    from instant_env.cloud.session import default_base
+
+    settings = read_settings(cloud=cloud)
+    plan = showing.rendered(
+        settings.recipes_dir,
+        name,
+        base or default_base(settings),
+        parse_arch(arch),
+        parameters.split(set or ()),
+    )
+    if json:
+        print_json(plan)
+    else:
+        say("\n".join(showing.as_text(plan)))
+
+
+@task(
+    klass=VerbTask, name="build", help={"arch": "architecture: x86_64 or arm64 (default: both)", **JSON_HELP}
+)
+@verb
+def init_build(_: Context, arch: str = "", json: bool = False) -> None:
+    """Build the static init; print each binary's path, size and SHA-256."""
+    from instant_env.arch import Arch
+    from instant_env.bake.plan import file_sha256
+    from instant_env.toolchain import go_build
+
+    built = [(one, go_build("init", one)) for one in ([parse_arch(arch)] if arch else list(Arch))]
+    rows = [
+        {"arch": one.value, "path": str(path), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for one, path in built
+    ]
+    if json:
+        print_json({"binaries": rows})
+        return
+    for row in rows:
+        say(f"{row['arch']:7} {row['bytes']:>9} bytes  sha256:{row['sha256']}  {row['path']}")

@@ -26,7 +26,7 @@ def build(names: set[str], arch: Arch, cache_dir: Path) -> dict[str, Path]:
     makers = {
         "instant-init": lambda: go_build("init", arch),
         "instant-ssm": lambda: go_build("init/ssm", arch),
-        "imagetool": lambda: go_build("instant_env/bake/imagetool", arch),
+        "imagetool": lambda: go_build("cmd/imagetool", arch),
         "efi-stub": lambda: efi_stub(arch, cache_dir),
     }
     return {name: makers[name]() for name in sorted(names)}

@@ -113,7 +113,7 @@ def up(settings: Settings, progress: Progress = lambda _: None) -> Endpoint:
 @functools.cache
 def _netd(native: Arch) -> Path:
     """Once in a process: even when nothing has changed, asking Go takes a second of processor time."""
-    return toolchain.go_build("instant_env/localec2/netd", native)
+    return toolchain.go_build("cmd/netd", native)
 
 
 def running(settings: Settings) -> Endpoint:

@@ -24,7 +24,7 @@ _TARGET = re.compile(r"^func (Fuzz\w+)\(\w+ \*testing\.F\)", re.MULTILINE)
 
 def targets() -> list[tuple[Path, str]]:
     """(package's directory, name) of all targets in our own Go code."""
-    sources = sorted(path for top in ("init", "instant_env") for path in (ROOT / top).rglob("*_test.go"))
+    sources = sorted(path for top in ("init", "cmd", "internal") for path in (ROOT / top).rglob("*_test.go"))
     return [(path.parent, name) for path in sources for name in _TARGET.findall(path.read_text())]
 
 

@@ -1,6 +1,7 @@
-"""What a machine learns about itself: the file that the metadata service serves (its format: imds/README.md).
+"""What a machine learns about itself: the file that the metadata service serves.
 
-Only what EC2 lists for an instance of its kind: cloud-init fetches every name, one request each.
+internal/imds/README.md has its format. Only what EC2 lists for an instance of its kind:
+cloud-init fetches every name, one request each.
 """
 
 from __future__ import annotations

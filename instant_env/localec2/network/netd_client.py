@@ -1,7 +1,7 @@
-"""The process that is the network (netd/, in Go), and how it is spoken to.
+"""The process that is the network (cmd/netd, in Go), and how it is spoken to.
 
 Commands go to its standard input and are answered on its standard output, one JSON object a line, in order
-(netd/main.go lists them). It ends when its standard input does, so it never outlives this process.
+(cmd/netd/main.go lists them). It ends when its standard input does, so it never outlives this process.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The network of guests: a VPC of our own, made by netd, behind a seam.
 
 The rest of localec2 says which interfaces there are and what the security groups admit; how packets go is
-netd's business (netd/main.go). QEMU connects every interface to a Unix socket of netd. Commands are sent with
-the state's lock held and never waited for then: they are carried out in the order in which they were given.
+netd's business (cmd/netd/main.go). QEMU connects every interface to a Unix socket of netd. Commands are sent
+with the state's lock held and never waited for then: they are carried out in the order in which they were
+given.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ def _take(source: Path, target: Path) -> None:
 
 def _make_uki(runner: Runner, work: Path, packages: Path, arch: Arch, arguments: str, release: str) -> Path:
     """One EFI binary of stub, command line and kernel."""
-    tool = toolchain.go_build("instant_env/bake/imagetool", Arch.parse(platform.machine()))
+    tool = toolchain.go_build("cmd/imagetool", Arch.parse(platform.machine()))
     uki = work / "uki.efi"
     stub = packages / "usr/lib/systemd/boot/efi" / contents.STUBS[arch]
     kernel = packages / f"boot/vmlinuz-{release}"

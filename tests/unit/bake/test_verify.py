@@ -29,7 +29,7 @@ def test_a_deleted_key_fails_the_bake(tmp_path: Path) -> None:
     ).stdout
     assert "key.pub" in listed
     assert "key " not in listed
-    tool = str(go_build("instant_env/bake/imagetool", Arch.parse(platform.machine())))
+    tool = str(go_build("cmd/imagetool", Arch.parse(platform.machine())))
     command = [tool, "audit", "--device", str(disk), "--raw-only", "--json"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1, result.stderr

@@ -263,7 +263,7 @@ func TestRulesAreDocumented(t *testing.T) {
 	if strings.Contains(table.String(), "|  |") {
 		t.Errorf("a reason that no rule has:\n%s", table.String())
 	}
-	document, err := os.ReadFile("../../../docs/audit.md")
+	document, err := os.ReadFile("../../docs/audit.md")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"instantenv/instant_env/localec2/imds"
+	"instantenv/internal/imds"
 )
 
 var (

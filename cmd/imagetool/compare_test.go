@@ -81,7 +81,7 @@ func TestExpectedDifferencesAreDocumented(t *testing.T) {
 	if status := run([]string{"compare", "--expected"}, &table, os.Stderr); status != exitOK {
 		t.Fatalf("exit status %d", status)
 	}
-	document, err := os.ReadFile("../../../docs/reproducibility.md")
+	document, err := os.ReadFile("../../docs/reproducibility.md")
 	if err != nil {
 		t.Fatal(err)
 	}

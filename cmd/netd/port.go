@@ -14,7 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"instantenv/instant_env/localec2/imds"
+	"instantenv/internal/imds"
 )
 
 const (

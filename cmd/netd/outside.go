@@ -42,39 +42,53 @@ func newOutside() *outside {
 	return &outside{addresses: net.InterfaceAddrs, dial: net.DialTimeout, flows: map[udpFlow]net.Conn{}}
 }
 
-// reaches says whether an address is in the world: public, and not one of the host's own.
-func (o *outside) reaches(to netip.Addr) bool {
+// isRoutable reports whether an internet gateway would carry a packet to this address.
+func isRoutable(to netip.Addr) bool {
 	for _, prefix := range unroutable {
 		if prefix.Contains(to) {
-			return false
-		}
-	}
-	own, err := o.addresses()
-	if err != nil {
-		return false
-	}
-	for _, address := range own {
-		if prefix, err := netip.ParsePrefix(address.String()); err == nil && prefix.Addr() == to {
 			return false
 		}
 	}
 	return true
 }
 
-// leave carries a packet towards the world, or says at once that there is no way. Without a way, EC2 is
-// silent; a guest that waits for nothing would only make every measurement of it slower.
+// isOwnAddress reports whether an address is one of this host's, or could be because they cannot be listed.
+// It asks the kernel, which takes tens of microseconds: it is for the first packet of a flow.
+func (o *outside) isOwnAddress(to netip.Addr) bool {
+	own, err := o.addresses()
+	if err != nil {
+		return true
+	}
+	for _, address := range own {
+		if network, ok := address.(*net.IPNet); ok {
+			if ip, ok := netip.AddrFromSlice(network.IP); ok && ip.Unmap() == to {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// leave sends a packet towards the world, or answers at once that the network is unreachable. EC2 stays silent
+// there; a guest that waits for nothing would only make every measurement of it slower.
 func (n *network) leave(p *port, packet packet) {
-	if !n.egress || !p.publicAddress().IsValid() || !n.outside.reaches(packet.dst) {
+	if !n.egress || !p.publicAddress().IsValid() || !isRoutable(packet.dst) {
 		n.noWay(p, packet)
 		return
 	}
+	toHost := false
 	admitted := n.tracker.pass(packet, func() bool {
+		if toHost = n.outside.isOwnAddress(packet.dst); toHost {
+			return false
+		}
 		groups := p.memberships()
 		n.mu.RLock()
 		defer n.mu.RUnlock()
 		return n.admits(groups, true, packet, packet.dst, nil)
 	})
 	switch {
+	case toHost:
+		n.noWay(p, packet)
 	case !admitted:
 	case packet.fragment || packet.moreFragments:
 	case packet.proto == protoTCP:
@@ -157,7 +171,8 @@ func (n *network) acceptTCP(request *tcp.ForwarderRequest) {
 			n.serveDNS(conn)
 			release()
 		}
-	case !n.egress || isService(to.Addr()) || n.vpc.Contains(to.Addr()) || !n.outside.reaches(to.Addr()):
+	case !n.egress || isService(to.Addr()) || n.vpc.Contains(to.Addr()) ||
+		!isRoutable(to.Addr()) || n.outside.isOwnAddress(to.Addr()):
 		request.Complete(true)
 	default:
 		n.leaveTCP(p, request, to)

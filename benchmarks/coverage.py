@@ -20,10 +20,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from init_guest import start, stop, wait_for_line, wait_until, write_file
-from tiny_cloud import Guest, TinyCloud, end
+from support.init_guest import start, stop, wait_for_line, wait_until, write_file
+from support.tiny_cloud import Guest, TinyCloud, end
 
 from instant_env.arch import Arch
 from instant_env.cloud.keys import KeyPair

@@ -16,16 +16,7 @@ from instant_env.arch import Arch
 gc.set_threshold(200_000, 50, 50)
 
 # Plugins of tests that these also import by name, which is too late for pytest's own rewriting.
-pytest.register_assert_rewrite(
-    "contract_cloud",
-    "front",
-    "localec2_cloud",
-    "localec2_served",
-    "moto_cloud",
-    "pretend_bakery",
-    "terminal",
-    "tiny_cloud",
-)
+pytest.register_assert_rewrite("support")
 
 #: Later in this list is slower.
 ORDER = ("boot", "e2e", "aws")

@@ -66,7 +66,7 @@ def teardown(
 @verb
 def doctor(_: Context, json: bool = False) -> None:
     """Say what this machine lacks, and the exact command that installs it."""
-    from instant_env import doctor as physician
+    from instant_env.cli import doctor as physician
 
     report = physician.check(read_settings())
     if json:

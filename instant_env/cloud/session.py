@@ -93,9 +93,9 @@ class Cloud:
         knows nothing of is looked up like any other: its parameter may name an AMI that was baked there.
         """
         if self.name is CloudName.LOCAL:
-            from instant_env.localec2 import starter, stock
+            from instant_env.localec2 import starter
 
-            if base not in stock.BASES:
+            if base not in starter.BASES:
                 return
             starter.ensure_stock(self.settings, base, arch, progress)
 

@@ -40,6 +40,8 @@ Progress = Callable[[str], None]
 START_TIMEOUT_S = 60.0
 #: The server gives machines 20 s to power off and then ends them.
 DOWN_TIMEOUT_S = 60.0
+#: Stock images that localec2 can make.
+BASES = stock.BASES
 #: Copying a stock image of a few hundred MB.
 REGISTER_TIMEOUT_S = 300.0
 #: A machine is asked for at most one thing per volume, and QEMU answers within 10 s or not at all.

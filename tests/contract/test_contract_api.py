@@ -8,18 +8,18 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from contract_cloud import differs, refused
-from tiny_cloud import INSTANCE_TYPES
+from support.contract_cloud import differs, refused
+from support.tiny_cloud import INSTANCE_TYPES
 
 from instant_env.cloud.keys import KeyPair
 from instant_env.cloud.session import error_code
 from instant_env.cloud.tags import read_tags
 
 if TYPE_CHECKING:
-    from contract_cloud import ContractCloud
     from mypy_boto3_ec2 import EC2Client
+    from support.contract_cloud import ContractCloud
 
-pytest_plugins = ("contract_cloud",)
+pytest_plugins = ("support.contract_cloud",)
 pytestmark = pytest.mark.usefixtures("first")
 
 NO_INSTANCE = "i-0123456789abcdef0"

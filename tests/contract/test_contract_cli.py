@@ -7,13 +7,13 @@ import os
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-import awscli
 import pytest
+from support import awscli
 
 if TYPE_CHECKING:
-    from contract_cloud import ContractCloud
+    from support.contract_cloud import ContractCloud
 
-pytest_plugins = ("contract_cloud",)
+pytest_plugins = ("support.contract_cloud",)
 
 
 def aws(contract: ContractCloud, *arguments: str) -> subprocess.CompletedProcess[str]:

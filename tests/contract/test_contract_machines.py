@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from contract_cloud import differs, document, refused
+from support.contract_cloud import differs, document, refused
 
 if TYPE_CHECKING:
-    from contract_cloud import ContractCloud
+    from support.contract_cloud import ContractCloud
 
-pytest_plugins = ("contract_cloud",)
+pytest_plugins = ("support.contract_cloud",)
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from contract_cloud import refused
+from support.contract_cloud import refused
 
 from instant_env.cloud.tags import read_tags
 
 if TYPE_CHECKING:
-    from contract_cloud import ContractCloud
+    from support.contract_cloud import ContractCloud
 
-pytest_plugins = ("contract_cloud",)
+pytest_plugins = ("support.contract_cloud",)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from front import NOTHING, Front, rows_of
+from support.front import NOTHING, Front, rows_of
 
 from instant_env.arch import Arch
 from instant_env.errors import MissingToolError

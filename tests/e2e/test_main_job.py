@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from front import INVOKE, NOTHING, Front, rows_of
+from support.front import INVOKE, NOTHING, Front, rows_of
 
 from instant_env.settings import ROOT
 
-pytest_plugins = ("front",)
+pytest_plugins = ("support.front",)
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 

@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from front import Front
-from localec2_cloud import LocalCloud
-from terminal import Terminal
-from tiny_cloud import KEY_NAME
+from support.front import Front
+from support.localec2_cloud import LocalCloud
+from support.terminal import Terminal
+from support.tiny_cloud import KEY_NAME
 
 from instant_env.bake.ssh import wait_for_login
 from instant_env.cloud.keys import KeyPair
 from instant_env.localec2 import starter
 
-pytest_plugins = ("front",)
+pytest_plugins = ("support.front",)
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 USER = "admin"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 import pytest
-from front import NOTHING, Front
+from support.front import NOTHING, Front
 
-pytest_plugins = ("front",)
+pytest_plugins = ("support.front",)
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 

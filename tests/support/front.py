@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import awscli
 import pytest
 
 from instant_env.settings import ROOT
+from support import awscli
 
 #: A directory that is kept: what was baked there is not baked again. For work on these tests.
 KEPT = os.environ.get("INSTANT_ENV_E2E_DIR")

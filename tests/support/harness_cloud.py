@@ -21,7 +21,6 @@ from typing import Any
 import asyncssh
 import boto3
 import pytest
-import ssh_server
 from botocore.config import Config
 from botocore.exceptions import ClientError
 from moto import mock_aws
@@ -32,6 +31,7 @@ from instant_env.cloud.keys import KeyPair
 from instant_env.cloud.session import Cloud
 from instant_env.launch.guest import TIMELINE_PATH
 from instant_env.settings import CloudName, Settings
+from support import ssh_server
 
 
 class Machine(asyncssh.SSHServer):

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tiny_cloud import Guest, TinyCloud
+    from support.tiny_cloud import Guest, TinyCloud
 
 #: Why a test that puts machines to sleep needs x86_64.
 HIBERNATION = "localec2 hibernates x86_64 machines only (docs/arm64.md)"

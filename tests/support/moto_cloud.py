@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from harness_cloud import mock_session
 from moto import mock_aws
 
 from instant_env.cloud import instances
@@ -15,6 +14,7 @@ from instant_env.cloud.instances import LaunchRequest
 from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role, new_run_id, tag_specifications
 from instant_env.settings import CloudName, Settings
+from support.harness_cloud import mock_session
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)

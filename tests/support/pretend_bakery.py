@@ -24,10 +24,8 @@ from typing import Any
 import asyncssh
 import boto3
 import pytest
-import ssh_server
 import yaml
 from botocore.config import Config
-from localec2_served import Served
 
 from instant_env.arch import Arch
 from instant_env.bake import artefacts
@@ -36,6 +34,8 @@ from instant_env.bake.request import Options, Request
 from instant_env.cloud.images import BakedImage, list_baked
 from instant_env.cloud.session import Cloud
 from instant_env.settings import CloudName, Settings
+from support import ssh_server
+from support.localec2_served import Served
 
 #: Whose stock images are.
 OWNER = "136693071363"

@@ -10,12 +10,12 @@ from typing import Any
 
 import fabric
 import pytest
-from localec2_cloud import LocalCloud, machines
 
 from instant_env.arch import Arch
 from instant_env.bake.ssh import LoginError, wait_for_login
 from instant_env.cloud.keys import KeyPair
 from instant_env.localec2 import starter
+from support.localec2_cloud import LocalCloud, machines
 
 KEY_NAME = "tests"
 #: From launch to login: ten seconds under emulation on a quiet machine; other guests may keep this one busy.

@@ -15,9 +15,10 @@ from types import ModuleType
 
 import pytest
 
-from instant_env import doctor, requirements
+from instant_env import requirements
 from instant_env.arch import Arch
-from instant_env.doctor import Status
+from instant_env.cli import doctor
+from instant_env.cli.doctor import Status
 from instant_env.localec2.qemu import command_line
 from instant_env.localec2.stock import disk
 from instant_env.requirements import Manager, Requirement, Scope

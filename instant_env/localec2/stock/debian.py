@@ -21,11 +21,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from instant_env.arch import Arch
+from instant_env.debian import foreign
 from instant_env.debian.command import BuildError, Runner, require
 from instant_env.debian.mirrors import SUITE, Mirrors, check_keyring
 from instant_env.localec2.stock import debian_contents as contents
 from instant_env.localec2.stock import disk as disks
-from instant_env.localec2.stock import foreign
 from instant_env.localec2.stock.model import (
     Progress,
     StockImage,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from pretend_bakery import NOTHING, Bakery, Calls
+from support.pretend_bakery import NOTHING, Bakery, Calls
 
 from instant_env.bake.bake import foresee
 from instant_env.cli.bake_progress import plan_lines
@@ -13,7 +13,7 @@ from instant_env.cloud.session import CloudError
 from instant_env.errors import UsageError
 from instant_env.settings import CloudName
 
-pytest_plugins = ("pretend_bakery",)
+pytest_plugins = ("support.pretend_bakery",)
 
 
 def test_a_bake_leaves_an_image_and_nothing_else(bakery: Bakery) -> None:

@@ -12,7 +12,7 @@ import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
 from botocore.exceptions import ClientError
-from pretend_bakery import NOTHING, Bakery, Calls
+from support.pretend_bakery import NOTHING, Bakery, Calls
 
 from instant_env.bake import bake as bake_module
 from instant_env.bake.execute import StepError
@@ -23,7 +23,7 @@ from instant_env.cloud import janitor
 from instant_env.cloud.session import CloudError
 from instant_env.errors import UsageError
 
-pytest_plugins = ("pretend_bakery",)
+pytest_plugins = ("support.pretend_bakery",)
 
 
 def launches(calls: Calls) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 import asyncssh
 import fabric
 import pytest
-import ssh_server
+from support import ssh_server
 
 from instant_env.bake import ssh
 from instant_env.bake.execute import StepError, put_bytes, run_as_root, step_log

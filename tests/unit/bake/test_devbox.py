@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from moved_machine import Machine
+from support.moved_machine import Machine
 
 from instant_env.arch import Arch
 from instant_env.bake.plan import File, Script, make_plan

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from pretend_bakery import Bakery
+from support.pretend_bakery import Bakery
 
 from instant_env.bake import difference, packages
 from instant_env.bake.recipe import load_base
 from instant_env.errors import UsageError
 from instant_env.settings import ROOT
 
-pytest_plugins = ("pretend_bakery",)
+pytest_plugins = ("support.pretend_bakery",)
 RECIPES = ROOT / "recipes"
 
 

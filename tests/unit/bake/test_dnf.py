@@ -11,10 +11,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import al2023_rpms
 import pytest
 import yaml
-from moved_machine import AS_ROOT, Machine
+from support import al2023_rpms
+from support.moved_machine import AS_ROOT, Machine
 
 from instant_env.arch import Arch
 from instant_env.bake.parameters import settle

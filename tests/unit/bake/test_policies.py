@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from botocore import xform_name
 from botocore.exceptions import ClientError
-from harness_cloud import Ec2Faults, SshHost, cloud_in_process, register_image
-from pretend_bakery import NOTHING, Bakery
+from support.harness_cloud import Ec2Faults, SshHost, cloud_in_process, register_image
+from support.pretend_bakery import NOTHING, Bakery
 
 from harness.runner import bench
 from instant_env.arch import Arch
@@ -26,7 +26,7 @@ from instant_env.cloud.session import Cloud, CloudError
 from instant_env.cloud.tags import Role, tag_list
 from instant_env.settings import ROOT
 
-pytest_plugins = ("pretend_bakery",)
+pytest_plugins = ("support.pretend_bakery",)
 
 #: What EC2 asks for besides the action itself, as no call of its own (Service Authorization Reference): tags
 #: given to a call that makes something; the role of an instance profile; the keys of encrypted volumes.

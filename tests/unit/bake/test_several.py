@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from terminal import Terminal
+from support.terminal import Terminal
 
 from instant_env.arch import Arch
 from instant_env.bake import several
@@ -156,7 +156,7 @@ def script(tmp_path: Path) -> list[str]:
     (tmp_path / "state").mkdir()
     path.write_text(
         SCRIPT.format(
-            root=str(ROOT), here=str(Path(__file__).parent), support=str(ROOT / "tests" / "support"),
+            root=str(ROOT), here=str(Path(__file__).parent), support=str(ROOT / "tests"),
             state=str(tmp_path / "state"),
         )
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from moto_cloud import make_image
+from support.moto_cloud import make_image
 
 from instant_env.arch import Arch
 from instant_env.cloud import janitor, runs
@@ -18,7 +18,7 @@ from instant_env.cloud.session import Cloud, CloudError
 from instant_env.cloud.tags import Role, new_run_id, tag_list, tag_specifications
 from instant_env.errors import UsageError
 
-pytest_plugins = ("moto_cloud",)
+pytest_plugins = ("support.moto_cloud",)
 
 NOW = datetime.now(UTC) + timedelta(minutes=1)
 PAST, FUTURE = NOW - timedelta(hours=1), NOW + timedelta(hours=1)

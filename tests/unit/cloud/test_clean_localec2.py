@@ -16,9 +16,9 @@ from instant_env.cloud.tags import Role, tag_list
 from instant_env.settings import CloudName, Settings
 
 if TYPE_CHECKING:
-    from localec2_served import Served
+    from support.localec2_served import Served
 
-pytest_plugins = ("localec2_served",)
+pytest_plugins = ("support.localec2_served",)
 
 NOW = datetime.now(UTC) + timedelta(minutes=1)
 

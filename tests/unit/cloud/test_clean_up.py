@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
-from harness_cloud import Ec2Faults, cloud_in_process
+from support.harness_cloud import Ec2Faults, cloud_in_process
 
 from instant_env.cloud.keys import KeyPair, imported_key_pair
 from instant_env.cloud.network import temporary_security_group

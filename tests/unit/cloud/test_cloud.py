@@ -11,7 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.instances import StateReason
-from moto_cloud import LATER, NOW, launch, make_image
+from support.moto_cloud import LATER, NOW, launch, make_image
 
 from instant_env.arch import Arch
 from instant_env.cloud import copies, instances, janitor, runs
@@ -24,7 +24,7 @@ from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role, expired, new_run_id, read_tags, tag_list, tag_specifications
 from instant_env.errors import UsageError
 
-pytest_plugins = ("moto_cloud",)
+pytest_plugins = ("support.moto_cloud",)
 
 
 def test_a_launch_is_tagged_imdsv2_only_and_spot_when_asked(cloud: Cloud) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import alive
+from support.processes import alive
 
 from instant_env.debian import command
 from instant_env.debian.command import BuildError

@@ -11,9 +11,9 @@ import pytest
 from instant_env.debian import download
 
 if TYPE_CHECKING:
-    from stock_site import Site
+    from support.stock_site import Site
 
-pytest_plugins = ["stock_site"]
+pytest_plugins = ["support.stock_site"]
 
 
 BODY = bytes(range(256)) * 5000

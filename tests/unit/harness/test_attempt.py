@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from harness_cloud import Ec2Faults, SshHost, cloud_in_process, free_port, fresh_key, register_image
+from support.harness_cloud import Ec2Faults, SshHost, cloud_in_process, free_port, fresh_key, register_image
 
 from instant_env.cloud.instances import Market
 from instant_env.cloud.session import Cloud

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ConnectionClosedError, EndpointConnectionError
-from harness_cloud import Ec2Faults, SshHost, cloud_in_process, free_port, register_image, states
+from support.harness_cloud import Ec2Faults, SshHost, cloud_in_process, free_port, register_image, states
 
 from harness.results import read_rows
 from harness.runner import BenchResult, BenchStopped, bench

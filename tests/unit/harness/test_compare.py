@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness_rows import race, row, write_run
+from support.harness_rows import race, row, write_run
 
 from harness.compare import Outcomes, compare_runs, limit, render
 from instant_env.errors import UsageError

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from harness_cloud import Ec2Faults, cloud_in_process
+from support.harness_cloud import Ec2Faults, cloud_in_process
 
 from harness import prices
 from harness.experiment import Cell, Experiment

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from harness_rows import race, records, row
+from support.harness_rows import race, records, row
 
 from harness.recommend import Recommendation, recommend
 from harness.results import Row

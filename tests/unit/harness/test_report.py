@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Browser, open_browser
-from harness_rows import race, row, write_run
+from support.browser import Browser, open_browser
+from support.harness_rows import race, row, write_run
 
 from harness import quote
 from harness.records import newest, read_results, record_of

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from harness_rows import records, row
+from support.harness_rows import records, row
 
 from harness.results import COLUMNS, ResultFile, read_rows
 from harness.statistics import summarise

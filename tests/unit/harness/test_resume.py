@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness_cloud import Ec2Faults, SshHost, cloud_in_process, free_port, register_image
 from rich.console import Console
+from support.harness_cloud import Ec2Faults, SshHost, cloud_in_process, free_port, register_image
 from test_bench import assert_nothing_left, bake, run
 
 from harness import live, planning, prices

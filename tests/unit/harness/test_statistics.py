@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness_rows import race, records, row
 from scipy import stats
+from support.harness_rows import race, records, row
 
 from harness.results import Row
 from harness.statistics import (

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness_rows import records, row, write_run
+from support.harness_rows import records, row, write_run
 
 from harness.records import read_results
 from harness.report import make

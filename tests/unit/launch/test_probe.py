@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from launch_servers import BANNER, free_port, reset, serving, speak, until_closed
+from support.launch_servers import BANNER, free_port, reset, serving, speak, until_closed
 
 from instant_env.launch.probe import DIRECT, Found, ProbePolicy, ProbeStats
 from instant_env.launch.prober import Prober, probing

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness_cloud import SshHost, fresh_key
-from launch_servers import free_port, serving, speak, until_closed
-from processes import alive
+from support.harness_cloud import SshHost, fresh_key
+from support.launch_servers import free_port, serving, speak, until_closed
+from support.processes import alive
 
 from instant_env.launch import prober as prober_module
 from instant_env.launch.login import authenticate, client_options

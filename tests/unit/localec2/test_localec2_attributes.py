@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.config import Config
-from patience import until
+from support.patience import until
 from test_localec2_snapshots import volume_of
 from test_localec2_storage import launch, refused, state_of
 
 if TYPE_CHECKING:
-    from localec2_served import Served
+    from support.localec2_served import Served
 
-pytest_plugins = ("localec2_served",)
+pytest_plugins = ("support.localec2_served",)
 
 
 def stop(served: Served, instance_id: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError
-from patience import until
+from support.patience import until
 
 from instant_env.localec2 import restore
 from instant_env.localec2.qemu import disks
@@ -24,10 +24,10 @@ from instant_env.localec2.records.layout import Layout
 from instant_env.localec2.records.records import VolumeRecord
 
 if TYPE_CHECKING:
-    from localec2_served import Served
     from mypy_boto3_ec2.type_defs import InstanceTypeDef
+    from support.localec2_served import Served
 
-pytest_plugins = ("localec2_served",)
+pytest_plugins = ("support.localec2_served",)
 
 PUBLIC_KEY = b"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA5saFnYGnUwNL9UPyc929LGOTXJo5uhKHDcTOqznQmn somebody"
 
@@ -74,7 +74,7 @@ def job(served: Served, image_id: str) -> None:
 
 def run_killed(directory: Path, image_id: str, at: int, where: str) -> bool:
     """Do the job in a process that is killed at its ``at``-th write; False when there were not so many."""
-    from localec2_served import PretendAssembly, Served
+    from support.localec2_served import PretendAssembly, Served
 
     pid = os.fork()
     if pid == 0:
@@ -148,7 +148,7 @@ def remove_everything(served: Served) -> None:
 @pytest.mark.parametrize("first", range(4))
 def test_killed_anywhere_the_next_server_finds_what_is_whole(tmp_path: Path, first: int) -> None:
     """Every fourth write, in one of three ways each; the four runs together visit them all."""
-    from localec2_served import Served
+    from support.localec2_served import Served
 
     directory = tmp_path / "state"
     served = Served(directory)

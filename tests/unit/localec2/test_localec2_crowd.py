@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from localec2_served import Served
     from mypy_boto3_ec2 import EC2Client
+    from support.localec2_served import Served
 
-pytest_plugins = ("localec2_served",)
+pytest_plugins = ("support.localec2_served",)
 
 WRITERS, READERS, ROUNDS = 6, 3, 3
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError
-from patience import until
+from support.patience import until
 from test_localec2_snapshots import completed, holds, volume_of, write
 from test_localec2_storage import launch
 from test_localec2_storage import state_of as launched_state
@@ -22,9 +22,9 @@ from instant_env.localec2.state.state import now
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from localec2_served import Served
+    from support.localec2_served import Served
 
-pytest_plugins = ("localec2_served",)
+pytest_plugins = ("support.localec2_served",)
 
 BLOCK = 524_288
 

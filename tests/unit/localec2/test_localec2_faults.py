@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError
-from patience import until
+from support.patience import until
 
 from instant_env.localec2.state.faults import DelayFault, ErrorFault, Faults, UnknownFault
 
 if TYPE_CHECKING:
-    from localec2_served import Served
+    from support.localec2_served import Served
 
-pytest_plugins = ("localec2_served",)
+pytest_plugins = ("support.localec2_served",)
 
 
 def ask(served: Served, method: str, route: str = "", body: dict[str, Any] | None = None) -> dict[str, Any]:

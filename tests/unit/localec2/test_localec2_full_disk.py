@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 from botocore.exceptions import ClientError
-from patience import until
+from support.patience import until
 
 from instant_env.localec2.instances.free_space import FAR_S, NEAR_S, Room
 
 if TYPE_CHECKING:
-    from localec2_served import Served
+    from support.localec2_served import Served
 
-pytest_plugins = ("localec2_served",)
+pytest_plugins = ("support.localec2_served",)
 
 SIZE_MIB = 24
 
@@ -34,7 +34,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def cramped(small: Path) -> Iterator[Served]:
-    from localec2_served import Served
+    from support.localec2_served import Served
 
     served = Served(small / "state")
     yield served

@@ -20,9 +20,9 @@ from instant_env.localec2.records.records import InstanceRecord, Interruption
 from instant_env.localec2.state import credentials
 
 if TYPE_CHECKING:
-    from localec2_served import Served
+    from support.localec2_served import Served
 
-pytest_plugins = ("localec2_served",)
+pytest_plugins = ("support.localec2_served",)
 
 TRUST = json.dumps(
     {

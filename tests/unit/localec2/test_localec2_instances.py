@@ -11,10 +11,10 @@ import pytest
 from botocore.exceptions import ClientError
 
 if TYPE_CHECKING:
-    from localec2_served import Served
     from mypy_boto3_ec2.type_defs import InstanceTypeDef
+    from support.localec2_served import Served
 
-pytest_plugins = ("localec2_served",)
+pytest_plugins = ("support.localec2_served",)
 
 
 def run(served: Served, image_id: str, **more: Any) -> list[InstanceTypeDef]:

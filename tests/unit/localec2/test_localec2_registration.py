@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from patience import until
+from support.patience import until
 from test_localec2_snapshots import ZONE, completed, holds, volume_of, write
 from test_localec2_storage import image, launch, refused, state_of
 
 if TYPE_CHECKING:
-    from localec2_served import Served
+    from support.localec2_served import Served
 
-pytest_plugins = ("localec2_served",)
+pytest_plugins = ("support.localec2_served",)
 
 NO_SNAPSHOT = "snap-00000000000000000"
 

@@ -13,9 +13,9 @@ from instant_env.localec2.state import serializer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from localec2_served import Served
+    from support.localec2_served import Served
 
-pytest_plugins = ("localec2_served",)
+pytest_plugins = ("support.localec2_served",)
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from patience import until
+from support.patience import until
 from test_localec2_storage import launch, refused, state_of
 
 if TYPE_CHECKING:
-    from localec2_served import Served
+    from support.localec2_served import Served
 
-pytest_plugins = ("localec2_served",)
+pytest_plugins = ("support.localec2_served",)
 
 ENCRYPTED: Any = [{"DeviceName": "/dev/xvda", "Ebs": {"Encrypted": True}}]
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError
-from patience import until
+from support.patience import until
 
 from instant_env.localec2.qemu import disks
 
 if TYPE_CHECKING:
-    from localec2_served import Served
+    from support.localec2_served import Served
 
-pytest_plugins = ("localec2_served",)
+pytest_plugins = ("support.localec2_served",)
 
 
 def refused(code: str) -> Any:

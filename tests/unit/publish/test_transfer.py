@@ -19,9 +19,9 @@ from instant_env.localec2.state.state import now
 from instant_env.publish import transfer
 
 if TYPE_CHECKING:
-    from localec2_served import Served
+    from support.localec2_served import Served
 
-pytest_plugins = ("localec2_served",)
+pytest_plugins = ("support.localec2_served",)
 
 BLOCK = transfer.BLOCK_BYTES
 SOURCE = "snap-0123456789abcdef0"

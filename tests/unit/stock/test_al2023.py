@@ -17,9 +17,9 @@ from instant_env.errors import InstantEnvError
 from instant_env.localec2.stock import al2023
 
 if TYPE_CHECKING:
-    from stock_site import Site
+    from support.stock_site import Site
 
-pytest_plugins = ["stock_site"]
+pytest_plugins = ["support.stock_site"]
 
 VERSION = "2023.9.20251117.1"
 NAME = f"al2023-kvm-{VERSION}-kernel-6.1-x86_64.xfs.gpt.qcow2"

@@ -13,17 +13,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from processes import alive
+from support.processes import alive
 
 from instant_env.arch import Arch
-from instant_env.debian import mirrors
+from instant_env.debian import foreign, mirrors
 from instant_env.debian.mirrors import Mirrors
 from instant_env.errors import MissingToolError, UsageError
 from instant_env.localec2 import stock
-from instant_env.localec2.stock import debian, debian_contents, disk, foreign, model
+from instant_env.localec2.stock import debian, debian_contents, disk, model
 from instant_env.settings import ROOT
 
-pytest_plugins = ["stock_site"]
+pytest_plugins = ["support.stock_site"]
 
 Progress = Callable[[str], None]
 MIRRORS = Mirrors("http://one/debian", "http://one/debian-security")

@@ -1,0 +1,1 @@
+"""What tests share: clouds to test in, servers and terminals that pretend, and ways to wait."""

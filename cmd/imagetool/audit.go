@@ -110,8 +110,8 @@ func runAudit(args []string, stdout io.Writer) (int, error) {
 	rawOnly := flags.Bool("raw-only", false, "do not mount: scan the bytes only, which needs no root")
 	asJSON := flags.Bool("json", false, "print one JSON object")
 	listRules := flags.Bool("rules", false, "print what is looked for and why, and do nothing else")
-	flags.Var(&allowedModes, "allow-mode", "path that may have any mode (setuid, world-writable, a device); /a/** is all below /a")
-	flags.Var(&allowed, "allow-user", "login account that may exist; when given, all others are findings")
+	flags.Var(&allowedModes, "allow-mode", "path that may have any mode or capability (setuid, world-writable, a device); /a/** is all below /a")
+	flags.Var(&allowed, "allow-user", "account that may have a shell; when given, all other people's accounts are findings")
 	flags.Var(&forbidden, "forbid", "text that no byte range of the device may hold")
 	if err := parse(flags, args); err != nil {
 		return exitError, err

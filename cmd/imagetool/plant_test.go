@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -30,7 +31,8 @@ func plants(t *testing.T) []plant {
 		{"var/lib/systemd/credential.secret", "0123", 0o400, []string{"host-key"}},
 		{"root/.ssh/authorized_keys", "ssh-ed25519 AAAA a\n", 0o600, []string{"authorized-keys"}},
 		{"etc/shadow", "root:$y$j9T$abc:1::::::\n", 0o640, []string{"password"}},
-		{"etc/passwd", "root:x:0:0::/root:/bin/sh\nbob:x:1000:1000::/:/bin/sh\n", 0, []string{"account"}},
+		{"etc/passwd", "root:x:0:0::/root:/bin/sh\nbob:x:1000:1000::/:/bin/sh\n" +
+			"toor:x:0:0::/root:/bin/sh\nsvc:x:998:998::/:/bin/sh\n", 0, []string{"account", "root-account", "system-account"}},
 		{"etc/gshadow", "wheel:$y$j9T$abc::\nadm:*::\nx:!::\n", 0o640, []string{"password"}},
 		{"root/.aws/credentials", "[default]\n", 0o600, token},
 		{"srv/aws.env", "AWS_ACCESS_KEY_ID=" + keyID + "\nAWS_SECRET_ACCESS_KEY=" + secret + "\n", 0, []string{"aws-credentials"}},
@@ -132,12 +134,87 @@ func wantOf(things []plant) (want []string) {
 		"bake-leftover@/run/instant-bake", "device-node@/opt/null", "private-key@raw")
 }
 
+// capabilities are programs with the attribute, which only mkfs.ext4 and debugfs can plant.
+func capabilities() []plant {
+	return []plant{
+		{"usr/bin/ping", "x", 0o755, nil},
+		{"usr/bin/mtr-packet", "x", 0o755, []string{"capability"}}, // more than a distribution gives it
+		{"usr/local/bin/sniff", "x", 0o755, []string{"capability"}},
+		{"usr/local/bin/torn", "x", 0o755, []string{"capability"}},
+		{"var/lib/docker/overlay2/0123/diff/bin/ping", "x", 0o755, nil}, // allowed by flag
+	}
+}
+
+// plantCapabilities writes the attribute of each; numbers are those of linux/capability.h.
+func plantCapabilities(t *testing.T, disk string) {
+	t.Helper()
+	for path, value := range map[string][]byte{
+		"usr/bin/ping":                               capabilityValue(13),
+		"usr/bin/mtr-packet":                         capabilityValue(13, 21),
+		"usr/local/bin/sniff":                        capabilityValue(40),
+		"usr/local/bin/torn":                         {1, 2, 3},
+		"var/lib/docker/overlay2/0123/diff/bin/ping": capabilityValue(7),
+	} {
+		file := filepath.Join(t.TempDir(), "value")
+		if err := os.WriteFile(file, value, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		command(t, "", "debugfs", "-w", "-R", "ea_set -f "+file+" /"+path+" "+capabilityAttribute, disk)
+	}
+}
+
+// capabilityValue is the attribute's second revision, effective, with these permitted.
+func capabilityValue(numbers ...int) []byte {
+	words := [5]uint32{0x02000001}
+	for _, number := range numbers {
+		words[1+number/32*2] |= 1 << (number % 32)
+	}
+	value := make([]byte, 20)
+	for i, word := range words {
+		binary.LittleEndian.PutUint32(value[4*i:], word)
+	}
+	return value
+}
+
+func TestCapabilitiesAreParsed(t *testing.T) {
+	namespaced := append(capabilityValue(7), 0, 0, 1, 0) // revision 3: with the root of a namespace
+	namespaced[3] = 3
+	inheritable := make([]byte, 20)
+	inheritable[3], inheritable[8] = 2, 1<<6
+	for name, c := range map[string]struct {
+		path   string
+		value  []byte
+		detail string // empty: nothing to find
+	}{
+		"as shipped":         {"/usr/bin/ping", capabilityValue(13), ""},
+		"more than shipped":  {"/usr/bin/ping", capabilityValue(13, 21), "has cap_sys_admin"},
+		"above 31":           {"/usr/bin/x", capabilityValue(0, 40), "has cap_chown, cap_checkpoint_restore"},
+		"newer than we know": {"/usr/bin/x", capabilityValue(63), "has cap_63"},
+		"revision 1":         {"/usr/bin/x", []byte{0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0}, "has cap_dac_override"},
+		"revision 3":         {"/usr/bin/x", namespaced, "has cap_setuid"},
+		"inheritable":        {"/usr/bin/x", inheritable, "has cap_setgid"},
+		"none at all":        {"/usr/bin/x", capabilityValue(), ""},
+		"cut short":          {"/usr/bin/x", capabilityValue(13)[:19], "malformed security.capability"},
+		"unknown revision":   {"/usr/bin/x", make([]byte, 20), "malformed security.capability"},
+		"empty":              {"/usr/bin/x", []byte{}, "malformed security.capability"},
+		"allowed":            {"/usr/bin/fping", capabilityValue(21), ""},
+		"a setuid program":   {"/usr/bin/sudo", capabilityValue(21), "has cap_sys_admin"},
+	} {
+		detail, found := newModeRules([]string{"/usr/bin/fping"}).judgeCapabilities(c.path, c.value)
+		if found != (c.detail != "") || found && detail != c.detail {
+			t.Errorf("%s: %v %q, want %q", name, found, detail, c.detail)
+		}
+	}
+}
+
 func makeExt4(t *testing.T, things []plant, deleted string) string {
 	tools(t, "mkfs.ext4", "debugfs")
 	things = append(slices.Clone(things), plant{path: "root/deleted", content: deleted})
+	things = append(things, capabilities()...)
 	disk := filepath.Join(t.TempDir(), "disk")
 	command(t, "", "mkfs.ext4", "-q", "-b", "1024", "-d", plantTree(t, things), disk, "16M")
 	command(t, "rm root/deleted\ncd opt\nmknod null c 1 3\ncd ../dev\nmknod null c 1 3\n", "debugfs", "-w", "-f", "-", disk)
+	plantCapabilities(t, disk)
 	return disk
 }
 
@@ -224,7 +301,11 @@ func TestPlanted(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			disk := make(t, things, ed25519Key(t))
 			found, result := auditOf(t, exitFindings, "--device", disk, "--allow-user", "admin", "--allow-mode", "/usr/bin/fping", "--allow-mode", "/var/lib/docker/**")
-			want := wantOf(things)
+			planted := things
+			if name == "ext4" {
+				planted = slices.Concat(things, capabilities())
+			}
+			want := wantOf(planted)
 			slices.Sort(found)
 			slices.Sort(want)
 			for _, one := range want {

@@ -19,6 +19,7 @@ var reasons = map[string]string{
 	"authorized-keys": "whoever has that key can log in to every machine of the image; keys come from the metadata service at boot",
 	"aws-credentials": "credentials of an AWS account, for everyone who can launch the image",
 	"bake-leftover":   "the bake's own files, or what it left in directories for temporary ones",
+	"capability":      "a program that gets privileges whoever starts it, and not as a distribution ships it",
 	"cloud-agent":     "an agent's registration of the builder: its copies would report as the same machine",
 	"cloud-init":      "data of the builder's launch: its user data, and an instance id that makes cloud-init skip a first boot",
 	"device-node":     "a device outside of /dev gives whoever may open it the disk or the memory",
@@ -34,7 +35,9 @@ var reasons = map[string]string{
 	"private-key":     "a private key with its body, for everyone who can launch the image",
 	"random-seed":     "the same seed on every machine; and systemd credits one as entropy where it is told to",
 	"resolver":        "name servers of the builder's network, asked until DHCP gives others",
+	"root-account":    "a second account with root's user id, which a check of root alone misses",
 	"setuid":          "a program that runs as somebody else for whoever starts it, and is none of those that distributions ship so",
+	"system-account":  "a service's account with a login shell, open to logins that nobody expects",
 	"token":           "a stored password or token of a service, for everyone who can launch the image",
 	"world-writable":  "a file or directory that every account and service may change",
 }
@@ -59,6 +62,10 @@ func pathRules(allowedUsers []string) []pathRule {
 		{"password", "etc/passwd", judgePasswd},
 		{"password", "etc/passwd-", judgePasswd},
 		{"password", "etc/gshadow", judgeGroupShadow},
+		{"root-account", "etc/passwd", judgeRootAccounts},
+		{"system-account", "etc/passwd", func(content []byte) (string, bool) {
+			return judgeSystemAccounts(content, allowedUsers)
+		}},
 		{"token", "**/.aws/credentials", notEmpty},
 		{"token", "**/.docker/config.json", holds(`"auth"`, `"identitytoken"`)},
 		{"token", "**/.config/gh/hosts.yml", holds("oauth_token")},
@@ -157,16 +164,24 @@ var setIDPrograms = []string{
 	"/usr/sbin/userhelper", "/usr/sbin/usernetctl",
 }
 
+var shippedSetID = func() map[string]bool {
+	paths := map[string]bool{}
+	for _, path := range setIDPrograms {
+		paths[path] = true
+	}
+	return paths
+}()
+
 // modeRules judges by what lstat says, but for paths whose mode may be anything: some by name, and all
-// below some directories.
+// below some directories. The same paths may have any capability, but for the distributions' setuid programs.
 type modeRules struct {
-	allowed map[string]bool
+	allowed map[string]bool // of the caller
 	below   []string
 }
 
 func newModeRules(allowed []string) modeRules {
 	rules := modeRules{allowed: map[string]bool{}}
-	for _, path := range append(slices.Clone(setIDPrograms), allowed...) {
+	for _, path := range allowed {
 		if directory, ok := strings.CutSuffix(path, "**"); ok {
 			rules.below = append(rules.below, directory)
 		} else {
@@ -176,7 +191,11 @@ func newModeRules(allowed []string) modeRules {
 	return rules
 }
 
-func (m modeRules) allows(path string) bool {
+// allows reports whether a path may have any mode.
+func (m modeRules) allows(path string) bool { return m.exempts(path) || shippedSetID[path] }
+
+// exempts reports whether the caller named the path, or a directory above it.
+func (m modeRules) exempts(path string) bool {
 	return m.allowed[path] || slices.ContainsFunc(m.below, func(directory string) bool {
 		return strings.HasPrefix(path, directory)
 	})
@@ -201,6 +220,7 @@ func printRules(out io.Writer) error {
 		"aws-credentials": {"every byte"},
 		"forbidden":       {"every byte"},
 		"token":           {"every byte (GitHub's)"},
+		"capability":      {"`security.capability` of files"},
 		"setuid":          {"modes of files"},
 		"world-writable":  {"modes of files and directories"},
 		"device-node":     {"types of files"},

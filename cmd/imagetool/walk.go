@@ -10,6 +10,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -58,6 +59,15 @@ func (w *walker) locate(full, name string) error {
 		return errors.Join(fmt.Errorf("%s: %w", name, err), syscall.Close(descriptor))
 	}
 	w.judgeMode(name, status.Mode)
+	capabilities, err := capabilitiesOf(descriptor)
+	if err != nil {
+		return errors.Join(fmt.Errorf("%s: %w", name, err), syscall.Close(descriptor))
+	}
+	if capabilities != nil {
+		if detail, found := w.modes.judgeCapabilities(name, capabilities); found {
+			w.result.add("capability", name, detail)
+		}
+	}
 	extents, whole := extentsOf(descriptor, name, w.origin)
 	if err := syscall.Close(descriptor); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
@@ -214,16 +224,65 @@ func judgePasswd(content []byte) (string, bool) {
 	return strings.Join(details, ", "), len(details) > 0
 }
 
-// judgeAccounts finds people's accounts that nobody asked for, such as a builder's. Both families give
-// people the ids from 1000 up; 65534 is nobody.
+const (
+	firstPerson = 1000 // both families give people the ids from here up
+	nobody      = 65534
+)
+
+// userID reads the third field as the C library does: white space and signs are skipped, zeros in front too.
+func userID(account []string) (int, bool) {
+	id, err := strconv.Atoi(strings.TrimSpace(account[2]))
+	return id, err == nil
+}
+
+// judgeAccounts finds people's accounts that nobody asked for, such as a builder's.
 func judgeAccounts(content []byte, allowed []string) (string, bool) {
 	var details []string
 	accounts(content, 7, func(account []string) {
-		name, id, shell := account[0], account[2], path.Base(account[6])
-		person := len(id) >= 4 && id != "65534"
+		name, shell := account[0], path.Base(account[6])
+		id, numeric := userID(account)
+		person := !numeric || id >= firstPerson && id != nobody
 		if person && shell != "nologin" && shell != "false" && !slices.Contains(allowed, name) {
 			details = append(details, name+" can log in")
 		}
 	})
 	return strings.Join(details, ", "), len(details) > 0
+}
+
+// judgeRootAccounts finds accounts besides root that are root to the kernel.
+func judgeRootAccounts(content []byte) (string, bool) {
+	var details []string
+	accounts(content, 7, func(account []string) {
+		if id, numeric := userID(account); numeric && id == 0 && account[0] != "root" {
+			details = append(details, account[0]+" has user id 0")
+		}
+	})
+	return strings.Join(details, ", "), len(details) > 0
+}
+
+// closedShells are what system accounts have in place of a shell. sync, shutdown and halt have an account each that
+// runs the program of its name and nothing else.
+var closedShells = map[string]string{
+	"nologin": "", "false": "", "sync": "sync", "shutdown": "shutdown", "halt": "halt",
+}
+
+// judgeSystemAccounts finds services' accounts with a shell. An empty field is /bin/sh (passwd(5)).
+func judgeSystemAccounts(content []byte, allowed []string) (string, bool) {
+	var details []string
+	accounts(content, 7, func(account []string) {
+		name, shell := account[0], account[6]
+		id, numeric := userID(account)
+		if !numeric || id <= 0 || id >= firstPerson || slices.Contains(allowed, name) {
+			return
+		}
+		owner, closed := closedShells[path.Base(shell)]
+		if !closed || !systemDirectory(path.Dir(shell)) || owner != "" && owner != name {
+			details = append(details, fmt.Sprintf("%s has the shell %q", name, shell))
+		}
+	})
+	return strings.Join(details, ", "), len(details) > 0
+}
+
+func systemDirectory(directory string) bool {
+	return slices.Contains([]string{"/bin", "/sbin", "/usr/bin", "/usr/sbin"}, directory)
 }

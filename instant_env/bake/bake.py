@@ -225,7 +225,8 @@ def bake(
                     user_data=instances.ttl_user_data(MACHINE_TTL_S), options=LaunchOptions(), root_device="",
                 ),
                 imagetool=artefacts.build({"imagetool"}, request.arch, settings.cache_dir)["imagetool"],
-                forbidden=[builder.key.body], allow_modes=plan.recipe.allow_modes, log=log,
+                forbidden=[builder.key.body], allow_modes=plan.recipe.allow_modes,
+                allow_accounts=plan.recipe.allow_accounts, log=log,
                 progress=progress,
             )  # fmt: skip
             times.append(StepTime("verify", round(time.monotonic() - started, 3)))

@@ -146,6 +146,9 @@ class Recipe(_Strict):
     )
     parameters: dict[ParameterName, Parameter] = Field(default_factory=dict)
     allow_modes: list[str] = Field(default_factory=list, description="paths the audit lets have any mode")
+    allow_accounts: list[str] = Field(
+        default_factory=list, description="system accounts the audit lets have a shell"
+    )
     steps: list[StepSpec] = Field(default_factory=list)
 
 
@@ -177,6 +180,7 @@ class ResolvedRecipe(_Strict):
     ssm_keys: str | None
     parameters: dict[str, Parameter]
     allow_modes: list[str]
+    allow_accounts: list[str]
     steps: list[ResolvedStep]
 
 
@@ -230,10 +234,10 @@ def load_recipe(recipes_dir: Path, name: str) -> Recipe:
 def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     """Fold a recipe's parents in.
 
-    ``remove`` and ``allow_modes`` add up; ``keep`` and the kernel arguments of the child replace the
-    parent's if given; a step of the same name replaces the parent's in its place; ``initramfs`` is the
-    child's own, ``ssm_keys`` the nearest one's; a parameter of the same name replaces the parent's, which is
-    how a child sets a default.
+    ``remove``, ``allow_modes`` and ``allow_accounts`` add up; ``keep`` and the kernel arguments of the
+    child replace the parent's if given; a step of the same name replaces the parent's in its place;
+    ``initramfs`` is the child's own, ``ssm_keys`` the nearest one's; a parameter of the same name replaces
+    the parent's, which is how a child sets a default.
     """
     chain: list[tuple[Recipe, Path]] = []
     next_name: str | None = name
@@ -254,6 +258,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     arch_arguments: dict[Arch, list[str]] = {}
     parameters: dict[str, Parameter] = {}
     allow_modes: list[str] = []
+    allow_accounts: list[str] = []
     steps: dict[str, ResolvedStep] = {}
     for recipe, directory in reversed(chain):
         remove |= recipe.remove.get(family, {})
@@ -262,6 +267,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
         arch_arguments |= recipe.arch_kernel_arguments
         parameters |= recipe.parameters
         allow_modes += [path for path in recipe.allow_modes if path not in allow_modes]
+        allow_accounts += [name for name in recipe.allow_accounts if name not in allow_accounts]
         steps |= {
             spec.name: ResolvedStep(spec=spec, directory=directory)
             for spec in recipe.steps
@@ -286,6 +292,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
         ssm_keys=ssm_keys,
         parameters=parameters,
         allow_modes=allow_modes,
+        allow_accounts=allow_accounts,
         steps=sorted(steps.values(), key=lambda step: order.index(step.spec.phase)),
     )
 

@@ -70,7 +70,8 @@ def _timeline(found: Machine, log: StepLog) -> dict[str, Any]:
 
 def _audit(
     cloud: Cloud, found: Machine, image: BakedImage, imagetool: Path, forbidden: Sequence[str],
-    allow_modes: Sequence[str], run_id: str, expires_at: datetime, log: StepLog,
+    allow_modes: Sequence[str], allow_accounts: Sequence[str], run_id: str, expires_at: datetime,
+    log: StepLog,
 ) -> dict[str, Any]:  # fmt: skip
     with ExitStack() as stack:
         volume_id = stack.enter_context(
@@ -84,7 +85,8 @@ def _audit(
         put_bytes(found.connection, imagetool.read_bytes(), f"{WORK_DIR}/imagetool")
         run_as_root(found.connection, ["chmod", "0755", f"{WORK_DIR}/imagetool"], log)
         command = [f"{WORK_DIR}/imagetool", "audit", "--device", device, "--json"]
-        command += ["--allow-user", image.login_user]
+        for account in (image.login_user, *allow_accounts):
+            command += ["--allow-user", account]
         for path in allow_modes:
             command += ["--allow-mode", path]
         for text in forbidden:
@@ -123,13 +125,15 @@ def verify(
     imagetool: Path,
     forbidden: Sequence[str],
     allow_modes: Sequence[str] = (),
+    allow_accounts: Sequence[str] = (),
     log: StepLog,
     progress: Progress,
 ) -> Verdict:
     """Boot ``image`` as ordered, log in with a fresh key, check user and sudo, audit. Raises VerifyError.
 
     ``forbidden`` are texts that must not stand anywhere in the image's bytes (the builder's key),
-    ``allow_modes`` paths that may be setuid or world-writable besides those that distributions ship so.
+    ``allow_modes`` paths that may be setuid, world-writable or have file capabilities besides those that
+    distributions ship so, ``allow_accounts`` system accounts that may have a shell.
     """
     with machine(cloud, order, progress) as found:
         who = run_as_root(found.connection, ["id", "-un"], log).strip()
@@ -139,8 +143,9 @@ def verify(
         started = time.monotonic()
         try:
             audit = _audit(
-                cloud, found, image, imagetool, forbidden, allow_modes, order.run_id, order.expires_at, log
-            )
+                cloud, found, image, imagetool, forbidden, allow_modes, allow_accounts, order.run_id,
+                order.expires_at, log,
+            )  # fmt: skip
         except ClientError as error:
             raise cloud_error(error, f"attaching {image.id}'s snapshot for the audit") from error
     judge(audit, image.id, log.path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import yaml
 from support.pretend_bakery import NOTHING, Bakery, Calls
 
 from instant_env.bake.bake import foresee
@@ -25,6 +26,16 @@ def test_a_bake_leaves_an_image_and_nothing_else(bakery: Bakery) -> None:
     again = bakery.bake()
     assert again.reused
     assert again.image.id == result.image.id
+
+
+def test_the_audit_is_told_what_the_recipe_allows(bakery: Bakery) -> None:
+    path = bakery.settings.recipes_dir / "pretend" / "recipe.yml"
+    allowed = {"allow_accounts": ["postgres"], "allow_modes": ["/usr/bin/fping"]}
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | allowed))
+    bakery.bake()
+    (command,) = (command for command in bakery.guest.commands if " audit --device " in command)
+    assert "--allow-user postgres" in command
+    assert "--allow-mode /usr/bin/fping" in command
 
 
 #: What makes which kinds of resources.

@@ -158,7 +158,7 @@ def print_status(status: Status) -> None:
     endpoint = status.endpoint
     say(f"localec2 at {endpoint.url}, pid {endpoint.pid}, accelerator {endpoint.accelerator}")
     say(f"state in {endpoint.state_dir}; SSH of machines on port {endpoint.ssh_port}; {status.images} AMIs")
-    if status.no_room:
+    if status.low_disk_space:
         say("the disk is full: machines stand still until there is room")
     for fault in status.faults:
         say(f"fault on purpose: {fault_line(fault)}")

@@ -14,9 +14,9 @@ from instant_env.arch import Arch
 from instant_env.errors import InstantEnvError
 from instant_env.localec2 import restore
 from instant_env.localec2.api.server import LocalServer
-from instant_env.localec2.api.services import Plane
+from instant_env.localec2.api.services import Services
 from instant_env.localec2.instances.lifecycle import Lifecycle
-from instant_env.localec2.instances.machine_builder import Assembly
+from instant_env.localec2.instances.machine_builder import MachineBuilder
 from instant_env.localec2.network import metadata
 from instant_env.localec2.network.addresses import AddressBlock
 from instant_env.localec2.network.network import Network
@@ -72,23 +72,25 @@ class ServerProcess:
             domain=metadata.internal_domain(self.region), egress=self.egress,
         )  # fmt: skip
         self.state = State(self.layout, store, record, self.region)
-        assembly = Assembly(self.state, self.network, self._accelerator)
-        lifecycle = Lifecycle(self.state, assembly, self.stop_timeout_s)
-        self.plane = Plane(self.state, lifecycle)
+        machine_builder = MachineBuilder(self.state, self.network, self._accelerator)
+        lifecycle = Lifecycle(self.state, machine_builder, self.stop_timeout_s)
+        self.services = Services(self.state, lifecycle)
         lifecycle.hears_guests = True
         self.network.on_loss = lifecycle.network_lost
         self.network.on_guest_up = lifecycle.interface_spoke
         with self.state.lock:
             self.state.load()
-            restore.settle(self.state, lifecycle, self.plane.images, lost)
-            self.plane.interfaces.settle()
-            self.plane.uploads.resume()
-        self.server = LocalServer(self.plane, record.port)
+            restore.settle(self.state, lifecycle, self.services.images, lost)
+            self.services.interfaces.settle()
+            self.services.uploads.resume()
+        self.server = LocalServer(self.services, record.port)
         record.address_block, record.port = self.network.addresses.number, self.server.server_address[1]
         store.save(record)
         threading.Thread(target=self.server.serve_forever, args=(0.1,), name="http", daemon=True).start()
         threading.Thread(target=self._purge, name="purge", daemon=True).start()
-        threading.Thread(target=self.plane.room.watch, args=(self._ending,), name="room", daemon=True).start()
+        threading.Thread(
+            target=self.services.disk_guard.watch, args=(self._ending,), name="disk-guard", daemon=True
+        ).start()
         self._write_endpoint(chosen)
         log.info("serving at %s, machines under %s", self.server.url, chosen)
 
@@ -118,8 +120,8 @@ class ServerProcess:
         while not self._ending.wait(PURGE_INTERVAL_S):
             with self.state.lock:
                 self.state.write_again()
-                self.plane.purge()
-                self.plane.refresh_credentials(now())
+                self.services.purge()
+                self.services.refresh_credentials(now())
 
     def close(self, down_timeout_s: float) -> None:
         """Go down: no new requests, machines off, endpoint.json gone."""
@@ -128,7 +130,7 @@ class ServerProcess:
         self.layout.endpoint.unlink(missing_ok=True)
         self.server.shutdown()
         self.server.server_close()
-        self.plane.lifecycle.close(down_timeout_s)
+        self.services.lifecycle.close(down_timeout_s)
         with self.state.lock:
             self.state.write_again()
         self._end_work()

@@ -86,7 +86,7 @@ class Status(BaseModel):
     images: int = 0
     accelerator: str | None = None
     faults: list[dict[str, Any]] = []
-    no_room: bool = False  # machines stand still until there is room on the disk
+    low_disk_space: bool = False  # machines are paused until there is space on the disk
 
 
 def up(settings: Settings, progress: Progress = lambda _: None) -> Endpoint:
@@ -168,7 +168,7 @@ def status(settings: Settings) -> Status:
     return Status(
         endpoint=endpoint, instances=instances, images=images, accelerator=endpoint.accelerator,
         faults=faults(endpoint),
-        no_room=_own_route(endpoint, "health", None, FAULT_TIMEOUT_S)["no_room"],
+        low_disk_space=_own_route(endpoint, "health", None, FAULT_TIMEOUT_S)["low_disk_space"],
     )  # fmt: skip
 
 

@@ -17,9 +17,9 @@ from moto.core.base_backend import BackendDict
 from instant_env.arch import Arch
 from instant_env.localec2 import restore
 from instant_env.localec2.api.server import LocalServer
-from instant_env.localec2.api.services import Plane
+from instant_env.localec2.api.services import Services
 from instant_env.localec2.instances.lifecycle import Lifecycle
-from instant_env.localec2.instances.machine_builder import Assembly
+from instant_env.localec2.instances.machine_builder import MachineBuilder
 from instant_env.localec2.network.addresses import AddressBlock
 from instant_env.localec2.network.network import Interface, Network
 from instant_env.localec2.qemu import disks
@@ -146,7 +146,7 @@ class PretendNetwork(Network):
         self.addresses.close()
 
 
-class PretendAssembly(Assembly):
+class PretendAssembly(MachineBuilder):
     """Machines that pretend, with real disks; no ports are opened."""
 
     def machine(
@@ -184,13 +184,13 @@ class Served:
         self.network = PretendNetwork(AddressBlock(record.address_block))
         self.state = State(layout, store, record, REGION)
         assembly = PretendAssembly(self.state, self.network, lambda _: "tcg")
-        self.plane = Plane(self.state, Lifecycle(self.state, assembly, stop_timeout_s=5.0))
+        self.services = Services(self.state, Lifecycle(self.state, assembly, stop_timeout_s=5.0))
         with self.state.lock:
             self.state.load()
-            restore.settle(self.state, self.plane.lifecycle, self.plane.images, lost or set())
-            self.plane.interfaces.settle()
-            self.plane.uploads.resume()
-        self.server = LocalServer(self.plane, 0)
+            restore.settle(self.state, self.services.lifecycle, self.services.images, lost or set())
+            self.services.interfaces.settle()
+            self.services.uploads.resume()
+        self.server = LocalServer(self.services, 0)
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         self.ec2: EC2Client = self.client("ec2")
         self.ssm: SSMClient = self.client("ssm")
@@ -227,7 +227,7 @@ class Served:
             disk=self.disk(name),
             size_gib=2, boot_mode="uefi", digest=digest, created=datetime.now(UTC),
         )  # fmt: skip
-        return self.plane.images.register_stock(stock).id
+        return self.services.images.register_stock(stock).id
 
     def disk(self, name: str) -> Path:
         """The empty disk of a stock image."""
@@ -237,7 +237,7 @@ class Served:
         return path
 
     def machine(self, instance_id: str) -> PretendMachine:
-        machine = self.plane.lifecycle.machines[instance_id]
+        machine = self.services.lifecycle.machines[instance_id]
         assert isinstance(machine, PretendMachine)
         return machine
 

@@ -274,7 +274,7 @@ def bakery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bakery]:
     settings = Settings(state_dir=tmp_path / "state", recipes_dir=write_recipes(tmp_path / "recipes"))
 
     def sealed() -> None:
-        for machine in list(served.plane.lifecycle.machines.values()):
+        for machine in list(served.services.lifecycle.machines.values()):
             machine.press_power_button()
 
     def volumes() -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
+from instant_env.localec2.api.base import Action
 from instant_env.localec2.api.pages import is_pattern, matches, page
 from instant_env.localec2.instances.spot import FILTERS as SPOT_FILTERS
 from instant_env.localec2.records.records import ImageMapping, ImageRecord, SpotRequestRecord, VolumeRecord
@@ -16,25 +17,12 @@ from instant_env.localec2.state.moto_api import (
 )
 from instant_env.localec2.volumes.protection import protection_of
 
-if TYPE_CHECKING:
-    from instant_env.localec2.api.services import Plane
-
 #: Filters of DescribeInstances that moto does not know: name -> attribute of our record.
 _MORE_INSTANCE_FILTERS = {"client-token": "client_token", "reservation-id": "reservation_id"}
 
 
-class Descriptions:
+class Descriptions(Action):
     """Mixed into moto's response class, which has the parameters and the backend."""
-
-    if TYPE_CHECKING:  # what the response class brings
-        plane: ClassVar[Plane]
-        ec2_backend: Any
-        data: Any
-
-        def _get_param(self, name: str, if_none: Any = None) -> Any: ...
-        def _get_bool_param(self, name: str, if_none: Any = None) -> Any: ...
-        def _filters_from_querystring(self) -> dict[str, list[str]]: ...
-        def error_on_dryrun(self) -> None: ...
 
     def describe_instances(self) -> ActionResult:
         filters = self._filters_from_querystring()
@@ -59,14 +47,14 @@ class Descriptions:
                 "The parameter instancesSet cannot be used with the parameter maxResults",
             )
         for instance_id in ids:
-            self.plane.state.instance(instance_id)
+            self.services.state.instance(instance_id)
         backend = self.ec2_backend
         found = (
             backend.get_reservations_by_instance_ids(list(dict.fromkeys(ids)), filters=filters)
             if ids
             else backend.describe_instances(filters=filters)
         )
-        records = self.plane.state.instances
+        records = self.services.state.instances
         for reservation in found if ours or lifecycle or patterns else []:
             reservation.instances = [
                 item
@@ -81,7 +69,7 @@ class Descriptions:
                 )
             ]
         found = [reservation for reservation in found if reservation.instances]
-        if hidden := self.plane.state.faults.hidden():
+        if hidden := self.services.state.faults.hidden():
             for reservation in found:
                 reservation.instances = [item for item in reservation.instances if item.id not in hidden]
             found = [reservation for reservation in found if reservation.instances]
@@ -92,7 +80,7 @@ class Descriptions:
         self.error_on_dryrun()
         ids = self._get_param("ImageIds", [])
         for image_id in ids:
-            self.plane.state.image(image_id)
+            self.services.state.image(image_id)
         found = self.ec2_backend.describe_images(
             ami_ids=ids, filters={}, exec_users=self._get_param("ExecutableUsers", []),
             owners=self._get_param("Owners", []),
@@ -101,7 +89,7 @@ class Descriptions:
         filters = self._filters_from_querystring()
         found = generic_filter(filters, found)
         # Where moto was imported before our settings reached it, it knows AMIs of its own. They do not exist.
-        known = self.plane.state.images
+        known = self.services.state.images
         if not self._get_bool_param("IncludeDisabled", False):
             found = [image for image in found if image.id in known and known[image.id].state != "disabled"]
         return ActionResult(
@@ -109,7 +97,7 @@ class Descriptions:
         )
 
     def _image(self, image: ImageRecord, tags: list[dict[str, str]]) -> dict[str, Any]:
-        root = self.plane.state.snapshots.get(image.snapshot_id)
+        root = self.services.state.snapshots.get(image.snapshot_id)
         encrypted = root is not None and root.encrypted
         answer: dict[str, Any] = {
             "ImageId": image.id, "Name": image.name, "Description": image.description,
@@ -152,7 +140,7 @@ class Descriptions:
         self.error_on_dryrun()
         ids = self._get_param("SnapshotIds", [])
         for snapshot_id in ids:
-            self.plane.state.snapshot(snapshot_id)
+            self.services.state.snapshot(snapshot_id)
         filters = self._filters_from_querystring()
         found = self.ec2_backend.describe_snapshots(snapshot_ids=ids, filters=filters)
         if owners := self._get_param("OwnerIds", []):  # moto ignores it
@@ -161,7 +149,7 @@ class Descriptions:
         return ActionResult({"Snapshots": [self._snapshot(item.id, item.tag_set) for item in found]})
 
     def _snapshot(self, snapshot_id: str, tags: list[dict[str, str]]) -> dict[str, Any]:
-        record = self.plane.state.snapshots[snapshot_id]
+        record = self.services.state.snapshots[snapshot_id]
         return {
             "SnapshotId": record.id, "VolumeId": record.volume_id, "VolumeSize": record.size_gib,
             "Description": record.description, "OwnerId": record.owner_id, "State": record.state,
@@ -173,9 +161,9 @@ class Descriptions:
 
     def describe_spot_instance_requests(self) -> ActionResult:
         self.error_on_dryrun()
-        requests = self.plane.state.spot_requests
+        requests = self.services.state.spot_requests
         ids = self._get_param("SpotInstanceRequestIds", [])
-        found = [self.plane.spot.request(i) for i in dict.fromkeys(ids)] or list(requests.values())
+        found = [self.services.spot.request(i) for i in dict.fromkeys(ids)] or list(requests.values())
         answers = [(request, self._spot_request(request)) for request in found]
         for name, values in self._filters_from_querystring().items():
             if name.startswith("tag:"):
@@ -193,16 +181,16 @@ class Descriptions:
 
     def _spot_request(self, request: SpotRequestRecord) -> dict[str, Any]:
         tags = [{"Key": key, "Value": value} for key, value in request.tags.items()]
-        return self.plane.spot.describe(request, tags)
+        return self.services.spot.describe(request, tags)
 
     def describe_volumes(self) -> ActionResult:
         self.error_on_dryrun()
         ids = self._get_param("VolumeIds", [])
         for volume_id in ids:
-            self.plane.state.volume(volume_id)
+            self.services.state.volume(volume_id)
         found = self.ec2_backend.describe_volumes(volume_ids=ids, filters=self._filters_from_querystring())
-        return ActionResult({"Volumes": [self._volume(self.plane.state.volumes[v.id]) for v in found]})
+        return ActionResult({"Volumes": [self._volume(self.services.state.volumes[v.id]) for v in found]})
 
     def _volume(self, volume: VolumeRecord) -> dict[str, Any]:
         tags = [{"Key": key, "Value": value} for key, value in volume.tags.items()]
-        return self.plane.volumes.describe(volume, tags)
+        return self.services.volumes.describe(volume, tags)

@@ -25,7 +25,7 @@ from instant_env.localec2.volumes.blocks import TOKEN_LIFETIME_S
 from instant_env.localec2.volumes.uploads import BLOCK_BYTES, DirectError, invalid
 
 if TYPE_CHECKING:
-    from instant_env.localec2.api.services import Plane
+    from instant_env.localec2.api.services import Services
 
 log = logging.getLogger(__name__)
 
@@ -101,22 +101,22 @@ def refusal(status: int, code: str, message: str, reason: str = "") -> Answer:
     return status, {"Content-Type": "application/json", "x-amzn-ErrorType": code}, json.dumps(body).encode()
 
 
-def serve(plane: Plane, call: Call, headers: Mapping[str, str], body: bytes) -> Answer:
+def serve(services: Services, call: Call, headers: Mapping[str, str], body: bytes) -> Answer:
     """Answer one request; ``headers`` has lower-case names. No lock is held."""
     try:
         match call.action:
             case "StartSnapshot":
-                return _start(plane, body)
+                return _start(services, body)
             case "PutSnapshotBlock":
-                return _put(plane, call, headers, body)
+                return _put(services, call, headers, body)
             case "CompleteSnapshot":
-                return _complete(plane, call.snapshot_id, headers)
+                return _complete(services, call.snapshot_id, headers)
             case "ListSnapshotBlocks":
-                return _list(plane, call)
+                return _list(services, call)
             case "GetSnapshotBlock":
-                return _get(plane, call)
+                return _get(services, call)
             case _:
-                return _list_changed(plane, call)
+                return _list_changed(services, call)
     except DirectError as error:
         return refusal(error.status, error.code, str(error), error.reason)
     except StorageError as error:
@@ -126,7 +126,7 @@ def serve(plane: Plane, call: Call, headers: Mapping[str, str], body: bytes) -> 
         return refusal(500, "InternalServerException", f"{call.action} failed; server.log says why.")
 
 
-def _start(plane: Plane, body: bytes) -> Answer:
+def _start(services: Services, body: bytes) -> Answer:
     try:
         request = _Start.model_validate_json(body)
     except ValidationError as error:
@@ -141,8 +141,8 @@ def _start(plane: Plane, body: bytes) -> Answer:
     if any(key.lower().startswith("aws:") for key in tags):
         raise invalid("INVALID_TAG", "Tag keys starting with 'aws:' are reserved for internal use")
     digest = hashlib.sha256(request.model_dump_json(exclude={"token"}).encode()).hexdigest()
-    with plane.state.lock, plane.state.request():
-        snapshot = plane.uploads.start(
+    with services.state.lock, services.state.request():
+        snapshot = services.uploads.start(
             request.size_gib, request.description, tags, encrypted=request.encrypted,
             timeout_min=request.timeout_min, token=request.token, digest=digest,
         )  # fmt: skip
@@ -155,7 +155,7 @@ def _start(plane: Plane, body: bytes) -> Answer:
     return _json(201, answer)
 
 
-def _put(plane: Plane, call: Call, headers: Mapping[str, str], body: bytes) -> Answer:
+def _put(services: Services, call: Call, headers: Mapping[str, str], body: bytes) -> Answer:
     length = headers.get("x-amz-data-length", "")
     if length != str(BLOCK_BYTES) or len(body) != BLOCK_BYTES:
         raise invalid("INVALID_BLOCK", f"A block has {BLOCK_BYTES} bytes, and x-amz-Data-Length says so")
@@ -164,12 +164,12 @@ def _put(plane: Plane, call: Call, headers: Mapping[str, str], body: bytes) -> A
     digest = hashlib.sha256(body).digest()
     if _checksum(headers.get("x-amz-checksum", "")) != digest:
         raise invalid("INVALID_PARAMETER_VALUE", "The checksum is not that of the block's data")
-    plane.uploads.put(call.snapshot_id, call.block_index, body, digest)
+    services.uploads.put(call.snapshot_id, call.block_index, body, digest)
     shown = {"x-amz-Checksum": base64.b64encode(digest).decode(), "x-amz-Checksum-Algorithm": "SHA256"}
     return 201, {"Content-Type": "application/json", **shown}, b"{}"
 
 
-def _complete(plane: Plane, snapshot_id: str, headers: Mapping[str, str]) -> Answer:
+def _complete(services: Services, snapshot_id: str, headers: Mapping[str, str]) -> Answer:
     try:
         count = int(headers.get("x-amz-changedblockscount", ""))
     except ValueError as error:
@@ -180,17 +180,17 @@ def _complete(plane: Plane, snapshot_id: str, headers: Mapping[str, str]) -> Ans
         if said != ("SHA256", "LINEAR"):
             raise invalid("INVALID_PARAMETER_VALUE", "A checksum is SHA256, aggregated by LINEAR")
         checksum = _checksum(headers["x-amz-checksum"])
-    snapshot = plane.uploads.complete(snapshot_id, count, checksum)
+    snapshot = services.uploads.complete(snapshot_id, count, checksum)
     return _json(202, {"Status": snapshot.state})
 
 
-def _list(plane: Plane, call: Call) -> Answer:
-    snapshot = plane.blocks.snapshot(call.snapshot_id)
-    shown, token = _page(plane.blocks.indexes(snapshot), call.query)
+def _list(services: Services, call: Call) -> Answer:
+    snapshot = services.blocks.snapshot(call.snapshot_id)
+    shown, token = _page(services.blocks.indexes(snapshot), call.query)
     expiry = int(time.time()) + TOKEN_LIFETIME_S
     answer = {
         "Blocks": [
-            {"BlockIndex": index, "BlockToken": plane.blocks.token(snapshot.id, index, expiry)}
+            {"BlockIndex": index, "BlockToken": services.blocks.token(snapshot.id, index, expiry)}
             for index in shown
         ],
         "ExpiryTime": expiry, "VolumeSize": snapshot.size_gib, "BlockSize": BLOCK_BYTES, "NextToken": token,
@@ -198,13 +198,13 @@ def _list(plane: Plane, call: Call) -> Answer:
     return _json(200, {name: value for name, value in answer.items() if value is not None})
 
 
-def _list_changed(plane: Plane, call: Call) -> Answer:
-    second = plane.blocks.snapshot(call.snapshot_id)
+def _list_changed(services: Services, call: Call) -> Answer:
+    second = services.blocks.snapshot(call.snapshot_id)
     first_id = call.query.get("firstSnapshotId")
     if first_id is None:
-        found = dict.fromkeys(plane.blocks.indexes(second), (False, True))
+        found = dict.fromkeys(services.blocks.indexes(second), (False, True))
     else:
-        found = plane.blocks.changed(plane.blocks.snapshot(first_id), second)
+        found = services.blocks.changed(services.blocks.snapshot(first_id), second)
     shown, token = _page(list(found), call.query)
     expiry = int(time.time()) + TOKEN_LIFETIME_S
     changed = []
@@ -212,9 +212,9 @@ def _list_changed(plane: Plane, call: Call) -> Answer:
         in_first, in_second = found[index]
         block: dict[str, Any] = {"BlockIndex": index}
         if in_first and first_id is not None:
-            block["FirstBlockToken"] = plane.blocks.token(first_id, index, expiry)
+            block["FirstBlockToken"] = services.blocks.token(first_id, index, expiry)
         if in_second:
-            block["SecondBlockToken"] = plane.blocks.token(second.id, index, expiry)
+            block["SecondBlockToken"] = services.blocks.token(second.id, index, expiry)
         changed.append(block)
     answer = {
         "ChangedBlocks": changed, "ExpiryTime": expiry, "VolumeSize": second.size_gib,
@@ -223,10 +223,10 @@ def _list_changed(plane: Plane, call: Call) -> Answer:
     return _json(200, {name: value for name, value in answer.items() if value is not None})
 
 
-def _get(plane: Plane, call: Call) -> Answer:
-    snapshot = plane.blocks.snapshot(call.snapshot_id)
-    plane.blocks.check_token(call.query.get("blockToken", ""), snapshot.id, call.block_index)
-    data = plane.blocks.read(snapshot, call.block_index)
+def _get(services: Services, call: Call) -> Answer:
+    snapshot = services.blocks.snapshot(call.snapshot_id)
+    services.blocks.check_token(call.query.get("blockToken", ""), snapshot.id, call.block_index)
+    data = services.blocks.read(snapshot, call.block_index)
     headers = {
         "Content-Type": "application/octet-stream", "x-amz-Data-Length": str(len(data)),
         "x-amz-Checksum": base64.b64encode(hashlib.sha256(data).digest()).decode(),

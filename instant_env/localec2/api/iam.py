@@ -6,7 +6,7 @@ import os
 from typing import Any, ClassVar
 
 from instant_env.localec2.api.allowed import IAM_ACTIONS
-from instant_env.localec2.api.services import Plane
+from instant_env.localec2.api.services import Services
 from instant_env.localec2.state.moto_api import ActionResult, IamResponse
 
 _ID_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
@@ -15,12 +15,12 @@ _ID_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 class LocalIam(IamResponse):  # type: ignore[misc]  # moto is untyped
     """One request to IAM that the allow-list let through. The server holds the state's lock while it runs."""
 
-    plane: ClassVar[Plane]
+    services: ClassVar[Services]
 
     def call_action(self) -> Any:
         response = super().call_action()
         if IAM_ACTIONS[self._get_action()].mutating and response[0] < 300:
-            self.plane.identities_changed()
+            self.services.identities_changed()
         return response
 
     def create_instance_profile(self) -> ActionResult:
@@ -30,5 +30,5 @@ class LocalIam(IamResponse):  # type: ignore[misc]  # moto is untyped
         return result
 
     def attach_role_policy(self) -> ActionResult:
-        self.plane.state.identities.know_policy(self._get_param("PolicyArn"))
+        self.services.state.identities.know_policy(self._get_param("PolicyArn"))
         return super().attach_role_policy()

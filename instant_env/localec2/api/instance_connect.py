@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 if TYPE_CHECKING:
-    from instant_env.localec2.api.services import Plane
+    from instant_env.localec2.api.services import Services
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class SendKey(BaseModel):
     zone: str | None = Field(default=None, alias="AvailabilityZone")
 
 
-def serve(plane: Plane, action: str, body: bytes, caller: str) -> Answer:
+def serve(services: Services, action: str, body: bytes, caller: str) -> Answer:
     """One request of the service ``ec2-instance-connect``; takes the state's lock itself."""
     try:
         if action != "SendSSHPublicKey":
@@ -62,7 +62,7 @@ def serve(plane: Plane, action: str, body: bytes, caller: str) -> Answer:
                 "UnsupportedOperation", f"localec2 does not support Instance Connect's {action}."
             )
         request_id = str(uuid.uuid4())
-        _send(plane, _parsed(body), caller, request_id)
+        _send(services, _parsed(body), caller, request_id)
     except ConnectError as error:
         return 400, {"Content-Type": "application/x-amz-json-1.1"}, json.dumps(
             {"__type": error.code, "Message": str(error)}
@@ -82,11 +82,11 @@ def _parsed(body: bytes) -> SendKey:
     return request
 
 
-def _send(plane: Plane, request: SendKey, caller: str, request_id: str) -> None:
+def _send(services: Services, request: SendKey, caller: str, request_id: str) -> None:
     key = checked_key(request.public_key)
-    signer = plane.state.connect.signer()
-    with plane.state.lock:
-        instance = plane.state.instances.get(request.instance_id)
+    signer = services.state.connect.signer()
+    with services.state.lock:
+        instance = services.state.instances.get(request.instance_id)
         if instance is None or request.zone not in (None, instance.zone):
             raise ConnectError(
                 "EC2InstanceNotFoundException",
@@ -98,8 +98,8 @@ def _send(plane: Plane, request: SendKey, caller: str, request_id: str) -> None:
                 "EC2InstanceStateInvalidException",
                 f"Instance {instance.id} is {instance.state}; only a running one can be connected to",
             )
-        plane.state.connect.push(signer, instance.id, request.user, key, caller, request_id)
-        plane.instance_changed(instance)
+        services.state.connect.push(signer, instance.id, request.user, key, caller, request_id)
+        services.instance_changed(instance)
     log.info("a key for %s of %s, for a minute", request.user, instance.id)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from instant_env.localec2.api.allowed import SSM_ACTIONS
-from instant_env.localec2.api.services import Plane
+from instant_env.localec2.api.services import Services
 from instant_env.localec2.state.moto_api import ActionResult, SimpleSystemManagerResponse, SSMException
 
 
 class LocalParameters(SimpleSystemManagerResponse):  # type: ignore[misc]  # moto is untyped
     """One request to SSM. The server holds the state's lock while it runs."""
 
-    plane: ClassVar[Plane]
+    services: ClassVar[Services]
 
     def call_action(self) -> Any:
         action = self._get_action()
@@ -42,4 +42,4 @@ class LocalParameters(SimpleSystemManagerResponse):  # type: ignore[misc]  # mot
             names.append(self._get_param("ResourceId"))
         for name in names:
             if name:
-                self.plane.capture_parameter(name)
+                self.services.capture_parameter(name)

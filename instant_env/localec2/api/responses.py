@@ -14,14 +14,14 @@ from typing import Any, ClassVar
 from botocore.model import OperationNotFoundError
 
 from instant_env.localec2.api import allowed
-from instant_env.localec2.api.attributes import Attributes
 from instant_env.localec2.api.describe import Descriptions
-from instant_env.localec2.api.groups import Groups
-from instant_env.localec2.api.image_life import ImageLife
-from instant_env.localec2.api.interface_actions import InterfaceActions
-from instant_env.localec2.api.profiles import Profiles
-from instant_env.localec2.api.registration import Registration
-from instant_env.localec2.api.services import Plane
+from instant_env.localec2.api.image_lifecycle import ImageLifecycle
+from instant_env.localec2.api.image_registration import ImageRegistration
+from instant_env.localec2.api.instance_attributes import InstanceAttributes
+from instant_env.localec2.api.instance_profiles import InstanceProfiles
+from instant_env.localec2.api.keys_and_groups import KeysAndGroups
+from instant_env.localec2.api.network_interfaces import NetworkInterfaces
+from instant_env.localec2.api.services import Services
 from instant_env.localec2.instances.hibernation import check_stop
 from instant_env.localec2.instances.launches import metadata_options, request_digest, run_instances
 from instant_env.localec2.instances.state_reasons import HIBERNATION, USER
@@ -34,10 +34,18 @@ from instant_env.localec2.state.state import now
 log = logging.getLogger(__name__)
 
 
-class LocalResponse(Attributes, Descriptions, Profiles, Registration, ImageLife, InterfaceActions, Groups):
+class LocalResponse(
+    InstanceAttributes,
+    Descriptions,
+    InstanceProfiles,
+    ImageRegistration,
+    ImageLifecycle,
+    NetworkInterfaces,
+    KeysAndGroups,
+):
     """One request to EC2. The server holds the state's lock while it runs."""
 
-    plane: ClassVar[Plane]
+    services: ClassVar[Services]
     #: A copy: moto's own is shared by all classes and some of its actions write to it.
     RESPONSE_KEY_PATH_TO_TRANSFORMER: ClassVar[dict[str, Any]] = {
         **EC2Response.RESPONSE_KEY_PATH_TO_TRANSFORMER,
@@ -99,16 +107,16 @@ class LocalResponse(Attributes, Descriptions, Profiles, Registration, ImageLife,
     # Instances
 
     def run_instances(self) -> ActionResult:
-        state, lifecycle = self.plane.state, self.plane.lifecycle
+        state, lifecycle = self.services.state, self.services.lifecycle
         tags = self._parse_tag_specification()
         self._check_taggable(tags, {"instance", "volume", "network-interface", "spot-instances-request"})
         self.error_on_dryrun()
-        self.plane.purge()
+        self.services.purge()
         known = set(state.instances)
         made = run_instances(state, self._get_param, tags, request_digest(self.querystring))
         if interface_tags := tags.get("network-interface"):
             for instance in made:
-                self.plane.save_tags(instance.interface_id, interface_tags)
+                self.services.save_tags(instance.interface_id, interface_tags)
         for instance in made:
             if instance.id not in known:
                 state.faults.launched(instance.id)
@@ -120,7 +128,7 @@ class LocalResponse(Attributes, Descriptions, Profiles, Registration, ImageLife,
         return ActionResult(reservation)
 
     def _changed(self, before: dict[str, str]) -> list[dict[str, Any]]:
-        instances = self.plane.state.instances
+        instances = self.services.state.instances
         return [
             {
                 "InstanceId": instance_id,
@@ -138,26 +146,26 @@ class LocalResponse(Attributes, Descriptions, Profiles, Registration, ImageLife,
         if not ids:
             raise EC2ClientError("InvalidParameterCombination", "No instances specified")
         for instance_id in ids:
-            self.plane.state.instance(instance_id)
+            self.services.state.instance(instance_id)
         self.error_on_dryrun()
         return ids
 
     def start_instances(self) -> ActionResult:
         ids = self._instance_ids()
         return ActionResult(
-            {"StartingInstances": self._changed({i: self.plane.lifecycle.start(i) for i in ids})}
+            {"StartingInstances": self._changed({i: self.services.lifecycle.start(i) for i in ids})}
         )
 
     def stop_instances(self) -> ActionResult:
         ids, force = self._instance_ids(), self._at_once()
         hibernate = bool(self._get_bool_param("Hibernate", False))
         for instance_id in ids:
-            instance = self.plane.state.instances[instance_id]
+            instance = self.services.state.instances[instance_id]
             self._check_protection(instance_id, "disable_api_stop", "stopped")
-            self.plane.spot.check_stop(instance)
+            self.services.spot.check_stop(instance)
             if hibernate:
                 check_stop(instance)
-        lifecycle, cause = self.plane.lifecycle, HIBERNATION if hibernate else USER
+        lifecycle, cause = self.services.lifecycle, HIBERNATION if hibernate else USER
         before = {i: lifecycle.stop(i, force=force, hibernate=hibernate, cause=cause) for i in ids}
         return ActionResult({"StoppingInstances": self._changed(before)})
 
@@ -166,7 +174,7 @@ class LocalResponse(Attributes, Descriptions, Profiles, Registration, ImageLife,
         return bool(self._get_bool_param("Force", False) or self._get_bool_param("SkipOsShutdown", False))
 
     def _check_protection(self, instance_id: str, attribute: str, verb: str) -> None:
-        if getattr(self.plane.state.instances[instance_id], attribute):
+        if getattr(self.services.state.instances[instance_id], attribute):
             name = {"disable_api_stop": "disableApiStop", "disable_api_termination": "disableApiTermination"}
             raise EC2ClientError(
                 "OperationNotPermitted",
@@ -181,16 +189,16 @@ class LocalResponse(Attributes, Descriptions, Profiles, Registration, ImageLife,
         # EC2 asks the guest unless told otherwise; here only when told to (README).
         asked = self._get_bool_param("SkipOsShutdown") is False and not self._at_once()
         grace = True if asked else False if self._at_once() else None
-        before = {i: self.plane.lifecycle.terminate(i, graceful=grace) for i in ids}
+        before = {i: self.services.lifecycle.terminate(i, graceful=grace) for i in ids}
         return ActionResult({"TerminatingInstances": self._changed(before)})
 
     def reboot_instances(self) -> ActionResult:
         for instance_id in self._instance_ids():
-            self.plane.lifecycle.reboot(instance_id)
+            self.services.lifecycle.reboot(instance_id)
         return EmptyResult()
 
     def modify_instance_metadata_options(self) -> ActionResult:
-        state = self.plane.state
+        state = self.services.state
         instance = state.instance(self._get_param("InstanceId"))
         names = ("HttpTokens", "HttpEndpoint", "HttpPutResponseHopLimit", "InstanceMetadataTags")
         given = {name: value for name in names if (value := self._get_param(name)) is not None}
@@ -198,16 +206,16 @@ class LocalResponse(Attributes, Descriptions, Profiles, Registration, ImageLife,
         self.error_on_dryrun()
         instance.metadata_options = options
         state.save(instance)
-        self.plane.instance_changed(instance)
+        self.services.instance_changed(instance)
         shown = state.mirror.find_instance(instance.id).metadata_options
         return ActionResult({"InstanceId": instance.id, "InstanceMetadataOptions": shown})
 
     def cancel_spot_instance_requests(self) -> ActionResult:
         ids = list(dict.fromkeys(self._get_param("SpotInstanceRequestIds", [])))
         for request_id in ids:
-            self.plane.spot.request(request_id)
+            self.services.spot.request(request_id)
         self.error_on_dryrun()
-        requests = [self.plane.spot.cancel(request_id) for request_id in ids]
+        requests = [self.services.spot.cancel(request_id) for request_id in ids]
         return ActionResult(
             {
                 "CancelledSpotInstanceRequests": [
@@ -222,7 +230,7 @@ class LocalResponse(Attributes, Descriptions, Profiles, Registration, ImageLife,
         tags = self._parse_tag_specification()
         self._check_taggable(tags, {"image", "snapshot"})
         self.error_on_dryrun()
-        image = self.plane.images.create(
+        image = self.services.images.create(
             self._get_param("InstanceId"), self._get_param("Name") or "",
             self._get_param("Description") or "",
             self._get_bool_param("NoReboot", False), self._get_param("BlockDeviceMappings") or [], tags,
@@ -231,9 +239,9 @@ class LocalResponse(Attributes, Descriptions, Profiles, Registration, ImageLife,
 
     def deregister_image(self) -> ActionResult:
         image_id = self._get_param("ImageId")
-        self.plane.state.image(image_id)
+        self.services.state.image(image_id)
         self.error_on_dryrun()
-        deleted = self.plane.images.deregister(
+        deleted = self.services.images.deregister(
             image_id, self._get_bool_param("DeleteAssociatedSnapshots", False)
         )
         results = [{"SnapshotId": snapshot_id, "ReturnCode": "success"} for snapshot_id in deleted]
@@ -243,7 +251,7 @@ class LocalResponse(Attributes, Descriptions, Profiles, Registration, ImageLife,
         tags = self._parse_tag_specification()
         self._check_taggable(tags, {"snapshot"})
         self.error_on_dryrun()
-        snapshot = self.plane.snapshots.create(
+        snapshot = self.services.snapshots.create(
             self._get_param("VolumeId"), self._get_param("Description") or "", tags.get("snapshot", {})
         )
         shown = [{"Key": key, "Value": value} for key, value in snapshot.tags.items()]
@@ -251,7 +259,7 @@ class LocalResponse(Attributes, Descriptions, Profiles, Registration, ImageLife,
 
     def delete_snapshot(self) -> ActionResult:
         self.error_on_dryrun()
-        self.plane.snapshots.delete(self._get_param("SnapshotId"))
+        self.services.snapshots.delete(self._get_param("SnapshotId"))
         return EmptyResult()
 
     # Volumes
@@ -261,7 +269,7 @@ class LocalResponse(Attributes, Descriptions, Profiles, Registration, ImageLife,
         self._check_taggable(tags, {"volume"})
         self.error_on_dryrun()
         size = self._get_param("Size")
-        volume = self.plane.volumes.create(
+        volume = self.services.volumes.create(
             size_gib=None if size is None else int(size), snapshot_id=self._get_param("SnapshotId"),
             zone=self._get_param("AvailabilityZone") or "",
             volume_type=self._get_param("VolumeType") or "gp2",
@@ -272,7 +280,7 @@ class LocalResponse(Attributes, Descriptions, Profiles, Registration, ImageLife,
 
     def attach_volume(self) -> ActionResult:
         self.error_on_dryrun()
-        volume = self.plane.volumes.attach(
+        volume = self.services.volumes.attach(
             self._get_param("VolumeId"), self._get_param("InstanceId"), self._get_param("Device") or ""
         )
         return ActionResult(self._volume(volume)["Attachments"][0] | {"State": "attaching"})
@@ -280,26 +288,26 @@ class LocalResponse(Attributes, Descriptions, Profiles, Registration, ImageLife,
     def detach_volume(self) -> ActionResult:
         self.error_on_dryrun()
         volume_id = self._get_param("VolumeId")
-        attachments = self._volume(self.plane.state.volume(volume_id))["Attachments"]
-        self.plane.volumes.detach(volume_id, self._get_param("InstanceId"), self._get_param("Device"))
+        attachments = self._volume(self.services.state.volume(volume_id))["Attachments"]
+        self.services.volumes.detach(volume_id, self._get_param("InstanceId"), self._get_param("Device"))
         return ActionResult(attachments[0] | {"State": "detaching"})
 
     def delete_volume(self) -> ActionResult:
         self.error_on_dryrun()
-        self.plane.volumes.delete(self._get_param("VolumeId"))
+        self.services.volumes.delete(self._get_param("VolumeId"))
         return EmptyResult()
 
     # Tags
 
     def create_tags(self) -> ActionResult:
         _check_keys(tag["Key"] for tag in self._get_param("Tags", []))
-        state = self.plane.state
+        state = self.services.state
         find = {"i": state.instance, "vol": state.volume, "snap": state.snapshot, "ami": state.image}
         for resource_id in self._get_param("Resources", []):  # moto tags what is not there
             if (look := find.get(resource_id.partition("-")[0])) is not None:
                 look(resource_id)
         result = super().create_tags()
-        self.plane.capture_tags(self._get_param("Resources", []))
+        self.services.capture_tags(self._get_param("Resources", []))
         return result
 
     def delete_tags(self) -> ActionResult:
@@ -307,11 +315,11 @@ class LocalResponse(Attributes, Descriptions, Profiles, Registration, ImageLife,
         if not self._get_param("Tags", []):
             self.error_on_dryrun()
             for resource_id in self._get_param("Resources", []):
-                self.plane.state.mirror.ec2.tags.pop(resource_id, None)
+                self.services.state.mirror.ec2.tags.pop(resource_id, None)
             result: ActionResult = EmptyResult()
         else:
             result = super().delete_tags()
-        self.plane.capture_tags(self._get_param("Resources", []))
+        self.services.capture_tags(self._get_param("Resources", []))
         return result
 
     @staticmethod
@@ -325,12 +333,12 @@ class LocalResponse(Attributes, Descriptions, Profiles, Registration, ImageLife,
             _check_keys(tags[resource_type])
 
     def get_console_output(self) -> ActionResult:
-        instance = self.plane.state.instance(self._get_param("InstanceId"))
+        instance = self.services.state.instance(self._get_param("InstanceId"))
         return ActionResult(
             {
                 "InstanceId": instance.id,
                 "Timestamp": now().replace(tzinfo=None),
-                "Output": self.plane.console_output(instance.id),
+                "Output": self.services.console_output(instance.id),
             }
         )
 

@@ -24,7 +24,7 @@ from instant_env.localec2.api import allowed, callers, ebs_direct, instance_conn
 from instant_env.localec2.api.iam import LocalIam
 from instant_env.localec2.api.parameters import LocalParameters
 from instant_env.localec2.api.responses import LocalResponse
-from instant_env.localec2.api.services import Plane
+from instant_env.localec2.api.services import Services
 from instant_env.localec2.api.sts import LocalTokens
 from instant_env.localec2.instances.spot import CapacityOrder, InterruptionOrder
 from instant_env.localec2.qemu.qmp import QmpError
@@ -63,11 +63,11 @@ class LocalServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, plane: Plane, port: int) -> None:
+    def __init__(self, services: Services, port: int) -> None:
         """Listen on ``port`` when it is free, otherwise on one that is."""
-        self.plane = plane
+        self.services = services
         for response in SERVICES.values():
-            response.plane = plane
+            response.services = services
         try:
             super().__init__((HOST, port), Handler)
         except OSError:
@@ -134,7 +134,7 @@ class Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         url = f"http://{headers['host']}{self.path}"
         try:
-            scope, caller = callers.identify(self.server.plane.state, self.command, url, headers, body)
+            scope, caller = callers.identify(self.server.services.state, self.command, url, headers, body)
         except signature.SignatureError as error:
             if path != "/":
                 return ebs_direct.refusal(403, error.code, str(error))
@@ -143,7 +143,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _aws(self, scope: signature.Scope, caller: callers.Caller, url: str, body: bytes) -> Answer:
         kind = self.headers.get("Content-Type", "")
-        state = self.server.plane.state
+        state = self.server.services.state
         if not callers.serves_region(state, scope):
             message = f"localec2 serves the region {state.region} only, not {scope.region}."
             return _refusal(scope.service, kind, "UnsupportedOperation", message)
@@ -178,9 +178,9 @@ class Handler(BaseHTTPRequestHandler):
         if scope.service == INSTANCE_CONNECT or call is not None:
             if call is not None:
                 lowered = {name.lower(): value for name, value in self.headers.items()}
-                answer = ebs_direct.serve(self.server.plane, call, lowered, body)
+                answer = ebs_direct.serve(self.server.services, call, lowered, body)
             else:
-                answer = instance_connect.serve(self.server.plane, action, body, caller.arn)
+                answer = instance_connect.serve(self.server.services, action, body, caller.arn)
             if strike.drop == "after":
                 raise DroppedError
             return answer
@@ -208,16 +208,17 @@ class Handler(BaseHTTPRequestHandler):
         """Routes that EC2 does not have."""
         if (self.command, route) == ("GET", "caller-ip"):
             return _text(200, self.client_address[0])
-        token = self.server.plane.state.server.admin_token
+        token = self.server.services.state.server.admin_token
         if not hmac.compare_digest(self.headers.get("X-Localec2-Token", "").encode(), token.encode()):
             return _json(403, {"error": "wrong or missing X-Localec2-Token"})
         if (self.command, route) == ("GET", "health"):
-            plane = self.server.plane
-            return _json(200, {"state_dir": str(plane.state.layout.state_dir), "no_room": plane.room.short})
+            services = self.server.services
+            state_dir = str(services.state.layout.state_dir)
+            return _json(200, {"state_dir": state_dir, "low_disk_space": services.disk_guard.short})
         if (self.command, route) == ("POST", "stock-images"):
             try:
                 stock = StockRegistration.model_validate_json(body)
-                image = self.server.plane.images.register_stock(stock)
+                image = self.server.services.images.register_stock(stock)
             except ValidationError as error:
                 return _json(400, {"error": explain(error, "stock image")})
             except InstantEnvError as error:
@@ -233,7 +234,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _root_reads(self, instance_id: str) -> Answer:
         """What QEMU knows and no guest: the firmware reads before the guest can count."""
-        machine = self.server.plane.lifecycle.machines.get(instance_id)
+        machine = self.server.services.lifecycle.machines.get(instance_id)
         if machine is None:
             return _json(404, {"error": f"{instance_id} does not run"})
         try:
@@ -244,15 +245,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def _faults(self, fault_id: str, body: bytes) -> Answer:
         """``GET faults``, ``POST faults``, ``DELETE faults`` and ``DELETE faults/<id>``."""
-        plane = self.server.plane
+        services = self.server.services
         try:
             match self.command, fault_id:
                 case "GET", "":
-                    return _json(200, {"faults": plane.state.faults.listed()})
+                    return _json(200, {"faults": services.state.faults.listed()})
                 case "POST", "":
-                    return _json(200, {"fault": plane.sabotage.inject(faults.parse(body))})
+                    return _json(200, {"fault": services.fault_injector.inject(faults.parse(body))})
                 case "DELETE", _:
-                    cleared = plane.sabotage.clear(fault_id or None)
+                    cleared = services.fault_injector.clear(fault_id or None)
                     if fault_id and not cleared:
                         return _json(404, {"error": f"there is no {fault_id}"})
                     return _json(200, {"cleared": cleared})
@@ -264,7 +265,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _spot(self, route: str, body: bytes) -> Answer:
         """What happens to spot instances without their owner's doing."""
-        spot = self.server.plane.spot
+        spot = self.server.services.spot
         try:
             if route == "interrupt":
                 notice = spot.interrupt(InterruptionOrder.model_validate_json(body))

@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from instant_env.localec2.instances.fault_injector import Sabotage
-from instant_env.localec2.instances.free_space import Room
+from instant_env.localec2.instances.fault_injector import FaultInjector
+from instant_env.localec2.instances.free_space import DiskGuard
 from instant_env.localec2.instances.interfaces import Interfaces
 from instant_env.localec2.instances.lifecycle import Lifecycle
 from instant_env.localec2.instances.spot import Spot
@@ -33,7 +33,7 @@ CONSOLE_BYTES = 64 * 1024
 
 
 @dataclass
-class Plane:
+class Services:
     """State and what acts on it. Methods want the lock held."""
 
     state: State
@@ -45,8 +45,8 @@ class Plane:
     volumes: Volumes = field(init=False)
     spot: Spot = field(init=False)
     interfaces: Interfaces = field(init=False)
-    sabotage: Sabotage = field(init=False)
-    room: Room = field(init=False)
+    fault_injector: FaultInjector = field(init=False)
+    disk_guard: DiskGuard = field(init=False)
     refreshed_at: datetime = field(default_factory=now)
 
     def __post_init__(self) -> None:
@@ -57,8 +57,8 @@ class Plane:
         self.volumes = Volumes(self.state, self.lifecycle)
         self.interfaces = Interfaces(self.state, self.lifecycle)
         self.spot = Spot(self.state, self.lifecycle)
-        self.sabotage = Sabotage(self.state, self.lifecycle, self.instance_changed)
-        self.room = Room(self.lifecycle, self.state.layout.state_dir)
+        self.fault_injector = FaultInjector(self.state, self.lifecycle, self.instance_changed)
+        self.disk_guard = DiskGuard(self.lifecycle, self.state.layout.state_dir)
 
     def purge(self) -> None:
         """Forget what ended an hour ago, and give up what nobody goes on with."""
@@ -70,7 +70,7 @@ class Plane:
     def instance_changed(self, instance: InstanceRecord) -> None:
         """Let the machine's IMDS tell what changed."""
         if instance.id in self.lifecycle.machines:
-            self.lifecycle.assembly.write_metadata(instance)
+            self.lifecycle.machine_builder.write_metadata(instance)
 
     def identities_changed(self) -> None:
         """Record IAM's roles and profiles, and let the machines that have one know. Raises StorageError."""

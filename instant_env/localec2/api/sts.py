@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import ClassVar
 
 from instant_env.localec2.api.callers import OWNER_ARN
-from instant_env.localec2.api.services import Plane
+from instant_env.localec2.api.services import Services
 from instant_env.localec2.network.metadata import ACCOUNT_ID
 from instant_env.localec2.state.moto_api import ActionResult, TokenResponse
 
@@ -14,13 +14,13 @@ from instant_env.localec2.state.moto_api import ActionResult, TokenResponse
 class LocalTokens(TokenResponse):  # type: ignore[misc]  # moto is untyped
     """One request to STS that the allow-list let through."""
 
-    plane: ClassVar[Plane]
+    services: ClassVar[Services]
 
     def get_caller_identity(self) -> ActionResult:
         token = self.headers.get("X-Amz-Security-Token")
         if token is None:
-            user_id, arn = self.plane.state.server.access_key_id, OWNER_ARN
+            user_id, arn = self.services.state.server.access_key_id, OWNER_ARN
         else:  # the server has checked it
-            session = self.plane.state.issuer.open(token, datetime.now(UTC)).session
+            session = self.services.state.issuer.open(token, datetime.now(UTC)).session
             user_id, arn = session.user_id, session.arn
         return ActionResult({"UserId": user_id, "Account": ACCOUNT_ID, "Arn": arn})

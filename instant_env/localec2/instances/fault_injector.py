@@ -38,7 +38,7 @@ class FaultError(InstantEnvError):
     """A fault cannot be made: there is no such machine, or no such fault."""
 
 
-class Sabotage:
+class FaultInjector:
     """Faults of one server. Public methods want the state's lock not held."""
 
     def __init__(
@@ -140,23 +140,23 @@ class Sabotage:
             machine.attach_nic(self._primary_nic(machine.spec.instance_id), 1)
 
     def _primary_nic(self, instance_id: str) -> command_line.Nic:
-        assembly = self._lifecycle.assembly
+        machine_builder = self._lifecycle.machine_builder
         with self._state.lock:
             instance = self._state.instances[instance_id]
-            return assembly.nic(assembly.interfaces(instance, Path())[0])
+            return machine_builder.nic(machine_builder.interfaces(instance, Path())[0])
 
     def _disturb(self, instance_id: str) -> None:
         """Make an instance's interfaces as bad as the table says now. Raises NetworkError."""
-        assembly = self._lifecycle.assembly
+        machine_builder = self._lifecycle.machine_builder
         with self._state.lock:
             instance = self._state.instances[instance_id]
-            names = [interface.id for interface in assembly.interfaces(instance, Path())]
+            names = [interface.id for interface in machine_builder.interfaces(instance, Path())]
         fault = self._faults.network(instance_id)
         for name in names:
             if fault is None:
-                assembly.network.fault(name)
+                machine_builder.network.fault(name)
             else:
-                assembly.network.fault(
+                machine_builder.network.fault(
                     name, drop_dhcp=fault.drop_dhcp, drop_probability=fault.loss_percent / 100,
                     delay_ms=fault.delay_ms, silent_dns=fault.silent_dns,
                 )  # fmt: skip

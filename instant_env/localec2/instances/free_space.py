@@ -1,11 +1,11 @@
-"""Room on the disk: guests stand still before it is full, and go on when there is room again.
+"""Disk pressure: guests are paused before the disk is full, and go on when there is space again.
 
 A guest writes more than its image holds, and its volume grows on the host's disk. When that is full, QEMU's
 NVMe device (7.2; it has no `werror`) fails the guest's writes, and its file systems lose what they were told
-to keep. So the last of the room is the server's own, for its records; while nothing but that is left,
-machines stand still with nothing lost, as on a volume of EBS that has stalled, and their status check is
-`impaired`. QEMU writes what a guest has under way before it stops it (it drains its queues, whatever holds
-them back), which with a full page cache behind a slow disk can be more than a small reserve.
+to keep. So the last of the space is reserved for the server's records. While no more than that is free,
+machines are paused and lose nothing, as on an EBS volume that has stalled; their status check is `impaired`.
+QEMU drains a guest's queues before it pauses it, which with a full page cache behind a slow disk can write
+more than a small reserve.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from instant_env.localec2.qemu.qmp import QmpError
 
 log = logging.getLogger(__name__)
 
-#: Why a machine stands still (`Machine.freeze`).
-REASON = "no room"
-#: What guests leave: at most this, and of a small file system this part. A guest that writes 1 GB/s fills
+#: Why a machine is paused (`Machine.freeze`).
+REASON = "disk pressure"
+#: The reserve: at most this, and of a small file system this share. A guest that writes 1 GB/s fills
 #: 50 MB between two looks.
 MOST_BYTES = 256 << 20
 SHARE = 8
-#: Seconds between two looks: when the reserve is near, and when there is much more room than that.
+#: Seconds between two measurements: near the reserve, and far from it.
 NEAR_S, FAR_S = 0.05, 1.0
 FAR = 8
 
@@ -40,8 +40,8 @@ def free_bytes(directory: Path) -> tuple[int, int]:
     return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
 
 
-class Room:
-    """Watches the room for the machines of one server."""
+class DiskGuard:
+    """Watches the free space for the machines of one server."""
 
     def __init__(
         self, lifecycle: Lifecycle, directory: Path,
@@ -53,25 +53,25 @@ class Room:
         self.short = False
 
     def watch(self, ending: threading.Event) -> None:
-        """Look again and again until the event is set."""
+        """Measure until the event is set."""
         wait_s = 0.0
         while not ending.wait(wait_s):
             wait_s = self.look()
 
     def look(self) -> float:
-        """Stop machines or let them go on, as the room says now; returns when to look again, in seconds."""
+        """Pause machines or resume them, by the free space; returns the seconds to the next measurement."""
         free, total = self._measure(self._directory)
         reserve = min(MOST_BYTES, total // SHARE)
         if free < reserve:
             if not self.short:
-                log.error("%d MiB are left below %s: machines stand still", free >> 20, self._directory)
+                log.error("%d MiB are left below %s: machines are paused", free >> 20, self._directory)
             self.short = True
             for machine in self._running():
                 if not machine.standing_still:
                     with suppress(QmpError):  # it ends just now
                         machine.freeze(REASON)
         elif self.short and free > reserve + reserve // 4:  # not to and fro
-            log.info("there is room again: machines go on")
+            log.info("there is space again: machines are resumed")
             self.short = False
             for machine in self._running():
                 with suppress(QmpError):

@@ -105,7 +105,7 @@ class Interfaces:
             delete_on_termination=False, attach_time=now(),
         )  # fmt: skip
         self._saved(record)
-        self.lifecycle.assembly.write_metadata(instance)
+        self.lifecycle.machine_builder.write_metadata(instance)
         if instance.state == "running":
             self.lifecycle.work(interface_id, lambda _: self._plug(record, instance))
         return record.attachment
@@ -115,16 +115,16 @@ class Interfaces:
 
     def _plug(self, record: InterfaceRecord, instance: InstanceRecord) -> None:
         """Plug the card in (lock not held); when that fails the interface is `available` again."""
-        assembly = self.lifecycle.assembly
+        machine_builder = self.lifecycle.machine_builder
         try:
             with self.state.lock:
                 machine, place = self.lifecycle.machines.get(instance.id), record.attachment
                 if machine is None or place is None:
                     return
-                interface = assembly.secondary(record, assembly.write_metadata(instance))
-                cable = assembly.network.plug(interface)
+                interface = machine_builder.secondary(record, machine_builder.write_metadata(instance))
+                cable = machine_builder.network.plug(interface)
             cable.result(ANSWER_TIMEOUT_S)
-            machine.attach_nic(assembly.nic(interface), place.device_index)
+            machine.attach_nic(machine_builder.nic(interface), place.device_index)
         except (InstantEnvError, TimeoutError) as error:
             log.error("%s was not attached to %s: %s", record.id, instance.id, error)
             with self.state.lock:
@@ -164,11 +164,11 @@ class Interfaces:
         self.lifecycle.work(record.id, unplug)
 
     def _detached(self, record: InterfaceRecord, instance: InstanceRecord) -> None:
-        self.lifecycle.assembly.network.unplug(record.id)
+        self.lifecycle.machine_builder.network.unplug(record.id)
         record.attachment = None
         self._saved(record)
         if instance.state != "terminated":
-            self.lifecycle.assembly.write_metadata(instance)
+            self.lifecycle.machine_builder.write_metadata(instance)
 
     def _saved(self, record: InterfaceRecord) -> None:
         """Save it, and show its Elastic IP where it is now."""
@@ -182,7 +182,7 @@ class Interfaces:
     def allocate(self, tags: dict[str, str]) -> AddressRecord:
         """AllocateAddress."""
         try:
-            public_ip = self.lifecycle.assembly.network.addresses.allot()
+            public_ip = self.lifecycle.machine_builder.network.addresses.allot()
         except NetworkError as error:
             raise EC2ClientError("AddressLimitExceeded", error.message) from error
         record = AddressRecord(id=new_id("eipalloc"), tags=tags, public_ip=public_ip)
@@ -195,7 +195,7 @@ class Interfaces:
         if record.interface_id is not None:
             raise EC2ClientError("InvalidIPAddress.InUse", f"Address {record.public_ip} is in use.")
         self.state.forget(record)
-        self.lifecycle.assembly.network.addresses.release(record.public_ip)
+        self.lifecycle.machine_builder.network.addresses.release(record.public_ip)
 
     def associate(
         self, allocation_id: str, instance_id: str | None, interface_id: str | None, *, move: bool
@@ -250,7 +250,7 @@ class Interfaces:
 
     def _public_ip_changed(self, interface_id: str) -> None:
         """Make the machine of an interface reachable at its Elastic IP, or at one of its own again."""
-        addresses = self.lifecycle.assembly.network.addresses
+        addresses = self.lifecycle.machine_builder.network.addresses
         for instance in self.state.instances.values():
             if instance.state == "terminated":
                 continue
@@ -266,8 +266,8 @@ class Interfaces:
             elif interface_id not in {item.id for item in self._beside(instance.id)}:
                 continue
             if running:
-                self.lifecycle.assembly.write_metadata(instance)
-                self.lifecycle.assembly.refresh_interfaces(instance)
+                self.lifecycle.machine_builder.write_metadata(instance)
+                self.lifecycle.machine_builder.refresh_interfaces(instance)
 
     # What happens to instances
 
@@ -286,7 +286,7 @@ class Interfaces:
     def settle(self) -> None:
         """At start: claim the addresses again, on a new block where the old one is another server's now."""
         for address in self.state.addresses.values():
-            address.public_ip = self.lifecycle.assembly.network.addresses.reclaim(address.public_ip)
+            address.public_ip = self.lifecycle.machine_builder.network.addresses.reclaim(address.public_ip)
             self.state.save(address)
         for instance in self.state.instances.values():
             if instance.state != "terminated" and (public_ip := self.state.elastic_ip(instance.interface_id)):

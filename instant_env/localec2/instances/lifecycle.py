@@ -19,7 +19,7 @@ from functools import partial
 from instant_env.errors import InstantEnvError
 from instant_env.localec2.instances.hibernation import SLEEP_TIMEOUT_S
 from instant_env.localec2.instances.job_queue import Job, Work
-from instant_env.localec2.instances.machine_builder import Assembly
+from instant_env.localec2.instances.machine_builder import MachineBuilder
 from instant_env.localec2.instances.state_reasons import GUEST, USER, Cause
 from instant_env.localec2.instances.storage import Storage
 from instant_env.localec2.qemu.machine import Machine
@@ -40,9 +40,9 @@ RECORD_TIMEOUT_S = 10.0
 class Lifecycle:
     """Instances of one server. Public methods want the state's lock held unless they say otherwise."""
 
-    def __init__(self, state: State, assembly: Assembly, stop_timeout_s: float) -> None:
+    def __init__(self, state: State, machine_builder: MachineBuilder, stop_timeout_s: float) -> None:
         self.state = state
-        self.assembly = assembly
+        self.machine_builder = machine_builder
         self.stop_timeout_s = stop_timeout_s
         self.machines: dict[str, Machine] = {}
         self.hears_guests = False  # whether the network calls `guest_spoke`
@@ -142,9 +142,9 @@ class Lifecycle:
 
     def refresh_network(self) -> None:
         """Security groups, or who is in them, have changed: the network admits what they say now."""
-        self.assembly.refresh_groups()
+        self.machine_builder.refresh_groups()
         for instance_id in self.machines:
-            self.assembly.refresh_interfaces(self.state.instances[instance_id])
+            self.machine_builder.refresh_interfaces(self.state.instances[instance_id])
 
     def network_lost(self) -> None:
         """The network's process died (lock not held): machines cannot be connected again, so they end."""
@@ -174,14 +174,14 @@ class Lifecycle:
                 volumes = self.state.attached(instance_id)
             for volume in volumes:
                 with self.storage.lock(volume.id):  # a copy for an image may still be under way
-                    self.assembly.make_disk(volume)
+                    self.machine_builder.make_disk(volume)
             self.state.faults.bind(instance_id)
             with self.state.lock:
-                machine = self.assembly.machine(instance, volumes, self._exited)
+                machine = self.machine_builder.machine(instance, volumes, self._exited)
                 if instance.state != "pending" or self.closing:
                     return
                 self.machines[instance_id] = machine
-            self.assembly.await_network(instance_id)
+            self.machine_builder.await_network(instance_id)
             self.on_starting(instance_id)
             machine.start()
         except InstantEnvError as error:
@@ -295,7 +295,7 @@ class Lifecycle:
         """The machine is no more."""
         self.machines.pop(instance_id, None)
         self.heard.discard(instance_id)
-        self.assembly.unplugged(self.state.instances[instance_id])
+        self.machine_builder.unplugged(self.state.instances[instance_id])
 
     def finish_termination(self, instance_id: str, code: str = "", message: str = "") -> None:
         with self.state.lock:

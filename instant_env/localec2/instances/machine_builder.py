@@ -24,7 +24,7 @@ from instant_env.localec2.state.state import State
 log = logging.getLogger(__name__)
 
 
-class Assembly:
+class MachineBuilder:
     """Puts machines together. Methods want the state's lock held unless they say otherwise."""
 
     def __init__(

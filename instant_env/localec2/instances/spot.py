@@ -187,7 +187,7 @@ class Spot:
             notice = Interruption(action=request.behavior, noticed=noticed, time=time)
             instance.interruption = notice
             self.state.save(instance)
-            self.lifecycle.assembly.write_metadata(instance)
+            self.lifecycle.machine_builder.write_metadata(instance)
         timer = threading.Timer(notice_s, self._interrupted, args=(instance, notice))
         timer.daemon = True
         timer.start()

@@ -142,7 +142,7 @@ class Snapshots:
             return instance.state == "running", machine
 
     def _copy_file(self, volume: VolumeRecord, snapshot: SnapshotRecord) -> None:
-        self.lifecycle.assembly.make_disk(volume)
+        self.lifecycle.machine_builder.make_disk(volume)
         source, target = self.state.layout.volume(volume.id), self.state.layout.snapshot(snapshot.id)
         if snapshot.layers:
             disks.copy_layer(source, target, self.state.layout.snapshot(snapshot.layers[0]))

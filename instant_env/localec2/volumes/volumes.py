@@ -113,7 +113,7 @@ class Volumes:
             instance_id=instance_id, device=device, delete_on_termination=False, attach_time=now()
         )
         self.state.save(volume)
-        self.lifecycle.assembly.write_metadata(instance)
+        self.lifecycle.machine_builder.write_metadata(instance)
         if instance.state == "running":
             self.attaching.add(volume_id)
             # A queue of its own: nobody waits for it but a detachment.
@@ -125,7 +125,7 @@ class Volumes:
         problem = ""
         try:
             with self.lifecycle.storage.lock(volume.id):
-                self.lifecycle.assembly.make_disk(volume)
+                self.lifecycle.machine_builder.make_disk(volume)
                 with self.state.lock:
                     machine = self.lifecycle.machines.get(instance.id)
                 if machine is not None and not machine.holds(volume.id):  # else a new start found it
@@ -184,7 +184,7 @@ class Volumes:
         volume.attachment = None
         self.state.save(volume)
         if instance.state != "terminated":
-            self.lifecycle.assembly.write_metadata(instance)
+            self.lifecycle.machine_builder.write_metadata(instance)
 
     def delete(self, volume_id: str) -> None:
         """DeleteVolume."""

@@ -90,7 +90,7 @@ def test_one_attribute_at_a_time(served: Served) -> None:
 
 
 def test_status_checks_say_what_is_known(served: Served) -> None:
-    lifecycle = served.plane.lifecycle
+    lifecycle = served.services.lifecycle
 
     def statuses(**more: Any) -> dict[str, tuple[str, str, str]]:
         answer = served.ec2.describe_instance_status(**more)["InstanceStatuses"]
@@ -148,7 +148,7 @@ def test_a_stop_that_the_guest_ignores_is_cut_short_by_force(served: Served) -> 
     began = time.monotonic()
     served.ec2.stop_instances(InstanceIds=[instance_id], Force=True)
     until(lambda: state_of(served, instance_id) == "stopped")
-    assert time.monotonic() - began < served.plane.lifecycle.stop_timeout_s
+    assert time.monotonic() - began < served.services.lifecycle.stop_timeout_s
 
 
 def test_a_token_stands_for_the_whole_request(served: Served) -> None:

@@ -112,7 +112,7 @@ def test_an_upload_goes_on_after_a_restart_and_a_sealed_one_is_finished(
     put(ebs, open_id, 3, block_of("a"))
     sealed_id = start(ebs)
     put(ebs, sealed_id, 1, block_of("b"))
-    monkeypatch.setattr(served.plane.uploads, "_seal", lambda _: None)  # killed before it began
+    monkeypatch.setattr(served.services.uploads, "_seal", lambda _: None)  # killed before it began
     complete(ebs, sealed_id, {1: block_of("b")})
     with served.state.layout.upload_log(open_id).open("ab") as log:
         log.write(b"torn")
@@ -192,7 +192,7 @@ def test_an_upload_that_nobody_goes_on_with_is_given_up(served: Served) -> None:
     assert refusal(lambda: put(ebs, old, 1, block_of("a"))) == late
     served.ec2.delete_snapshot(SnapshotId=deleted)
     with served.state.lock:
-        served.plane.uploads.expire(now() + timedelta(seconds=1))
+        served.services.uploads.expire(now() + timedelta(seconds=1))
     assert [state_of(served, name) for name in (old, young)] == ["error", "pending"]
     left = {path.stem for path in served.state.layout.snapshots.iterdir()}
     assert left == {young}
@@ -215,8 +215,8 @@ def test_lists_come_in_pages_and_changes_are_found(served: Served) -> None:
     token = changed[0]["FirstBlockToken"]
     data = ebs.get_snapshot_block(SnapshotId=first, BlockIndex=300, BlockToken=token)["BlockData"].read()
     assert data == b"b" * 65536 + bytes(BLOCK - 65536)
-    served.plane.blocks.close_idle(0)
-    assert served.plane.blocks._raws == {}
+    served.services.blocks.close_idle(0)
+    assert served.services.blocks._raws == {}
 
     snapshot_id, blocks = start(ebs), {index: block_of("a") for index in range(0, 202, 2)}
     for index, data in blocks.items():
@@ -235,6 +235,6 @@ def test_lists_come_in_pages_and_changes_are_found(served: Served) -> None:
 def test_faults_strike_these_apis_too(served: Served) -> None:
     ebs = served.client("ebs")
     fault = b'{"kind": "error", "action": "StartSnapshot", "code": "RequestThrottledException"}'
-    served.plane.sabotage.inject(faults.parse(fault))
+    served.services.fault_injector.inject(faults.parse(fault))
     assert refusal(lambda: start(ebs))[:2] == (400, "RequestThrottledException")
     start(ebs)

@@ -11,7 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 from support.patience import until
 
-from instant_env.localec2.instances.free_space import FAR_S, NEAR_S, Room
+from instant_env.localec2.instances.free_space import FAR_S, NEAR_S, DiskGuard
 
 if TYPE_CHECKING:
     from support.localec2_served import Served
@@ -131,30 +131,30 @@ def test_machines_stand_still_while_the_room_is_the_servers_own(cramped: Served)
 
     until(running)
     free = [100 << 20]
-    room = Room(cramped.plane.lifecycle, cramped.directory, lambda _: (free[0], 800 << 20))
+    guard = DiskGuard(cramped.services.lifecycle, cramped.directory, lambda _: (free[0], 800 << 20))
 
     def frozen() -> list[bool]:
         return [cramped.machine(one).frozen for one in (first, second)]
 
-    assert room.look() == NEAR_S
-    assert (frozen(), room.short) == ([False, False], False)
+    assert guard.look() == NEAR_S
+    assert (frozen(), guard.short) == ([False, False], False)
     cramped.machine(second).freeze()
     free[0] -= 1
-    room.look()
-    assert (frozen(), room.short) == ([True, True], True)
+    guard.look()
+    assert (frozen(), guard.short) == ([True, True], True)
     cramped.machine(second).thaw()
     assert frozen() == [True, False]
-    room.look()
+    guard.look()
     assert frozen() == [True, True], "whoever goes on, or starts, is stopped at the next look"
     free[0] += 1
-    room.look()
+    guard.look()
     assert frozen() == [True, True], "not to and fro"
     cramped.machine(second).freeze()
     free[0] = 700 << 20
-    assert room.look() == NEAR_S
-    assert (frozen(), room.short) == ([False, True], False)
+    assert guard.look() == NEAR_S
+    assert (frozen(), guard.short) == ([False, True], False)
     free[0] = 801 << 20
-    assert room.look() == FAR_S
+    assert guard.look() == FAR_S
 
 
 def test_an_image_that_does_not_fit_has_failed_and_takes_no_room(cramped: Served, small: Path) -> None:

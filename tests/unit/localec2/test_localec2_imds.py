@@ -230,11 +230,11 @@ def test_a_running_machine_gets_them_without_being_asked(served: Served) -> None
         association = served.state.instances[instance_id].profile
         assert association is not None
         association.since -= timedelta(minutes=59)
-        served.plane.refresh_credentials(datetime.now(UTC))
+        served.services.refresh_credentials(datetime.now(UTC))
         assert security_credentials(served, instance_id) == earlier
         association.since -= timedelta(minutes=2)
-        served.plane.refreshed_at -= timedelta(minutes=3)
-        served.plane.refresh_credentials(datetime.now(UTC))
+        served.services.refreshed_at -= timedelta(minutes=3)
+        served.services.refresh_credentials(datetime.now(UTC))
     later = security_credentials(served, instance_id)
     assert later["Token"] != earlier["Token"]
     assert signed_with(served, "sts", earlier).get_caller_identity()["Arn"]
@@ -538,7 +538,7 @@ def test_the_interruption_notice(served: Served) -> None:
             instance = served.state.instances[instance_id]
             instance.interruption = notice
             served.state.save(instance)
-            served.plane.instance_changed(instance)
+            served.services.instance_changed(instance)
         spot = imds(served, instance_id)["tree"]["spot"]
         assert sorted(spot) == names
         told = {"action": notice.action, "time": "2026-01-02T03:04:05Z"}

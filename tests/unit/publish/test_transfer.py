@@ -59,7 +59,7 @@ def until_completed(served: Served, snapshot_id: str) -> None:
 
 
 def strike(served: Served, body: str) -> None:
-    served.plane.sabotage.inject(faults.parse(body.encode()))
+    served.services.fault_injector.inject(faults.parse(body.encode()))
 
 
 def test_a_copy_is_the_same_bytes_and_leaves_zeros_out(served: Served) -> None:

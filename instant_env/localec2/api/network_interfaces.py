@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, ClassVar
 from instant_env.localec2.state.moto_api import ActionResult, EC2ClientError, EC2Response, EmptyResult
 
 if TYPE_CHECKING:
-    from instant_env.localec2.api.services import Plane
+    from instant_env.localec2.api.services import Services
 
 
-class InterfaceActions(EC2Response):  # type: ignore[misc]  # moto is untyped
+class NetworkInterfaces(EC2Response):  # type: ignore[misc]  # moto is untyped
     """Mixed into the response class."""
 
-    plane: ClassVar[Plane]
+    services: ClassVar[Services]
 
     def _required(self, name: str) -> str:
         value = self._get_param(name)
@@ -24,7 +24,7 @@ class InterfaceActions(EC2Response):  # type: ignore[misc]  # moto is untyped
     def create_network_interface(self) -> ActionResult:
         tags = self._parse_tag_specification()
         self.error_on_dryrun()
-        record = self.plane.interfaces.create(
+        record = self.services.interfaces.create(
             self._required("SubnetId"), self._get_param("PrivateIpAddress"),
             list(self._get_param("Groups", [])), self._get_param("Description") or "",
             tags.get("network-interface", {}), self._get_param("ClientToken"),
@@ -33,12 +33,12 @@ class InterfaceActions(EC2Response):  # type: ignore[misc]  # moto is untyped
 
     def delete_network_interface(self) -> ActionResult:
         self.error_on_dryrun()
-        self.plane.interfaces.delete(self._required("NetworkInterfaceId"))
+        self.services.interfaces.delete(self._required("NetworkInterfaceId"))
         return EmptyResult()
 
     def attach_network_interface(self) -> ActionResult:
         self.error_on_dryrun()
-        place = self.plane.interfaces.attach(
+        place = self.services.interfaces.attach(
             self._required("NetworkInterfaceId"), self._required("InstanceId"),
             int(self._required("DeviceIndex")),
         )  # fmt: skip
@@ -46,23 +46,23 @@ class InterfaceActions(EC2Response):  # type: ignore[misc]  # moto is untyped
 
     def detach_network_interface(self) -> ActionResult:
         self.error_on_dryrun()
-        self.plane.interfaces.detach(self._required("AttachmentId"))
+        self.services.interfaces.detach(self._required("AttachmentId"))
         return EmptyResult()
 
     def allocate_address(self) -> ActionResult:
         tags = self._parse_tag_specification()
         self.error_on_dryrun()
-        record = self.plane.interfaces.allocate(tags.get("elastic-ip", {}))
+        record = self.services.interfaces.allocate(tags.get("elastic-ip", {}))
         return ActionResult({"PublicIp": record.public_ip, "Domain": "vpc", "AllocationId": record.id})
 
     def release_address(self) -> ActionResult:
         self.error_on_dryrun()
-        self.plane.interfaces.release(self._required("AllocationId"))
+        self.services.interfaces.release(self._required("AllocationId"))
         return EmptyResult()
 
     def associate_address(self) -> ActionResult:
         self.error_on_dryrun()
-        record = self.plane.interfaces.associate(
+        record = self.services.interfaces.associate(
             self._required("AllocationId"), self._get_param("InstanceId"),
             self._get_param("NetworkInterfaceId"), move=self._get_bool_param("AllowReassociation", True),
         )  # fmt: skip
@@ -70,5 +70,5 @@ class InterfaceActions(EC2Response):  # type: ignore[misc]  # moto is untyped
 
     def disassociate_address(self) -> ActionResult:
         self.error_on_dryrun()
-        self.plane.interfaces.disassociate(self._required("AssociationId"))
+        self.services.interfaces.disassociate(self._required("AssociationId"))
         return EmptyResult()

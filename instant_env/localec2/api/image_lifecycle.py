@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
+from instant_env.localec2.api.base import Action
 from instant_env.localec2.records.records import ImageRecord
 from instant_env.localec2.state.moto_api import ACCOUNT_ID, ActionResult, EC2ClientError
 from instant_env.localec2.state.state import now
 from instant_env.localec2.volumes.protection import protection_of
-
-if TYPE_CHECKING:
-    from instant_env.localec2.api.services import Plane
 
 #: EC2 User Guide, "Protect an AMI from deregistration": the cooldown is 24 hours.
 COOLDOWN = timedelta(hours=24)
@@ -21,25 +19,18 @@ MAX_DEPRECATION = timedelta(days=3653)
 MAX_REFERENCED = 10
 
 
-class ImageLife:
+class ImageLifecycle(Action):
     """Mixed into moto's response class, which has the parameters."""
 
-    if TYPE_CHECKING:  # what the response class brings
-        plane: ClassVar[Plane]
-
-        def _get_param(self, name: str, if_none: Any = None) -> Any: ...
-        def _get_bool_param(self, name: str, if_none: Any = None) -> Any: ...
-        def error_on_dryrun(self) -> None: ...
-
     def _own_image(self) -> ImageRecord:
-        image = self.plane.state.image(self._get_param("ImageId"))
+        image = self.services.state.image(self._get_param("ImageId"))
         if image.owner_id != ACCOUNT_ID:
             raise EC2ClientError("AuthFailure", f"Not authorized for image:{image.id}")
         self.error_on_dryrun()
         return image
 
     def _keep(self, image: ImageRecord, answer: Any = True) -> ActionResult:
-        self.plane.state.save(image)
+        self.services.state.save(image)
         return ActionResult({"Return": answer})
 
     def disable_image(self) -> ActionResult:
@@ -98,7 +89,7 @@ class ImageLife:
                 "InvalidParameterCombination", "Give ResourceTypes, or IncludeAllResourceTypes as true"
             )
         self.error_on_dryrun()
-        state = self.plane.state
+        state = self.services.state
         found = []
         for image_id in ids:
             state.image(image_id)

@@ -70,7 +70,7 @@ def test_a_guest_that_fills_the_disk_waits_for_room(cramped: TinyCloud, small: P
     )
     until(lambda: check() == "impaired", PATIENCE_S, pause_s=0.1)
     status = starter.status(cramped.settings)
-    assert status.no_room
+    assert status.low_disk_space
     assert [item.state for item in status.instances] == ["running"]
     # What is left is the server's: whatever is asked of it meanwhile is done.
     ec2.create_key_pair(KeyName="meanwhile")
@@ -79,7 +79,7 @@ def test_a_guest_that_fills_the_disk_waits_for_room(cramped: TinyCloud, small: P
 
     assert mount(small, "-o", f"remount,size={LARGE_MIB}m")
     until(lambda: check() == "ok", PATIENCE_S, pause_s=0.1)
-    assert not starter.status(cramped.settings).no_room
+    assert not starter.status(cramped.settings).low_disk_space
     until(lambda: guest.status("test -e /run/done") == 0, PATIENCE_S, pause_s=0.1)
     assert guest.run("cat /run/done") == "0"
     assert guest.run(errors) == before, "it noticed nothing"

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
+from instant_env.localec2.api.base import Action
 from instant_env.localec2.records.records import InstanceRecord, ProfileAssociation
 from instant_env.localec2.state.moto_api import ActionResult, EC2ClientError
 from instant_env.localec2.state.profile_associations import associate
 
-if TYPE_CHECKING:
-    from instant_env.localec2.api.services import Plane
-
 _MOST_RESULTS = 1000
 
 
-class Profiles:
+class InstanceProfiles(Action):
     """Mixed into the response class."""
 
-    if TYPE_CHECKING:
-        plane: ClassVar[Plane]
-
-        def _get_param(self, name: str, if_none: Any = None) -> Any: ...
-        def _filters_from_querystring(self) -> dict[str, list[str]]: ...
-        def error_on_dryrun(self) -> None: ...
-
     def associate_iam_instance_profile(self) -> ActionResult:
-        instance = self.plane.state.instance(self._get_param("InstanceId"))
-        made = associate(self.plane.state.identities, self._get_param("IamInstanceProfile"))
+        instance = self.services.state.instance(self._get_param("InstanceId"))
+        made = associate(self.services.state.identities, self._get_param("IamInstanceProfile"))
         if made is None:
             raise EC2ClientError(
                 "MissingParameter", "The request must contain the parameter IamInstanceProfile"
@@ -46,7 +37,7 @@ class Profiles:
 
     def replace_iam_instance_profile_association(self) -> ActionResult:
         instance, earlier = self._associated(self._get_param("AssociationId"))
-        made = associate(self.plane.state.identities, self._get_param("IamInstanceProfile"))
+        made = associate(self.services.state.identities, self._get_param("IamInstanceProfile"))
         if made is None:
             raise EC2ClientError(
                 "MissingParameter", "The request must contain the parameter IamInstanceProfile"
@@ -92,7 +83,7 @@ class Profiles:
         )
 
     def _associations(self) -> list[tuple[InstanceRecord, ProfileAssociation]]:
-        instances = self.plane.state.instances.values()
+        instances = self.services.state.instances.values()
         return [
             (item, item.profile)
             for item in instances
@@ -109,8 +100,8 @@ class Profiles:
 
     def _set(self, instance: InstanceRecord, association: ProfileAssociation | None) -> None:
         instance.profile = association
-        self.plane.state.save(instance)
-        self.plane.instance_changed(instance)
+        self.services.state.save(instance)
+        self.services.instance_changed(instance)
 
 
 def _shown(instance: InstanceRecord, association: ProfileAssociation, state: str) -> dict[str, Any]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
+from instant_env.localec2.api.base import Action
 from instant_env.localec2.instances.launches import check_type, user_data
 from instant_env.localec2.instances.state_reasons import HIBERNATION
 from instant_env.localec2.records.records import InstanceRecord
 from instant_env.localec2.state.mirror import STATE_CODES
 from instant_env.localec2.state.moto_api import ActionResult, EC2ClientError, EmptyResult
 from instant_env.localec2.state.state import now
-
-if TYPE_CHECKING:
-    from instant_env.localec2.api.services import Plane
 
 #: A guest that has not used its address this long after the launch does not answer: `impaired`. EC2 needs a
 #: few minutes too.
@@ -31,20 +29,11 @@ _PLAIN = {
 _STOPPED_ONLY = ("EbsOptimized", "InstanceType", "UserData")
 
 
-class Attributes:
+class InstanceAttributes(Action):
     """Mixed into moto's response class, which has the parameters."""
 
-    if TYPE_CHECKING:  # what the response class brings
-        plane: ClassVar[Plane]
-        querystring: dict[str, list[str]]
-
-        def _get_param(self, name: str, if_none: Any = None) -> Any: ...
-        def _get_bool_param(self, name: str, if_none: Any = None) -> Any: ...
-        def _filters_from_querystring(self) -> dict[str, list[str]]: ...
-        def error_on_dryrun(self) -> None: ...
-
     def modify_instance_attribute(self) -> ActionResult:
-        state = self.plane.state
+        state = self.services.state
         instance = state.instance(self._get_param("InstanceId"))
         given = {name: v for name in _PLAIN if (v := self._wire(f"{name}.Value")) is not None}
         if attribute := self._get_param("Attribute"):
@@ -77,9 +66,9 @@ class Attributes:
             volume.attachment = attachment
             state.save(volume)
         state.save(instance)
-        self.plane.instance_changed(instance)
+        self.services.instance_changed(instance)
         if groups:
-            self.plane.lifecycle.refresh_network()
+            self.services.lifecycle.refresh_network()
         return EmptyResult()
 
     def _wire(self, name: str) -> str | None:
@@ -115,7 +104,7 @@ class Attributes:
     def _kept(self, instance: InstanceRecord, mapping: dict[str, Any]) -> tuple[Any, Any]:
         """A volume, and its attachment with DeleteOnTermination as the mapping says."""
         device, ebs = mapping.get("DeviceName"), mapping.get("Ebs") or {}
-        for volume in self.plane.state.attached(instance.id):
+        for volume in self.services.state.attached(instance.id):
             attachment = volume.attachment
             if attachment is not None and attachment.device == device:
                 if ebs.get("VolumeId") not in (None, volume.id):
@@ -127,7 +116,7 @@ class Attributes:
         )
 
     def describe_instance_attribute(self) -> ActionResult:
-        state = self.plane.state
+        state = self.services.state
         instance, attribute = state.instance(self._get_param("InstanceId")), self._get_param("Attribute")
         self.error_on_dryrun()
         name = attribute[0].upper() + attribute[1:]
@@ -166,7 +155,7 @@ class Attributes:
         )
         filters = self._filters_from_querystring()
         self.error_on_dryrun()
-        state = self.plane.state
+        state = self.services.state
         found = [state.instance(i) for i in dict.fromkeys(ids)] or list(state.instances.values())
         if not everything:
             found = [instance for instance in found if instance.state == "running"]
@@ -191,7 +180,7 @@ class Attributes:
 
     def _checks(self, instance: InstanceRecord) -> tuple[str, str]:
         """(the machine, its guest): what can be known of them from outside."""
-        lifecycle = self.plane.lifecycle
+        lifecycle = self.services.lifecycle
         machine = lifecycle.machines.get(instance.id)
         if instance.state != "running" or machine is None:
             return "not-applicable", "not-applicable"

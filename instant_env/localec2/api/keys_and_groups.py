@@ -18,13 +18,13 @@ from instant_env.localec2.state.moto_api import (
 )
 
 if TYPE_CHECKING:
-    from instant_env.localec2.api.services import Plane
+    from instant_env.localec2.api.services import Services
 
 
-class Groups(EC2Response):  # type: ignore[misc]  # moto is untyped
+class KeysAndGroups(EC2Response):  # type: ignore[misc]  # moto is untyped
     """Mixed into the response class."""
 
-    plane: ClassVar[Plane]
+    services: ClassVar[Services]
 
     # Key pairs
 
@@ -39,7 +39,7 @@ class Groups(EC2Response):  # type: ignore[misc]  # moto is untyped
         if pair.key_type == "ed25519":
             body = base64.b64decode(pair.public_key.split()[1])
             pair.key_fingerprint = base64.b64encode(hashlib.sha256(body).digest()).decode()
-        self.plane.capture_key_pair(pair.key_name)
+        self.services.capture_key_pair(pair.key_name)
 
     def import_key_pair(self) -> ActionResult:
         try:
@@ -60,7 +60,7 @@ class Groups(EC2Response):  # type: ignore[misc]  # moto is untyped
         pairs = self.ec2_backend.key_pairs
         pair = next((p for p in pairs.values() if (p.key_name == name if name else p.id == key_id)), None)
         if pair is not None:
-            self.plane.forget_key_pair(pair.id)
+            self.services.forget_key_pair(pair.id)
             self.ec2_backend.delete_key_pair(pair.key_name)
             self.ec2_backend.tags.pop(pair.id, None)
         return ActionResult({"Return": True, "KeyPairId": pair.id if pair else None})
@@ -108,7 +108,7 @@ class Groups(EC2Response):  # type: ignore[misc]  # moto is untyped
         if vpc_id and vpc_id not in self.ec2_backend.vpcs:
             raise EC2ClientError("InvalidVpcID.NotFound", f"The vpc ID '{vpc_id}' does not exist")
         result = super().create_security_group()
-        self.plane.capture_group(result.result["GroupId"])
+        self.services.capture_group(result.result["GroupId"])
         return result
 
     def delete_security_group(self) -> ActionResult:
@@ -120,12 +120,12 @@ class Groups(EC2Response):  # type: ignore[misc]  # moto is untyped
             )
         users = [
             instance.id
-            for instance in self.plane.state.instances.values()
+            for instance in self.services.state.instances.values()
             if instance.state != "terminated" and group.id in instance.security_group_ids
         ]
         users += [
             record.id
-            for record in self.plane.state.interfaces.values()
+            for record in self.services.state.interfaces.values()
             if group.id in record.security_group_ids
         ]
         referring = [
@@ -140,14 +140,14 @@ class Groups(EC2Response):  # type: ignore[misc]  # moto is untyped
         if users or referring:
             raise EC2ClientError("DependencyViolation", f"resource {group.id} has a dependent object")
         self.error_on_dryrun()
-        self.plane.forget_group(group.id)
+        self.services.forget_group(group.id)
         self.ec2_backend.delete_security_group(group_id=group.id)
         self.ec2_backend.tags.pop(group.id, None)
         return EmptyResult()
 
     def _rules_changed(self, group_id: str) -> None:
-        self.plane.capture_group(group_id)
-        self.plane.lifecycle.refresh_network()
+        self.services.capture_group(group_id)
+        self.services.lifecycle.refresh_network()
 
     def authorize_security_group_ingress(self) -> ActionResult:
         group_id = self._group().id

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
+from instant_env.localec2.api.base import Action
 from instant_env.localec2.instances.launches import request_digest
 from instant_env.localec2.instances.mappings import changed, device_of
 from instant_env.localec2.records.records import ImageMapping, ImageRecord
@@ -11,34 +12,24 @@ from instant_env.localec2.state.moto_api import ACCOUNT_ID, ActionResult, EC2Cli
 from instant_env.localec2.state.state import now
 from instant_env.localec2.volumes.protection import protection_of
 
-if TYPE_CHECKING:
-    from instant_env.localec2.api.services import Plane
-
 ARCHITECTURES = ("x86_64", "arm64")
 
 
-class Registration:
+class ImageRegistration(Action):
     """Mixed into moto's response class, which has the parameters."""
 
-    if TYPE_CHECKING:  # what the response class brings
-        plane: ClassVar[Plane]
-        querystring: dict[str, list[str]]
+    if TYPE_CHECKING:
 
-        def _get_param(self, name: str, if_none: Any = None) -> Any: ...
-        def _get_bool_param(self, name: str, if_none: Any = None) -> Any: ...
-        def _parse_tag_specification(self) -> dict[str, dict[str, str]]: ...
-        def _check_taggable(self, tags: dict[str, Any], allowed_types: set[str]) -> None: ...
-        def error_on_dryrun(self) -> None: ...
         @staticmethod
         def _mapping(mapping: ImageMapping) -> dict[str, Any]: ...
 
     def register_image(self) -> ActionResult:
         """Only what boots here is taken, and said outright: EC2's defaults are paravirtual, i386 and BIOS."""
-        state = self.plane.state
+        state = self.services.state
         tags = self._parse_tag_specification()
         self._check_taggable(tags, {"image"})
         name, architecture = self._get_param("Name") or "", self._get_param("Architecture")
-        self.plane.images.check_name(name)
+        self.services.images.check_name(name)
         if architecture not in ARCHITECTURES:
             raise EC2ClientError(
                 "InvalidParameterValue", f"Architecture is one of {', '.join(ARCHITECTURES)} here."
@@ -93,22 +84,22 @@ class Registration:
     def copy_image(self) -> ActionResult:
         tags = self._parse_tag_specification()
         self._check_taggable(tags, {"image", "snapshot"})
-        region = self.plane.state.region
+        region = self.services.state.region
         if self._get_param("SourceRegion") != region:
             raise EC2ClientError("UnsupportedOperation", f"localec2 has one region, {region}.")
         source_id = self._get_param("SourceImageId") or ""
         if self._get_bool_param("CopyImageTags", False):
-            copied = self.plane.state.image(source_id).tags
+            copied = self.services.state.image(source_id).tags
             tags = tags | {"image": copied | tags.get("image", {})}
         self.error_on_dryrun()
-        image = self.plane.images.copy(
+        image = self.services.images.copy(
             source_id, self._get_param("Name") or "", self._get_param("Description") or "", tags,
             self._get_param("ClientToken"), request_digest(self.querystring),
         )  # fmt: skip
         return ActionResult({"ImageId": image.id})
 
     def modify_image_attribute(self) -> ActionResult:
-        image = self.plane.state.image(self._get_param("ImageId"))
+        image = self.services.state.image(self._get_param("ImageId"))
         if image.owner_id != ACCOUNT_ID:
             raise EC2ClientError("AuthFailure", f"Not authorized for image:{image.id}")
         attribute, value = self._get_param("Attribute"), self._get_param("Value")
@@ -124,11 +115,11 @@ class Registration:
             image.description = description
         if support is not None:
             image.imds_support = "v2.0"
-        self.plane.state.save(image)
+        self.services.state.save(image)
         return EmptyResult()
 
     def describe_image_attribute(self) -> ActionResult:
-        image, attribute = self.plane.state.image(self._get_param("ImageId")), self._get_param("Attribute")
+        image, attribute = self.services.state.image(self._get_param("ImageId")), self._get_param("Attribute")
         self.error_on_dryrun()
         answer: dict[str, Any] = {"ImageId": image.id}
         match attribute:
@@ -146,7 +137,7 @@ class Registration:
             case "launchPermission":
                 answer["LaunchPermissions"] = [{"Group": "all"}] if image.public else []
             case "blockDeviceMapping":
-                root = self.plane.state.snapshots.get(image.snapshot_id)
+                root = self.services.state.snapshots.get(image.snapshot_id)
                 mappings = image.all_mappings(root_encrypted=root is not None and root.encrypted)
                 answer["BlockDeviceMappings"] = [self._mapping(item) for item in mappings]
             case _:

@@ -159,7 +159,7 @@ def print_status(status: Status) -> None:
     say(f"localec2 at {endpoint.url}, pid {endpoint.pid}, accelerator {endpoint.accelerator}")
     say(f"state in {endpoint.state_dir}; SSH of machines on port {endpoint.ssh_port}; {status.images} AMIs")
     if status.low_disk_space:
-        say("the disk is full: machines stand still until there is room")
+        say("the disk is full: machines are paused until there is space")
     for fault in status.faults:
         say(f"fault on purpose: {fault_line(fault)}")
     if not status.instances:

@@ -1,11 +1,12 @@
 module instantenv
 
-go 1.24
+go 1.26.3
 
-require gvisor.dev/gvisor v0.0.0-20250503011706-39ed1f5ac29c
+require gvisor.dev/gvisor v0.0.0-20260905035102-160fafc42237
 
 require (
-	github.com/google/btree v1.1.2 // indirect
-	golang.org/x/sys v0.26.0 // indirect
-	golang.org/x/time v0.7.0 // indirect
+	github.com/google/btree v1.1.3 // indirect
+	golang.org/x/exp v0.0.0-20250711185948-6ae5c78190dc // indirect
+	golang.org/x/sys v0.50.0 // indirect
+	golang.org/x/time v0.16.0 // indirect
 )

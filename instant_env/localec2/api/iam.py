@@ -17,6 +17,11 @@ class LocalIam(IamResponse):  # type: ignore[misc]  # moto is untyped
 
     services: ClassVar[Services]
 
+    @property
+    def backend(self) -> Any:
+        """This server's; moto's would be the one that is in its table now."""
+        return self.services.state.identities.iam
+
     def call_action(self) -> Any:
         response = super().call_action()
         if IAM_ACTIONS[self._get_action()].mutating and response[0] < 300:

@@ -14,6 +14,11 @@ class LocalParameters(SimpleSystemManagerResponse):  # type: ignore[misc]  # mot
 
     services: ClassVar[Services]
 
+    @property
+    def ssm_backend(self) -> Any:
+        """This server's; moto's would be the one that is in its table now."""
+        return self.services.state.mirror.ssm
+
     def call_action(self) -> Any:
         action = self._get_action()
         if action not in SSM_ACTIONS:

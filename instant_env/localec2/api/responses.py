@@ -54,6 +54,11 @@ class LocalResponse(
         "Association.PublicDnsName": lambda name: "" if name else None,
     }
 
+    @property
+    def ec2_backend(self) -> Any:
+        """This server's; moto's would be the one that is in its table now."""
+        return self.services.state.mirror.ec2
+
     def parse_parameters(self, request: Any) -> None:
         """Refuse what is not served before moto reads it."""
         try:

@@ -42,7 +42,8 @@ MAX_BODY = 1 << 20
 #: A connection that is silent this long is closed.
 IDLE_TIMEOUT_S = 120.0
 
-#: Service -> moto's class of its requests. Instance Connect, which moto does not have, and EBS are apart.
+#: Service -> moto's class of its requests; a server makes its own subclasses of them (LocalServer.responses).
+#: Instance Connect, which moto does not have, and EBS are apart.
 SERVICES: dict[str, Any] = {"ec2": LocalResponse, "ssm": LocalParameters, "sts": LocalTokens, "iam": LocalIam}
 INSTANCE_CONNECT = "ec2-instance-connect"
 #: The EBS direct APIs: the only ones whose paths say what is asked for.
@@ -66,8 +67,12 @@ class LocalServer(ThreadingHTTPServer):
     def __init__(self, services: Services, port: int) -> None:
         """Listen on ``port`` when it is free, otherwise on one that is."""
         self.services = services
-        for response in SERVICES.values():
-            response.services = services
+        # moto makes an object of the class for each request. What it finds there is this server's, and not that
+        # of the one that was made last in this process.
+        self.responses = {
+            name: type(response.__name__, (response,), {"services": services})
+            for name, response in SERVICES.items()
+        }
         try:
             super().__init__((HOST, port), Handler)
         except OSError:
@@ -187,7 +192,7 @@ class Handler(BaseHTTPRequestHandler):
         request = Request.from_primitives(self.command, url, self.headers, body)
         try:
             with state.lock, state.request():
-                answer = SERVICES[scope.service].dispatch(request, url, dict(self.headers))
+                answer = self.server.responses[scope.service].dispatch(request, url, dict(self.headers))
         except StorageError as error:
             return _refusal(scope.service, kind, "InternalError", error.message, 500)
         status, headers, content = answer

@@ -189,3 +189,21 @@ def test_nothing_is_readable_for_others(served: Served) -> None:
     served.restart()
     parameter = served.ssm.get_parameter(Name="/secret", WithDecryption=True)["Parameter"]
     assert (parameter["Name"], parameter["Value"]) == ("/secret", "x")
+
+
+def test_two_servers_in_one_process_share_nothing(served: Served, tmp_path: Path) -> None:
+    """The classes that moto instantiates for a request are the server's own."""
+    first_image = served.register()
+    served.ec2.create_key_pair(KeyName="first")
+    served.ssm.put_parameter(Name="/first", Value="1", Type="String")
+    second = type(served)(tmp_path / "second")
+    try:
+        assert second.ec2.describe_images()["Images"] == second.ec2.describe_key_pairs()["KeyPairs"] == []
+        second.ec2.create_key_pair(KeyName="second")
+        assert [image["ImageId"] for image in served.ec2.describe_images()["Images"]] == [first_image]
+        assert [pair["KeyName"] for pair in served.ec2.describe_key_pairs()["KeyPairs"]] == ["first"]
+        assert served.ssm.get_parameter(Name="/first")["Parameter"]["Value"] == "1"
+        with pytest.raises(ClientError, match="ParameterNotFound"):
+            second.ssm.get_parameter(Name="/first")
+    finally:
+        second.stop()

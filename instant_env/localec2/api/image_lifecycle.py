@@ -111,7 +111,7 @@ class ImageLifecycle(Action):
 
 
 def _moment(value: Any) -> datetime:
-    """A time of a request, to the minute: EC2 rounds it so."""
+    """A time of a request, to the nearest minute: EC2 rounds it so (API_EnableImageDeprecation, DeprecateAt)."""
     try:
         at = (
             value
@@ -121,4 +121,4 @@ def _moment(value: Any) -> datetime:
     except ValueError as error:
         raise EC2ClientError("InvalidParameterValue", f"'{value}' is no time") from error
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return at.astimezone(UTC).replace(second=0, microsecond=0)
+    return (at.astimezone(UTC) + timedelta(seconds=30)).replace(second=0, microsecond=0)

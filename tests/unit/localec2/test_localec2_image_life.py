@@ -94,3 +94,21 @@ def test_who_refers_to_an_image_and_when_it_was_launched(served: Served) -> None
     assert found_one["ResourceType"] == "ssm:Parameter"
     with refused("InvalidParameterCombination"):
         served.ec2.describe_image_references(**both)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("2030-01-01T12:00:29Z", "2030-01-01T12:00"),
+        ("2030-01-01T12:00:45Z", "2030-01-01T12:01"),
+        ("2030-12-31T23:59:30Z", "2031-01-01T00:00"),
+    ],
+)
+def test_a_deprecation_time_is_rounded_to_the_nearest_minute(
+    served: Served, given: str, expected: str
+) -> None:
+    source = served.register()
+    image_id = served.ec2.copy_image(SourceImageId=source, SourceRegion="us-east-1", Name="mine")["ImageId"]
+    served.ec2.enable_image_deprecation(ImageId=image_id, DeprecateAt=given)
+    (image,) = served.ec2.describe_images(ImageIds=[image_id])["Images"]
+    assert image["DeprecationTime"] == f"{expected}:00.000Z"

@@ -111,7 +111,7 @@ class ImageLifecycle(Action):
 
 
 def _moment(value: Any) -> datetime:
-    """A time of a request, to the nearest minute: EC2 rounds it so (API_EnableImageDeprecation, DeprecateAt)."""
+    """A time of a request, rounded to the nearest minute (API_EnableImageDeprecation, DeprecateAt)."""
     try:
         at = (
             value

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from instant_env.localec2.api.base import Action
-from instant_env.localec2.instances.launches import request_digest
 from instant_env.localec2.instances.mappings import changed, device_of
 from instant_env.localec2.records.records import ImageMapping, ImageRecord
+from instant_env.localec2.state.client_tokens import request_digest
 from instant_env.localec2.state.moto_api import ACCOUNT_ID, ActionResult, EC2ClientError, EmptyResult, new_id
 from instant_env.localec2.state.state import now
 from instant_env.localec2.volumes.protection import protection_of

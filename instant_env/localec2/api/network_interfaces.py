@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from instant_env.localec2.state.client_tokens import request_digest
 from instant_env.localec2.state.moto_api import ActionResult, EC2ClientError, EC2Response, EmptyResult
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class NetworkInterfaces(EC2Response):  # type: ignore[misc]  # moto is untyped
             self._required("SubnetId"), self._get_param("PrivateIpAddress"),
             list(self._get_param("Groups", [])), self._get_param("Description") or "",
             tags.get("network-interface", {}), self._get_param("ClientToken"),
+            request_digest(self.querystring),
         )  # fmt: skip
         return ActionResult({"NetworkInterface": self.ec2_backend.enis[record.id]})
 

@@ -23,10 +23,11 @@ from instant_env.localec2.api.keys_and_groups import KeysAndGroups
 from instant_env.localec2.api.network_interfaces import NetworkInterfaces
 from instant_env.localec2.api.services import Services
 from instant_env.localec2.instances.hibernation import check_stop
-from instant_env.localec2.instances.launches import metadata_options, request_digest, run_instances
+from instant_env.localec2.instances.launches import metadata_options, run_instances
 from instant_env.localec2.instances.state_reasons import HIBERNATION, USER
 from instant_env.localec2.qemu.disks import DiskError
 from instant_env.localec2.records.journal import StorageError
+from instant_env.localec2.state.client_tokens import request_digest
 from instant_env.localec2.state.mirror import STATE_CODES
 from instant_env.localec2.state.moto_api import ActionResult, EC2ClientError, EC2Response, EmptyResult
 from instant_env.localec2.state.state import now
@@ -278,7 +279,8 @@ class LocalResponse(
             size_gib=None if size is None else int(size), snapshot_id=self._get_param("SnapshotId"),
             zone=self._get_param("AvailabilityZone") or "",
             volume_type=self._get_param("VolumeType") or "gp2",
-            token=self._get_param("ClientToken"), encrypted=self._get_bool_param("Encrypted", False),
+            token=self._get_param("ClientToken"), digest=request_digest(self.querystring),
+            encrypted=self._get_bool_param("Encrypted", False),
             tags=tags.get("volume", {}),
         )  # fmt: skip
         return ActionResult(self._volume(volume) | {"State": "creating"})

@@ -67,9 +67,9 @@ class LocalServer(ThreadingHTTPServer):
     def __init__(self, services: Services, port: int) -> None:
         """Listen on ``port`` when it is free, otherwise on one that is."""
         self.services = services
-        # moto makes an object of the class for each request. What it finds there is this server's, and not that
-        # of the one that was made last in this process.
-        self.responses = {
+        # moto makes an object of the class for each request. What it finds there is this server's, and not
+        # that of the one that was made last in this process.
+        self.responses: dict[str, Any] = {
             name: type(response.__name__, (response,), {"services": services})
             for name, response in SERVICES.items()
         }

@@ -17,6 +17,7 @@ from instant_env.localec2.records.records import (
     InterfaceRecord,
     Tags,
 )
+from instant_env.localec2.state.client_tokens import made_with
 from instant_env.localec2.state.moto_api import EC2ClientError, new_id
 from instant_env.localec2.state.state import State, now
 
@@ -44,11 +45,11 @@ class Interfaces:
         description: str,
         tags: Tags,
         token: str | None,
+        digest: str,
     ) -> InterfaceRecord:
         """CreateNetworkInterface; the same client token gives the same interface."""
-        for earlier in self.state.interfaces.values():
-            if token and earlier.client_token == token:
-                return earlier
+        if earlier := made_with(self.state.interfaces.values(), token, digest):
+            return earlier[0]
         subnet, ec2 = self.state.subnet(subnet_id), self.state.mirror.ec2
         for group_id in group_ids:
             if ec2.get_security_group_from_id(group_id) is None:
@@ -59,6 +60,7 @@ class Interfaces:
             id=new_id("eni"), tags=tags, description=description, subnet_id=subnet.id,
             zone=subnet.availability_zone, private_ip=private_ip(self.state, subnet, address),
             mac_address=mac_address(), client_token=token,
+            request_digest=digest,
             security_group_ids=group_ids or [ec2.get_default_security_group(subnet.vpc_id).id],
         )  # fmt: skip
         self.state.save(record)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import ipaddress
-import json
+import itertools
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,19 +31,20 @@ from instant_env.localec2.records.records import (
     MetadataOptions,
     VolumeRecord,
 )
+from instant_env.localec2.state.client_tokens import made_with
 from instant_env.localec2.state.moto_api import INSTANCE_TYPES, EC2ClientError, new_id
 from instant_env.localec2.state.profile_associations import associate
 from instant_env.localec2.state.state import State, now
 
 #: API_RunInstances: "User data is limited to 16 KB, in raw form".
 MAX_USER_DATA = 16 * 1024
-#: API_RunInstances, ClientToken: "Maximum 64 ASCII characters".
-MAX_TOKEN = 64
+#: The first addresses of a subnet are reserved: the network's, the router's, the resolver's and one for the
+#: future (VPC User Guide, "Subnet sizing"); so is the last.
+FIRST_USABLE = 4
 #: What EC2 takes when no type is given.
 DEFAULT_INSTANCE_TYPE = "m1.small"
 
 Params = Callable[..., Any]
-_NOT_MEANT = ("Action", "Version", "ClientToken", "DryRun")
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,7 @@ def run_instances(
     started by the caller: for each instance that is `pending` and new.
     """
     token = get("ClientToken")
-    if token and len(token) > MAX_TOKEN:
-        raise EC2ClientError("InvalidParameterValue", f"A client token has at most {MAX_TOKEN} characters.")
-    if token and (earlier := [item for item in state.instances.values() if item.client_token == token]):
-        if any(item.request_digest != digest for item in earlier):
-            raise EC2ClientError(
-                "IdempotentParameterMismatch",
-                "The client token you have provided is associated with a resource that has different request "
-                "parameters.",
-            )
+    if earlier := made_with(state.instances.values(), token, digest):
         return sorted(earlier, key=lambda item: item.launch_index)
     image = state.image(get("ImageId") or "")
     if image.state != "available":
@@ -108,9 +100,11 @@ def run_instances(
     spot = spot_terms(get("InstanceMarketOptions") or {}, hibernation)
     public_key = _public_key(state, key_name)
     associate(state.identities, get("IamInstanceProfile"))  # refuse before anything is made
+    # As many as there are addresses for, and at least MinCount.
+    addresses = [place.primary.private_ip] if place.primary else free_ips(state, place.subnet, least, most)
     reservation, launched = new_id("r"), now()
     made = []
-    for index in range(most):
+    for index, address in enumerate(addresses):
         instance = InstanceRecord(
             id=new_id("i"), tags=tags.get("instance", {}), reservation_id=reservation,
             interface_id=place.primary.id if place.primary else new_id("eni"),
@@ -121,7 +115,7 @@ def run_instances(
             key_name=key_name, public_key=public_key, security_group_ids=place.group_ids,
             subnet_id=place.subnet.id,
             zone=place.subnet.availability_zone,
-            private_ip=place.primary.private_ip if place.primary else private_ip(state, place.subnet),
+            private_ip=address,
             wants_public_ip=place.public_ip, user_data_base64=data, client_token=token,
             request_digest=digest, launch_index=index, launch_time=launched,
             shutdown_behavior=get("InstanceInitiatedShutdownBehavior") or "stop",
@@ -152,12 +146,6 @@ def run_instances(
             state.mirror.ec2.create_tags([instance.interface_id], interface_tags)
         made.append(instance)
     return made
-
-
-def request_digest(wire: Mapping[str, list[str]]) -> str:
-    """What must be the same for a client token to mean the same request: all of it but the token."""
-    meant = {name: values[0] for name, values in wire.items() if name not in _NOT_MEANT}
-    return hashlib.sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest()
 
 
 def _metadata_defaults(image: ImageRecord) -> MetadataOptions:
@@ -373,22 +361,38 @@ def _public_key(state: State, key_name: str | None) -> str | None:
 
 def private_ip(state: State, subnet: Any, wanted: str | None = None) -> str:
     """A free address of the subnet: the wanted one, or a random one as EC2 gives them."""
-    taken = {item.private_ip for item in state.instances.values() if item.state != "terminated"}
-    taken |= {item.private_ip for item in state.interfaces.values()}
-    network = ipaddress.IPv4Network(subnet.cidr_block)
     if wanted is not None:
-        if ipaddress.IPv4Address(wanted) not in list(network.hosts())[3:]:
+        network = ipaddress.IPv4Network(subnet.cidr_block)
+        if ipaddress.IPv4Address(wanted) not in list(network.hosts())[FIRST_USABLE - 1 :]:
             raise EC2ClientError(
                 "InvalidParameterValue", f"Address {wanted} does not fall within the subnet's"
             )
-        if wanted in taken:
+        if wanted in _taken_ips(state):
             raise EC2ClientError("InvalidIPAddress.InUse", f"Address {wanted} is in use.")
         return wanted
-    while True:
-        offset = random.randrange(4, network.num_addresses - 1)  # noqa: S311 - an address, no secret
-        address = network.network_address + offset
-        if str(address) not in taken:
-            return str(address)
+    return free_ips(state, subnet, 1)[0]
+
+
+def _taken_ips(state: State) -> set[str]:
+    taken = {item.private_ip for item in state.instances.values() if item.state != "terminated"}
+    return taken | {item.private_ip for item in state.interfaces.values()}
+
+
+def free_ips(state: State, subnet: Any, least: int, most: int | None = None) -> list[str]:
+    """At least ``least`` free addresses of the subnet, ``most`` if there are so many; drawn at random."""
+    taken = _taken_ips(state)
+    network = ipaddress.IPv4Network(subnet.cidr_block)
+    usable = range(int(network.network_address) + FIRST_USABLE, int(network.broadcast_address))
+    start = random.randrange(len(usable))  # noqa: S311 - an address, no secret
+    # Every address is looked at once: the server's lock is held, and a subnet can be full.
+    drawn = (str(ipaddress.IPv4Address(value)) for value in (*usable[start:], *usable[:start]))
+    found = list(itertools.islice((address for address in drawn if address not in taken), most or least))
+    if len(found) >= least:
+        return found
+    raise EC2ClientError(
+        "InsufficientFreeAddressesInSubnet",
+        f"There are not enough free addresses in subnet '{subnet.id}' to satisfy the request.",
+    )
 
 
 def mac_address() -> str:

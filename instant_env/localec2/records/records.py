@@ -231,6 +231,7 @@ class InterfaceRecord(ResourceRecord):
     mac_address: str
     security_group_ids: list[str]
     client_token: str | None = None
+    request_digest: str = ""
     attachment: InterfaceAttachment | None = None
 
 

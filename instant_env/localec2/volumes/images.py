@@ -20,6 +20,7 @@ from instant_env.localec2.instances.lifecycle import Lifecycle
 from instant_env.localec2.instances.mappings import mappings_of
 from instant_env.localec2.qemu import disks
 from instant_env.localec2.records.records import ImageRecord, ParameterRecord, SnapshotRecord
+from instant_env.localec2.state.client_tokens import made_with
 from instant_env.localec2.state.moto_api import ACCOUNT_ID, EC2ClientError, new_id
 from instant_env.localec2.state.state import State, now
 from instant_env.localec2.volumes.protection import protection_of
@@ -125,13 +126,8 @@ class Images:
         token: str | None, digest: str,
     ) -> ImageRecord:  # fmt: skip
         """CopyImage: an image of this account's own with snapshots of its own, layers over the source's."""
-        for image in self.state.images.values():
-            if token and image.client_token == token:
-                if image.request_digest != digest:
-                    raise EC2ClientError(
-                        "IdempotentParameterMismatch", "The client token was used with other parameters."
-                    )
-                return image
+        if earlier := made_with(self.state.images.values(), token, digest):
+            return earlier[0]
         source = self.state.image(source_id)
         self.check_name(name)
         if source.state != "available":

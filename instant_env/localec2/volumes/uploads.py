@@ -18,6 +18,7 @@ from pathlib import Path
 from instant_env.errors import InstantEnvError
 from instant_env.localec2.qemu import disks
 from instant_env.localec2.records.records import SnapshotRecord, UploadTerms
+from instant_env.localec2.state.client_tokens import TokenMismatchError, same_request
 from instant_env.localec2.state.moto_api import ACCOUNT_ID, new_id
 from instant_env.localec2.state.state import State, now
 from instant_env.localec2.volumes.snapshots import Snapshots
@@ -59,13 +60,14 @@ class Uploads:
         token: str | None, digest: str,
     ) -> SnapshotRecord:  # fmt: skip
         """StartSnapshot (the state's lock held): a pending snapshot, or the one made with this token."""
-        for known in self.state.snapshots.values():
-            if token and known.upload is not None and known.upload.client_token == token:
-                if known.upload.request_digest != digest:
-                    raise DirectError(
-                        409, "ConflictException", "", "The client token was used with other parameters."
-                    )
-                return known
+        uploads = {item.upload: item for item in self.state.snapshots.values() if item.upload is not None}
+        try:
+            if earlier := same_request(uploads, token, digest):
+                return uploads[earlier[0]]
+        except TokenMismatchError:
+            raise DirectError(
+                409, "ConflictException", "", "The client token was used with other parameters."
+            ) from None
         terms = UploadTerms(client_token=token, request_digest=digest, timeout_min=timeout_min)
         snapshot = SnapshotRecord(
             id=new_id("snap"), tags=tags, volume_id="vol-ffffffff", size_gib=size_gib, encrypted=encrypted,

@@ -6,8 +6,6 @@ machine as an NVMe device whose serial number is the volume's id.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
 from typing import Any
@@ -17,6 +15,7 @@ from instant_env.localec2.instances.lifecycle import Lifecycle
 from instant_env.localec2.instances.mappings import VOLUME_TYPES
 from instant_env.localec2.qemu import command_line
 from instant_env.localec2.records.records import Attachment, InstanceRecord, VolumeRecord
+from instant_env.localec2.state.client_tokens import made_with
 from instant_env.localec2.state.moto_api import EC2ClientError, new_id
 from instant_env.localec2.state.state import State, now
 
@@ -40,20 +39,11 @@ class Volumes:
 
     def create(
         self, *, size_gib: int | None, snapshot_id: str | None, zone: str, volume_type: str,
-        token: str | None, encrypted: bool,
-        tags: dict[str, str],
+        token: str | None, digest: str, encrypted: bool, tags: dict[str, str],
     ) -> VolumeRecord:  # fmt: skip
         """CreateVolume; the same client token gives the same volume."""
-        digest = hashlib.sha256(
-            json.dumps([size_gib, snapshot_id, zone, volume_type, encrypted, tags]).encode()
-        ).hexdigest()
-        for volume in self.state.volumes.values():
-            if token and volume.client_token == token:
-                if volume.request_digest != digest:
-                    raise EC2ClientError(
-                        "IdempotentParameterMismatch", "The client token was used with other parameters."
-                    )
-                return volume
+        if earlier := made_with(self.state.volumes.values(), token, digest):
+            return earlier[0]
         if self.state.mirror.ec2.get_zone_by_name(zone) is None:
             raise EC2ClientError("InvalidZone.NotFound", f"The zone '{zone}' does not exist.")
         if volume_type not in VOLUME_TYPES:

@@ -214,3 +214,68 @@ def test_an_instance_takes_interfaces_with_it_when_that_was_said(served: Served)
     assert code_of(served.ec2.describe_network_interfaces, NetworkInterfaceIds=[eni]).startswith(
         "InvalidNetworkInterface"
     )
+
+
+def test_a_full_subnet_says_so(served: Served) -> None:
+    """A /28 has 16 addresses, 5 of them Amazon's; drawing until one was free never ended."""
+    subnet = next(iter(served.state.mirror.ec2.get_default_subnets().values()))
+    subnet.cidr_block = "172.31.0.0/28"
+    made = [
+        served.ec2.create_network_interface(SubnetId=subnet.id)["NetworkInterface"]["PrivateIpAddress"]
+        for _ in range(11)
+    ]
+    assert sorted(made, key=lambda address: int(address.rpartition(".")[2])) == [
+        f"172.31.0.{number}" for number in range(4, 15)
+    ]
+    assert code_of(served.ec2.create_network_interface, SubnetId=subnet.id) == (
+        "InsufficientFreeAddressesInSubnet"
+    )
+    refused = code_of(
+        served.ec2.run_instances, ImageId=served.register(), InstanceType="t3.micro", MinCount=1, MaxCount=1,
+        SubnetId=subnet.id,
+    )  # fmt: skip
+    assert refused == "InsufficientFreeAddressesInSubnet"
+    assert served.ec2.describe_instances()["Reservations"] == []
+
+
+def test_a_launch_makes_as_many_machines_as_there_are_addresses_for(served: Served) -> None:
+    subnet = next(iter(served.state.mirror.ec2.get_default_subnets().values()))
+    subnet.cidr_block = "172.31.0.0/28"
+    for _ in range(10):
+        served.ec2.create_network_interface(SubnetId=subnet.id)
+    wanted: Any = {"ImageId": served.register(), "InstanceType": "t3.micro", "SubnetId": subnet.id}
+    assert code_of(served.ec2.run_instances, MinCount=2, MaxCount=2, **wanted) == (
+        "InsufficientFreeAddressesInSubnet"
+    )
+    assert not served.state.instances and not served.state.volumes
+    assert len(served.ec2.run_instances(MinCount=1, MaxCount=2, **wanted)["Instances"]) == 1
+
+
+def test_a_client_token_belongs_to_one_request(served: Served) -> None:
+    """Every action of EC2 that takes one: the same again is the same answer, anything else is refused."""
+    zone = f"{served.state.region}a"
+    subnets = [subnet["SubnetId"] for subnet in served.ec2.describe_subnets()["Subnets"]]
+    image_id = served.register()
+    launch: Any = {"ImageId": image_id, "InstanceType": "t3.micro", "MaxCount": 1}
+    copied: Any = {"SourceImageId": image_id, "SourceRegion": served.state.region}
+    calls: list[tuple[Any, str, dict[str, Any], dict[str, Any]]] = [
+        (served.ec2.create_network_interface, "NetworkInterface.NetworkInterfaceId",
+         {"SubnetId": subnets[0]}, {"SubnetId": subnets[1]}),
+        (served.ec2.create_volume, "VolumeId",
+         {"AvailabilityZone": zone, "Size": 1}, {"AvailabilityZone": zone, "Size": 2}),
+        (served.ec2.copy_image, "ImageId", {**copied, "Name": "one"}, {**copied, "Name": "two"}),
+        (served.ec2.run_instances, "ReservationId",
+         {**launch, "MinCount": 1}, {**launch, "MinCount": 1, "UserData": "other"}),
+    ]  # fmt: skip
+    for call, path, same, other in calls:
+        answers = [call(ClientToken="token", **same) for _ in range(2)]
+        for name in path.split("."):
+            answers = [answer[name] for answer in answers]
+        assert answers[0] == answers[1]
+        assert code_of(call, ClientToken="token", **other) == "IdempotentParameterMismatch"
+        assert code_of(call, ClientToken="t" * 65, **same) == "InvalidParameterValue"
+    assert len(served.state.interfaces) == 1
+    served.restart()
+    assert code_of(served.ec2.create_network_interface, ClientToken="token", SubnetId=subnets[1]) == (
+        "IdempotentParameterMismatch"
+    )

@@ -56,7 +56,7 @@ func dhcpOptions(message []byte) (map[byte][]byte, bool) {
 }
 
 // answerDHCP is the frame that answers a client's message, nil when none does. A port has one address, so
-// there is no pool and no state: who asks for another address is refused.
+// there is no pool and no state: a request for another address is refused.
 func (n *network) answerDHCP(p *port, request []byte) []byte {
 	if len(request) < dhcpFixed || request[0] != 1 || binary.BigEndian.Uint32(request[236:]) != dhcpMagic ||
 		hardwareAddr(request[28:34]) != p.mac {

@@ -106,7 +106,7 @@ func (n *network) resolve(query []byte, transport string) []byte {
 		}
 		return q.reply(query, codeOK, encodeName(privateName(address)+"."+n.domain))
 	}
-	if !n.egress {
+	if !n.allowEgress {
 		return q.reply(query, codeNXDomain, nil)
 	}
 	if answer := n.upstream.ask(query, transport); answer != nil {

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// faults are what a test asks a port to do wrong. The zero value is none.
+// faults are injected into one port's traffic. The zero value injects none.
 type faults struct {
 	DropDHCP        int     `json:"drop_dhcp"`        // the next this many messages of the guest's DHCP client
 	DropProbability float64 `json:"drop_probability"` // of each packet, either way

@@ -186,7 +186,7 @@ func TestWithoutAWayOutTheAnswerIsQuick(t *testing.T) {
 }
 
 func TestTheWorldIsReachedAndTheHostIsNot(t *testing.T) {
-	n := testNetwork(t, config{egress: true})
+	n := testNetwork(t, config{allowEgress: true})
 	setGroups(t, n, map[string][]rule{
 		"sg": {{Egress: true, Protocol: "tcp", From: 80, To: 80, CIDR: "0.0.0.0/0"}},
 	})
@@ -196,10 +196,10 @@ func TestTheWorldIsReachedAndTheHostIsNot(t *testing.T) {
 	}
 	defer world.Close()
 	var dialled []string
-	n.outside.addresses = func() ([]net.Addr, error) {
+	n.egress.addresses = func() ([]net.Addr, error) {
 		return []net.Addr{&net.IPNet{IP: net.ParseIP("9.9.9.9"), Mask: net.CIDRMask(24, 32)}}, nil
 	}
-	n.outside.dial = func(network, address string, _ time.Duration) (net.Conn, error) {
+	n.egress.dial = func(network, address string, _ time.Duration) (net.Conn, error) {
 		dialled = append(dialled, address)
 		return net.Dial(network, world.Addr().String())
 	}

@@ -43,7 +43,7 @@ func testNetwork(t *testing.T, c config) *network {
 		t.Fatal(err)
 	}
 	done := make(chan struct{})
-	go n.probe(done)
+	go n.probeGuests(done)
 	t.Cleanup(func() {
 		close(done)
 		n.close()
@@ -144,7 +144,7 @@ func (g *testGuest) frame() []byte {
 	}
 }
 
-// speak makes the guest known to be up.
+// speak sends a first packet, which shows that the guest is up.
 func (g *testGuest) speak() {
 	source := netip.AddrPortFrom(g.address, 1)
 	g.sendFrom(g.address, buildUDP(source, netip.AddrPortFrom(imdsAddress, 9), nil))

@@ -1,14 +1,21 @@
 // Command netd is the network of one localec2: the VPC that its guests are in.
 //
-// QEMU connects each network interface to a Unix socket of netd (-netdev stream) and netd decides about every
-// frame. It answers ARP and DHCP, serves IMDS at 169.254.169.254 to the instance that asks, the resolver at
-// the VPC's base address + 2 and at 169.254.169.253, and the time at 169.254.169.123; passes packets between
-// guests as the security groups of both say, statefully; carries connections to the world where that is
-// switched on; and opens a guest's port on its loopback address while the guest itself listens there, found
-// out by half-open SYNs. It needs no privileges.
+// QEMU connects each network interface to a Unix socket of netd (-netdev stream), and netd handles every frame:
 //
-// It is a child of the server and lives no longer: commands are JSON objects, one a line, on standard input,
-// answers on standard output in the same order, and the end of standard input is its own end.
+//   - It answers ARP and DHCP.
+//   - It serves IMDS at 169.254.169.254 to the instance that asks, DNS at the VPC's base address + 2 and at
+//     169.254.169.253, and NTP at 169.254.169.123.
+//   - It passes packets between guests as the security groups of both sides admit, statefully.
+//   - With -egress it carries connections to the internet (egress.go).
+//   - It forwards a guest's port from the guest's public address, on the host's loopback, while the guest listens
+//     on that port; half-open SYNs find out (portforward.go).
+//
+// It needs no privileges. It is a child of the server and ends with it: commands are JSON objects, one a line, on
+// standard input, answers follow on standard output in the same order, and the end of standard input ends netd.
+//
+// It is one package. ARP, DHCP, DNS, egress and port forwards all work on the tables of ports and security groups
+// under one lock; packages of their own would have to export the tables or take a callback for each look-up. The
+// metadata service has no such ties and is internal/imds.
 //
 //	{"id": 1, "do": "groups", "groups": {"sg-1": [{"protocol": "tcp", "from": 22, "to": 22, "cidr": "127.0.0.1/32"}]}}
 //	{"id": 2, "do": "port", "port": {"id": "eni-1", "socket": "/run/x/eni-1", "mac": "02:...", ...}}
@@ -17,8 +24,8 @@
 //	{"id": 5, "do": "status"}
 //
 // An answer is {"id": 1}, with "error" when it failed. Between answers, {"event": "up", "port": "eni-1"} says
-// that a guest has used its address for the first time since it booted. A "port" that is known already is changed: its public
-// address and its groups, while the guest runs.
+// that a guest has used its address for the first time since it booted. A "port" command for a known port changes its
+// public address and its groups, while the guest runs.
 package main
 
 import (
@@ -48,7 +55,7 @@ func run(arguments []string, in io.Reader, out io.Writer) error {
 	flags := flag.NewFlagSet("netd", flag.ContinueOnError)
 	flags.TextVar(&c.vpc, "vpc", netip.MustParsePrefix("172.31.0.0/16"), "the VPC's `CIDR` block")
 	flags.StringVar(&c.domain, "domain", "ec2.internal", "`domain` of private host names")
-	flags.BoolVar(&c.egress, "egress", false, "let guests reach the world")
+	flags.BoolVar(&c.allowEgress, "egress", false, "let guests reach the internet")
 	flags.IntVar(&c.portOffset, "port-offset", 0, "guests' ports below 1024 are this `much` higher on the host")
 	if err := flags.Parse(arguments); err != nil {
 		return err
@@ -60,10 +67,10 @@ func run(arguments []string, in io.Reader, out io.Writer) error {
 	defer n.close()
 	done := make(chan struct{})
 	defer close(done)
-	go n.probe(done)
+	go n.probeGuests(done)
 	decoder, encoder := json.NewDecoder(in), &lockedEncoder{encoder: json.NewEncoder(out)}
 	n.onUp = func(p *port) {
-		_ = encoder.Encode(event{Event: "up", Port: p.id}) // who does not listen any more closes our input, too
+		_ = encoder.Encode(event{Event: "up", Port: p.id}) // a server that stopped reading closes our input, too
 	}
 	for {
 		var command command
@@ -72,7 +79,7 @@ func run(arguments []string, in io.Reader, out io.Writer) error {
 		} else if err != nil {
 			return fmt.Errorf("standard input: %w", err)
 		}
-		if err := encoder.Encode(n.obey(command)); err != nil {
+		if err := encoder.Encode(n.dispatch(command)); err != nil {
 			return fmt.Errorf("standard output: %w", err)
 		}
 	}
@@ -110,13 +117,14 @@ type answer struct {
 	Ports map[string]portStatus `json:"ports,omitempty"`
 }
 
-// portStatus is what can be seen of a port from outside.
+// portStatus is a port's part of the answer to "status".
 type portStatus struct {
-	Up   bool     `json:"up"`   // the guest has spoken
-	Open []string `json:"open"` // where clients are listened for
+	Up   bool     `json:"up"`   // the guest has sent a packet
+	Open []string `json:"open"` // where netd listens for clients
 }
 
-func (n *network) obey(c command) answer {
+// dispatch carries out one command.
+func (n *network) dispatch(c command) answer {
 	var err error
 	a := answer{ID: c.ID}
 	switch c.Do {
@@ -149,20 +157,21 @@ func (n *network) obey(c command) answer {
 func (n *network) status() map[string]portStatus {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	found := map[string]portStatus{}
+	ports := map[string]portStatus{}
 	for id, p := range n.ports {
-		found[id] = portStatus{Up: p.up.Load(), Open: p.doors.openAt()}
+		ports[id] = portStatus{Up: p.up.Load(), Open: p.forwards.openAt()}
 	}
-	return found
+	return ports
 }
 
-func (d *doors) openAt() []string {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+// openAt returns the addresses at which netd listens for clients of the guest.
+func (pf *portForwards) openAt() []string {
+	pf.mu.Lock()
+	defer pf.mu.Unlock()
 	var open []string
-	for _, item := range d.byPort {
-		if item.listener != nil {
-			open = append(open, item.listener.Addr().String())
+	for _, f := range pf.byPort {
+		if f.listener != nil {
+			open = append(open, f.listener.Addr().String())
 		}
 	}
 	slices.SortFunc(open, strings.Compare)

@@ -19,17 +19,17 @@ var (
 	timeAddress     = netip.AddrFrom4([4]byte{169, 254, 169, 123})
 )
 
-// isService tells the addresses that EC2 serves itself; security groups do not concern them.
+// isService reports whether EC2 itself serves an address. Security groups do not apply to these.
 func isService(address netip.Addr) bool {
 	return address == imdsAddress || address == resolverAddress || address == timeAddress
 }
 
-// config is what stays the same for the life of the process.
+// config does not change for the life of the process.
 type config struct {
-	vpc        netip.Prefix
-	domain     string // of private host names
-	egress     bool   // whether guests with a public address reach the world
-	portOffset int    // a guest's port below 1024 is found this much higher on the host
+	vpc         netip.Prefix
+	domain      string // of private host names
+	allowEgress bool   // whether guests with a public address reach the internet
+	portOffset  int    // a guest's port below 1024 is this much higher on the host
 }
 
 // network is the VPC: its interfaces, its security groups, its services.
@@ -40,15 +40,15 @@ type network struct {
 	stack    *hostStack
 	upstream *upstream
 	clients  *clients
-	outside  *outside
-	onUp     func(*port) // a guest has spoken for the first time since it booted
+	egress   *egress
+	onUp     func(*port) // a guest has sent its first packet since it booted
 
 	mu         sync.RWMutex
 	ports      map[string]*port
 	byAddress  map[netip.Addr]*port
 	groups     map[string][]rule
 	servers    map[string]*imds.Server // by metadata file: the interfaces of one instance share it
-	generation int                     // counts changes that may open or shut doors
+	generation int                     // counts changes that may open or close forwarded ports
 }
 
 func newNetwork(c config) (*network, error) {
@@ -57,7 +57,7 @@ func newNetwork(c config) (*network, error) {
 		ports: map[string]*port{}, byAddress: map[netip.Addr]*port{}, servers: map[string]*imds.Server{},
 		upstream: newUpstream("/etc/resolv.conf"), clients: newClients(),
 	}
-	n.outside, n.onUp = newOutside(), func(*port) {}
+	n.egress, n.onUp = newEgress(), func(*port) {}
 	var err error
 	n.stack, err = newHostStack(n.toAddress, n.acceptTCP)
 	return n, err
@@ -72,7 +72,7 @@ func (n *network) metadataServer(file string) *imds.Server {
 	return n.servers[file]
 }
 
-// setPort adds an interface, or takes over what may change about it.
+// setPort adds an interface, or changes its public address and groups when it is known.
 func (n *network) setPort(c portConfig) error {
 	n.mu.RLock()
 	known := n.ports[c.ID]
@@ -117,7 +117,8 @@ func (n *network) removePort(id string) {
 	}
 }
 
-// forgetMetadata drops the service of an interface's instance when no other interface has it; n.mu is held.
+// forgetMetadata drops the metadata service of an interface's instance when no other interface uses it; n.mu is
+// held.
 func (n *network) forgetMetadata(p *port) {
 	for _, other := range n.ports {
 		if other.metadata == p.metadata {
@@ -163,14 +164,14 @@ func (n *network) portOf(address netip.Addr) *port {
 	return n.byAddress[address]
 }
 
-// toAddress sends what our own stack says.
+// toAddress sends a packet of netd's own TCP stack to a guest.
 func (n *network) toAddress(to netip.Addr, packet []byte) {
 	if p := n.portOf(to); p != nil {
 		p.packetToGuest(packet)
 	}
 }
 
-// fromGuest takes one Ethernet frame of a guest. The frame is ours from here on.
+// fromGuest handles one Ethernet frame of a guest, and may change it.
 func (n *network) fromGuest(p *port, data []byte) {
 	if len(data) < etherHeader || hardwareAddr(data[6:12]) != p.mac {
 		return
@@ -209,8 +210,8 @@ func (n *network) dhcp(p *port, message []byte) {
 		return
 	}
 	if options, _ := dhcpOptions(message); options[optType][0] == dhcpDiscover {
-		p.up.Store(false) // it has just booted: nothing listens yet
-		p.doors.shutAll()
+		p.up.Store(false) // it has just booted, so nothing listens yet
+		p.forwards.closeAll()
 	}
 	p.toGuest(reply)
 }
@@ -222,20 +223,20 @@ func (n *network) route(p *port, packet packet, data []byte) {
 	case isService(to) || to == n.resolver:
 		n.service(p, packet)
 	case to == probeAddress:
-		p.doors.answered(packet)
+		p.forwards.handleProbeReply(packet)
 	case clientRange.Contains(to):
 		n.stack.inject(packet.ip) // admitted when the client's connection was accepted
 	case n.vpc.Contains(to):
 		n.between(p, packet, data)
 	case to.IsMulticast() || to == broadcastAddress:
 	default:
-		n.leave(p, packet)
+		n.egressPacket(p, packet)
 	}
 }
 
 var broadcastAddress = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
-// between passes a packet from one guest to another when both sides' security groups let it.
+// between passes a packet from one guest to another when both sides' security groups admit it.
 func (n *network) between(p *port, packet packet, data []byte) {
 	peer := n.portOf(packet.dst)
 	if peer == nil || peer == p {
@@ -274,7 +275,7 @@ func (n *network) service(p *port, packet packet) {
 		}
 		switch {
 		case packet.dstPort == dnsPort && (packet.dst == n.resolver || packet.dst == resolverAddress):
-			go func() { // it may have to ask outside
+			go func() { // it may have to ask the host's resolvers
 				if reply := n.resolve(data, "udp"); reply != nil {
 					answer(reply)
 				}

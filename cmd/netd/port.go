@@ -23,7 +23,7 @@ const (
 	maxQueued = 1024
 )
 
-// portConfig is what the server says about one network interface.
+// portConfig describes one network interface, as the server sends it.
 type portConfig struct {
 	ID       string   `json:"id"`
 	Socket   string   `json:"socket"` // where QEMU connects to
@@ -50,17 +50,17 @@ type port struct {
 
 	net      *network
 	listener *net.UnixListener
-	doors    *doors
+	forwards *portForwards
 
 	mu     sync.Mutex // over what follows; taken after network.mu
 	public netip.Addr
 	groups []string
 	faults faults
 	out    chan frame // of the present connection
-	// closers end what depends on the guest: forwarded connections, flows to the outside.
+	// closers are closed when the guest is gone: forwarded connections, flows to the internet.
 	closers map[io.Closer]struct{}
 
-	up atomic.Bool // the guest has spoken with its address since QEMU connected or it asked for a lease
+	up atomic.Bool // the guest has used its address since QEMU connected or since its last DHCPDISCOVER
 }
 
 type frame struct {
@@ -86,7 +86,7 @@ func newPort(n *network, c portConfig) (*port, error) {
 		gateway: subnet.Masked().Addr().Next(), hostName: c.HostName, net: n,
 		metadata: n.metadataServer(c.Metadata), closers: map[io.Closer]struct{}{},
 	}
-	p.doors = newDoors(p)
+	p.forwards = newPortForwards(p)
 	if err := p.change(c); err != nil {
 		return nil, err
 	}
@@ -97,7 +97,7 @@ func newPort(n *network, c portConfig) (*port, error) {
 	return p, err
 }
 
-// change takes over what may change while the guest runs.
+// change sets the public address and the groups, which may change while the guest runs.
 func (p *port) change(c portConfig) error {
 	public := netip.Addr{}
 	if c.Public != "" {
@@ -126,7 +126,7 @@ func (p *port) publicAddress() netip.Addr {
 	return p.public
 }
 
-// serve takes QEMU's connections, one after the other, until the port is closed.
+// serve accepts QEMU's connections, one after the other, until the port is closed.
 func (p *port) serve() {
 	for {
 		conn, err := p.listener.AcceptUnix()
@@ -240,7 +240,7 @@ func (p *port) packetToGuest(packet []byte) {
 	p.toGuest(etherFrame(p.mac, gatewayMAC, etherTypeIP, packet))
 }
 
-// hold registers what ends with the guest; release is to be called when it ended by itself.
+// hold registers what is closed when the guest is gone; call release when it has ended by itself.
 func (p *port) hold(c io.Closer) (release func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -252,10 +252,10 @@ func (p *port) hold(c io.Closer) (release func()) {
 	}
 }
 
-// unplugged ends what depended on a guest that is gone, or begins anew.
+// unplugged closes everything that depends on a guest that is gone or reboots.
 func (p *port) unplugged() {
 	p.up.Store(false)
-	p.doors.shutAll()
+	p.forwards.closeAll()
 	p.mu.Lock()
 	closers := p.closers
 	p.closers = map[io.Closer]struct{}{}

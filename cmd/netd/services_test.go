@@ -78,7 +78,7 @@ func TestDHCPRefusesAnotherAddress(t *testing.T) {
 func TestDHCPMessagesAreLostOnDemand(t *testing.T) {
 	n := testNetwork(t, config{})
 	g := newGuest(t, n, 10, "")
-	if got := n.obey(command{Do: "faults", Name: "eni-172.31.1.10", Faults: faults{DropDHCP: 2}}); got.Error != "" {
+	if got := n.dispatch(command{Do: "faults", Name: "eni-172.31.1.10", Faults: faults{DropDHCP: 2}}); got.Error != "" {
 		t.Fatal(got.Error)
 	}
 	for range 2 {
@@ -204,7 +204,7 @@ func TestTheResolverIsSilentOnDemand(t *testing.T) {
 		return g.frame()
 	}
 	for _, silent := range []bool{true, false} {
-		if got := n.obey(command{Do: "faults", Name: "eni-172.31.1.10", Faults: faults{SilentDNS: silent}}); got.Error != "" {
+		if got := n.dispatch(command{Do: "faults", Name: "eni-172.31.1.10", Faults: faults{SilentDNS: silent}}); got.Error != "" {
 			t.Fatal(got.Error)
 		}
 		if answer := ask(); (answer == nil) != silent {

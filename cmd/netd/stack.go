@@ -25,8 +25,8 @@ const (
 	maxHandshakes = 1024
 )
 
-// hostStack is a TCP of our own at every address that is not a guest's: gVisor's. It ends the connections of
-// guests to services and to the outside, and begins those of clients on the host to guests.
+// hostStack is gVisor's TCP, at every address that is not a guest's. It terminates the connections of guests to
+// services and to the internet, and opens those of clients on the host to guests.
 type hostStack struct {
 	stack *stack.Stack
 	link  *link

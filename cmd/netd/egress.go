@@ -10,13 +10,13 @@ import (
 )
 
 const (
-	outsideTimeout = 30 * time.Second // for a TCP connect to the world
-	udpIdle        = 60 * time.Second
-	maxUDPFlows    = 512
+	egressTimeout = 30 * time.Second // for a TCP connect to the internet
+	udpIdle       = 60 * time.Second
+	maxUDPFlows   = 512
 )
 
 // unroutable are the destinations that no internet gateway carries: private, shared, test and special ranges.
-// They keep guests off the host's loopback, its link-local services and its local networks.
+// Refusing them keeps guests off the host's loopback, its link-local services and its local networks.
 var unroutable = []netip.Prefix{
 	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("10.0.0.0/8"),
 	netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("127.0.0.0/8"),
@@ -27,8 +27,8 @@ var unroutable = []netip.Prefix{
 	netip.MustParsePrefix("224.0.0.0/3"),
 }
 
-// outside carries guests' UDP to the world; TCP is spliced in acceptTCP.
-type outside struct {
+// egress carries guests' UDP to the internet; TCP is spliced in acceptTCP.
+type egress struct {
 	addresses func() ([]net.Addr, error)
 	dial      func(network, address string, timeout time.Duration) (net.Conn, error)
 
@@ -38,8 +38,8 @@ type outside struct {
 
 type udpFlow struct{ from, to netip.AddrPort }
 
-func newOutside() *outside {
-	return &outside{addresses: net.InterfaceAddrs, dial: net.DialTimeout, flows: map[udpFlow]net.Conn{}}
+func newEgress() *egress {
+	return &egress{addresses: net.InterfaceAddrs, dial: net.DialTimeout, flows: map[udpFlow]net.Conn{}}
 }
 
 // isRoutable reports whether an internet gateway would carry a packet to this address.
@@ -54,8 +54,8 @@ func isRoutable(to netip.Addr) bool {
 
 // isOwnAddress reports whether an address is one of this host's, or could be because they cannot be listed.
 // It asks the kernel, which takes tens of microseconds: it is for the first packet of a flow.
-func (o *outside) isOwnAddress(to netip.Addr) bool {
-	own, err := o.addresses()
+func (e *egress) isOwnAddress(to netip.Addr) bool {
+	own, err := e.addresses()
 	if err != nil {
 		return true
 	}
@@ -69,16 +69,16 @@ func (o *outside) isOwnAddress(to netip.Addr) bool {
 	return false
 }
 
-// leave sends a packet towards the world, or answers at once that the network is unreachable. EC2 stays silent
+// egressPacket sends a packet towards the internet, or answers at once that the network is unreachable. EC2 stays silent
 // there; a guest that waits for nothing would only make every measurement of it slower.
-func (n *network) leave(p *port, packet packet) {
-	if !n.egress || !p.publicAddress().IsValid() || !isRoutable(packet.dst) {
-		n.noWay(p, packet)
+func (n *network) egressPacket(p *port, packet packet) {
+	if !n.allowEgress || !p.publicAddress().IsValid() || !isRoutable(packet.dst) {
+		n.sendUnreachable(p, packet)
 		return
 	}
 	toHost := false
 	admitted := n.tracker.pass(packet, func() bool {
-		if toHost = n.outside.isOwnAddress(packet.dst); toHost {
+		if toHost = n.egress.isOwnAddress(packet.dst); toHost {
 			return false
 		}
 		groups := p.memberships()
@@ -88,40 +88,40 @@ func (n *network) leave(p *port, packet packet) {
 	})
 	switch {
 	case toHost:
-		n.noWay(p, packet)
+		n.sendUnreachable(p, packet)
 	case !admitted:
 	case packet.fragment || packet.moreFragments:
 	case packet.proto == protoTCP:
 		n.stack.inject(packet.ip)
 	case packet.proto == protoUDP:
-		n.leaveUDP(p, packet)
+		n.egressUDP(p, packet)
 	default: // raw sockets need privileges
-		n.noWay(p, packet)
+		n.sendUnreachable(p, packet)
 	}
 }
 
-// noWay answers anything but an ICMP error (RFC 1122, 3.2.2).
-func (n *network) noWay(p *port, packet packet) {
+// sendUnreachable answers anything but an ICMP error (RFC 1122, 3.2.2).
+func (n *network) sendUnreachable(p *port, packet packet) {
 	if !packet.fragment && (packet.proto != protoICMP || packet.payload[0] == icmpEchoRequest) {
 		p.packetToGuest(buildUnreachable(p.gateway, packet, codeNet))
 	}
 }
 
-func (n *network) leaveUDP(p *port, packet packet) {
+func (n *network) egressUDP(p *port, packet packet) {
 	flow := udpFlow{netip.AddrPortFrom(packet.src, packet.srcPort), netip.AddrPortFrom(packet.dst, packet.dstPort)}
-	o := n.outside
-	o.mu.Lock()
-	conn := o.flows[flow]
-	if conn == nil && len(o.flows) < maxUDPFlows {
-		if dialled, err := o.dial("udp", flow.to.String(), time.Second); err == nil { // sends nothing: it does not wait
+	e := n.egress
+	e.mu.Lock()
+	conn := e.flows[flow]
+	if conn == nil && len(e.flows) < maxUDPFlows {
+		if dialled, err := e.dial("udp", flow.to.String(), time.Second); err == nil { // sends nothing: it does not wait
 			conn = dialled
-			o.flows[flow] = conn
+			e.flows[flow] = conn
 			go n.receiveUDP(p, flow, conn)
 		}
 	}
-	o.mu.Unlock()
+	e.mu.Unlock()
 	if conn == nil {
-		n.noWay(p, packet)
+		n.sendUnreachable(p, packet)
 		return
 	}
 	conn.SetReadDeadline(time.Now().Add(udpIdle))
@@ -134,9 +134,9 @@ func (n *network) receiveUDP(p *port, flow udpFlow, conn net.Conn) {
 	release := p.hold(conn)
 	defer func() {
 		release()
-		n.outside.mu.Lock()
-		delete(n.outside.flows, flow)
-		n.outside.mu.Unlock()
+		n.egress.mu.Lock()
+		delete(n.egress.flows, flow)
+		n.egress.mu.Unlock()
 		conn.Close()
 	}()
 	buffer := make([]byte, guestMTU-ipHeader-udpHeader)
@@ -149,7 +149,7 @@ func (n *network) receiveUDP(p *port, flow udpFlow, conn net.Conn) {
 	}
 }
 
-// acceptTCP takes a guest's connection to anything that is not a guest: a service, or the world.
+// acceptTCP handles a guest's connection to anything that is not a guest: a service, or the internet.
 func (n *network) acceptTCP(request *tcp.ForwarderRequest) {
 	id := request.ID()
 	to := netip.AddrPortFrom(address(id.LocalAddress), id.LocalPort)
@@ -171,16 +171,16 @@ func (n *network) acceptTCP(request *tcp.ForwarderRequest) {
 			n.serveDNS(conn)
 			release()
 		}
-	case !n.egress || isService(to.Addr()) || n.vpc.Contains(to.Addr()) ||
-		!isRoutable(to.Addr()) || n.outside.isOwnAddress(to.Addr()):
+	case !n.allowEgress || isService(to.Addr()) || n.vpc.Contains(to.Addr()) ||
+		!isRoutable(to.Addr()) || n.egress.isOwnAddress(to.Addr()):
 		request.Complete(true)
 	default:
-		n.leaveTCP(p, request, to)
+		n.egressTCP(p, request, to)
 	}
 }
 
-func (n *network) leaveTCP(p *port, request *tcp.ForwarderRequest, to netip.AddrPort) {
-	conn, err := n.outside.dial("tcp", to.String(), outsideTimeout)
+func (n *network) egressTCP(p *port, request *tcp.ForwarderRequest, to netip.AddrPort) {
+	conn, err := n.egress.dial("tcp", to.String(), egressTimeout)
 	if err != nil {
 		request.Complete(true)
 		return

@@ -23,13 +23,13 @@ func (d discard) SetReadDeadline(time.Time) error { return nil }
 // Sockets and gVisor are left out.
 func establishedFlow(t testing.TB) (n *network, send func()) {
 	t.Helper()
-	n, err := newNetwork(config{vpc: netip.MustParsePrefix("172.31.0.0/16"), domain: "ec2.internal", egress: true})
+	n, err := newNetwork(config{vpc: netip.MustParsePrefix("172.31.0.0/16"), domain: "ec2.internal", allowEgress: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	closed := make(chan struct{})
 	t.Cleanup(func() { close(closed); n.close() })
-	n.outside.dial = func(string, string, time.Duration) (net.Conn, error) { return discard{closed: closed}, nil }
+	n.egress.dial = func(string, string, time.Duration) (net.Conn, error) { return discard{closed: closed}, nil }
 	if err := n.setGroups(map[string][]rule{"sg": {allEgress}}); err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +53,7 @@ func establishedFlow(t testing.TB) (n *network, send func()) {
 func TestAnEstablishedFlowDoesNotListTheHostsAddresses(t *testing.T) {
 	n, send := establishedFlow(t)
 	calls := 0
-	n.outside.addresses = func() ([]net.Addr, error) {
+	n.egress.addresses = func() ([]net.Addr, error) {
 		calls++
 		return nil, nil
 	}

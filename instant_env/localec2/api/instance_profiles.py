@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from instant_env.localec2.api.base import Action
+from instant_env.localec2.api.pages import page
 from instant_env.localec2.records.records import InstanceRecord, ProfileAssociation
 from instant_env.localec2.state.moto_api import ActionResult, EC2ClientError
 from instant_env.localec2.state.profile_associations import associate
-
-_MOST_RESULTS = 1000
 
 
 class InstanceProfiles(Action):
@@ -73,14 +72,11 @@ class InstanceProfiles(Action):
             and instance.id in filters.get("instance-id", [instance.id])
             and "associated" in filters.get("state", ["associated"])
         ]
-        start = int(self._get_param("NextToken") or 0)
-        end = start + int(self._get_param("MaxResults") or _MOST_RESULTS)
-        return ActionResult(
-            {
-                "IamInstanceProfileAssociations": found[start:end],
-                "NextToken": str(end) if end < len(found) else None,
-            }
-        )
+        items, token = page(
+            found, self._get_param("NextToken"), self._get_param("MaxResults"),
+            lambda association: str(association["AssociationId"]),
+        )  # fmt: skip
+        return ActionResult({"IamInstanceProfileAssociations": items, "NextToken": token})
 
     def _associations(self) -> list[tuple[InstanceRecord, ProfileAssociation]]:
         instances = self.services.state.instances.values()

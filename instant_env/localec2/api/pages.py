@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -10,6 +12,15 @@ from instant_env.localec2.state.moto_api import EC2ClientError
 
 T = TypeVar("T")
 
+#: Actions whose answers come in pages; the others answer with everything, and with no token.
+PAGED = frozenset(
+    {
+        "DescribeInstances",
+        "DescribeSecurityGroups",
+        "DescribeIamInstanceProfileAssociations",
+        "DescribeVpcEndpointServices",  # moto's
+    }
+)
 #: Of most Describe actions (API_DescribeInstances, API_DescribeSecurityGroups).
 LEAST, MOST = 5, 1000
 
@@ -19,8 +30,9 @@ def page(
 ) -> tuple[list[T], str | None]:
     """One page of what was found, and the token of the next (None: this is the last).
 
-    The token is the name of the last item of the page before, so what comes or goes meanwhile shifts nothing;
-    ``found`` must always come in the same order.
+    The token says which item was the last one of the page before, so what comes meanwhile shifts nothing, and
+    neither does what goes: it says as well how many items came up to it. ``found`` must always come in the
+    same order. Raises EC2ClientError for a token that no answer had.
     """
     if most is not None and not least <= int(most) <= MOST:
         bound = f"greater than {least}" if int(most) < least else f"less than {MOST}"
@@ -29,11 +41,38 @@ def page(
             f"Value ( {most} ) for parameter maxResults is invalid. Expecting a value {bound}.",
         )
     start = 0
-    if token:
-        start = next((i + 1 for i, item in enumerate(found) if name_of(item) == token), len(found))
+    if token is not None:
+        last, count = _opened(token)
+        # The last item may have gone since: what followed it has moved up.
+        start = next((i + 1 for i, item in enumerate(found) if name_of(item) == last), count - 1)
     items = list(found[start : start + int(most or MOST)])
-    more = len(found) > start + len(items)
-    return items, name_of(items[-1]) if more else None
+    end = start + len(items)
+    return items, _token(name_of(items[-1]), end) if len(found) > end else None
+
+
+def _token(last: str, count: int) -> str:
+    text = f"{count} {last}".encode()
+    return base64.urlsafe_b64encode(hashlib.sha256(text).digest()[:6] + text).decode()
+
+
+def _opened(token: str) -> tuple[str, int]:
+    """What :func:`_token` put in. It has a checksum: EC2 does not take what is not of its own making."""
+    try:
+        content = base64.b64decode(token, altchars=b"-_", validate=True)
+        count, _, last = content[6:].decode().partition(" ")
+        if token == _token(last, int(count)):
+            return last, int(count)
+    except ValueError:
+        pass
+    raise invalid_token(token)
+
+
+def invalid_token(token: str) -> EC2ClientError:
+    """EC2's answer to a token that is not one of its own (boto3's issue 2673 has it word for word)."""
+    return EC2ClientError(
+        "InvalidParameterValue",
+        f"Value ( {token} ) for parameter NextToken is invalid. The token is invalid.",
+    )
 
 
 def is_pattern(value: str) -> bool:

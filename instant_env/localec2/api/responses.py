@@ -21,6 +21,7 @@ from instant_env.localec2.api.instance_attributes import InstanceAttributes
 from instant_env.localec2.api.instance_profiles import InstanceProfiles
 from instant_env.localec2.api.keys_and_groups import KeysAndGroups
 from instant_env.localec2.api.network_interfaces import NetworkInterfaces
+from instant_env.localec2.api.pages import PAGED, invalid_token
 from instant_env.localec2.api.services import Services
 from instant_env.localec2.instances.hibernation import check_stop
 from instant_env.localec2.instances.launches import metadata_options, run_instances
@@ -73,6 +74,8 @@ class LocalResponse(
             wire = [(name, values[0]) for name, values in self.querystring.items()]
             if sentence := allowed.refusal(action, wire):
                 raise EC2ClientError("UnsupportedOperation", sentence)
+            if "NextToken" in self.querystring and action not in PAGED:
+                raise invalid_token(self.querystring["NextToken"][0])
             return super().call_action()
         except EC2ClientError as error:
             return self._error(error)
@@ -308,16 +311,13 @@ class LocalResponse(
 
     def create_tags(self) -> ActionResult:
         _check_keys(tag["Key"] for tag in self._get_param("Tags", []))
-        state = self.services.state
-        find = {"i": state.instance, "vol": state.volume, "snap": state.snapshot, "ami": state.image}
-        for resource_id in self._get_param("Resources", []):  # moto tags what is not there
-            if (look := find.get(resource_id.partition("-")[0])) is not None:
-                look(resource_id)
+        self._check_resources()
         result = super().create_tags()
         self.services.capture_tags(self._get_param("Resources", []))
         return result
 
     def delete_tags(self) -> ActionResult:
+        self._check_resources()
         # moto deletes nothing when no tags are named; EC2 deletes all.
         if not self._get_param("Tags", []):
             self.error_on_dryrun()
@@ -328,6 +328,11 @@ class LocalResponse(
             result = super().delete_tags()
         self.services.capture_tags(self._get_param("Resources", []))
         return result
+
+    def _check_resources(self) -> None:
+        """All resources of the request exist, or none is changed; moto changes the tags of what is not there."""
+        for resource_id in self._get_param("Resources", []):
+            self.services.state.check_resource(resource_id)
 
     @staticmethod
     def _check_taggable(tags: dict[str, Any], allowed_types: set[str]) -> None:

@@ -150,4 +150,8 @@ class Services:
 
     def save_tags(self, resource_id: str, tags: dict[str, str]) -> None:
         """Record tags of something that has no record of its own."""
-        self.state.write(TagsRecord(resource_id=resource_id, tags=tags))
+        record = TagsRecord(resource_id=resource_id, tags=tags)
+        if tags:
+            self.state.write(record)
+        else:
+            self.state.forget(record)

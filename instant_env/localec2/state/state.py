@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 #: Old ids have 8 digits, those since 2016 have 17.
 _IMAGE_ID = re.compile(r"ami-([0-9a-f]{8}|[0-9a-f]{17})")
 _INSTANCE_ID = re.compile(r"i-([0-9a-f]{8}|[0-9a-f]{17})")
+_RESOURCE_ID = re.compile(r"(?P<kind>[a-z]+)-([0-9a-f]{8}|[0-9a-f]{17})")
 
 #: moto's objects are not made for threads: whoever touches them, or the records, holds this lock.
 Lock = threading.RLock
@@ -132,8 +133,17 @@ class State:
         for request in self.store.load_all(SpotRequestRecord):
             self.spot_requests[request.id] = request
             self.mirror.show_tags(TagsRecord(resource_id=request.id, tags=request.tags))
+        # A terminated instance's first interface is not shown any more; its tags go with the instance's record.
+        first_interfaces = {instance.interface_id for instance in self.instances.values()}
         for tags in self.store.load_all(TagsRecord):
-            self.mirror.show_tags(tags)
+            try:
+                if tags.resource_id not in first_interfaces:
+                    self.check_resource(tags.resource_id)
+            except EC2ClientError:
+                log.warning("tags of %s, which does not exist, are removed", tags.resource_id)
+                self.store.delete(TagsRecord, tags.key)
+            else:
+                self.mirror.show_tags(tags)
 
     def save(self, record: Record) -> None:
         """Write a record of a disk, image or instance, then show it.
@@ -317,6 +327,39 @@ class State:
         if image_id not in self.images:
             raise EC2ClientError("InvalidAMIID.NotFound", f"The image id '[{image_id}]' does not exist")
         return self.images[image_id]
+
+    def check_resource(self, resource_id: str) -> None:
+        """Refuse the id of a resource that is not there, whatever its kind: what has tags is there."""
+        match = _RESOURCE_ID.fullmatch(resource_id)
+        ec2, kind = self.mirror.ec2, match["kind"] if match else ""
+        look_up: dict[str, Callable[[str], object]] = {
+            "i": self.instance, "vol": self.volume, "snap": self.snapshot, "ami": self.image,
+            "eipalloc": self.address, "subnet": self.subnet,
+        }  # fmt: skip
+        if kind in look_up:
+            look_up[kind](resource_id)
+            return
+        # What has no record of its own, or one of several: the code of the kind, and the ids that there are.
+        known: dict[str, tuple[str, Callable[[], Iterable[str]]]] = {
+            "eni": ("InvalidNetworkInterfaceID.NotFound", lambda: [*self.interfaces, *ec2.enis]),
+            "key": ("InvalidKeyPair.NotFound", lambda: [pair.id for pair in ec2.key_pairs.values()]),
+            "sg": ("InvalidGroup.NotFound", lambda: [g.id for g in ec2.describe_security_groups()]),
+            "sgr": ("InvalidSecurityGroupRuleId.NotFound", self._rule_ids),
+            "sir": ("InvalidSpotInstanceRequestID.NotFound", lambda: self.spot_requests),
+            "vpc": ("InvalidVpcID.NotFound", lambda: ec2.vpcs),
+            "rtb": ("InvalidRouteTableID.NotFound", lambda: ec2.route_tables),
+            "igw": ("InvalidInternetGatewayID.NotFound", lambda: ec2.internet_gateways),
+            "acl": ("InvalidNetworkAclID.NotFound", lambda: ec2.network_acls),
+        }
+        if kind not in known:
+            raise EC2ClientError("InvalidID", f"The ID '{resource_id}' is not valid")
+        code, ids = known[kind]
+        if resource_id not in ids():
+            raise EC2ClientError(code, f"The ID '{resource_id}' does not exist")
+
+    def _rule_ids(self) -> list[str]:
+        groups = self.mirror.ec2.describe_security_groups()
+        return [rule.id for group in groups for rule in [*group.ingress_rules, *group.egress_rules]]
 
     def subnet(self, subnet_id: str) -> Any:
         """moto's subnet."""

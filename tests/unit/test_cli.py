@@ -100,7 +100,7 @@ def test_every_flag_of_every_verb_has_help(verb: str, capsys: pytest.CaptureFixt
             ["report", "--csv", "results/samples/20261121T143032Z-bench.csv", "--format", "pdf"],
             ("pdf", "html, md"),
         ),
-        (["report", "--fill", "README.md"], ("README.md", "no place")),
+        (["report", "--fill", "SECURITY.md"], ("SECURITY.md", "no place")),
         (["compare", "nowhere", "HEAD"], ("nowhere", "no git revision")),
         (["compare", "HEAD", "HEAD", "--fail-if-slower", "much"], ("'much' is no limit", "10%")),
     ],

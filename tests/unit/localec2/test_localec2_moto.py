@@ -1,0 +1,67 @@
+"""What localec2 replaces or reads inside moto, by name: an upgrade that renames a part fails here."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+from moto.core import serialize
+from moto.ec2.models import core as ec2_core
+
+from instant_env.localec2.state import moto_api as moto
+from instant_env.localec2.state.serializer import EC2Serializer
+
+#: (what has it, the name): functions that give ids, which `drawn` replaces while a record is shown in moto.
+DRAWN = [
+    (moto.instances, "random_instance_id"),
+    (moto.instances, "random_reservation_id"),
+    (moto.interfaces, "random_eni_id"),
+    (moto.interfaces, "random_mac_address"),
+    (moto.key_pairs, "random_key_pair_id"),
+    (moto.security_groups, "random_security_group_id"),
+    (moto.security_groups, "random_security_group_rule_id"),
+    (moto.instances, "random_eni_attach_id"),
+]
+#: Private parts that are read or replaced.
+INSIDE = [
+    (ec2_core.TaggedEC2Resource, "get_tags"),
+    (moto.amis, "AMIS"),
+    (serialize, "SERVICE_SPECIFIC_SERIALIZERS"),
+    (serialize, "XFormedAttributePicker"),
+    (serialize.EC2Serializer, "_serialize_result"),
+    (moto.EC2Response, "RESPONSE_KEY_PATH_TO_TRANSFORMER"),
+    (moto.EC2Response, "_enrich_response"),
+    (moto.EC2Response, "_parse_tag_specification"),
+    (moto.EC2Response, "_filters_from_querystring"),
+    (moto.EC2Response, "error_on_dryrun"),
+    (moto.EC2Response, "call_action"),
+    (moto.EC2Response, "parse_parameters"),
+]
+
+
+@pytest.mark.parametrize(
+    ("place", "name"), [*DRAWN, *INSIDE], ids=lambda value: getattr(value, "__name__", value)
+)
+def test_moto_has_what_is_replaced(place: Any, name: str) -> None:
+    assert hasattr(place, name), f"moto no longer has {place.__name__}.{name}"
+
+
+@pytest.mark.parametrize("name", ["latest_amis_loaded", "latest_ecs_amis_loaded", "normalize_name"])
+def test_the_parameter_store_has_what_is_set(name: str) -> None:
+    assert hasattr(moto.ssm_backend("us-east-1")._parameters, name)
+
+
+def test_what_is_replaced_is_in_use() -> None:
+    assert ec2_core.TaggedEC2Resource.get_tags.__module__ == moto.__name__
+    assert serialize.SERVICE_SPECIFIC_SERIALIZERS["ec2"]["ec2"] is EC2Serializer
+    assert moto.amis.AMIS == []
+
+
+def test_every_function_that_is_drawn_is_in_the_table() -> None:
+    from instant_env.localec2.state import mirror
+
+    source = inspect.getsource(mirror)
+    assert {name for _, name in DRAWN} >= {
+        word.split("=")[0] for word in source.replace("(", " ").split() if word.startswith("random_")
+    }

@@ -11,10 +11,12 @@ FAST_WORKERS ?= 3
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-arm64 lint lock clean
+.PHONY: help setup demo test lint test-fast test-machines test-arm64 coverage lock clean
+# Not with -j either: stages follow one another, and machines need the processors.
+.NOTPARALLEL:
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing: system packages, .venv, Go
 	@$(PYTHON) scripts/bootstrap.py
@@ -25,18 +27,25 @@ demo: ## bake minimal and custom-init, race them against cold (no AWS account)
 	$(INVOKE) bake --arch x86_64 --recipe custom-init
 	$(INVOKE) bench --ami latest --iterations 3
 
-test: setup ## run all tests; boots machines under QEMU (WORKERS=2 of them at a time)
-	$(PYTEST) --numprocesses $(WORKERS)
+# Three stages, each in its turn; the first that fails is the last that runs (`make -k test` runs all).
+# tests/conftest.py says which test belongs to which.
+test: lint test-fast test-machines ## run all tests: lint, test-fast, test-machines
 
-test-fast: setup ## run the quick unit and contract tests, no linters
-	$(PYTEST) --numprocesses $(FAST_WORKERS) -m "not slow" --ignore tests/unit/test_lint.py tests/unit tests/contract
+lint: setup ## run linters, formatters' checks, type checks and Go's tests
+	$(PYTEST) --stage lint --numprocesses $(WORKERS) tests/unit/test_lint.py
+
+test-fast: setup ## run the quick unit and contract tests
+	$(PYTEST) --stage quick --numprocesses $(FAST_WORKERS) tests/unit tests/contract
+
+test-machines: setup ## run all other tests; boots machines under QEMU (WORKERS=2 at a time)
+	$(PYTEST) --stage machines --numprocesses $(WORKERS)
+
+coverage: setup ## print which lines of Python the quick tests run
+	$(PYTEST) --stage quick --numprocesses $(FAST_WORKERS) --cov --cov-report term:skip-covered tests/unit tests/contract
 
 # Not part of `test`, where arm64 has its own two files: on x86_64 all of it is emulated.
 test-arm64: setup ## run the boot and contract tests with arm64 machines in x86_64's place
 	$(PYTEST) --arch arm64 --numprocesses $(WORKERS)
-
-lint: setup ## run linters, formatters' checks and type checks only
-	$(PYTEST) tests/unit/test_lint.py
 
 # The one command to refresh constraints.txt. Existing pins stay unless LOCK_FLAGS=--upgrade.
 lock: ## write constraints.txt from pyproject.toml (LOCK_FLAGS=--upgrade: newest versions)

@@ -1,3 +1,5 @@
+//lint:file-ignore U1000 early_amd64.s and early_arm64.s use these; staticcheck does not read assembly
+
 package main
 
 import (

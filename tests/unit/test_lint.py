@@ -95,8 +95,36 @@ def test_go_vet_finds_nothing(arch: Arch) -> None:
     run(find_go(), "vet", "./...", env=go_environment(arch))
 
 
-def test_go_tests_pass() -> None:
-    # For this machine's own architecture: the environment of builds names a target, tests must run here.
+def native_go_environment() -> dict[str, str]:
+    """For this machine's own architecture: the environment of builds names a target, tests must run here."""
     env = go_environment(Arch.X86_64)
     del env["GOARCH"], env["GOOS"]
-    run(find_go(), "test", "./...", env=env)
+    return env
+
+
+#: Run from the module cache, and not a tool of go.mod: its dependencies would be in go.sum for good.
+STATICCHECK = "honnef.co/go/tools/cmd/staticcheck@v0.8.2"
+
+
+@pytest.mark.parametrize(
+    "packages", [("./cmd/...", "./internal/...", "./benchmarks/..."), ("-tests=false", "./init/...")]
+)
+def test_staticcheck_finds_nothing(packages: tuple[str, ...]) -> None:
+    env = native_go_environment()
+    probe = subprocess.run(
+        [find_go(), "run", STATICCHECK, "-version"], env=env, capture_output=True, text=True, check=False
+    )
+    if probe.returncode != 0:
+        pytest.skip(f"staticcheck cannot be fetched: {probe.stderr.strip()[-200:]}")
+    run(find_go(), "run", STATICCHECK, *packages, env=env)
+
+
+def test_go_tests_pass() -> None:
+    run(find_go(), "test", "./...", env=native_go_environment())
+
+
+@pytest.mark.timeout(600)
+def test_go_tests_pass_under_the_race_detector() -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is missing: Go's race detector is linked by it")
+    run(find_go(), "test", "-race", "./...", env=native_go_environment() | {"CGO_ENABLED": "1"})

@@ -52,6 +52,7 @@ func OpenRaw(index int) (Link, error) {
 	}
 	return open(syscall.AF_PACKET, to, true, func(socket int) error {
 		// Before it is bound: until then no packet comes that the filter would not see.
+		//lint:ignore SA1019 golang.org/x/net would be the init's only dependency
 		if err := syscall.AttachLsf(socket, onlyReplies); err != nil {
 			return err
 		}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from instant_env.localec2.api import signature
 from instant_env.localec2.network.metadata import ACCOUNT_ID
@@ -42,16 +42,21 @@ def serves_region(state: State, scope: signature.Scope) -> bool:
 
 
 def identify(
-    state: State, method: str, url: str, headers: Mapping[str, str], body: bytes
+    state: State, method: str, url: str, headers: Mapping[str, str], body: bytes, at: datetime
 ) -> tuple[signature.Scope, Caller]:
-    """The scope and signer of a request. ``headers`` has lower-case names. Raises SignatureError."""
+    """The scope and signer of a request that arrives at the time ``at``. Raises SignatureError.
+
+    ``headers`` has lower-case names.
+    """
     token = headers.get("x-amz-security-token")
     if token is None:
         record = state.server
-        scope = signature.check(method, url, headers, body, record.access_key_id, record.secret_access_key)
+        scope = signature.check(
+            method, url, headers, body, record.access_key_id, record.secret_access_key, at
+        )
         return scope, Caller()
     try:
-        credentials = state.issuer.open(token, datetime.now(UTC))
+        credentials = state.issuer.open(token, at)
     except CredentialsError as error:
         raise _bad_token(headers, expired=error.expired) from error
     with state.lock:
@@ -59,7 +64,7 @@ def identify(
     if role is None or role.id != credentials.session.role_id:
         raise _bad_token(headers, expired=False)
     scope = signature.check(
-        method, url, headers, body, credentials.access_key_id, credentials.secret_access_key
+        method, url, headers, body, credentials.access_key_id, credentials.secret_access_key, at
     )
     return scope, Caller(credentials.session)
 

@@ -330,7 +330,7 @@ class LocalResponse(
         return result
 
     def _check_resources(self) -> None:
-        """All resources of the request exist, or none is changed; moto changes the tags of what is not there."""
+        """All resources of the request exist, or none is changed; moto tags what is not there."""
         for resource_id in self._get_param("Resources", []):
             self.services.state.check_resource(resource_id)
 

@@ -11,6 +11,7 @@ import json
 import logging
 import socket
 import time
+from datetime import UTC, datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -139,11 +140,13 @@ class Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         url = f"http://{headers['host']}{self.path}"
         try:
-            scope, caller = callers.identify(self.server.services.state, self.command, url, headers, body)
+            scope, caller = callers.identify(
+                self.server.services.state, self.command, url, headers, body, datetime.now(UTC)
+            )
         except signature.SignatureError as error:
             if path != "/":
                 return ebs_direct.refusal(403, error.code, str(error))
-            return _refusal("", headers.get("content-type", ""), error.code, str(error))
+            return _refusal("", headers.get("content-type", ""), error.code, str(error), error.status)
         return self._aws(scope, caller, url, body)
 
     def _aws(self, scope: signature.Scope, caller: callers.Caller, url: str, body: bytes) -> Answer:

@@ -6,6 +6,7 @@ import hmac
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
@@ -15,14 +16,21 @@ _AUTHORIZATION = re.compile(
     r"AWS4-HMAC-SHA256\s+Credential=(?P<key>[^/]+)/(?P<date>\d{8})/(?P<region>[^/]+)/(?P<service>[^/]+)/aws4_request,"
     r"\s*SignedHeaders=(?P<headers>[^,]+),\s*Signature=(?P<signature>[0-9a-f]{64})"
 )
+#: IAM User Guide, "AWS Signature Version 4 for API requests": "In most cases, a request must reach AWS within
+#: five minutes of the time stamp in the request."
+MAX_AGE = MAX_LEAD = timedelta(minutes=5)
+#: STS's and IAM's answers name 15 minutes for old signatures (aws-cli's issue 6676).
+MAX_AGES = {"sts": timedelta(minutes=15), "iam": timedelta(minutes=15)}
+_STAMP = "%Y%m%dT%H%M%SZ"
 
 
 class SignatureError(Exception):
     """The request is not signed with our credentials; ``code`` is AWS's."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.status = status  # of HTTP, where it is not the usual one of the protocol
 
 
 @dataclass(frozen=True)
@@ -40,9 +48,13 @@ def service_of(headers: Mapping[str, str]) -> str:
 
 
 def check(
-    method: str, url: str, headers: Mapping[str, str], body: bytes, access_key_id: str, secret: str
-) -> Scope:
-    """The scope of a correctly signed request. ``headers`` has lower-case names. Raises SignatureError."""
+    method: str, url: str, headers: Mapping[str, str], body: bytes, access_key_id: str, secret: str,
+    at: datetime,
+) -> Scope:  # fmt: skip
+    """The scope of a correctly signed request that arrives at the time ``at``. Raises SignatureError.
+
+    ``headers`` has lower-case names.
+    """
     match = _AUTHORIZATION.fullmatch(headers.get("authorization", "").strip())
     if match is None:
         raise SignatureError("MissingAuthenticationToken", "Request is missing Authentication Token")
@@ -57,4 +69,28 @@ def check(
     text = auth.string_to_sign(request, auth.canonical_request(request))
     if not hmac.compare_digest(auth.signature(text, request), match["signature"]):
         raise SignatureError("SignatureDoesNotMatch", "The request signature does not match the credentials")
+    _check_age(signed["x-amz-date"], match["service"], headers.get("content-type", ""), at)
     return Scope(match["service"], match["region"])
+
+
+def _check_age(stamp: str, service: str, content_type: str, at: datetime) -> None:
+    """Refuse a signature that is too old or of the future, with the code that the service's clients know."""
+    try:
+        signed_at = datetime.strptime(stamp, _STAMP).replace(tzinfo=UTC)
+    except ValueError:
+        raise SignatureError("IncompleteSignature", f"x-amz-date is not of the form {_STAMP}") from None
+    age = MAX_AGES.get(service, MAX_AGE)
+    now, oldest, newest = (moment.strftime(_STAMP) for moment in (at, at - age, at + MAX_LEAD))
+    if at - age <= signed_at <= at + MAX_LEAD:
+        return
+    if service == "ec2":
+        raise SignatureError("RequestExpired", "Request has expired.", 400)
+    if signed_at > at:
+        minutes = int(MAX_LEAD.total_seconds() // 60)
+        text = f"Signature not yet current: {stamp} is still later than {newest} ({now} + {minutes} min.)"
+    else:
+        minutes = int(age.total_seconds() // 60)
+        text = f"Signature expired: {stamp} is now earlier than {oldest} ({now} - {minutes} min.)"
+    if service == "ebs" or "json" in content_type:
+        raise SignatureError("InvalidSignatureException", text)
+    raise SignatureError("SignatureDoesNotMatch", text, 403)

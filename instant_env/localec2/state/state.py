@@ -133,7 +133,7 @@ class State:
         for request in self.store.load_all(SpotRequestRecord):
             self.spot_requests[request.id] = request
             self.mirror.show_tags(TagsRecord(resource_id=request.id, tags=request.tags))
-        # A terminated instance's first interface is not shown any more; its tags go with the instance's record.
+        # A terminated instance's first interface is not shown; its tags go with the instance's record.
         first_interfaces = {instance.interface_id for instance in self.instances.values()}
         for tags in self.store.load_all(TagsRecord):
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,3 +208,31 @@ def test_two_servers_in_one_process_share_nothing(served: Served, tmp_path: Path
             second.ssm.get_parameter(Name="/first")
     finally:
         second.stop()
+
+
+@pytest.mark.parametrize(
+    ("service", "action", "minutes", "code"),
+    [
+        ("ec2", "describe_instances", -6, "RequestExpired"),
+        ("ec2", "describe_instances", 6, "RequestExpired"),
+        ("ssm", "describe_parameters", -6, "InvalidSignatureException"),
+        ("sts", "get_caller_identity", -16, "SignatureDoesNotMatch"),
+        ("iam", "list_roles", 6, "SignatureDoesNotMatch"),
+        ("ec2", "describe_instances", -4, ""),
+        ("ec2", "describe_instances", 4, ""),
+        ("sts", "get_caller_identity", -14, ""),
+    ],
+)
+def test_a_signature_has_an_age(
+    served: Served, monkeypatch: pytest.MonkeyPatch, service: str, action: str, minutes: int, code: str
+) -> None:
+    """A request that was recorded is not served later; a client whose clock is a little off is."""
+    client = served.client(service)
+    signed_at = datetime.now(UTC) + timedelta(minutes=minutes)
+    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda **_: signed_at.replace(tzinfo=None))
+    call = getattr(client, action)
+    if code:
+        with refused(code):
+            call()
+    else:
+        call()

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 #: A guest lets go of a network card as quickly as of a disk.
 DETACH_TIMEOUT_S = 30.0
+#: Elastic IPs per region, unless more were granted (EC2 User Guide, "Elastic IP addresses").
+ADDRESS_QUOTA = 5
 
 
 class Interfaces:
@@ -33,6 +35,7 @@ class Interfaces:
     def __init__(self, state: State, lifecycle: Lifecycle) -> None:
         self.state = state
         self.lifecycle = lifecycle
+        self.address_quota = ADDRESS_QUOTA
         lifecycle.on_terminated = self.instance_ended
 
     # Interfaces
@@ -183,6 +186,8 @@ class Interfaces:
 
     def allocate(self, tags: dict[str, str]) -> AddressRecord:
         """AllocateAddress."""
+        if len(self.state.addresses) >= self.address_quota:
+            raise EC2ClientError("AddressLimitExceeded", "The maximum number of addresses has been reached.")
         try:
             public_ip = self.lifecycle.machine_builder.network.addresses.allot()
         except NetworkError as error:

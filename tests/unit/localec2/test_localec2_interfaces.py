@@ -280,3 +280,10 @@ def test_a_client_token_belongs_to_one_request(served: Served) -> None:
     assert code_of(served.ec2.create_network_interface, ClientToken="token", SubnetId=subnets[1]) == (
         "IdempotentParameterMismatch"
     )
+
+
+def test_there_are_five_elastic_addresses(served: Served) -> None:
+    made = [served.ec2.allocate_address()["AllocationId"] for _ in range(5)]
+    assert code_of(served.ec2.allocate_address) == "AddressLimitExceeded"
+    served.ec2.release_address(AllocationId=made[0])
+    served.ec2.allocate_address()

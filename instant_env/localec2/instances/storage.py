@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from collections import defaultdict
+from contextlib import AbstractContextManager
 
 from instant_env.localec2.records.records import VolumeRecord
+from instant_env.localec2.state.named_locks import NamedLocks
 from instant_env.localec2.state.state import State
 
 
@@ -15,12 +15,14 @@ class Storage:
     def __init__(self, state: State) -> None:
         self.state = state
         self.arriving: set[str] = set()  # snapshots whose file is there before their record
-        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self.locks = NamedLocks()
 
-    def lock(self, volume_id: str) -> threading.Lock:
-        """Held while a volume's file is copied: neither a machine nor a deletion may come in between."""
-        with self.state.lock:
-            return self._locks[volume_id]
+    def lock(self, volume_id: str) -> AbstractContextManager[None]:
+        """Held while a volume's file is copied: neither a machine nor a deletion may come in between.
+
+        The state's lock need not be held.
+        """
+        return self.locks.held(volume_id)
 
     def delete_volume(self, volume: VolumeRecord) -> None:
         """Remove a volume's record, then its bytes, then snapshots that were only kept for it."""

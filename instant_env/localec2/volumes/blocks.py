@@ -13,7 +13,6 @@ import os
 import struct
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from instant_env.localec2.qemu import disks
 from instant_env.localec2.records.records import SnapshotRecord
 from instant_env.localec2.state.moto_api import ACCOUNT_ID
+from instant_env.localec2.state.named_locks import NamedLocks
 from instant_env.localec2.state.state import State
 from instant_env.localec2.volumes.uploads import BLOCK_BYTES, DirectError, invalid
 
@@ -45,7 +45,7 @@ class Blocks:
         self.state = state
         self._raws: dict[str, _Raw] = {}
         self._lock = threading.Lock()
-        self._opening: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self.opening = NamedLocks()
 
     def snapshot(self, snapshot_id: str) -> SnapshotRecord:
         """A snapshot whose blocks may be read. Raises DirectError."""
@@ -92,7 +92,7 @@ class Blocks:
 
     @contextmanager
     def _raw(self, snapshot: SnapshotRecord) -> Iterator[int]:
-        with self._opening[snapshot.id]:
+        with self.opening.held(snapshot.id):
             with self._lock:
                 raw = self._raws.get(snapshot.id)
             if raw is None:

@@ -11,7 +11,6 @@ import logging
 import os
 import struct
 import threading
-from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from instant_env.localec2.qemu import disks
 from instant_env.localec2.records.records import SnapshotRecord, UploadTerms
 from instant_env.localec2.state.client_tokens import TokenMismatchError, same_request
 from instant_env.localec2.state.moto_api import ACCOUNT_ID, new_id
+from instant_env.localec2.state.named_locks import NamedLocks
 from instant_env.localec2.state.state import State, now
 from instant_env.localec2.volumes.snapshots import Snapshots
 
@@ -53,7 +53,7 @@ class Uploads:
         self._digests: dict[str, dict[int, bytes]] = {}
         #: Held while a block is written, and while the upload is sealed: no block comes after that. Whoever
         #: holds one may take the state's lock, never the other way round.
-        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self.locks = NamedLocks()
 
     def start(
         self, size_gib: int, description: str, tags: dict[str, str], *, encrypted: bool, timeout_min: int,
@@ -87,7 +87,7 @@ class Uploads:
 
     def put(self, snapshot_id: str, index: int, data: bytes, digest: bytes) -> None:
         """PutSnapshotBlock: the checksum was compared; a block that is there already is overwritten."""
-        with self._locks[snapshot_id]:
+        with self.locks.held(snapshot_id):
             snapshot, _ = self._pending(snapshot_id)
             if not 0 <= index < snapshot.size_gib * disks.GIB // BLOCK_BYTES:
                 raise invalid("INVALID_BLOCK", f"Block {index} is not within the volume's size")
@@ -101,7 +101,7 @@ class Uploads:
 
         The answer is `pending`: the snapshot is `completed` some time later. Asked again it answers the same.
         """
-        with self._locks[snapshot_id]:
+        with self.locks.held(snapshot_id):
             with self.state.lock:
                 known = self.state.snapshots.get(snapshot_id)
                 if known is not None and known.upload is not None and known.upload.sealed:
@@ -123,6 +123,8 @@ class Uploads:
 
     def expire(self, at: datetime) -> None:
         """Give up uploads that nobody has gone on with for their time (the state's lock held)."""
+        for snapshot_id in [name for name in self._digests if name not in self.state.snapshots]:
+            self._digests.pop(snapshot_id, None)  # deleted before it was sealed
         for snapshot in list(self.state.snapshots.values()):
             if snapshot.state == "pending" and snapshot.upload and self._is_late(snapshot, at):
                 self._digests.pop(snapshot.id, None)

@@ -194,3 +194,32 @@ def test_two_programs_that_register_the_same_stock_image_at_once_get_the_same_am
         first, second = pool.map(lambda _: served.register(), range(2))
     assert first == second
     assert [image["ImageId"] for image in served.ec2.describe_images()["Images"]] == [first]
+
+
+def test_a_lock_is_kept_only_while_somebody_has_it(served: Served) -> None:
+    """A server that lives for weeks had one of each volume and snapshot that there ever was."""
+    locks = served.services.lifecycle.storage.locks
+    zone = f"{served.state.region}a"
+    for _ in range(3):
+        volume_id = served.ec2.create_volume(AvailabilityZone=zone, Size=1)["VolumeId"]
+        snapshot_id = served.ec2.create_snapshot(VolumeId=volume_id)["SnapshotId"]
+        served.ec2.get_waiter("snapshot_completed").wait(
+            SnapshotIds=[snapshot_id], WaiterConfig={"Delay": 0, "MaxAttempts": 500}
+        )
+        served.ec2.delete_volume(VolumeId=volume_id)
+    assert len(locks) == 0
+    sizes = []
+
+    def hold() -> None:
+        with locks.held("one"):
+            sizes.append(len(locks))
+
+    with locks.held("one"):
+        assert len(locks) == 1
+        waiting = threading.Thread(target=hold)
+        waiting.start()
+        waiting.join(0.1)
+        assert waiting.is_alive(), "two have the lock at once"
+    waiting.join(5)
+    assert sizes == [1], "the second had the same"
+    assert len(locks) == 0

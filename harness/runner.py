@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from harness.records import record_of
 from harness.results import SCHEMA_VERSION, ResultFile, Row, read_rows
 from harness.signals import StopSignals
 from harness.statistics import Summary, summarise_kinds
+from instant_env import stopping
 from instant_env.arch import Arch
 from instant_env.cloud import copies, runs
 from instant_env.cloud.interfaces import delete_of_run
@@ -51,7 +53,7 @@ class BenchStopped(InstantEnvError):
 
     def __init__(self, message: str, *, hint: str, signal_number: int) -> None:
         super().__init__(message, hint=hint)
-        self.exit_code = 128 + signal_number
+        self.exit_code = stopping.exit_code(signal_number)
 
 
 @dataclass(frozen=True)
@@ -153,14 +155,14 @@ def carry_out(
             run = Run(cloud, plan, stop, progress, max_usd=max_usd, watch=watch)
             csv_path = plan.csv_path or _csv_path(settings.results_dir, plan.name)
             return run.execute(csv_path)
-        except KeyboardInterrupt:
-            number = stop.received
+        except KeyboardInterrupt as error:
+            number = stop.received or signal.Signals(stopping.signal_number(error))
             raise BenchStopped(
-                f"stopped by {number.name if number else 'Ctrl-C'}; the machines are ended",
+                f"stopped by {number.name}; the machines are ended",
                 hint=f"rows so far: {csv_path}; go on with: invoke bench --resume {csv_path}"
                 if csv_path and csv_path.exists()
                 else "nothing was measured",
-                signal_number=number.value if number else 2,
+                signal_number=number,
             ) from None
         except (ClientError, BotoCoreError) as error:
             raise CloudError(

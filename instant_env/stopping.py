@@ -11,8 +11,27 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-#: What a shell reports for a process that SIGINT ended.
-INTERRUPTED = 130
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the command to stop."""
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__()
+        self.number = number
+
+
+def signal_number(error: KeyboardInterrupt) -> int:
+    """The signal behind it; Python itself raises KeyboardInterrupt for SIGINT only."""
+    return error.number if isinstance(error, Stopped) else signal.SIGINT
+
+
+def exit_code(number: int) -> int:
+    """What a shell reports for a process that this signal ended: 130 for Ctrl-C."""
+    return 128 + number
+
+
+#: Exit codes of commands that were stopped.
+STOPPED_CODES = frozenset(exit_code(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 
 def signals() -> list[signal.Signals]:
@@ -61,7 +80,7 @@ def leave_terminal(signum: int) -> None:
 
 @contextlib.contextmanager
 def interrupts(*, quiet: bool = False) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt once, so that every ``finally`` runs; more of them
+    """SIGINT, SIGTERM and SIGHUP raise Stopped once, so that every ``finally`` runs; more of them
     are answered with a word, since cutting a clean-up short is what leaves machines running. ``quiet`` is for
     processes that share a screen with the one that speaks."""
     seen = False
@@ -77,7 +96,7 @@ def interrupts(*, quiet: bool = False) -> Iterator[None]:
         leave_terminal(signum)
         if not quiet:
             print(f"\n{signal.Signals(signum).name}: cleaning up", file=sys.stderr, flush=True)
-        raise KeyboardInterrupt
+        raise Stopped(signum)
 
     previous = {number: signal.signal(number, handle) for number in signals()}
     try:

@@ -26,7 +26,7 @@ from instant_env.bake.request import Request
 from instant_env.cloud.session import Progress
 from instant_env.errors import InstantEnvError
 from instant_env.settings import Settings
-from instant_env.stopping import INTERRUPTED, interrupts
+from instant_env.stopping import STOPPED_CODES, interrupts
 
 #: Bakes one request. Module-level functions only: it is named to another process.
 Work = Callable[[Settings, Request, Progress], BakeResult]
@@ -56,10 +56,10 @@ class Ended:
 
 
 def exit_code(ended: Sequence[Ended]) -> int:
-    """0 when all is well; the code that all failures share, else 1; 130 when any was interrupted."""
+    """0 when all is well; the code that all failures share, else 1; 128+n when signal n stopped any."""
     codes = {one.exit_code for one in ended if one.exit_code}
-    if INTERRUPTED in codes:
-        return INTERRUPTED
+    if stopped := codes & STOPPED_CODES:
+        return min(stopped)
     return codes.pop() if len(codes) == 1 else int(bool(codes))
 
 
@@ -79,8 +79,8 @@ def _outcome(work: Work, settings: Settings, request: Request, progress: Progres
         return failed(error.message, error.hint, error.exit_code)
     except (ClientError, BotoCoreError) as error:
         return failed(f"EC2: {error}", "", 4)
-    except KeyboardInterrupt:
-        return failed("interrupted", "", INTERRUPTED)
+    except KeyboardInterrupt as error:
+        return failed("interrupted", "", stopping.exit_code(stopping.signal_number(error)))
 
 
 def _child(work: Work, settings: Settings, request: Request, pipe: Connection) -> None:
@@ -115,10 +115,10 @@ class _Bake:
         self._process.start()
         theirs.close()
 
-    def interrupt(self) -> None:
-        """As Ctrl-C does; one that heard of it already does nothing more."""
+    def interrupt(self, number: int) -> None:
+        """Pass on the signal that came to us; one that heard of it already does nothing more."""
         if self._process.pid is not None and self._process.is_alive():
-            os.kill(self._process.pid, signal.SIGINT)
+            os.kill(self._process.pid, number)
 
     def next(self) -> str | Ended:
         """What it says next; call it when there is something to read."""
@@ -158,6 +158,7 @@ def bake_all(
     waiting = list(requests)
     running: dict[Connection, _Bake] = {}
     outcomes: dict[str, Ended] = {}
+    number: int = signal.SIGINT
     try:
         while waiting or running:
             while waiting and (not parallel or len(running) < parallel):
@@ -166,13 +167,15 @@ def bake_all(
                     running[bake.pipe] = bake
                     del waiting[0]
             _hear_some(running, outcomes, hear, ended)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        number = stopping.signal_number(error)
         for bake in running.values():
-            bake.interrupt()
+            bake.interrupt(number)
         while running:
             _hear_some(running, outcomes, hear, ended)
     for request in waiting:
-        outcomes[request.run_id] = Ended(request, None, "interrupted before it began", "", INTERRUPTED)
+        code = stopping.exit_code(number)
+        outcomes[request.run_id] = Ended(request, None, "interrupted before it began", "", code)
     return [outcomes[request.run_id] for request in requests]
 
 

@@ -10,7 +10,7 @@ from invoke.tasks import task
 
 from instant_env.cli.arguments import VerbTask, takes_numbers
 from instant_env.cli.common import CLOUD_HELP, JSON_HELP, read_settings
-from instant_env.cli.verb import Reporter, print_json, say, verb
+from instant_env.cli.verb import Reporter, print_json, say, verb, writing_to_stdout
 
 if TYPE_CHECKING:
     pass
@@ -85,8 +85,9 @@ def bench(
     if json:
         print_json({**runner.result_dict(result), "csv": str(result.csv_path)})
     else:
-        for summary in result.summaries:
-            table.print_summary(summary)
+        with writing_to_stdout():
+            for summary in result.summaries:
+                table.print_summary(summary)
         for line in table.filling_lines(result.fillings):
             say(line)
         if result.spent_usd:

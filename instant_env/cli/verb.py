@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,19 +17,39 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
+from instant_env import stopping
 from instant_env.errors import InstantEnvError
-from instant_env.stopping import INTERRUPTED, interrupts
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def _discard_output() -> None:
+    """Point stdout at /dev/null: its reader has left (`invoke amis | head`), which is not an error.
+
+    The verb runs on to its own exit code. Buffered text goes to /dev/null too: Python would exit with 120 if
+    its last flush failed (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
+    """
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+@contextmanager
+def writing_to_stdout() -> Iterator[None]:
+    """Around what writes to stdout by other means than `say`, and does nothing else."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+
+
 class _Results(Console):
-    """Rich ends the process with 1 when who read its output has left. That is for `verb` to judge."""
+    """When the reader of stdout is gone, Rich exits with 1; here the verb's own exit code counts."""
 
     def on_broken_pipe(self) -> None:
-        self.quiet = True
-        raise BrokenPipeError
+        _discard_output()
 
 
 _stderr = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -91,18 +112,18 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            with interrupts():
+            with stopping.interrupts():
                 return function(*args, **kwargs)
         except InstantEnvError as error:
             fail(error.message, error.hint, error.exit_code)
         except (ClientError, BotoCoreError) as error:
             fail(f"EC2: {error}", "", 4)
-        except KeyboardInterrupt:
-            fail("interrupted; what was begun has been cleaned up", "", INTERRUPTED)
-        except BrokenPipeError:
-            # `invoke amis | head`: the reader left, which is no failure. Nothing more can be printed.
-            sys.stdout = None
-            raise Exit(code=0) from None
+        except KeyboardInterrupt as error:
+            code = stopping.exit_code(stopping.signal_number(error))
+            fail("interrupted; what was begun has been cleaned up", "", code)
+        except BrokenPipeError as error:
+            # Not stdout's, which the functions below handle: a program or server of ours closed its end.
+            fail(f"a connection was closed by its other end: {error}", "run it again", 1)
 
     return wrapped
 
@@ -119,4 +140,6 @@ def show(renderable: Any) -> None:
 
 def print_json(value: Any) -> None:
     """The result for programs: one JSON object, the last thing on stdout."""
-    print(json.dumps(value, default=str, indent=2), flush=True)
+    text = json.dumps(value, default=str, indent=2)
+    with writing_to_stdout():
+        print(text)

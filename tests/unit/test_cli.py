@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -299,3 +300,52 @@ def test_verbs_have_the_letters_that_a_person_would_guess_and_leave_h_for_help()
     }
     assert {flag for _, flag in letters} == set(LETTERS.values())
     assert {("bake", "n"), ("bake", "v"), ("clean", "y")} <= letters
+
+
+def run_verb(body: str, *, stdout: int) -> subprocess.Popen[str]:
+    """A process whose only verb has this body."""
+    program = f"""
+import os, signal, time
+from invoke import Collection, Program, task
+from instant_env.cli.verb import print_json, say, show, verb
+from invoke.exceptions import Exit
+@task
+@verb
+def probe(_):
+    {body}
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup would have it ignored
+Program(namespace=Collection(probe)).run(["x", "probe"])
+"""
+    return subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("output", ["say('text')", "show('text')", "print_json({})"])
+@pytest.mark.parametrize("code", [0, 1, 4])
+def test_a_reader_that_leaves_does_not_change_the_exit_code(output: str, code: int) -> None:
+    """`invoke bench | head -1` with failed attempts."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = run_verb(f"{output}; {output}; raise Exit(code={code})", stdout=writer)
+    os.close(writer)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (code, "")
+
+
+def test_a_broken_pipe_in_the_library_is_an_error() -> None:
+    process = run_verb("say('text'); raise BrokenPipeError(32, 'Broken pipe')", stdout=subprocess.PIPE)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (1, "text\n")
+    assert (
+        errors == "error: a connection was closed by its other end: [Errno 32] Broken pipe (run it again)\n"
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_verb_ends_with_128_and_the_signal(number: signal.Signals) -> None:
+    body = f"signal.raise_signal({number:d}); time.sleep(60)"
+    process = run_verb(body, stdout=subprocess.DEVNULL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors
+    assert errors.endswith("error: interrupted; what was begun has been cleaned up\n")

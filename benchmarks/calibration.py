@@ -36,11 +36,11 @@ from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role
 from instant_env.launch.attempt import Attempt
 from instant_env.launch.lag import short_pauses
-from instant_env.launch.prober import Prober, probing
 from instant_env.launch.techniques import Order, Prepared
 from instant_env.launch.techniques.base import run_instance
 from instant_env.launch.timeline import MarkName, Outcome
 from instant_env.launch.watch import Watcher
+from instant_env.ssh.probe_client import Prober, probing
 
 #: Of the project, p99 with 20 in flight on two cores.
 TARGET_MS = 15.0

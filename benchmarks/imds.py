@@ -22,10 +22,10 @@ import tempfile
 from pathlib import Path
 
 from instant_env.arch import Arch
-from instant_env.bake.ssh import wait_for_login
 from instant_env.cloud.keys import KeyPair
 from instant_env.localec2 import starter
 from instant_env.settings import Settings, load
+from instant_env.ssh.connection import wait_for_login
 
 #: Target of the project for a new connection, in the guest, median.
 TARGET_MS = 25.0

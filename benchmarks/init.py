@@ -39,13 +39,13 @@ import asyncssh
 
 from instant_env.arch import Arch
 from instant_env.launch.guest import read_guest
-from instant_env.launch.login import authenticate, client_options
-from instant_env.launch.probe import DIRECT, Found, ProbeStats
-from instant_env.launch.prober import Prober, probing
 from instant_env.localec2 import starter
 from instant_env.localec2.records.layout import Layout
 from instant_env.localec2.stock.model import StockImage
 from instant_env.settings import Settings, load
+from instant_env.ssh.connect_probe import DIRECT, Found, ProbeStats
+from instant_env.ssh.login import authenticate, client_options
+from instant_env.ssh.probe_client import Prober, probing
 from instant_env.toolchain import go_build
 
 if TYPE_CHECKING:

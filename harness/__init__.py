@@ -1,4 +1,4 @@
 """The harness: run techniques side by side, record every attempt, compare with cold.
 
-:func:`harness.runner.bench` is the way in.
+:func:`harness.run.runner.bench` is the way in.
 """

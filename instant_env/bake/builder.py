@@ -16,7 +16,6 @@ from pathlib import Path
 import fabric
 from botocore.exceptions import ClientError
 
-from instant_env.bake.ssh import LoginError, wait_for_login
 from instant_env.cloud import instances
 from instant_env.cloud.instances import LaunchOptions, LaunchRequest
 from instant_env.cloud.keys import KeyPair, imported_key_pair
@@ -24,6 +23,7 @@ from instant_env.cloud.network import caller_cidr, private_cidr, temporary_secur
 from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, insist, undisturbed
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError
+from instant_env.ssh.connection import LoginError, wait_for_login
 
 #: From request to `running`. EC2 publishes no bound; minutes mean that something is wrong.
 RUNNING_TIMEOUT_S = 300.0

@@ -62,22 +62,24 @@ def bench(
     json: bool = False,
 ) -> None:
     """Race the techniques against cold; one CSV row per attempt under results/."""
-    from harness import asked, live, runner, table
+    from harness.figures import bench_progress, summary_table
+    from harness.plan import arguments
+    from harness.run import runner
 
     settings = read_settings(cloud=cloud, region=region, subnet=subnet, security_group=security_group)
-    request = asked.Request(
+    request = arguments.Request(
         experiment=experiment, resume=resume, ami=ami, techniques=tuple(technique or ()),
         iterations=iterations, arch=arch, instance_type=instance_type, seed=seed, name=name,
         timeout_s=timeout_s, parallel=parallel,
     )  # fmt: skip
-    settings, planner = asked.read(request, settings)
+    settings, planner = arguments.read(request, settings)
     with Reporter().live() as report:
         if dry_run:
             told = runner.dry_run(settings, planner, report)
         else:
             result = runner.carry_out(
                 settings, planner, max_usd=max_usd, progress=report,
-                watch=lambda standing: report.show(live.render(standing)),
+                watch=lambda standing: report.show(bench_progress.render(standing)),
             )  # fmt: skip
     if dry_run:
         say("\n".join(told))
@@ -87,8 +89,8 @@ def bench(
     else:
         with writing_to_stdout():
             for summary in result.summaries:
-                table.print_summary(summary)
-        for line in table.filling_lines(result.fillings):
+                summary_table.print_summary(summary)
+        for line in summary_table.filling_lines(result.fillings):
             say(line)
         if result.spent_usd:
             say(f"spent: about ${result.spent_usd:.2f}")
@@ -116,14 +118,14 @@ def report(
     """Draw a run: where the time goes, how techniques differ, and which one to use."""
     from pathlib import Path
 
-    from harness import records
+    from harness.figures import reading
 
     results_dir = read_settings().results_dir
     # Read before what draws is imported, which takes a second.
-    results = None if fill else records.read_results(Path(csv) if csv else records.newest(results_dir))
+    results = None if fill else reading.read_results(Path(csv) if csv else reading.newest(results_dir))
 
-    from harness import quote
-    from harness import report as reports
+    from harness.figures import quote
+    from harness.figures import report as reports
 
     if results is None:
         changed = quote.fill(Path(fill))
@@ -163,7 +165,7 @@ def compare(
     _: Context, a: str, b: str, fail_if_slower: str = "", force: bool = False, json: bool = False
 ) -> None:
     """Say what got slower or faster from A to B, with intervals."""
-    from harness import compare as comparing
+    from harness.figures import compare as comparing
 
     found = comparing.compare_runs(
         read_settings().results_dir, a, b, force=force, fail_if_slower=fail_if_slower

@@ -222,7 +222,7 @@ T = TypeVar("T")
 
 def undisturbed(clean_up: Callable[[], T]) -> T:
     """Clean up to the end. An interrupt meanwhile has it done once more, and is passed on then; it comes once
-    (stopping.interrupts, harness.signals)."""
+    (stopping.interrupts, stopping.StopSignals)."""
     try:
         return clean_up()
     except KeyboardInterrupt:

@@ -16,11 +16,11 @@ from instant_env.cloud.session import Cloud, error_code
 from instant_env.launch.guest import GuestReadError, GuestReport, read_guest
 from instant_env.launch.lag import LagMeter
 from instant_env.launch.launched import Launched
-from instant_env.launch.login import HandshakeFailed, KeyRefused, Login, authenticate, client_options
-from instant_env.launch.probe import DIRECT, Found, ProbeStats
-from instant_env.launch.prober import Prober
 from instant_env.launch.timeline import MarkName, Outcome, Timeline
 from instant_env.launch.watch import MachineEnded, Running, Watched, Watcher
+from instant_env.ssh.connect_probe import DIRECT, Found, ProbeStats
+from instant_env.ssh.login import HandshakeFailed, KeyRefused, Login, authenticate, client_options
+from instant_env.ssh.probe_client import Prober
 
 #: Pauses after a refused key; the last one repeats. OpenSSH 9.8 and later charge a source 5 s per refused
 #: authentication and lock it out at 15 s (sshd_config(5), PerSourcePenalties): these stay below, with room

@@ -23,9 +23,9 @@ from support.localec2_cloud import LocalCloud
 from support.terminal import Terminal
 from support.tiny_cloud import KEY_NAME
 
-from instant_env.bake.ssh import wait_for_login
 from instant_env.cloud.keys import KeyPair
 from instant_env.localec2 import starter
+from instant_env.ssh.connection import wait_for_login
 
 pytest_plugins = ("support.front",)
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]

@@ -25,7 +25,6 @@ from botocore.exceptions import ClientError
 
 from instant_env.arch import Arch
 from instant_env.bake.recipe import load_base
-from instant_env.bake.ssh import wait_for_login
 from instant_env.cloud import instances
 from instant_env.cloud.keys import KeyPair, imported_key_pair
 from instant_env.cloud.network import caller_cidr, temporary_security_group
@@ -33,6 +32,7 @@ from instant_env.cloud.session import Cloud, connect
 from instant_env.cloud.tags import Role, new_run_id, project_filter, tag_list
 from instant_env.localec2 import starter
 from instant_env.settings import ROOT, AcceleratorChoice, CloudName, Settings, load
+from instant_env.ssh.connection import wait_for_login
 from support.localec2_cloud import machines
 from support.tiny_cloud import INSTANCE_TYPES, Guest
 

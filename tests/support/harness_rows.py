@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.records import Record, record_of
-from harness.results import ResultFile, Row
+from harness.figures.reading import Record, record_of
+from harness.results_file import ResultFile, Row
 
 
 def row(technique: str = "cold", t4_ms: float | None = 40_000.0, outcome: str = "", **changes: Any) -> Row:

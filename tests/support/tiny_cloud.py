@@ -12,9 +12,9 @@ import fabric
 import pytest
 
 from instant_env.arch import Arch
-from instant_env.bake.ssh import LoginError, wait_for_login
 from instant_env.cloud.keys import KeyPair
 from instant_env.localec2 import starter
+from instant_env.ssh.connection import LoginError, wait_for_login
 from support.localec2_cloud import LocalCloud, machines
 
 KEY_NAME = "tests"

@@ -18,9 +18,10 @@ from instant_env.settings import ROOT
 LAYERS = (
     ("tasks",),
     ("cli",),
-    ("harness/figures", "bake", "publish"),
-    ("harness/run",),
-    ("harness/plan", "harness"),
+    ("harness/run", "bake", "publish"),
+    ("harness/figures",),
+    ("harness/plan",),
+    ("harness",),
     ("launch",),
     ("ssh",),
     ("cloud",),

@@ -31,8 +31,8 @@ from instant_env.cloud.session import Cloud, error_code
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError, UsageError
 from instant_env.launch.launched import Launched
-from instant_env.launch.prober import Prober
 from instant_env.launch.watch import Watcher
+from instant_env.ssh.probe_client import Prober
 
 _PLAIN = LaunchOptions()
 

@@ -9,15 +9,16 @@ import pytest
 from support.localec2_cloud import STOCK_TIMEOUT_S, LocalCloud
 from support.tiny_cloud import INSTANCE_TYPES
 
-from harness import guests, prices
-from harness.experiment import Cell, Experiment
-from harness.planning import Plan
-from harness.runner import Run
-from harness.signals import StopSignals
+from harness.plan import prices
+from harness.plan.experiment import Cell, Experiment
+from harness.plan.planning import Plan
+from harness.results_file import guests_path
+from harness.run.runner import Run
 from instant_env.arch import Arch
 from instant_env.cloud.session import connect
 from instant_env.launch.techniques import Prepared
 from instant_env.localec2 import starter
+from instant_env.stopping import StopSignals
 
 pytest_plugins = ("support.localec2_cloud",)
 pytestmark = [pytest.mark.boot, pytest.mark.slow, pytest.mark.timeout(STOCK_TIMEOUT_S)]
@@ -33,7 +34,7 @@ def test_cloud_inits_share_of_a_cold_boot(local_cloud: LocalCloud, tmp_path: Pat
     (row,) = result.rows
     assert row.outcome == "ok", row.error
     assert row.t4_ms is not None
-    (line,) = guests.path_of(result.csv_path).read_text().splitlines()
+    (line,) = guests_path(result.csv_path).read_text().splitlines()
     told = json.loads(line)
     assert told["attempt"] == 1
     assert not told["clock_stepped"]

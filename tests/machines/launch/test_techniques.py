@@ -9,14 +9,14 @@ import pytest
 from support.init_guest import HIBERNATION
 from support.tiny_cloud import INSTANCE_TYPES, TinyCloud
 
-from harness import prices
-from harness.experiment import Cell, Experiment, Options
-from harness.planning import Plan
-from harness.results import Row
-from harness.runner import BenchResult, Run
-from harness.signals import StopSignals
+from harness.plan import prices
+from harness.plan.experiment import Cell, Experiment, Options
+from harness.plan.planning import Plan
+from harness.results_file import Row
+from harness.run.runner import BenchResult, Run
 from instant_env.cloud.session import Cloud, connect
 from instant_env.launch.techniques import HandOver, Prepared
+from instant_env.stopping import StopSignals
 
 pytest_plugins = ("support.tiny_cloud",)
 pytestmark = pytest.mark.boot

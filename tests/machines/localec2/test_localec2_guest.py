@@ -13,9 +13,9 @@ from support.localec2_cloud import STOCK_TIMEOUT_S
 from support.tiny_cloud import INSTANCE_TYPES
 
 from instant_env.arch import Arch
-from instant_env.bake.ssh import wait_for_login
 from instant_env.cloud.keys import KeyPair
 from instant_env.localec2 import starter
+from instant_env.ssh.connection import wait_for_login
 
 if TYPE_CHECKING:
     from support.localec2_cloud import LocalCloud

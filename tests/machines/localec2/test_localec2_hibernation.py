@@ -13,10 +13,10 @@ from support.init_guest import HIBERNATION, start, stop, wait_until
 from support.tiny_cloud import KEY_NAME, Guest
 
 from instant_env.arch import Arch
-from instant_env.bake.ssh import wait_for_login
 from instant_env.debian.command import search_path
 from instant_env.localec2 import starter, stock
 from instant_env.localec2.instances.hibernation import SLEEP_TIMEOUT_S
+from instant_env.ssh.connection import wait_for_login
 
 if TYPE_CHECKING:
     from pathlib import Path

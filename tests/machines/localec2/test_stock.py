@@ -21,13 +21,13 @@ from support.localec2_cloud import STOCK_TIMEOUT_S
 
 from instant_env.arch import Arch
 from instant_env.bake.recipe import load_base, render_script, resolve
-from instant_env.bake.ssh import wait_for_login
 from instant_env.cloud.keys import KeyPair
 from instant_env.debian.command import search_path
 from instant_env.localec2 import starter, stock
 from instant_env.localec2.records.layout import Layout
 from instant_env.localec2.stock import disk
 from instant_env.settings import ROOT, load
+from instant_env.ssh.connection import wait_for_login
 from instant_env.toolchain import go_build
 
 if TYPE_CHECKING:

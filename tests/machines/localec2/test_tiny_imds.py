@@ -13,8 +13,8 @@ import boto3
 import pytest
 from botocore.utils import InstanceMetadataFetcher
 
-from instant_env.bake.ssh import wait_for_login
 from instant_env.cloud.keys import KeyPair
+from instant_env.ssh.connection import wait_for_login
 
 if TYPE_CHECKING:
     from support.tiny_cloud import Guest, TinyCloud

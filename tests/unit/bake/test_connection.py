@@ -12,9 +12,9 @@ import fabric
 import pytest
 from support import ssh_server
 
-from instant_env.bake import ssh
 from instant_env.bake.execute import StepError, put_bytes, run_as_root, step_log
 from instant_env.cloud.keys import KeyPair
+from instant_env.ssh import connection as ssh
 
 
 class Stuck(ssh_server.TakesAnyKey):

@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 from support.harness_cloud import Ec2Faults, SshHost, cloud_in_process, register_image
 from support.pretend_bakery import NOTHING, Bakery
 
-from harness.runner import bench
+from harness.run.runner import bench
 from instant_env.arch import Arch
 from instant_env.bake.bake import foresee
 from instant_env.bake.execute import StepError
@@ -118,7 +118,7 @@ def test_policies_are_iam_documents() -> None:
 
 #: Whose calls a race may make. What of cloud/ only other verbs use is not told apart.
 BENCH_SOURCES = (
-    "harness/*.py", "instant_env/launch/**/*.py",
+    "harness/**/*.py", "instant_env/launch/**/*.py", "instant_env/ssh/*.py",
     *(f"instant_env/cloud/{name}.py" for name in (
         "copies", "handover", "images", "instances", "interfaces", "keys", "network", "prices",
     )),

@@ -20,12 +20,12 @@ from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role
 from instant_env.launch.attempt import Attempt
 from instant_env.launch.guest import GuestReadError, parse_disk_statistics
-from instant_env.launch.prober import Prober, ProberError, probing
 from instant_env.launch.techniques import Order, Prepared
 from instant_env.launch.techniques.base import run_instance
 from instant_env.launch.timeline import MarkName, Outcome
 from instant_env.launch.watch import Watcher
 from instant_env.settings import CloudName
+from instant_env.ssh.probe_client import Prober, ProberError, probing
 
 ORDER = Order(
     run_id="r",

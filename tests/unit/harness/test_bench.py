@@ -15,8 +15,8 @@ import pytest
 from botocore.exceptions import ConnectionClosedError, EndpointConnectionError
 from support.harness_cloud import Ec2Faults, SshHost, cloud_in_process, free_port, register_image, states
 
-from harness.results import read_rows
-from harness.runner import BenchResult, BenchStopped, bench
+from harness.results_file import read_rows
+from harness.run.runner import BenchResult, BenchStopped, bench
 from instant_env.arch import Arch
 from instant_env.cloud.images import parameter_name
 from instant_env.cloud.session import Cloud, CloudError

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from support.harness_rows import race, row, write_run
 
-from harness.compare import Outcomes, compare_runs, limit, render
+from harness.figures.compare import Outcomes, compare_runs, limit, render
 from instant_env.errors import UsageError
 
 REVISION_B = "fedcba9876543210fedcba9876543210fedcba98"

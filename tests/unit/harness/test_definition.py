@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.definition import load
+from harness.plan.definition import load
 from instant_env.arch import Arch
 from instant_env.cloud.instances import Market
 from instant_env.errors import UsageError
@@ -93,7 +93,7 @@ def test_the_ready_made_ones_are_in_order(path: Path) -> None:
 
 
 def test_the_readme_has_every_key() -> None:
-    from harness.definition import Axes, Definition
+    from harness.plan.definition import Axes, Definition
 
     text = (ROOT / "experiments" / "README.md").read_text()
     for name in [*Definition.model_fields, *Axes.model_fields]:

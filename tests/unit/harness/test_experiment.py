@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from harness.experiment import Cell, Experiment, Options
+from harness.plan.experiment import Cell, Experiment, Options
 from instant_env.arch import Arch
 from instant_env.cloud.instances import Market
 from instant_env.errors import UsageError

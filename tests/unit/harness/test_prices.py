@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from support.harness_cloud import Ec2Faults, cloud_in_process
 
-from harness import prices
-from harness.experiment import Cell, Experiment
-from harness.prices import Prices
+from harness.plan import prices
+from harness.plan.experiment import Cell, Experiment
+from harness.plan.prices import Prices
 from instant_env.arch import Arch
 from instant_env.cloud import prices as cloud_prices
 from instant_env.cloud.instances import Market

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from support.harness_rows import race, records, row
 
-from harness.recommend import Recommendation, recommend
-from harness.results import Row
-from harness.statistics import summarise
+from harness.figures.recommend import Recommendation, recommend
+from harness.figures.statistics import summarise
+from harness.results_file import Row
 
 
 def judge(*rows: Row) -> Recommendation:

@@ -14,10 +14,10 @@ import pytest
 from support.browser import Browser, open_browser
 from support.harness_rows import race, row, write_run
 
-from harness import quote
-from harness.records import newest, read_results, record_of
-from harness.report import Format, Report, formats, make
-from harness.results import Row
+from harness.figures import quote
+from harness.figures.reading import newest, read_results, record_of
+from harness.figures.report import Format, Report, formats, make
+from harness.results_file import Row
 from instant_env.errors import UsageError
 from instant_env.settings import ROOT
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from support.harness_rows import records, row
 
-from harness.results import COLUMNS, ResultFile, read_rows
-from harness.statistics import summarise
-from harness.table import print_summary
+from harness.figures.statistics import summarise
+from harness.figures.summary_table import print_summary
+from harness.results_file import COLUMNS, ResultFile, read_rows
 from instant_env.errors import UsageError
 from instant_env.launch.timeline import Outcome
 from instant_env.settings import ROOT

@@ -15,10 +15,11 @@ from rich.console import Console
 from support.harness_cloud import Ec2Faults, SshHost, cloud_in_process, free_port, register_image
 from test_bench import assert_nothing_left, bake, run
 
-from harness import live, planning, prices
-from harness.prices import Prices
-from harness.results import read_rows
-from harness.runner import BenchStopped, carry_out, dry_run
+from harness.figures import bench_progress
+from harness.plan import planning, prices
+from harness.plan.prices import Prices
+from harness.results_file import read_rows
+from harness.run.runner import BenchStopped, carry_out, dry_run
 from instant_env.arch import Arch
 from instant_env.cloud.instances import Market
 from instant_env.cloud.prices import Price
@@ -173,7 +174,7 @@ def test_a_dry_run_tells_the_plan_and_launches_nothing(tmp_path: Path) -> None:
 
 
 def test_who_watches_sees_medians_money_and_time_left(tmp_path: Path) -> None:
-    standings: list[live.Standing] = []
+    standings: list[bench_progress.Standing] = []
     with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
         bake(cloud, "minimal", register_image(cloud))
         run(cloud, iterations=1, watch=standings.append)
@@ -181,7 +182,7 @@ def test_who_watches_sees_medians_money_and_time_left(tmp_path: Path) -> None:
     assert (len(first.rows), first.to_do, len(last.rows)) == (1, 2, 2)
     assert first.left_s > 0 == last.left_s
     out = io.StringIO()
-    Console(file=out, width=80).print(live.render(last))
+    Console(file=out, width=80).print(bench_progress.render(last))
     assert "2/2 attempts · about 0:00 left" in out.getvalue()
     (minimal,) = [line for line in out.getvalue().splitlines() if line.startswith("minimal-ami")]
     assert len(minimal.split()) == 4, "n, median and the ratio to cold"

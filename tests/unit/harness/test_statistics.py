@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from support.harness_rows import race, records, row
 
-from harness.results import Row
-from harness.statistics import (
+from harness.figures.statistics import (
     MIN_BLOCKS,
     Estimate,
     Figure,
@@ -24,6 +23,7 @@ from harness.statistics import (
     sample,
     summarise,
 )  # fmt: skip
+from harness.results_file import Row
 from instant_env.errors import UsageError
 
 INF = math.inf

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from support.harness_rows import records, row, write_run
 
-from harness.records import read_results
-from harness.report import make
-from harness.waterfall import Stage, breakdowns, stretches
+from harness.figures.reading import read_results
+from harness.figures.report import make
+from harness.figures.waterfall import Stage, breakdowns, stretches
 from instant_env.errors import UsageError
 
 PID1 = {

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from support.launch_servers import BANNER, free_port, reset, serving, speak, until_closed
 
-from instant_env.launch.probe import DIRECT, Found, ProbePolicy, ProbeStats
-from instant_env.launch.prober import Prober, probing
-from instant_env.launch.probes import find
+from instant_env.ssh.connect_probe import DIRECT, Found, ProbePolicy, ProbeStats
+from instant_env.ssh.probe_client import Prober, probing
+from instant_env.ssh.probe_loop import find
 
 #: A two-core host that does other things as well is late by this much now and then.
 SLACK_MS = 25.0

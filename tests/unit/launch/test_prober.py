@@ -20,16 +20,16 @@ from support.harness_cloud import SshHost, fresh_key
 from support.launch_servers import free_port, serving, speak, until_closed
 from support.processes import alive
 
-from instant_env.launch import prober as prober_module
-from instant_env.launch.login import authenticate, client_options
-from instant_env.launch.probe import DIRECT, Found, ProbeStats
-from instant_env.launch.prober import Prober, ProberError, probing
+from instant_env.ssh import probe_client as prober_module
+from instant_env.ssh.connect_probe import DIRECT, Found, ProbeStats
+from instant_env.ssh.login import authenticate, client_options
+from instant_env.ssh.probe_client import Prober, ProberError, probing
 
 #: Tells the pid of its prober, probes a port that refuses, and when interrupted tells how often it did.
 _PARENT = """
 import asyncio, signal, sys
-from instant_env.launch.probe import DIRECT, ProbeStats
-from instant_env.launch.prober import probing
+from instant_env.ssh.connect_probe import DIRECT, ProbeStats
+from instant_env.ssh.probe_client import probing
 
 async def main():
     stats = ProbeStats()

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 from botocore.exceptions import BotoCoreError, ClientError
 
-from harness import guests
-from harness.api_calls import ApiCalls
-from harness.experiment import Cell, Experiment, Planned
-from harness.prices import Prices, market_of
-from harness.record import row_of
-from harness.results import ResultFile, Row
-from harness.signals import StopSignals
+from harness.plan.experiment import Cell, Experiment, Planned
+from harness.plan.prices import Prices, market_of
+from harness.results_file import ResultFile, Row
+from harness.run import guests
+from harness.run.api_calls import ApiCalls
+from harness.run.row import row_of
 from instant_env.cloud import copies
 from instant_env.cloud.instances import console_tail, request_end, terminate
 from instant_env.cloud.keys import KeyPair
@@ -28,7 +27,6 @@ from instant_env.cloud.tags import Role, project_filter
 from instant_env.errors import InstantEnvError
 from instant_env.launch.attempt import Attempt
 from instant_env.launch.boot_records import RecordsError, read_boot_records
-from instant_env.launch.prober import Prober, probing
 from instant_env.launch.techniques import (
     HandOver,
     Launched,
@@ -40,6 +38,8 @@ from instant_env.launch.techniques import (
 )
 from instant_env.launch.timeline import MarkName, Outcome
 from instant_env.launch.watch import Watcher
+from instant_env.ssh.probe_client import Prober, probing
+from instant_env.stopping import StopSignals
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.type_defs import FilterTypeDef

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.experiment import Cell, Experiment
+from harness.plan.experiment import Cell, Experiment
 from instant_env.cloud import prices
 from instant_env.cloud.instances import Market, default_market
 from instant_env.cloud.prices import MIN_BILLED_S, Price

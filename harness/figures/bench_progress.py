@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from harness.results import Row
+from harness.results_file import Row
 from instant_env.launch.techniques import BASELINE
 from instant_env.launch.timeline import Outcome
 

@@ -192,3 +192,13 @@ def read_rows(path: Path) -> list[Row]:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"cannot read {path}: {error}") from error
+
+
+def guests_path(csv_path: Path) -> Path:
+    """``<stem>.guests.jsonl``, beside the CSV."""
+    return csv_path.with_suffix(".guests.jsonl")
+
+
+def check_name(name: str) -> None:
+    if not name or not all(character.isalnum() or character in "-_." for character in name):
+        raise UsageError(f"{name!r} cannot name a file of results", hint="use letters, digits, - _ .")

@@ -11,8 +11,8 @@ import paramiko
 
 from instant_env.cloud.keys import KeyPair
 from instant_env.errors import InstantEnvError
-from instant_env.launch.probe import DIRECT
-from instant_env.launch.probes import find
+from instant_env.ssh.connect_probe import DIRECT
+from instant_env.ssh.probe_loop import find
 
 #: Pauses after a refused key; the last one repeats. sshd 9.8 and later locks a source out at 15 s of
 #: penalties, and a refused login costs 5 s of them (sshd_config(5), PerSourcePenalties). Stock images write

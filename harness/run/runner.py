@@ -15,16 +15,16 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from harness import metadata, planning, prices
-from harness.conduct import Access, Conductor, end_leftovers, fillings_as_json
-from harness.experiment import Cell, Experiment, check_limits
-from harness.live import Standing
-from harness.planning import Plan, Planner
-from harness.record import progress_line
-from harness.records import record_of
-from harness.results import SCHEMA_VERSION, ResultFile, Row, read_rows
-from harness.signals import StopSignals
-from harness.statistics import Summary, summarise_kinds
+from harness import metadata
+from harness.figures.bench_progress import Standing
+from harness.figures.reading import record_of
+from harness.figures.statistics import Summary, summarise_kinds
+from harness.plan import planning, prices
+from harness.plan.experiment import Cell, Experiment, check_limits
+from harness.plan.planning import Plan, Planner
+from harness.results_file import SCHEMA_VERSION, ResultFile, Row, check_name, read_rows
+from harness.run.row import progress_line
+from harness.run.scheduler import Access, Conductor, end_leftovers, fillings_as_json
 from instant_env import stopping
 from instant_env.arch import Arch
 from instant_env.cloud import copies, runs
@@ -38,6 +38,7 @@ from instant_env.launch.lag import short_pauses
 from instant_env.launch.techniques import Prepared, Technique, find_technique
 from instant_env.launch.timeline import Outcome
 from instant_env.settings import Settings
+from instant_env.stopping import StopSignals
 
 Progress = Callable[[str], None]
 Watch = Callable[[Standing], None]
@@ -141,7 +142,7 @@ def carry_out(
     watch: Watch | None = None,
     open_cloud: OpenCloud = connect,
 ) -> BenchResult:
-    """Run what ``planner`` plans: see :func:`bench` for what is raised, and :mod:`harness.planning`."""
+    """Run what ``planner`` plans: see :func:`bench` for what is raised, and :mod:`harness.plan.planning`."""
     with StopSignals() as stop:
         csv_path: Path | None = None
         try:
@@ -185,11 +186,6 @@ def result_dict(result: BenchResult) -> dict[str, Any]:
     if len(result.summaries) == 1:
         return {**result.summary.as_json(), **fillings}
     return {"summaries": [summary.as_json() for summary in result.summaries], **fillings}
-
-
-def check_name(name: str) -> None:
-    if not name or not all(character.isalnum() or character in "-_." for character in name):
-        raise UsageError(f"{name!r} cannot name a file of results", hint="use letters, digits, - _ .")
 
 
 def _csv_path(directory: Path, name: str) -> Path:

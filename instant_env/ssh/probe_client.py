@@ -27,12 +27,12 @@ from dataclasses import asdict
 from typing import IO, Any
 
 from instant_env.errors import InstantEnvError
-from instant_env.launch.probe import Found, ProbePolicy, ProbeStats
+from instant_env.ssh.connect_probe import Found, ProbePolicy, ProbeStats
 
 #: What a probe ended with: nothing was found when it was cancelled.
 _Answer = tuple[Found | None, ProbeStats]
 
-_COMMAND = (sys.executable, "-m", "instant_env.launch.prober_process")
+_COMMAND = (sys.executable, "-m", "instant_env.ssh.probe_worker")
 
 #: The child starts, answers and ends within milliseconds; after this it is taken for lost.
 _PATIENCE_S = 10.0
@@ -92,7 +92,7 @@ class Prober:
         """Wait until sshd at ``address`` sends its version line; the caller owns the socket that is returned.
 
         It never times out by itself: cancel it. ``stats`` is added to when it ends, either way.
-        ``not_before_ns``: see :meth:`instant_env.launch.probes.Probes.start`. Raises ProberError.
+        ``not_before_ns``: see :meth:`instant_env.ssh.probe_loop.Probes.start`. Raises ProberError.
         """
         number = next(self._numbers)
         answer: asyncio.Future[_Answer] = self._loop.create_future()

@@ -9,7 +9,7 @@ the guest itself listens (it asks every 10 ms, so it may be that much late). So 
 closed after 1 s, until the first success; then no more, so sshd sees one connection.
 
 Nothing here knows of asyncio, and only the standard library is imported: the process that probes for many
-machines (:mod:`instant_env.launch.prober`) starts in a moment.
+machines (:mod:`instant_env.ssh.probe_client`) starts in a moment.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class _Connection:
 
 
 class Probe:
-    """One address that is probed; made by :meth:`instant_env.launch.probes.Probes.start`.
+    """One address that is probed; made by :meth:`instant_env.ssh.probe_loop.Probes.start`.
 
     ``next_ns`` is when :meth:`tick` is due. ``stats`` may be read at any time.
     """

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.records import Kind, Record
+from harness.figures.reading import Kind, Record
 from instant_env.errors import UsageError
 from instant_env.launch.techniques import BASELINE
 from instant_env.launch.timeline import Outcome

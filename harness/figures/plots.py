@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from harness.records import Record
-from harness.statistics import PHASES, bounds, kaplan_meier, measured
-from harness.waterfall import Breakdown, Stage
+from harness.figures.reading import Record
+from harness.figures.statistics import PHASES, bounds, kaplan_meier, measured
+from harness.figures.waterfall import Breakdown, Stage
 
 #: What a page replaces by variables of its own. In a file of its own, ink is black and paper white.
 INK, PAPER, GRID = "#010101", "#fefefe", "#d8d8d8"

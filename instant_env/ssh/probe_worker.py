@@ -1,8 +1,8 @@
 """The prober's process: probes what it is asked to over a socket, and ends when the other end is closed.
 
-Run by :class:`instant_env.launch.prober.Prober`, with the socket as standard input. Both ends speak in lines
-of JSON. It tells ``{}`` once it listens, and then one line for each probe that it was asked for, when that is
-found or cancelled:
+Run by :class:`instant_env.ssh.probe_client.Prober`, with the socket as standard input. Both ends speak in
+lines of JSON. It tells ``{}`` once it listens, and then one line for each probe that it was asked for, when
+that is found or cancelled:
 
     asked  {"probe": 7, "address": "192.0.2.1", "port": 22, "policy": {...}, "not_before_ns": 123}
            {"cancel": 7}
@@ -24,8 +24,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from instant_env.launch.probe import Found, Probe, ProbePolicy
-from instant_env.launch.probes import Probes
+from instant_env.ssh.connect_probe import Found, Probe, ProbePolicy
+from instant_env.ssh.probe_loop import Probes
 
 #: Descriptors that are enough for 80 silent addresses; the usual limit is 1,024.
 _MOST_FILES = 10_240

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.records import Kind
-from harness.statistics import PHASES, Estimate, Figure, Summary
+from harness.figures.reading import Kind
+from harness.figures.statistics import PHASES, Estimate, Figure, Summary
 from instant_env.launch.techniques import BASELINE
 
 HEADINGS = ("technique", "ok", "phase", "min s", "p50 s", "p90 s", "p99 s", "× faster")

@@ -12,13 +12,13 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from harness import prices
-from harness.definition import Definition
-from harness.experiment import Cell, Experiment, Planned
-from harness.images import choose
 from harness.metadata import host_state
-from harness.prices import Prices
-from harness.results import read_rows
+from harness.plan import prices
+from harness.plan.definition import Definition
+from harness.plan.experiment import Cell, Experiment, Planned
+from harness.plan.images import choose
+from harness.plan.prices import Prices
+from harness.results_file import read_rows
 from instant_env.arch import Arch
 from instant_env.cloud.images import BakedImage
 from instant_env.cloud.instances import default_type

@@ -15,8 +15,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.records import read_results
-from harness.report import Report, make
+from harness.figures.reading import read_results
+from harness.figures.report import Report, make
 from instant_env.errors import UsageError
 from instant_env.settings import ROOT
 
@@ -54,7 +54,9 @@ def fill(path: Path, root: Path = ROOT) -> bool:
         raise UsageError(f"cannot read {path}: {error}", hint="name a Markdown file") from error
     after = filled(before, root)
     if "<!-- report:" not in before:
-        raise UsageError(f"{path} has no place for figures", hint="see harness/quote.py for how to mark one")
+        raise UsageError(
+            f"{path} has no place for figures", hint="see harness/figures/quote.py for how to mark one"
+        )
     if after != before:
         path.write_text(after, encoding="utf-8")
     return after != before

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 
-from harness.results import label
+from harness.results_file import label
 from instant_env.arch import Arch
 from instant_env.cloud.instances import LaunchOptions, Market
 from instant_env.errors import UsageError

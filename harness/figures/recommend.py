@@ -6,9 +6,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness import table
-from harness.records import Record
-from harness.statistics import MIN_BLOCKS, PHASES, Comparison, Summary, TechniqueStatistics, compare, sample
+from harness.figures import summary_table as table
+from harness.figures.reading import Record
+from harness.figures.statistics import (
+    MIN_BLOCKS,
+    PHASES,
+    Comparison,
+    Summary,
+    TechniqueStatistics,
+    compare,
+    sample,
+)
 from instant_env.launch.techniques import BASELINE
 
 #: Of a technique's attempts that were neither interrupted nor cancelled, so many must have logged in.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from harness.experiment import Experiment, Planned
-from harness.results import Row
+from harness.plan.experiment import Experiment, Planned
+from harness.results_file import Row
 from instant_env.cloud.session import Cloud
 from instant_env.launch.attempt import Attempt
 from instant_env.launch.techniques import Place, Prepared

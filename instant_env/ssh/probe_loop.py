@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from instant_env.launch.probe import Found, Probe, ProbePolicy
+from instant_env.ssh.connect_probe import Found, Probe, ProbePolicy
 
 _NS = 1_000_000_000
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from harness.experiment import Cell, Experiment, Options
+from harness.plan.experiment import Cell, Experiment, Options
 from instant_env.arch import Arch
 from instant_env.cloud.instances import Market, fits
 from instant_env.errors import UsageError

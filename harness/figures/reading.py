@@ -1,8 +1,8 @@
 """Attempts as the statistics and the report see them: from a run in progress, or from any CSV of ours.
 
-:func:`harness.results.read_rows` insists on today's columns, as a run that goes on must. What is only looked
-at is read by the names of its columns: a CSV of an older version lacks some, one of a newer version has more,
-and both can be reported on as far as they go.
+:func:`harness.results_file.read_rows` insists on today's columns, as a run that goes on must. What is only
+looked at is read by the names of its columns: a CSV of an older version lacks some, one of a newer version
+has more, and both can be reported on as far as they go.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import guests
-from harness.results import Row, cell, label
+from harness.results_file import Row, cell, guests_path, label
 from instant_env.errors import UsageError
 
 #: Without these a file is no result of ours.
@@ -156,7 +155,7 @@ def read_results(path: Path) -> Results:
         raise UsageError(
             f"cannot read {path}: {error}", hint="give a CSV that `invoke bench` wrote"
         ) from error
-    boots = _boots(guests.path_of(path))
+    boots = _boots(guests_path(path))
     counted = tuple(
         dataclasses.replace(record, boot=boots.get(record.texts.get("attempt", ""), {}))
         for record in records

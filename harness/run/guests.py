@@ -7,14 +7,10 @@ import json
 import os
 from pathlib import Path
 
-from harness.experiment import Planned
+from harness.plan.experiment import Planned
+from harness.results_file import guests_path
 from instant_env.launch.attempt import Attempt
 from instant_env.launch.boot_records import BootRecords
-
-
-def path_of(csv_path: Path) -> Path:
-    """``<stem>.guests.jsonl``, beside the CSV."""
-    return csv_path.with_suffix(".guests.jsonl")
 
 
 def append(csv_path: Path, planned: Planned, attempt: Attempt, records: BootRecords) -> None:
@@ -28,7 +24,7 @@ def append(csv_path: Path, planned: Planned, attempt: Attempt, records: BootReco
         "boot_ms": attempt.timeline.ms(attempt.guest.boot_at_ns) if attempt.guest else None,
         **dataclasses.asdict(records),
     }
-    with path_of(csv_path).open("a", encoding="utf-8") as file:
+    with guests_path(csv_path).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
         os.fsync(file.fileno())

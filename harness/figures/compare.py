@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import table
-from harness.recommend import phase_for
-from harness.records import Kind, Record, Results, read_results, result_files
-from harness.statistics import (
+from harness.figures import summary_table
+from harness.figures.reading import Kind, Record, Results, read_results, result_files
+from harness.figures.recommend import phase_for
+from harness.figures.statistics import (
     COMPARED,
     MIN_BLOCKS,
     PHASES,
@@ -340,8 +340,8 @@ def render(found: Outcomes) -> str:
             PHASES[change.phase],
             "/".join(map(str, change.ok_a)),
             "/".join(map(str, change.ok_b)),
-            table.figure(change.a),
-            table.figure(change.b),
+            summary_table.figure(change.a),
+            summary_table.figure(change.b),
             "unknown" if change.change is None else _percent(change.change),
             "–" if change.interval is None else f"[{', '.join(map(_percent, change.interval))}]",
             change.verdict,
@@ -349,8 +349,8 @@ def render(found: Outcomes) -> str:
         for change in found.changes
     ]
     out = [f"A  {found.a.label}", f"B  {found.b.label}", ""]
-    out += table.aligned([headings, *rows], left=(0, 1, 8))
-    out += [table.caption(kind) for kind in dict.fromkeys(change.kind for change in found.changes)]
+    out += summary_table.aligned([headings, *rows], left=(0, 1, 8))
+    out += [summary_table.caption(kind) for kind in dict.fromkeys(change.kind for change in found.changes)]
     out += found.cautions
     if found.limit is not None:
         limit_text = f"{found.limit * 100:.4g} %"

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.records import Record
+from harness.figures.reading import Record
 from instant_env.launch.timeline import Outcome
 
 

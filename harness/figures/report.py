@@ -1,6 +1,6 @@
 """A run as people read it: one HTML page that needs nothing else, Markdown, and pictures as files.
 
-All figures come from :mod:`harness.statistics`; this module arranges and words them.
+All figures come from :mod:`harness.figures.statistics`; this module arranges and words them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from harness import table
-from harness.plots import Picture, attempts, ecdf, waterfall
-from harness.recommend import Recommendation, recommend
-from harness.records import Kind, Record, Results
-from harness.statistics import COMPARED, PHASES, Summary, plain, summarise
-from harness.waterfall import Breakdown, Stage, breakdowns, longest_works
+from harness.figures import summary_table as table
+from harness.figures.plots import Picture, attempts, ecdf, waterfall
+from harness.figures.reading import Kind, Record, Results
+from harness.figures.recommend import Recommendation, recommend
+from harness.figures.statistics import COMPARED, PHASES, Summary, plain, summarise
+from harness.figures.waterfall import Breakdown, Stage, breakdowns, longest_works
 from instant_env.errors import UsageError
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -277,7 +277,7 @@ class Report:
         """One piece of the Markdown, for a document that quotes it. Raises UsageError for an unknown name."""
         macros = _environment().get_template("fragments.md.j2").module
         if not (macro := getattr(macros, name, None)):
-            raise UsageError(f"a report has no piece {name!r}", hint="see harness/templates/fragments.md.j2")
+            raise UsageError(f"a report has no piece {name!r}", hint="see figures/templates/fragments.md.j2")
         return str(macro(self)).strip("\n") + "\n"
 
     def write(self, directory: Path, wanted: Sequence[Format]) -> list[Path]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import definition, planning
-from harness.experiment import check_limits
-from harness.planning import Plan, Planner
-from harness.runner import check_name
+from harness.plan import definition, planning
+from harness.plan.experiment import check_limits
+from harness.plan.planning import Plan, Planner
+from harness.results_file import check_name
 from instant_env.arch import Arch
 from instant_env.cloud.session import Cloud
 from instant_env.errors import UsageError

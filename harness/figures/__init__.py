@@ -1,0 +1,1 @@
+"""What the rows say: reading, statistics, tables, comparison, reports and pictures."""

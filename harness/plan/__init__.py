@@ -1,0 +1,1 @@
+"""What a run will measure: arguments and definition files become attempts in order, with prices."""

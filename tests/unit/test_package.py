@@ -86,7 +86,7 @@ def test_an_installed_package_holds_the_files_that_code_reads(installed: Path, t
 from instant_env import settings
 from instant_env.cloud import account, prices
 from instant_env.localec2.state import moto_api
-from harness import report
+from harness.figures import report
 import os
 print(settings.ROOT, os.environ["MOTO_AMIS_PATH"], prices._TABLE, report._TEMPLATES / "report.html.j2",
     account.POLICIES, settings.ROOT / "experiments" / "README.md", settings.ROOT / "go.sum", sep="\\n")

@@ -15,9 +15,9 @@ import (
 
 const (
 	reportVersion = 1
-	// A text to forbid is searched in raw bytes, where something short is found by chance.
+	// A forbidden text is searched for in raw bytes, where a short one occurs by chance.
 	minForbidden = stride
-	// A rule that matches everywhere must not make a report that nobody can read.
+	// Keeps the report readable when a rule matches everywhere.
 	maxFindingsPerRule = 50
 )
 
@@ -45,7 +45,7 @@ type report struct {
 	PublicKeys   int       `json:"public_keys_ignored"` // places of private keys that packages ship
 }
 
-// addHit adds what was found by content; without a path it is on the bare device.
+// addHit adds a finding by content; an empty path stands for bytes of the device that no file has.
 func (r *report) addHit(h hit, path string, offset int64) {
 	where := "file"
 	if path == "" {
@@ -56,12 +56,12 @@ func (r *report) addHit(h hit, path string, offset int64) {
 	})
 }
 
-// add adds what was found by its place or its mode.
+// add adds a finding by path, mode or capability.
 func (r *report) add(rule, path, detail string) {
 	r.Findings = append(r.Findings, finding{Rule: rule, Path: path, Detail: detail, Where: "file"})
 }
 
-// settle orders, drops what was found twice and keys that are public, and cuts what is too much.
+// settle sorts the findings, drops duplicates and public keys, and keeps at most maxFindingsPerRule of each rule.
 func (r *report) settle(public map[string]bool) {
 	counts := map[string]int{}
 	kept := []finding{}
@@ -156,16 +156,15 @@ func (r *report) print(out io.Writer, asJSON bool) error {
 	return err
 }
 
-// scanned is what the scan of the bare device found.
+// scanned is the result of a scan of the device.
 type scanned struct {
 	hits  []hit
 	bytes int64
 	err   error
 }
 
-// audit scans the device's bytes and, at the same time, walks its files; what was found in bytes is
-// then told by the file that has them. An error of either is an error of the whole, because half an
-// audit proves nothing.
+// audit scans the device's bytes and, at the same time, walks its files; a hit in the bytes is then attributed to the
+// file that has them. An error of either fails the audit, because half an audit proves nothing.
 func audit(path string, rawOnly bool, matcher *matcher, rules []pathRule, modes modeRules) (*report, error) {
 	device, err := os.Open(path)
 	if err != nil {
@@ -213,8 +212,8 @@ func audit(path string, rawOnly bool, matcher *matcher, rules []pathRule, modes 
 	return result, <-done
 }
 
-// scanDevice reads a block device past the page cache, which in a machine in software emulation costs
-// ten times as much as the reading, and would push out everything that is in it.
+// scanDevice reads a block device with O_DIRECT: filling the page cache takes ten times as long as reading on a machine
+// in software emulation, and evicts everything else.
 func scanDevice(path string, matcher *matcher) (found scanned) {
 	info, err := os.Stat(path)
 	if err != nil {

@@ -16,14 +16,14 @@ import (
 	"syscall"
 )
 
-// expected is where two bakes of one plan may differ, and why. Patterns are those of path.Match.
-// docs/reproducibility.md is made of it. It is empty for Debian: what differed there was the builder's.
+// expected lists where two bakes of one plan may differ, and why. Patterns are those of path.Match.
+// docs/reproducibility.md has the table. None is needed for Debian.
 var expected = []struct{ pattern, reason string }{
 	{"var/lib/rpm/rpmdb.sqlite", "times of installation, and SQLite places rows as it goes (dnf bases; not seen yet)"},
 	{"usr/lib/sysimage/rpm/rpmdb.sqlite", "the same, where rpm has it by now (not seen yet)"},
 }
 
-// entry is all of a file that a machine made of the image can see, but for its times and its number.
+// entry is everything about a file that a machine can see, except for its times and its inode number.
 type entry struct {
 	Mode   uint32 `json:"mode"` // type and permissions
 	UID    uint32 `json:"uid"`

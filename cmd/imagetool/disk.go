@@ -95,7 +95,7 @@ func readGPT(device io.ReaderAt, block int64) ([]rootPartition, error) {
 	const entryBytes = 128 // the smallest size of an entry; larger ones only add to its end
 	if header.Size < 92 || int64(header.Size) > block || header.EntrySize < entryBytes ||
 		header.EntrySize > 4096 || header.EntryCount > 1024 {
-		return nil, errors.New("the partition table's header makes no sense")
+		return nil, errors.New("the partition table's header has sizes outside of what UEFI allows")
 	}
 	clear(raw[16:20]) // the checksum is made with its own field zero
 	if crc32.ChecksumIEEE(raw[:header.Size]) != header.CRC {
@@ -123,7 +123,7 @@ func readGPT(device io.ReaderAt, block int64) ([]rootPartition, error) {
 	return found, nil
 }
 
-// probe names the file system at that offset by its magic number, "" when it is none of the two.
+// probe returns the file system at that offset, "ext4" or "xfs" by its magic number, else "".
 func probe(device io.ReaderAt, offset int64) string {
 	superblock := make([]byte, 2048)
 	if _, err := device.ReadAt(superblock, offset); err != nil {

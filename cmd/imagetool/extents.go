@@ -41,8 +41,8 @@ func (e extent) continues(next extent) bool {
 	return e.physical+e.length == next.physical && e.logical+e.length == next.logical
 }
 
-// extentsOf asks the kernel where the file lies. whole tells that it is in one piece there, byte for
-// byte, so that whoever reads the device has read the file.
+// extentsOf returns where the file lies on the device. whole reports that it is one extent and stored byte for byte,
+// so that reading the device has read the file.
 func extentsOf(descriptor int, path string, origin int64) (found []extent, whole bool) {
 	whole = true
 	for start := uint64(0); ; {
@@ -74,7 +74,7 @@ func extentsOf(descriptor int, path string, origin int64) (found []extent, whole
 	}
 }
 
-// layout knows which file a byte of the device belongs to.
+// layout maps bytes of the device to files.
 type layout []extent
 
 func (l layout) sort() {

@@ -1,4 +1,5 @@
-// Command imagetool is what a bake runs on its builder: it needs nothing of the distribution there.
+// Command imagetool makes, audits and compares disk images. A bake runs it on its builder, where it needs no program of
+// the distribution.
 //
 //	imagetool uki --stub S --kernel K --cmdline TEXT [--os-release F] [--initrd F] --output O
 //	imagetool audit --device /dev/nvme1n1 [--raw-only] [--allow-user NAME]... [--allow-mode PATH]... [--forbid TEXT]... [--json]
@@ -8,10 +9,10 @@
 //
 // uki makes a unified kernel image: systemd's EFI stub with the kernel and its command line appended
 // as PE sections. audit looks for what must not be in an image, in the root file system and in every
-// byte of the device, free space included. compare says in what two images differ, of what a machine
-// made of them can see.
+// byte of the device, free space included. compare lists the differences between two images that a machine
+// made of them could see.
 //
-// Exit status: 0 done, or nothing found; 1 the audit, or the comparison, found something; 2 error, told in one line on
+// Exit status: 0 done, or nothing found; 1 the audit or the comparison found something; 2 error, with one line on
 // standard error.
 package main
 

@@ -9,11 +9,10 @@ import (
 	"strings"
 )
 
-// A file that a path rule reads is text; a huge one under such a name is a finding by its content rules.
+// Files that path rules read are small text files; the content rules cover the rest of a larger one.
 const maxJudgedBytes = 1 << 20
 
-// reasons is every rule there is, with why what it finds must not be in an image that others boot.
-// docs/audit.md is made of it.
+// reasons maps every rule to why its findings must not be in an image that others boot. docs/audit.md has the table.
 var reasons = map[string]string{
 	"account":         "an account that people can log in to, besides the login user: a builder's, or a stranger's",
 	"authorized-keys": "whoever has that key can log in to every machine of the image; keys come from the metadata service at boot",
@@ -120,7 +119,7 @@ func pathRules(allowedUsers []string) []pathRule {
 	return rules
 }
 
-// matches is called for every name in the image, so it compares the fixed start of a pattern first.
+// matches is called for every path in the image, so it compares the fixed start of a pattern first.
 func (r pathRule) matches(name string) bool {
 	if below, ok := strings.CutSuffix(r.pattern, "**"); ok {
 		return strings.HasPrefix(name, below)
@@ -172,8 +171,8 @@ var shippedSetID = func() map[string]bool {
 	return paths
 }()
 
-// modeRules judges by what lstat says, but for paths whose mode may be anything: some by name, and all
-// below some directories. The same paths may have any capability, but for the distributions' setuid programs.
+// modeRules judges modes and capabilities, except for the paths that the caller allows: single ones, and all below
+// some directories.
 type modeRules struct {
 	allowed map[string]bool // of the caller
 	below   []string
@@ -201,8 +200,8 @@ func (m modeRules) exempts(path string) bool {
 	})
 }
 
-// judge names the rule that a mode breaks; path begins with a slash. Links have no mode of their own, and
-// the sticky bit is what makes a directory that all may write to safe.
+// judge returns the rule that a mode breaks; path begins with a slash. Links have no mode of their own, and the
+// sticky bit makes a world-writable directory safe.
 func (m modeRules) judge(path string, mode uint32, directory bool) (rule, detail string) {
 	switch {
 	case !directory && mode&setID != 0 && !m.allows(path):

@@ -19,8 +19,7 @@ import (
 // left in free space when no package vouches for them any more. Made from Debian 12's packages.
 var knownPublicKeys = map[string]string{}
 
-// vendorFiles answers whether a file of the image is as its package has it, from the databases of dpkg
-// and rpm in the image.
+// vendorFiles compares files of the image with their packages, by the databases of dpkg and rpm in the image.
 type vendorFiles struct {
 	directory string            // where the image is mounted
 	md5       map[string]string // dpkg: path without leading slash -> MD5 in hex
@@ -67,7 +66,7 @@ func joinPages(database []byte) []byte {
 	return joined
 }
 
-// vouched tells whether the file at that path (with leading slash) has the content its package gave it.
+// vouched reports whether the file at that path (with leading slash) has the content that its package gave it.
 func (v *vendorFiles) vouched(path string) (bool, error) {
 	name := strings.TrimPrefix(path, "/")
 	// Debian's packages of before the merge of /usr list lib/x for what is now usr/lib/x.

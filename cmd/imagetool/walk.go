@@ -15,7 +15,7 @@ import (
 	"syscall"
 )
 
-// walker goes through the mounted image; layout is its result, with what it adds to the report.
+// walker walks the mounted image. Its results are layout and the findings that it adds to the report.
 type walker struct {
 	origin  int64 // of the file system on the device, in bytes
 	scanner *scanner
@@ -25,10 +25,10 @@ type walker struct {
 	layout  layout
 }
 
-// walk judges every name, and notes where every regular file lies on the device. Its content is not
-// read: that is in the device's bytes, which are scanned anyhow. Only a file in several pieces is read,
-// because a secret may go over the end of one. Symbolic links are not followed: they lead out of the
-// image, or to what is visited under its own name.
+// walk applies the rules to every path, and records where every regular file lies on the device. It does not read the
+// content, because the device's bytes are scanned anyway; only a file in several extents is read, because a secret
+// may cross from one to the next. Symbolic links are not followed: they lead out of the image, or to a file that is
+// visited under its own name.
 func (w *walker) walk(directory string) error {
 	err := filepath.WalkDir(directory, func(full string, entry fs.DirEntry, err error) error {
 		if err != nil {
@@ -48,7 +48,8 @@ func (w *walker) walk(directory string) error {
 	return err
 }
 
-// locate opens by system call: os.Open would do more for each of tens of thousands of files.
+// locate judges a regular file's mode and capabilities and records its extents. It opens by system call, because os.Open
+// does more for each of tens of thousands of files.
 func (w *walker) locate(full, name string) error {
 	descriptor, err := syscall.Open(full, syscall.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
 	if err != nil {
@@ -113,7 +114,7 @@ func judgePath(full, name string, entry fs.DirEntry, rules []pathRule, result *r
 
 func exists([]byte) (string, bool) { return "is there", true }
 
-// judgeOther is for what is no regular file: directories that all may write to, and devices out of place.
+// judgeOther judges what is not a regular file: world-writable directories, and devices outside of /dev.
 func (w *walker) judgeOther(name string, entry fs.DirEntry) error {
 	switch {
 	case entry.Type()&fs.ModeDevice != 0 && !strings.HasPrefix(name, "dev/") && !w.modes.allows("/"+name):
@@ -149,12 +150,12 @@ func holdsLines(content []byte) (string, bool) {
 	return fmt.Sprintf("%d lines", count), count > 0
 }
 
-// notZeros is for logs with a place per account, which are made full of zeros.
+// notZeros is for logs with a record per account, which are created full of zeros.
 func notZeros(content []byte) (string, bool) {
 	return fmt.Sprintf("%d bytes", len(content)), len(bytes.Trim(content, "\x00")) > 0
 }
 
-// holds looks for one of some words: such files are no secret without.
+// holds looks for one of these words, without which a file of that name holds no secret.
 func holds(words ...string) func([]byte) (string, bool) {
 	return func(content []byte) (string, bool) {
 		for _, word := range words {

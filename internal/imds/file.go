@@ -17,7 +17,7 @@ type file struct {
 	current *metadata
 }
 
-// stamp tells whether a file is still the one that was read: a rename brings another inode.
+// stamp identifies the file that was read: a rename brings another inode.
 type stamp struct {
 	inode    uint64
 	size     int64

@@ -24,7 +24,7 @@ type request struct {
 	http10  bool
 }
 
-// response is what the service answers; the connection adds what every answer carries.
+// response is an answer of the service; the connection adds the headers that every answer has.
 type response struct {
 	status      int
 	contentType string
@@ -33,7 +33,7 @@ type response struct {
 	modified    time.Time
 	close       bool
 	ttl         uint8  // the IP time-to-live of its packets; 0 is defaultTTL
-	broken      string // how the answer is spoilt, one of the values of fault_answer
+	broken      string // how the answer is corrupted, one of the values of fault_answer
 }
 
 // protocolError is a request that cannot be understood; after its answer the connection is closed,

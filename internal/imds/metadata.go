@@ -99,7 +99,7 @@ func parseMetadata(data []byte) (*metadata, error) {
 	switch m.FaultAnswer {
 	case "", refused, truncated, garbage:
 	default:
-		return nil, errors.New("fault_answer is not one")
+		return nil, errors.New("fault_answer is not refused, truncated or garbage")
 	}
 	if m.Tree.children == nil {
 		return nil, errors.New("tree is missing")

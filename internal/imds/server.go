@@ -1,10 +1,10 @@
 // Package imds is the instance metadata service of one machine of localec2, as EC2 offers it at
 // 169.254.169.254: IMDSv2 session tokens, the meta-data tree, user data and the identity document.
 //
-// A Server answers for one metadata file, on any number of connections at once; who accepts them (and so knows
-// which machine asks) is the caller's business. The file is JSON, read again when it has changed, so its writer
-// replaces it by rename and the guest sees the change at once. Its schema, and what cloud-init needs to find in
-// it, is in README.md. A Server keeps no session state: a token is an expiry time signed with the file's
+// A Server answers for one metadata file, on any number of connections at once. The caller accepts them, and so knows
+// which machine asks. The file is JSON, read again when it has changed, so its writer
+// replaces it by rename and the guest sees the change at once. README.md has its schema, and what cloud-init needs to
+// find in it. A Server keeps no session state: a token is an expiry time signed with the file's
 // token_key, which any later Server of the same file can check.
 package imds
 
@@ -25,8 +25,8 @@ type Server struct {
 	now  func() time.Time
 }
 
-// NewServer makes the service of the machine that metadataFile describes. The file may come, change and go
-// later; while it is missing or wrong every answer is a 500 that says why.
+// NewServer returns the service of the machine that metadataFile describes. The file may appear, change and disappear
+// later; while it is missing or invalid every answer is a 500 with the reason.
 func NewServer(metadataFile string) *Server {
 	return &Server{load: (&file{path: metadataFile}).load, now: time.Now}
 }
@@ -44,7 +44,7 @@ func (s *Server) ServeConn(conn net.Conn) {
 	if limited, ok := conn.(interface{ SetTTL(uint8) error }); ok {
 		c.setTTL = limited.SetTTL
 	}
-	_ = c.serve(s.answer) // how a guest ends its connections is its own business
+	_ = c.serve(s.answer) // a guest may end its connections in any way
 }
 
 // deadlineReader lets every read wait at most idleTimeout.

@@ -66,14 +66,14 @@ const (
 	garbage   = "garbage"
 )
 
-// Refuses tells whether new connections are to be refused, which whoever accepts them has to do. Those that are
-// there end with the next request.
+// Refuses reports whether new connections are to be refused, which the caller has to do. Established ones end with the
+// next request.
 func (s *Server) Refuses() bool {
 	m, err := s.load()
 	return err == nil && m.FaultAnswer == refused
 }
 
-// respond answers when nothing is wrong.
+// respond answers when no fault is injected.
 func (s *Server) respond(m *metadata, req *request) response {
 	if m.HTTPEndpoint == "disabled" {
 		return errorPage(403)

@@ -65,7 +65,7 @@ class ServerProcess:
         platform = command_line.find_platform(native)
         chosen = self._accelerator(platform)
         store = RecordStore(self.layout.records)
-        record = restore.identity(store)
+        record = restore.identity(store, self.region)
         lost = restore.end_lost_machines(self.layout, store)
         self.network = Network(
             AddressBlock(record.address_block), self.netd, vpc=metadata.VPC_CIDR,

@@ -12,11 +12,12 @@ import string
 import time
 from pathlib import Path
 
+from instant_env.errors import InstantEnvError
 from instant_env.localec2.instances.lifecycle import Lifecycle
 from instant_env.localec2.network.addresses import BLOCKS
 from instant_env.localec2.qemu.machine import end_lost
 from instant_env.localec2.records.layout import Layout
-from instant_env.localec2.records.records import InstanceRecord, ServerRecord
+from instant_env.localec2.records.records import InstanceRecord, ServerRecord, VolumeRecord
 from instant_env.localec2.records.store import RecordStore
 from instant_env.localec2.state.moto_api import ACCOUNT_ID
 from instant_env.localec2.state.state import State
@@ -31,14 +32,33 @@ _FORK_S = 0.2
 _KEY_ALPHABET = string.ascii_uppercase + "234567"
 
 
-def identity(store: RecordStore) -> ServerRecord:
-    """The server's record, made at the first start. The access key's prefix is none that AWS gives out."""
+class RegionError(InstantEnvError):
+    """The state directory belongs to another region."""
+
+
+def identity(store: RecordStore, region: str) -> ServerRecord:
+    """The server's record, made at the first start. The access key's prefix is none that AWS gives out.
+
+    Raises RegionError when what is in the store was made in another region: zones and ARNs name it.
+    """
     if found := store.load_all(ServerRecord):
-        return found[0]
+        record = found[0]
+        if not record.region:
+            zones = [instance.zone for instance in store.load_all(InstanceRecord)]
+            zones += [volume.zone for volume in store.load_all(VolumeRecord)]
+            record.region = zones[0][:-1] if zones else region
+            store.save(record)
+        if record.region != region:
+            raise RegionError(
+                f"the region {region} was asked for, but this state directory is in {record.region}",
+                hint=f"set the region to {record.region} (INSTANT_ENV_REGION), or use another directory "
+                "(INSTANT_ENV_STATE_DIR)",
+            )
+        return record
     record = ServerRecord(
         access_key_id="LOCL" + "".join(secrets.choice(_KEY_ALPHABET) for _ in range(16)),
         secret_access_key=secrets.token_urlsafe(30), admin_token=secrets.token_urlsafe(30),
-        network_seed=secrets.randbits(64), address_block=secrets.randbelow(BLOCKS),
+        network_seed=secrets.randbits(64), address_block=secrets.randbelow(BLOCKS), region=region,
     )  # fmt: skip
     store.save(record)
     return record

@@ -96,13 +96,13 @@ def up(settings: Settings, progress: Progress = lambda _: None) -> Endpoint:
     the server does not come up.
     """
     if (endpoint := _running(settings)) is not None:
-        return endpoint
+        return _of_region(endpoint, settings)
     native = Arch.parse(platform.machine())
     command_line.find_platform(native)
     layout = Layout.create(settings.local_dir)
     with _start_lock(layout.start_lock):
         if (endpoint := _running(settings)) is not None:
-            return endpoint
+            return _of_region(endpoint, settings)
         progress("starting the embedded EC2")
         _start(settings, layout, _netd(native))
         endpoint = _running(settings)
@@ -123,6 +123,17 @@ def running(settings: Settings) -> Endpoint:
     endpoint = _running(settings)
     if endpoint is None:
         raise LocalEc2Error("localec2 is not running", hint="start it: invoke local.up")
+    return _of_region(endpoint, settings)
+
+
+def _of_region(endpoint: Endpoint, settings: Settings) -> Endpoint:
+    """The endpoint, if it is in the region that the settings name: no other one answers in its place."""
+    if endpoint.region != settings.region:
+        raise LocalEc2Error(
+            f"the region {settings.region} was asked for, but localec2 at {endpoint.url} runs in "
+            f"{endpoint.region}",
+            hint=f"set the region to {endpoint.region} (INSTANT_ENV_REGION), or stop it: invoke local.down",
+        )
     return endpoint
 
 

@@ -176,7 +176,7 @@ class Served:
     def start(self, lost: set[str] | None = None) -> None:
         layout = Layout.create(self.directory)
         store = RecordStore(layout.records)
-        record = restore.identity(store)
+        record = restore.identity(store, REGION)
         # moto's backends are global to the process; a server must not find there what another one made, or a
         # test of something else: ids that are drawn from a seed would be others after a restart.
         for backends in list(BackendDict._instances):

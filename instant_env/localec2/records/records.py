@@ -48,6 +48,7 @@ class ServerRecord(Record):
     network_seed: int  # moto draws the ids of the default VPC and its subnets from this
     address_block: int = 0  # the b of 127.(64 + b / 256).(b mod 256).0/24 that this server had last
     port: int = 0  # the API's port, taken again when it is free
+    region: str = ""  # where everything in this state directory is; empty in records of older servers
 
     @property
     def key(self) -> str:

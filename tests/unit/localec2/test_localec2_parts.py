@@ -13,13 +13,14 @@ import pytest
 
 from instant_env.arch import Arch
 from instant_env.errors import InstantEnvError, MissingToolError
+from instant_env.localec2 import restore, starter
 from instant_env.localec2.api import allowed
 from instant_env.localec2.network import addresses, metadata, network
 from instant_env.localec2.qemu import accelerator, command_line, disks
 from instant_env.localec2.qemu.qmp import Qmp, QmpError
 from instant_env.localec2.records import layout, records
 from instant_env.localec2.records.store import RecordError, RecordStore
-from instant_env.settings import AcceleratorChoice
+from instant_env.settings import AcceleratorChoice, Settings
 
 HAS_QEMU = shutil.which("qemu-system-x86_64") is not None
 
@@ -323,3 +324,40 @@ def test_the_server_refuses_a_helper_it_cannot_have(tmp_path: Path) -> None:
 def test_errors_are_one_family() -> None:
     for error in (disks.DiskError, QmpError, RecordError, addresses.NetworkError, layout.LayoutError):
         assert issubclass(error, InstantEnvError)
+
+
+def test_a_state_directory_has_a_region(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    made = restore.identity(store, "eu-west-1")
+    assert restore.identity(store, "eu-west-1") == made
+    with pytest.raises(restore.RegionError, match=r"us-east-1 was asked for.*in eu-west-1") as caught:
+        restore.identity(store, "us-east-1")
+    assert "set the region to eu-west-1" in str(caught.value.hint)
+
+
+def test_the_state_of_an_older_server_is_where_its_volumes_are(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    made = restore.identity(store, "us-east-1")
+    made.region = ""
+    store.save(made)
+    store.save(
+        records.VolumeRecord(
+            id="vol-0123456789abcdef0", tags={}, size_gib=1, zone="eu-west-1a", volume_type="gp3",
+            snapshot_id=None, create_time=datetime.now(UTC),
+        )
+    )  # fmt: skip
+    with pytest.raises(restore.RegionError):
+        restore.identity(store, "us-east-1")
+    assert restore.identity(store, "eu-west-1").region == "eu-west-1"
+
+
+def test_a_server_of_another_region_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = starter.Endpoint(
+        url="http://127.0.0.1:1", region="eu-west-1", access_key_id="", secret_access_key="", ssh_port=22,
+        pid=1, state_dir=tmp_path, accelerator="tcg", admin_token="", caller_ip_url="",
+    )  # fmt: skip
+    monkeypatch.setattr(starter, "_running", lambda _: endpoint)
+    for call in (starter.up, starter.running):
+        assert call(Settings(region="eu-west-1", state_dir=tmp_path)) is endpoint
+        with pytest.raises(starter.LocalEc2Error, match="runs in eu-west-1"):
+            call(Settings(region="us-east-1", state_dir=tmp_path))

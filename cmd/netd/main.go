@@ -13,9 +13,9 @@
 // It needs no privileges. It is a child of the server and ends with it: commands are JSON objects, one a line, on
 // standard input, answers follow on standard output in the same order, and the end of standard input ends netd.
 //
-// It is one package. ARP, DHCP, DNS, egress and port forwards all work on the tables of ports and security groups
-// under one lock; packages of their own would have to export the tables or take a callback for each look-up. The
-// metadata service has no such ties and is internal/imds.
+// It is one package. ARP, DHCP, egress and port forwards all work on the tables of ports and security groups under one
+// lock; packages of their own would have to export the tables or take a callback for each look-up. DNS and NTP need
+// little of the network, but are too small to be worth a package each. The metadata service is internal/imds.
 //
 //	{"id": 1, "do": "groups", "groups": {"sg-1": [{"protocol": "tcp", "from": 22, "to": 22, "cidr": "127.0.0.1/32"}]}}
 //	{"id": 2, "do": "port", "port": {"id": "eni-1", "socket": "/run/x/eni-1", "mac": "02:...", ...}}

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
+from botocore.exceptions import NoCredentialsError
 from support.harness_cloud import Ec2Faults, cloud_in_process
 
 from harness.plan import prices
@@ -74,3 +78,19 @@ def test_localec2_costs_nothing(tmp_path: Path) -> None:
         found = prices.find(cloud, [COLD])
         experiment = Experiment((COLD,), iterations=1, seed=1, timeout_s=60.0)
         assert "costs nothing" in str(prices.estimate(cloud, experiment, found))
+
+
+def test_the_pricing_api_is_where_all_services_are(tmp_path: Path) -> None:
+    """With an endpoint of its own a cloud sends nothing to AWS, and nothing signed by its keys."""
+    urls: list[str] = []
+    with cloud_in_process(tmp_path, 22, Ec2Faults(), name=CloudName.AWS) as cloud:
+        session = boto3.Session("key", "secret", region_name="eu-west-1")
+
+        def record(request: Any, **_: Any) -> None:
+            urls.append(request.url)
+            raise NoCredentialsError  # nothing is sent, and nothing is tried again
+
+        session.events.register("before-send.pricing", record)
+        elsewhere = dataclasses.replace(cloud, session=session, endpoint_url="http://127.0.0.1:9/")
+        cloud_prices.find(elsewhere, [("m7i.large", Market.ON_DEMAND)])
+    assert urls == ["http://127.0.0.1:9/"]

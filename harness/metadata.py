@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -18,28 +17,11 @@ from typing import Any
 from instant_env.cloud.network import caller_cidr
 from instant_env.cloud.session import Cloud, CloudError
 from instant_env.cloud.tags import PREFIX, read_tags
-from instant_env.settings import ROOT
 
 _ROUND_TRIPS = 5
 
 #: Libraries that take part in a measurement.
 _LIBRARIES = ("asyncssh", "boto3", "botocore", "cryptography", "instant-env", "moto")
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        result = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() if result.returncode == 0 else None
-
-
-def git_state() -> dict[str, Any]:
-    """Revision of the checkout, and whether it differs from it; both null without git."""
-    status = _git("status", "--porcelain", "--untracked-files=no")
-    return {"revision": _git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 
 
 def _cpu_model() -> str:

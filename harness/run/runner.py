@@ -37,6 +37,7 @@ from instant_env.errors import InstantEnvError, UsageError
 from instant_env.launch.lag import short_pauses
 from instant_env.launch.techniques import Prepared, Technique, find_technique
 from instant_env.launch.timeline import Outcome
+from instant_env.provenance import git_state
 from instant_env.settings import Settings
 from instant_env.stopping import StopSignals
 
@@ -338,7 +339,7 @@ class Run:
             "run_id": self.run_id,
             "started_utc": _utc_text(),
             "command_line": metadata.command_line(),
-            "git": metadata.git_state(),
+            "git": git_state().as_json(),
             "load": metadata.load(),
             "attempts": len(self.plan.left()),
         }

@@ -19,7 +19,7 @@ from instant_env.bake.bases import BaseImage
 from instant_env.bake.builder import Machine, Order, machine
 from instant_env.bake.execute import StepTime, make_work_dir, run_as_root, run_steps, start_detached, step_log
 from instant_env.bake.forecast import Forecast, forecast
-from instant_env.bake.manifest import git_revision, manifest, write_atomically
+from instant_env.bake.manifest import manifest, write_atomically
 from instant_env.bake.packages import LIST_COMMANDS, Package, bill_of_materials
 from instant_env.bake.plan import BakePlan, make_plan
 from instant_env.bake.recipe import Base, load_base, resolve
@@ -32,6 +32,7 @@ from instant_env.cloud.instances import LaunchOptions
 from instant_env.cloud.session import Cloud, Progress, cloud_error, connect, default_base, undisturbed
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError, UsageError
+from instant_env.provenance import git_state
 from instant_env.settings import Settings
 
 #: A builder or verifying machine older than this is nobody's. The machine's own timer uses the same.
@@ -146,7 +147,7 @@ def _seal(cloud: Cloud, builder: Machine, plan: BakePlan, log: Any, progress: Pr
     instances.wait_for_state(cloud, builder.instance_id, {"stopped"}, timeout_s=SEAL_TIMEOUT_S, sleep=listen)
     tail = instances.console_tail(cloud, builder.instance_id)
     # EC2 shows the console late, so its silence proves nothing there; a stated failure does everywhere.
-    if SEAL_FAILED in tail or (cloud.accelerator != "ec2" and SEALED not in tail):
+    if SEAL_FAILED in tail or (cloud.console_is_prompt and SEALED not in tail):
         raise refuse(tail)
     progress(f"sealed and powered off: {time.monotonic() - started:.1f} s")
 
@@ -166,6 +167,7 @@ def bake(
     VerifyError or CloudError after.
     """
     begun = time.monotonic()
+    git = git_state()
     plan, base = prepare(cloud, settings, request, progress)
     progress(
         f"plan {plan.hash[:12]}: {request.recipe} on {plan.base.base} ({base.id} of {base.created[:10]}), "
@@ -212,9 +214,7 @@ def bake(
                 _seal(cloud, builder, plan, log, progress)
                 times.append(StepTime("seal", round(time.monotonic() - started, 3)))
                 started = time.monotonic()
-                image = images.make(
-                    cloud, builder.instance_id, plan, base, request, str(git_revision()), expires_at
-                )
+                image = images.make(cloud, builder.instance_id, plan, base, request, str(git), expires_at)
                 times.append(StepTime(options.method.value, round(time.monotonic() - started, 3)))
                 progress(f"image {image.id}: {times[-1].seconds:.1f} s")
             started = time.monotonic()
@@ -251,6 +251,7 @@ def bake(
         after,
         times,
         verdict,
+        git=git,
         cloud=cloud.name.value,
         total_s=total_s,
         method=options.method.value,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +15,20 @@ from instant_env.bake.packages import Package, listing
 from instant_env.bake.plan import BakePlan
 from instant_env.bake.verify import Verdict
 from instant_env.cloud.images import BakedImage
-from instant_env.settings import ROOT
+from instant_env.provenance import GitState
 
 #: 2: base_image and packages, and a file's name that the image bears as a tag.
 SCHEMA_VERSION = 2
 
 
-@dataclass(frozen=True)
-class GitRevision:
-    """The checkout an image was baked from; ``dirty`` when it held uncommitted changes."""
-
-    commit: str
-    dirty: bool
-
-    def __str__(self) -> str:
-        return self.commit + ("+dirty" if self.dirty else "")
-
-
-def git_revision(root: Path = ROOT) -> GitRevision:
-    """Ask git; ``unknown`` where there is no git or no repository."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            result = subprocess.run(
-                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
-            )
-        except OSError:
-            return None
-        return result.stdout.strip() if result.returncode == 0 else None
-
-    commit = git("rev-parse", "--short=12", "HEAD")
-    return GitRevision(commit or "unknown", bool(git("status", "--porcelain", "--untracked-files=no")))
-
-
 def manifest(
     image: BakedImage, plan: BakePlan, base: BaseImage, before: Sequence[Package], after: Sequence[Package],
-    times: Sequence[StepTime], verdict: Verdict, *, cloud: str, total_s: float, method: str,
+    times: Sequence[StepTime], verdict: Verdict, *, git: GitState, cloud: str, total_s: float, method: str,
 ) -> dict[str, Any]:  # fmt: skip
     """The manifest as a JSON-able dict; times are seconds of wall clock.
 
     ``before`` and ``after`` are the packages of the base and of the image, CycloneDX components there.
+    ``git`` is the checkout as it was before the plan was rendered.
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -65,7 +38,7 @@ def manifest(
         "created": image.created.isoformat(),
         "cloud": cloud,
         "run_id": image.run_id,
-        "git_revision": str(git_revision()),
+        "git_revision": str(git),
         "plan": plan.as_dict(),
         "method": method,
         "base_image": base.as_dict(),

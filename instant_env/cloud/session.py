@@ -75,6 +75,9 @@ class Cloud:
     refusals_from_guest: bool = True
     """Whether a refused connect proves that the guest's network is up; in localec2 the host refuses."""
 
+    console_is_prompt: bool = False
+    """Whether the console shows a line at once, so that a missing one proves something; EC2's is late."""
+
     def client(self, service: str, config: Config = _AWS_CONFIG) -> Any:
         """A client of another service than those above."""
         session = self.session or boto3.Session(region_name=self.region)
@@ -148,6 +151,7 @@ def _connect_local(settings: Settings, progress: Progress) -> Cloud:
         ),
         region=endpoint.region,
         refusals_from_guest=False,
+        console_is_prompt=True,
         ssh_port=settings.ssh_port or endpoint.ssh_port,
         caller_ip_url=settings.caller_ip_url or endpoint.caller_ip_url,
         accelerator=endpoint.accelerator,

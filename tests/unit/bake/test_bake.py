@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from typing import Any
 
 import pytest
 import yaml
 from support.pretend_bakery import NOTHING, Bakery, Calls
 
+from instant_env.bake import bake as bake_module
 from instant_env.bake.bake import foresee
 from instant_env.cli.bake_progress import plan_lines
 from instant_env.cloud.session import CloudError
 from instant_env.errors import UsageError
+from instant_env.provenance import GitState
 from instant_env.settings import CloudName
 
 pytest_plugins = ("support.pretend_bakery",)
@@ -127,3 +131,31 @@ def test_a_base_names_its_ami_in_one_way(bakery: Bakery) -> None:
     assert bakery.bake().image.base_ami == image_id
     path.write_text(text.replace("ssm_parameter: /pretend/base", f"ami_ids: {{x86_64: {image_id}}}"))
     assert bakery.bake().reused
+
+
+@pytest.mark.slow
+def test_the_checkout_is_read_once_and_before_anything_is_rendered(
+    bakery: Bakery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit in the minutes of a bake must not give a tag and a manifest that disagree."""
+    events: list[str] = []
+    prepare = bake_module.prepare
+
+    def git_state() -> GitState:
+        events.append("git")
+        return GitState(f"{len(events):012d}", dirty=False)
+
+    def recorded(*arguments: Any) -> Any:
+        events.append("render")
+        return prepare(*arguments)
+
+    monkeypatch.setattr(bake_module, "git_state", git_state)
+    monkeypatch.setattr(bake_module, "prepare", recorded)
+    result = bakery.bake()
+    assert events == ["git", "render"]
+    assert result.manifest_path is not None
+    record = json.loads(result.manifest_path.read_text())
+    (image,) = bakery.cloud.ec2.describe_images(ImageIds=[result.image.id])["Images"]
+    tags = {tag["Key"]: tag["Value"] for tag in image["Tags"]}
+    assert record["git_revision"] == "000000000001"
+    assert "000000000001" in tags.values()

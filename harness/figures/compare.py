@@ -176,10 +176,11 @@ def find_side(directory: Path, asked: str) -> Side:
 
 
 def _by_ami(runs: Sequence[Path], ami: str, directory: Path) -> Side:
-    found: list[tuple[Results, tuple[Record, ...]]] = []
-    for results in _readable(runs):
-        if own := tuple(record for record in results.records if record.texts.get("ami") == ami):
-            found.append((results, own))
+    found = [
+        (results, own)
+        for results in _readable(runs)
+        if (own := tuple(record for record in results.records if record.texts.get("ami") == ami))
+    ]
     if not found:
         raise UsageError(f"no run in {directory} has measured {ami}", hint=f"invoke bench --ami {ami}")
     return Side(ami, *found[0], note=_newest_of(ami, found[0][0], len(found)))

@@ -224,11 +224,11 @@ def _short(technique: str) -> str:
 
 def _known(records: Sequence[Record], technique: str, phase: str) -> list[tuple[Record, float, bool]]:
     """(attempt, seconds, censored) of the attempts that were measured."""
-    found = []
-    for record in measured(records):
-        if record.technique == technique and (ends := bounds(record, phase)) is not None:
-            found.append((record, ends[0] / 1000, ends[0] != ends[1]))
-    return found
+    return [
+        (record, ends[0] / 1000, ends[0] != ends[1])
+        for record in measured(records)
+        if record.technique == technique and (ends := bounds(record, phase)) is not None
+    ]
 
 
 def ecdf(records: Sequence[Record], order: Sequence[str], phases: Sequence[str], where: str) -> Picture:

@@ -328,8 +328,8 @@ def base_of(name: str, names: Sequence[str]) -> str | None:
     for base in (BASELINE, f"{BASELINE}{bracket}{variant}", own[0]):
         if base in names:
             # Variants of cold are compared with one another.
-            base = own[0] if base == name else base
-            return None if base == name else base
+            other = own[0] if base == name else base
+            return None if other == name else other
     return None
 
 

@@ -59,7 +59,7 @@ class Market(StrEnum):
 
 def fits(instance_type: str, arch: Arch) -> bool:
     """Whether machines of this type are of this architecture, by the type's name."""
-    family = instance_type.split(".")[0].removesuffix("-flex")
+    family = instance_type.partition(".")[0].removesuffix("-flex")
     letters = family.lstrip("abcdefghijklmnopqrstuvwxyz").lstrip("0123456789")
     is_arm = letters.startswith(_GRAVITON) or family == "a1"
     return is_arm == (arch is Arch.ARM64)

@@ -274,9 +274,11 @@ def _leftovers(cloud: Cloud, reason_of: ReasonOf) -> list[Removal]:
             tags = read_tags(group.get("Tags"))
             if reason := reason_of(tags):
                 removals.append(Removal("security-group", group["GroupId"], group["GroupName"], reason))
-    for key in cloud.ec2.describe_key_pairs(Filters=PROJECT_FILTER)["KeyPairs"]:
-        if reason := reason_of(read_tags(key.get("Tags"))):
-            removals.append(Removal("key-pair", key["KeyPairId"], key["KeyName"], reason))
+    removals.extend(
+        Removal("key-pair", key["KeyPairId"], key["KeyName"], reason)
+        for key in cloud.ec2.describe_key_pairs(Filters=PROJECT_FILTER)["KeyPairs"]
+        if (reason := reason_of(read_tags(key.get("Tags"))))
+    )
     return removals
 
 

@@ -84,13 +84,15 @@ def _asked(cloud: Cloud, kind: str) -> Price | None:
 
 def _of_products(price_list: Sequence[Any]) -> Price | None:
     """The lowest on-demand price per hour in GetProducts' answer, a list of JSON texts."""
-    found = []
+    found: list[float] = []
     for text in price_list:
         product = json.loads(text)
         for term in product.get("terms", {}).get("OnDemand", {}).values():
-            for dimension in term.get("priceDimensions", {}).values():
-                if dimension.get("unit") == "Hrs" and (usd := float(dimension["pricePerUnit"]["USD"])) > 0:
-                    found.append(usd)
+            found.extend(
+                usd
+                for dimension in term.get("priceDimensions", {}).values()
+                if dimension.get("unit") == "Hrs" and (usd := float(dimension["pricePerUnit"]["USD"])) > 0
+            )
     return Price(min(found), f"Pricing API, {datetime.now(UTC):%Y-%m-%d}") if found else None
 
 

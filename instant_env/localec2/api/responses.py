@@ -336,13 +336,13 @@ class LocalResponse(
 
     @staticmethod
     def _check_taggable(tags: dict[str, Any], allowed_types: set[str]) -> None:
-        for resource_type in tags:
+        for resource_type, values in tags.items():
             if resource_type not in allowed_types:
                 raise EC2ClientError(
                     "InvalidParameterValue",
                     f"'{resource_type}' is not a valid taggable resource type for this operation.",
                 )
-            _check_keys(tags[resource_type])
+            _check_keys(values)
 
     def get_console_output(self) -> ActionResult:
         instance = self.services.state.instance(self._get_param("InstanceId"))

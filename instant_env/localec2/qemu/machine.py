@@ -253,7 +253,7 @@ class Machine:
         finally:
             self._rebooting.clear()
 
-    # Faults (instances/fault_injector.py)
+    # Faults, for instances/fault_injector.py
 
     def kill(self) -> None:
         """End the process as a crash does: nothing is flushed, nobody is asked."""

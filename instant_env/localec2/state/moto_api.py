@@ -19,14 +19,10 @@ from typing import Any
 os.environ["MOTO_AMIS_PATH"] = str(Path(__file__).with_name("no_amis.json"))
 
 import moto.ec2.models as ec2_models
-import moto.ec2.models.amis as amis
 import moto.ec2.models.core as ec2_core
 import moto.ec2.models.elastic_block_store as block_store
 import moto.ec2.models.elastic_ip_addresses as addresses
 import moto.ec2.models.elastic_network_interfaces as interfaces
-import moto.ec2.models.instances as instances
-import moto.ec2.models.key_pairs as key_pairs
-import moto.ec2.models.security_groups as security_groups
 import moto.iam.models as iam_models
 import moto.ssm.models as ssm_models
 from moto.core.request import Request
@@ -34,6 +30,7 @@ from moto.core.responses import ActionResult, EmptyResult
 from moto.core.types import Base64EncodedString
 from moto.core.utils import get_service_model
 from moto.ec2.exceptions import EC2ClientError, InvalidKeyPairFormatError
+from moto.ec2.models import amis, instances, key_pairs, security_groups
 from moto.ec2.models.instance_types import INSTANCE_TYPES
 from moto.ec2.responses import EC2Response
 from moto.ec2.utils import filter_dict_attribute_mapping as INSTANCE_FILTERS

@@ -62,7 +62,7 @@ def test_only_what_is_done_is_accepted(served: Served) -> None:
     calls: list[Callable[[], Any]] = [
         lambda: served.ec2.create_vpc(CidrBlock="10.0.0.0/16"),
         lambda: served.ec2.create_vpn_gateway(Type="ipsec.1"),
-        lambda: served.ec2.create_internet_gateway(),
+        served.ec2.create_internet_gateway,
         lambda: served.ec2.delete_vpc(VpcId="vpc-00000000000000000"),
     ]
     for call in calls:

@@ -368,7 +368,7 @@ def test_iam_refuses(served: Served) -> None:
     policy = "arn:aws:iam::aws:policy/no"
     calls: list[tuple[Callable[[], Any], str]] = [
         (lambda: iam.create_user(UserName="me"), refused),
-        (lambda: iam.list_users(), refused),
+        (iam.list_users, refused),
         (lambda: iam.create_role(**role, PermissionsBoundary=policy), refused),
         (lambda: iam.get_role(RoleName="no"), "NoSuchEntity"),
         (lambda: iam.get_instance_profile(InstanceProfileName="no"), "NoSuchEntity"),

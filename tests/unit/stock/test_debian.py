@@ -98,7 +98,8 @@ def test_contents_agree_with_the_disk(tmp_path: Path) -> None:
     probe = tmp_path / "grub-probe"
     probe.write_text(files["/tmp/stock/grub-probe"].text)  # noqa: S108 (a key)
     probe.chmod(0o755)
-    answer = subprocess.run([probe, "--device", "/dev/x", "--target=fs_uuid"], capture_output=True, text=True)
+    command = [str(probe), "--device", "/dev/x", "--target=fs_uuid"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
     assert answer.stdout == f"{ids.root_filesystem}\n"
     finish = files["/tmp/stock/finish"].text  # noqa: S108 (a key)
     assert "--showformat='${Package} ${Version} ${Architecture}\\n'" in finish

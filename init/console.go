@@ -15,20 +15,20 @@ type logger struct {
 	journal, console io.Writer
 }
 
-// notef writes to the journal only.
-func (l *logger) notef(format string, values ...any) {
+// journalf writes to the journal only.
+func (l *logger) journalf(format string, values ...any) {
 	l.write(false, fmt.Sprintf(format, values...))
 }
 
-// notes writes lines to the journal only.
-func (l *logger) notes(lines []string) {
+// journalLines writes lines to the journal only.
+func (l *logger) journalLines(lines []string) {
 	for _, line := range lines {
 		l.write(false, line)
 	}
 }
 
-// sayf writes to both.
-func (l *logger) sayf(format string, values ...any) {
+// consolef writes to both.
+func (l *logger) consolef(format string, values ...any) {
 	l.write(true, fmt.Sprintf(format, values...))
 }
 

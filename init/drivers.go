@@ -15,11 +15,11 @@ var networkBuses = []struct{ name, network string }{
 	{"virtio", "d00000001v"}, // device type 1: network card
 }
 
-// loadDrivers loads what drives the network devices that have no driver, and does nothing when there are none. The
+// loadMissingDrivers loads what drives the network devices that have no driver, and does nothing when there are none. The
 // error names a device that stays without.
-func (m *machine) loadDrivers() error {
+func (m *machine) loadMissingDrivers() error {
 	for _, bus := range networkBuses {
-		devices := undriven("/sys/bus/"+bus.name+"/devices", bus.network)
+		devices := withoutDriver("/sys/bus/"+bus.name+"/devices", bus.network)
 		if len(devices) == 0 {
 			continue
 		}
@@ -40,7 +40,7 @@ func (m *machine) loadDrivers() error {
 				failures = append(failures, err)
 				continue
 			}
-			m.log.notef("loaded %s", driver)
+			m.log.journalf("loaded %s", driver)
 		}
 		if len(failures) > 0 {
 			return errors.Join(failures...)
@@ -49,8 +49,8 @@ func (m *machine) loadDrivers() error {
 	return nil
 }
 
-// undriven returns the modaliases of the devices on a bus that contain the text and have no driver.
-func undriven(directory, text string) []string {
+// withoutDriver returns the modaliases of the devices on a bus that contain the text and have no driver.
+func withoutDriver(directory, text string) []string {
 	files, _ := filepath.Glob(directory + "/*/modalias") // the only error is a bad pattern
 	var found []string
 	for _, file := range files {

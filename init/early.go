@@ -15,7 +15,7 @@ import (
 // early is where the kernel enters this program (toolchain.py tells the linker), before Go's runtime is there. As process
 // 1 it executes sshd, and goes on to the runtime's own entry. It takes sshd a while to be loaded and linked, and to set up
 // its cryptography, and nothing that is done here has to be done by then: it reads its configuration after that, and
-// sshd_config is held (holdFile) until everything is in place. Where anything fails, no sshd runs, and startSSHD
+// sshd_config is under a lease (takeLease) until everything is in place. Where anything fails, no sshd runs, and startSSHD
 // starts it later.
 //
 // It is in assembly because the runtime takes a while to start itself: little where the disk and the processor are quick,
@@ -35,7 +35,7 @@ var earlyWords = [...]string{
 // What early leaves.
 var (
 	earlyPID       int64 // of sshd; 0: it was not started
-	earlyHold      int64 // the descriptor that holds its configuration
+	earlyLease     int64 // the descriptor that holds its configuration
 	earlyOutput    [2]int32
 	earlyAt        syscall.Timespec // on CLOCK_BOOTTIME
 	earlyError     int64            // of the child, which shares our memory until it is sshd
@@ -47,7 +47,7 @@ var (
 type earlyServer struct {
 	child
 	output *os.File
-	held   hold
+	lease  fileLease
 	at     time.Duration // when it was executed, on CLOCK_BOOTTIME
 }
 
@@ -61,21 +61,21 @@ func adoptEarly(processes *reaper) *earlyServer {
 	return &earlyServer{
 		child:  processes.adopt(int(earlyPID)),
 		output: os.NewFile(uintptr(earlyOutput[0]), "pipe"),
-		held:   hold{int(earlyHold)},
+		lease:  fileLease{int(earlyLease)},
 		at:     time.Duration(earlyAt.Nano()),
 	}
 }
 
 // settle gives it what a child gets that is started later.
 func (e *earlyServer) settle(group *cgroup) error {
-	var failures attempts
+	var failures errs
 	_, _, errno := syscall.RawSyscall6(syscall.SYS_PRLIMIT64, uintptr(e.pid), syscall.RLIMIT_NOFILE,
 		uintptr(unsafe.Pointer(&openFiles)), 0, 0, 0)
 	if errno != 0 {
-		failures.try("limit of open files", errno)
+		failures.add("limit of open files", errno)
 	}
 	if group != nil {
-		failures.try("cgroup", os.WriteFile(group.path+"/cgroup.procs", strconv.AppendInt(nil, int64(e.pid), 10), 0))
+		failures.add("cgroup", os.WriteFile(group.path+"/cgroup.procs", strconv.AppendInt(nil, int64(e.pid), 10), 0))
 	}
 	return errors.Join(failures...)
 }
@@ -83,7 +83,7 @@ func (e *earlyServer) settle(group *cgroup) error {
 // end is for a machine whose sshd is another one.
 func (e *earlyServer) end(processes *reaper) error {
 	processes.signal(e.pid, syscall.SIGKILL)
-	e.held.letGo()
+	e.lease.release()
 	e.output.Close()
 	return fmt.Errorf("%s was not wanted: %s", defaultSSHD, describe(<-e.exit))
 }

@@ -66,22 +66,22 @@ mounted:
 	SYSCALL
 	CMPQ	AX, $0
 	JLT	runtime
-	MOVQ	AX, ·earlyHold(SB)
+	MOVQ	AX, ·earlyLease(SB)
 	CMPQ	AX, $3 // below: there is no console, and descriptors are not what they should be
-	JLT	closeHold
+	JLT	closeLease
 	MOVQ	AX, DI
 	MOVL	$F_SETLEASE, SI
 	MOVL	$F_WRLCK, DX
 	MOVL	$sys_fcntl, AX
 	SYSCALL
 	CMPQ	AX, $0
-	JNE	closeHold
+	JNE	closeLease
 	LEAQ	·earlyOutput(SB), DI
 	MOVL	$O_CLOEXEC, SI
 	MOVL	$sys_pipe2, AX
 	SYSCALL
 	CMPQ	AX, $0
-	JNE	closeHold
+	JNE	closeLease
 
 	MOVQ	word(7), AX
 	MOVQ	AX, ·earlyArguments+0(SB)
@@ -134,8 +134,8 @@ closeOutput:
 	MOVL	·earlyOutput+4(SB), DI
 	MOVL	$sys_close, AX
 	SYSCALL
-closeHold:
-	MOVQ	·earlyHold(SB), DI
+closeLease:
+	MOVQ	·earlyLease(SB), DI
 	MOVL	$sys_close, AX
 	SYSCALL
 runtime:

@@ -65,21 +65,21 @@ mounted:
 	SVC
 	CMP	$0, R0
 	BLT	runtime
-	MOVD	R0, ·earlyHold(SB)
+	MOVD	R0, ·earlyLease(SB)
 	CMP	$3, R0
-	BLT	closeHold
+	BLT	closeLease
 	MOVD	$F_SETLEASE, R1
 	MOVD	$F_WRLCK, R2
 	MOVD	$sys_fcntl, R8
 	SVC
 	CMP	$0, R0
-	BNE	closeHold
+	BNE	closeLease
 	MOVD	$·earlyOutput(SB), R0
 	MOVD	$O_CLOEXEC, R1
 	MOVD	$sys_pipe2, R8
 	SVC
 	CMP	$0, R0
-	BNE	closeHold
+	BNE	closeLease
 
 	MOVD	word(7), R0
 	MOVD	R0, ·earlyArguments+0(SB)
@@ -131,8 +131,8 @@ closeOutput:
 	MOVW	·earlyOutput+4(SB), R0
 	MOVD	$sys_close, R8
 	SVC
-closeHold:
-	MOVD	·earlyHold(SB), R0
+closeLease:
+	MOVD	·earlyLease(SB), R0
 	MOVD	$sys_close, R8
 	SVC
 runtime:

@@ -34,7 +34,7 @@ func TestEarlyWordsAreThoseOfALaterStart(t *testing.T) {
 }
 
 // started is a process as early leaves one.
-func started(t *testing.T, m *machine, script string) (server *earlyServer, heldPath string) {
+func started(t *testing.T, m *machine, script string) (server *earlyServer, leasedPath string) {
 	t.Helper()
 	reader, writer, err := pipe()
 	if err != nil {
@@ -45,12 +45,12 @@ func started(t *testing.T, m *machine, script string) (server *earlyServer, held
 	if err != nil {
 		t.Fatal(err)
 	}
-	heldPath = write(t, filepath.Join(t.TempDir(), "file"), "")
-	held, err := holdFile(heldPath)
+	leasedPath = write(t, filepath.Join(t.TempDir(), "file"), "")
+	lease, err := takeLease(leasedPath)
 	if err != nil {
 		t.Skipf("no leases here: %v", err)
 	}
-	return &earlyServer{child: process, output: reader, held: held}, heldPath
+	return &earlyServer{child: process, output: reader, lease: lease}, leasedPath
 }
 
 func TestAnEarlyServerIsTheFirstProcess(t *testing.T) {
@@ -61,7 +61,7 @@ func TestAnEarlyServerIsTheFirstProcess(t *testing.T) {
 	s := shell(t, "server", `echo later; while :; do sleep 0.01; done`)
 	s.early, _ = started(t, m, `echo early; while :; do sleep 0.01; done`)
 	pid := s.early.pid
-	defer s.early.held.letGo()
+	defer s.early.lease.release()
 	running := make(chan struct{})
 	m.spawn("server", func() error { return m.supervise(s, func() { close(running) }) })
 	<-running
@@ -89,9 +89,9 @@ func TestAnEarlyServerThatIsNotWantedEnds(t *testing.T) {
 	if _, err := io.ReadAll(server.output); err == nil {
 		t.Error("its output is still open")
 	}
-	again, err := holdFile(path)
+	again, err := takeLease(path)
 	if err != nil {
 		t.Errorf("its hold is still there: %v", err)
 	}
-	again.letGo()
+	again.release()
 }

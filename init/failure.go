@@ -38,7 +38,7 @@ func (m *machine) spawn(what string, work func() error) {
 func (m *machine) spawnLoose(what string, work func() error) {
 	m.spawn(what, func() error {
 		if err := work(); err != nil {
-			m.log.sayf("%s: %v", what, err)
+			m.log.consolef("%s: %v", what, err)
 		}
 		return nil
 	})
@@ -73,15 +73,15 @@ func (m *machine) guarded(what string, work func() error) (err error) {
 
 // fatal tells why the machine is of no use, and how it stands, and powers it off when that had time to be read.
 func (m *machine) fatal(cause error) {
-	m.log.sayf("fatal: %v", cause)
+	m.log.consolef("fatal: %v", cause)
 	pause := servingPause
 	if !m.isServing() || errors.Is(cause, errNoServer) {
 		pause = fatalPause
-		for _, line := range condition("/") {
-			m.log.sayf("%s", line)
+		for _, line := range diagnose("/") {
+			m.log.consolef("%s", line)
 		}
 	}
-	m.log.sayf("powering off in %s", pause)
+	m.log.consolef("powering off in %s", pause)
 	time.Sleep(pause)
 	m.powerOff("a fatal error")
 }
@@ -96,9 +96,9 @@ func (m *machine) isServing() bool {
 	}
 }
 
-// condition describes the machine in a few lines to somebody who has nothing but its console: memory, root file
+// diagnose describes the machine in a few lines to somebody who has nothing but its console: memory, root file
 // system, network interfaces, the kernel's latest complaints. The directory is where /proc and /sys are.
-func condition(root string) (lines []string) {
+func diagnose(root string) (lines []string) {
 	if text, err := os.ReadFile(filepath.Join(root, "proc/meminfo")); err == nil {
 		var memory []string
 		for line := range strings.Lines(string(text)) {

@@ -27,20 +27,20 @@ func (m *machine) hibernate() {
 	}
 	device, err := resumeDevice("/sys")
 	if err != nil {
-		m.log.sayf("the sleep key is ignored: %v", err)
+		m.log.consolef("the sleep key is ignored: %v", err)
 		return
 	}
-	m.log.sayf("hibernating to %s", device)
+	m.log.consolef("hibernating to %s", device)
 	begin := bootTime()
 	if err := suspendTo(device); err != nil {
-		m.log.sayf("cannot hibernate: %v", err)
+		m.log.consolef("cannot hibernate: %v", err)
 		return
 	}
 	m.marks.wake()
 	if err := m.marks.write(timelineFile); err != nil { // now: somebody may be in before the key of the launch came
-		m.log.sayf("timeline: %v", err)
+		m.log.consolef("timeline: %v", err)
 	}
-	m.log.sayf("awake again, after %s", (bootTime() - begin).Round(time.Second))
+	m.log.consolef("awake again, after %s", (bootTime() - begin).Round(time.Second))
 	m.hooksMutex.Lock()
 	defer m.hooksMutex.Unlock()
 	for _, hook := range m.hooks {
@@ -149,7 +149,7 @@ func (m *machine) growRoot() error {
 	if err := os.WriteFile("/sys/power/resume", []byte(number), 0); err != nil {
 		return fmt.Errorf("/sys/power/resume: %w", err)
 	}
-	m.log.notef("made /dev/%s to hibernate to", report.Swap)
+	m.log.journalf("made /dev/%s to hibernate to", report.Swap)
 	return nil
 }
 

@@ -7,26 +7,26 @@ type image struct {
 	settings config
 	user     account
 	early    *earlyServer // the sshd that runs already; nil: none
-	held     hold         // on what sshd reads before its host keys
-	notHeld  error        // why it is not held
+	lease    fileLease    // on what sshd reads before its host keys
+	noLease  error        // why there is none
 }
 
 func (i *image) read() (err error) {
 	if i.settings, err = loadConfig(configFile); err != nil {
 		return err
 	}
-	i.held, i.notHeld = i.holdConfiguration()
+	i.lease, i.noLease = i.leaseConfiguration()
 	i.user, err = findAccount(passwdFile, i.settings.LoginUser)
 	return err
 }
 
-// holdConfiguration is for the system's sshd; another one may have its own elsewhere.
-func (i *image) holdConfiguration() (hold, error) {
+// leaseConfiguration is for the system's sshd; another one may have its own elsewhere.
+func (i *image) leaseConfiguration() (fileLease, error) {
 	if i.settings.SSHD != defaultSSHD {
-		return hold{}, fmt.Errorf("%s is not %s", i.settings.SSHD, defaultSSHD)
+		return fileLease{}, fmt.Errorf("%s is not %s", i.settings.SSHD, defaultSSHD)
 	}
 	if i.early != nil {
-		return i.early.held, nil
+		return i.early.lease, nil
 	}
-	return holdFile(sshdConfiguration)
+	return takeLease(sshdConfiguration)
 }

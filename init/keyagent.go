@@ -23,7 +23,7 @@ const (
 // then on, and returns only when it failed, with the exit status.
 func keyAgent(log *logger) int {
 	if os.Geteuid() != 0 {
-		log.sayf("key-agent: permission denied: it needs to be root")
+		log.consolef("key-agent: permission denied: it needs to be root")
 		return 1
 	}
 	marks := newTimeline(bootTime, false)
@@ -33,32 +33,32 @@ func keyAgent(log *logger) int {
 	client.OnToken = func() { marks.mark("imds_token") }
 	settings, err := loadConfig(configFile)
 	if err != nil {
-		log.sayf("%v", err)
+		log.consolef("%v", err)
 		return 1
 	}
 	admission, err := prepareLogin(client, settings.LoginUser, marks, log)
 	if err != nil {
-		log.sayf("%v", err)
+		log.consolef("%v", err)
 		return 1
 	}
 	if err := marks.write(timelineFile); err != nil {
-		log.sayf("cannot write the timeline: %v", err)
+		log.consolef("cannot write the timeline: %v", err)
 	}
 	if err := notifyReady(os.Getenv("NOTIFY_SOCKET")); err != nil {
-		log.sayf("cannot tell systemd: %v", err)
+		log.consolef("cannot tell systemd: %v", err)
 	}
 	syscall.Sync() // see finishBoot
-	log.sayf("timeline %s", marks.json())
+	log.consolef("timeline %s", marks.json())
 	// cloud-init would have done it, or growpart from an initramfs.
 	if _, err := grow("/", nil, log); err != nil {
-		log.sayf("root volume: %v", err)
+		log.consolef("root volume: %v", err)
 	}
 	lifetime := newLifetime(admission.afterSSHD(), client.Date(), log)
 	if settings.SSMKeys != "" {
 		go admission.admitParameter(ssmProgram, settings.SSMKeys, runChild)
 	}
 	go lifetime.watch(client)
-	log.sayf("powering off: its time is up: %s", lifetime.await(time.Sleep))
+	log.consolef("powering off: its time is up: %s", lifetime.await(time.Sleep))
 	return endBySystemd(log)
 }
 
@@ -66,7 +66,7 @@ func prepareLogin(client *imds.Client, name string, marks *timeline, log *logger
 	hostKeys := make(chan error, 1)
 	go func() {
 		made, err := ensureHostKeys(sshDirectory, marks)
-		log.notes(made)
+		log.journalLines(made)
 		hostKeys <- err
 	}()
 	user, err := findAccount(passwdFile, name)
@@ -84,11 +84,11 @@ func prepareLogin(client *imds.Client, name string, marks *timeline, log *logger
 func endBySystemd(log *logger) int {
 	for _, signal := range []syscall.Signal{systemdPowerOff, systemdPowerOffNow} {
 		if err := syscall.Kill(1, signal); err != nil {
-			log.sayf("%v", err)
+			log.consolef("%v", err)
 		}
 		time.Sleep(systemdPatience)
 	}
-	log.sayf("systemd does not power the machine off")
+	log.consolef("systemd does not power the machine off")
 	return 1
 }
 

@@ -78,7 +78,7 @@ func (l *lifetime) update(date time.Time, text string) {
 		at = instant
 	} else if text != l.badTag {
 		// Whatever held before still holds: a slip must not end the machine, nor let it live for ever.
-		l.log.sayf("tag instant-env:expires-at: %v", err)
+		l.log.consolef("tag instant-env:expires-at: %v", err)
 		l.badTag = text
 	}
 	l.tag.set(at, boot, date, l.now)
@@ -125,10 +125,10 @@ func (l *lifetime) tell() {
 	}
 	l.told = why
 	if end == 0 {
-		l.log.sayf("no time limit any more")
+		l.log.consolef("no time limit any more")
 		return
 	}
-	l.log.notef("powering off in %s: %s", (end - l.clock()).Round(time.Second), why)
+	l.log.journalf("powering off in %s: %s", (end - l.clock()).Round(time.Second), why)
 }
 
 // await returns when the time is up, and says why it is. It does not depend on anybody's answer.

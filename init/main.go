@@ -219,7 +219,7 @@ func printLoginKeys(user string, stdout, stderr io.Writer) int {
 func growVolume(target string, stderr io.Writer) int {
 	log := &logger{journal: stderr}
 	if _, err := grow(target, nil, log); err != nil {
-		log.sayf("%v", err)
+		log.consolef("%v", err)
 		return 1
 	}
 	return 0

@@ -57,28 +57,28 @@ var openFiles = syscall.Rlimit{Cur: 1024, Max: 524288}
 // prepareServer sets up what sshd finds, or inherits, when it starts.
 func prepareServer() error {
 	syscall.Umask(0o022)
-	var failures attempts
+	var failures errs
 	for _, path := range serverDirectories {
-		failures.try("directory", os.MkdirAll(path, 0o755))
+		failures.add("directory", os.MkdirAll(path, 0o755))
 	}
-	failures.try("limit of open files", syscall.Setrlimit(syscall.RLIMIT_NOFILE, &openFiles))
+	failures.add("limit of open files", syscall.Setrlimit(syscall.RLIMIT_NOFILE, &openFiles))
 	// Ctrl-Alt-Del comes as SIGINT instead of resetting the machine.
-	failures.try("Ctrl-Alt-Del", syscall.Reboot(syscall.LINUX_REBOOT_CMD_CAD_OFF))
+	failures.add("Ctrl-Alt-Del", syscall.Reboot(syscall.LINUX_REBOOT_CMD_CAD_OFF))
 	return errors.Join(failures...)
 }
 
 // prepareLogins sets up what only people and their programs need. It takes as long as the mounts, while sshd loads.
 func prepareLogins() error {
-	var failures attempts
+	var failures errs
 	for link, target := range links {
 		if err := os.Symlink(target, link); !errors.Is(err, os.ErrExist) {
-			failures.try("link", err)
+			failures.add("link", err)
 		}
 	}
-	failures.try("directory", os.MkdirAll(lockDirectory, 0o755))
-	failures.try("directory", os.Chmod(lockDirectory, 0o777|os.ModeSticky))
+	failures.add("directory", os.MkdirAll(lockDirectory, 0o755))
+	failures.add("directory", os.Chmod(lockDirectory, 0o777|os.ModeSticky))
 	// The kernel drops all but ten lines in five seconds that a process logs, unless told that it may not.
-	failures.try("kernel's log", os.WriteFile("/proc/sys/kernel/printk_devkmsg", []byte("on\n"), 0))
+	failures.add("kernel's log", os.WriteFile("/proc/sys/kernel/printk_devkmsg", []byte("on\n"), 0))
 	// who(1) and sshd's login records; nothing depends on it.
 	if file, err := os.OpenFile("/run/utmp", os.O_CREATE|os.O_WRONLY, 0o644); err == nil {
 		file.Close()
@@ -86,12 +86,12 @@ func prepareLogins() error {
 	return errors.Join(failures...)
 }
 
-// attempts collects what failed.
-type attempts []error
+// errs collects what failed.
+type errs []error
 
-func (a *attempts) try(what string, err error) {
+func (e *errs) add(what string, err error) {
 	if err != nil {
-		*a = append(*a, fmt.Errorf("%s: %w", what, err))
+		*e = append(*e, fmt.Errorf("%s: %w", what, err))
 	}
 }
 

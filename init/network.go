@@ -11,6 +11,7 @@ import (
 
 	"instantenv/init/internal/dhcp"
 	"instantenv/init/internal/netif"
+	"instantenv/init/internal/netlink"
 )
 
 // A machine without a network says after these times what it waits for, and goes on waiting.
@@ -78,11 +79,11 @@ func (m *machine) bringUpNetwork() error {
 		select {
 		case <-m.network.up:
 			if time.Since(began) >= firstWord {
-				m.log.sayf("the network is up")
+				m.log.consolef("the network is up")
 			}
 			return nil
 		case <-time.After(pause):
-			m.log.sayf("no network after %d s: waiting for %s", int(time.Since(began).Seconds()), m.network.waitingFor())
+			m.log.consolef("no network after %d s: waiting for %s", int(time.Since(began).Seconds()), m.network.waitingFor())
 		}
 	}
 }
@@ -99,11 +100,11 @@ func (m *machine) networkResumed() error {
 
 // start listens before it looks, so that nothing comes unseen.
 func (n *network) start() error {
-	links, err := netif.LinkBell()
+	links, err := netlink.WatchLinks()
 	if err != nil {
 		return err
 	}
-	devices, err := netif.DeviceBell(isNetworkDevice)
+	devices, err := netlink.WatchDevices(isNetworkDevice)
 	if err != nil {
 		return err
 	}
@@ -116,27 +117,27 @@ func (n *network) start() error {
 	return nil
 }
 
-func (n *network) listen(bell *netif.Bell, ring chan<- struct{}) error {
+func (n *network) listen(watcher *netlink.Watcher, changed chan<- struct{}) error {
 	go func() {
 		<-n.stop
-		bell.Close()
+		watcher.Close()
 	}()
 	for {
-		switch err := bell.Wait(); {
+		switch err := watcher.Wait(); {
 		case errors.Is(err, os.ErrClosed):
 			return nil
 		case err != nil: // then it is polled
-			n.machine.log.notef("netlink: %v", err)
+			n.machine.log.journalf("netlink: %v", err)
 			time.Sleep(retryPause)
 		}
-		knock(ring)
+		notify(changed)
 	}
 }
 
-// knock makes who waits look, unless it will anyway.
-func knock(ring chan<- struct{}) {
+// notify wakes the receiver, unless it is about to run anyway.
+func notify(changed chan<- struct{}) {
 	select {
-	case ring <- struct{}{}:
+	case changed <- struct{}{}:
 	default:
 	}
 }
@@ -145,7 +146,7 @@ func (n *network) watch() error {
 	n.lookAgain()
 	// Until there is a login only a machine without any interface loads drivers; another card's can wait.
 	if n.count() == 0 {
-		n.drive()
+		n.loadDrivers()
 		n.lookAgain()
 	}
 	serving := n.machine.serving
@@ -155,10 +156,10 @@ func (n *network) watch() error {
 			return nil
 		case <-n.changed:
 		case <-n.devices:
-			n.drive()
+			n.loadDrivers()
 		case <-serving:
 			serving = nil
-			n.drive()
+			n.loadDrivers()
 		}
 		n.lookAgain()
 	}
@@ -167,8 +168,8 @@ func (n *network) watch() error {
 // lookAgain looks, and once more a second later if the kernel does not tell: it is no reason to give up a machine.
 func (n *network) lookAgain() {
 	if err := n.look(); err != nil {
-		n.machine.log.notef("network interfaces: %v", err)
-		time.AfterFunc(retryPause, func() { knock(n.changed) })
+		n.machine.log.journalf("network interfaces: %v", err)
+		time.AfterFunc(retryPause, func() { notify(n.changed) })
 	}
 }
 
@@ -178,15 +179,15 @@ func (n *network) count() int {
 	return len(n.nics)
 }
 
-// drive loads drivers and says what is missing, once.
-func (n *network) drive() {
-	err := n.machine.loadDrivers()
+// loadDrivers loads drivers and says what is missing, once.
+func (n *network) loadDrivers() {
+	err := n.machine.loadMissingDrivers()
 	n.mutex.Lock()
 	news := err != nil && (n.drivers == nil || n.drivers.Error() != err.Error())
 	n.drivers = err
 	n.mutex.Unlock()
 	if news {
-		n.machine.log.sayf("network drivers: %v", err)
+		n.machine.log.consolef("network drivers: %v", err)
 	}
 }
 
@@ -203,7 +204,7 @@ func (n *network) look() error {
 		if n.nics[found.Index] == nil {
 			fresh = true
 			if err := netif.Up(found.Index); err != nil {
-				n.machine.log.sayf("%s: %v", found.Name, err) // it may have gone again
+				n.machine.log.consolef("%s: %v", found.Name, err) // it may have gone again
 			}
 		}
 	}
@@ -255,12 +256,12 @@ func (n *network) adopt(found netif.Interface) {
 func (n *network) drop(gone *nic) {
 	delete(n.nics, gone.Index)
 	gone.client.Close()
-	n.machine.log.notef("%s has gone", gone.Name)
+	n.machine.log.journalf("%s has gone", gone.Name)
 	if gone.lease == nil {
 		return
 	}
 	if err := netif.Forget(gone.Index, gone.address); err != nil {
-		n.machine.log.notef("%s: %v", gone.Name, err)
+		n.machine.log.journalf("%s: %v", gone.Name, err)
 	}
 	n.rename()
 }
@@ -274,7 +275,7 @@ func (n *network) troubled(nic *nic, err error) {
 	news := nic.trouble == nil || nic.trouble.Error() != err.Error()
 	nic.trouble = err
 	if news {
-		n.machine.log.sayf("%s: %v", nic.Name, err)
+		n.machine.log.consolef("%s: %v", nic.Name, err)
 	}
 }
 
@@ -290,21 +291,21 @@ func (n *network) leased(nic *nic, lease dhcp.Lease) error {
 		Metric: metricStep * nic.Index, Table: nic.table,
 	}
 	if nic.lease != nil && (nic.address.IP != address.IP || nic.address.Mask != address.Mask) {
-		n.machine.log.sayf("%s: the address changes from %s", nic.Name, dhcp.Dotted(nic.address.IP))
+		n.machine.log.consolef("%s: the address changes from %s", nic.Name, dhcp.Dotted(nic.address.IP))
 		if err := netif.Forget(nic.Index, nic.address); err != nil {
-			n.machine.log.sayf("%s: %v", nic.Name, err)
+			n.machine.log.consolef("%s: %v", nic.Name, err)
 		}
 	}
 	err := netif.Configure(nic.Index, address)
 	var mtu *netif.MTUError
 	if errors.As(err, &mtu) {
-		n.machine.log.sayf("%s: %v", nic.Name, mtu)
+		n.machine.log.consolef("%s: %v", nic.Name, mtu)
 		err = nil
 	}
 	if err != nil {
 		return err
 	}
-	n.machine.log.notef("%s has %s from %s for %s", nic.Name, dhcp.Dotted(lease.IP), dhcp.Dotted(lease.Server), lease.Duration)
+	n.machine.log.journalf("%s has %s from %s for %s", nic.Name, dhcp.Dotted(lease.IP), dhcp.Dotted(lease.Server), lease.Duration)
 	nic.lease, nic.address, nic.trouble = &lease, address, nil
 	select {
 	case <-n.up:

@@ -27,7 +27,7 @@ func (a *admission) admitParameter(program, parameter string, run runner) {
 		}
 	}
 	if err != nil {
-		a.log.sayf("SSH keys of parameter %s: %v", parameter, err)
+		a.log.consolef("SSH keys of parameter %s: %v", parameter, err)
 	}
 }
 

@@ -88,7 +88,7 @@ func boot() {
 			case syscall.SIGINT:
 				m.goDown(ending{reason: "Ctrl-Alt-Del", restart: true})
 			default:
-				m.log.notef("ignoring signal: %v", s)
+				m.log.journalf("ignoring signal: %v", s)
 			}
 		}
 		return nil
@@ -114,10 +114,10 @@ func (m *machine) bringUp() error {
 	m.log.open()
 	close(told)
 	if readOnly != nil {
-		m.log.sayf("the root stays read-only: %v", readOnly)
+		m.log.consolef("the root stays read-only: %v", readOnly)
 	}
 	if err := prepareServer(); err != nil {
-		m.log.sayf("%v", err)
+		m.log.consolef("%v", err)
 	}
 	mounted()
 	m.marks.mark("mounted")
@@ -130,7 +130,7 @@ func (m *machine) bringUp() error {
 		return err
 	}
 	if err := prepareLogins(); err != nil {
-		m.log.sayf("%v", err)
+		m.log.consolef("%v", err)
 	}
 	m.spawn("buttons", m.watchButtons)
 
@@ -156,7 +156,7 @@ func (m *machine) finishBoot(admission *admission, settings config) error {
 		m.tellTimeline("sshd_listening")
 	case <-time.After(servingLimit):
 		// Whatever sshd does: the machine's time limit has to be known.
-		m.log.sayf("sshd has the key for %s and does not accept connections", servingLimit)
+		m.log.consolef("sshd has the key for %s and does not accept connections", servingLimit)
 	}
 	// What is new in authorized_keys is whole on the disk already, and host keys with it; now the names are, too.
 	m.spawn("sync", func() error {
@@ -221,9 +221,9 @@ func (m *machine) tellTimeline(mark string) {
 		err = m.marks.write(timelineFile)
 	}
 	if err != nil {
-		m.log.sayf("timeline: %v", err)
+		m.log.consolef("timeline: %v", err)
 	}
-	m.log.sayf("timeline %s", m.marks.json())
+	m.log.consolef("timeline %s", m.marks.json())
 }
 
 // loginDelay is how long after sshd serves buttons and the root's size wait for the first login: somebody who launched a
@@ -268,7 +268,7 @@ func (m *machine) delegate() {
 	}
 	m.delegation.Do(func() {
 		if err := delegateControllers(); err != nil {
-			m.log.sayf("control groups: %v", err)
+			m.log.consolef("control groups: %v", err)
 		}
 	})
 }
@@ -280,20 +280,20 @@ func (m *machine) makeHostKeys(told <-chan struct{}) error {
 	if err == nil {
 		m.spawn("word of host keys", func() error {
 			<-told
-			m.log.notes(made)
+			m.log.journalLines(made)
 			return nil
 		})
 		return nil
 	}
 	<-told
-	m.log.sayf("host keys: %v; this start has its own, in %s", err, runtimeHostKeys)
+	m.log.consolef("host keys: %v; this start has its own, in %s", err, runtimeHostKeys)
 	if err := os.MkdirAll(runtimeHostKeys, 0o700); err != nil {
 		return err
 	}
 	if made, err = ensureHostKeys(runtimeHostKeys, m.marks); err != nil {
 		return err
 	}
-	m.log.notes(made)
+	m.log.journalLines(made)
 	files, err := filepath.Glob(runtimeHostKeys + "/ssh_host_*_key")
 	for _, file := range files {
 		m.sshdOptions = append(m.sshdOptions, "-h", file)

@@ -86,7 +86,7 @@ func parseService(name string, text []byte) (service, error) {
 func (s *service) set(field string, value any) (ok bool) {
 	switch field {
 	case "argv":
-		s.Argv, ok = texts(value)
+		s.Argv, ok = stringList(value)
 	case "environment":
 		variables, isObject := value.(map[string]any)
 		for name, value := range variables {
@@ -100,16 +100,16 @@ func (s *service) set(field string, value any) (ok bool) {
 	case "start":
 		s.Start, ok = value.(string)
 	case "after":
-		s.After, ok = texts(value)
+		s.After, ok = stringList(value)
 	case "mounts":
-		s.Mounts, ok = texts(value)
+		s.Mounts, ok = stringList(value)
 	case "restart":
 		s.Restart, ok = value.(string)
 	}
 	return ok
 }
 
-func texts(value any) (found []string, ok bool) {
+func stringList(value any) (found []string, ok bool) {
 	list, ok := value.([]any)
 	for _, item := range list {
 		text, isText := item.(string)
@@ -170,7 +170,7 @@ func (m *machine) startServices(named []string) {
 	for _, complaint := range append(complaints, more...) {
 		if text := complaint.Error(); !slices.Contains(m.complaints, text) {
 			m.complaints = append(m.complaints, text)
-			m.log.sayf("services: %s", text)
+			m.log.consolef("services: %s", text)
 		}
 	}
 	if m.begun == nil {
@@ -205,7 +205,7 @@ func (m *machine) waitForMounts(s service) {
 	for _, path := range s.Mounts {
 		for tries := 0; !isMountPoint(path); tries++ {
 			if tries == 100 {
-				m.log.sayf("service %s waits for a file system on %s", s.Name, path)
+				m.log.consolef("service %s waits for a file system on %s", s.Name, path)
 			}
 			time.Sleep(100 * time.Millisecond)
 		}

@@ -39,27 +39,27 @@ func (m *machine) shutDown(how ending) {
 		finish()
 	}()
 	defer finish() // also after a panic
-	m.log.sayf("%s: %s", what, how.reason)
+	m.log.consolef("%s: %s", what, how.reason)
 	m.processes.close()
 	m.stopServices(begin.Add(servicesLimit))
 	// Interactive shells ignore SIGTERM, but not a hangup.
 	m.end(termGrace, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGCONT)
 	if m.end(killGrace, syscall.SIGKILL) {
-		m.log.sayf("processes are stuck: %s", stuckProcesses())
+		m.log.consolef("processes are stuck: %s", stuckProcesses())
 	}
 	// What the parts before it did not take is the disks' as well: one that is slow does not hang.
 	writing := max(syncLimit, shutdownLimit-time.Since(begin)-swapLimit-unmountsLimit-unmountLimit-2*nicsLimit)
-	if !within(writing, syscall.Sync) {
-		m.log.sayf("not everything could be written to the disks within %s", writing.Round(time.Millisecond))
+	if !withTimeout(writing, syscall.Sync) {
+		m.log.consolef("not everything could be written to the disks within %s", writing.Round(time.Millisecond))
 	}
-	if !within(swapLimit, swapOff) {
-		m.log.sayf("swap: what is in it could not be read back within %s", swapLimit)
+	if !withTimeout(swapLimit, swapOff) {
+		m.log.consolef("swap: what is in it could not be read back within %s", swapLimit)
 	}
 	m.unmountAll(time.Now().Add(unmountsLimit))
-	if !within(nicsLimit, m.nicsDown) {
-		m.log.sayf("network interfaces are not down within %s", nicsLimit)
+	if !withTimeout(nicsLimit, m.nicsDown) {
+		m.log.consolef("network interfaces are not down within %s", nicsLimit)
 	}
-	m.log.sayf("%s now, after %s", what, time.Since(begin).Round(time.Millisecond))
+	m.log.consolef("%s now, after %s", what, time.Since(begin).Round(time.Millisecond))
 }
 
 // end signals every process but this one and waits until all are gone, at most for the given time. It tells whether
@@ -78,8 +78,8 @@ func (m *machine) end(grace time.Duration, signals ...syscall.Signal) (left bool
 	return false
 }
 
-// within runs what may hang in the kernel, and tells whether it returned in time. If not, its thread stays behind.
-func within(limit time.Duration, work func()) bool {
+// withTimeout runs what may hang in the kernel, and tells whether it returned in time. If not, its thread stays behind.
+func withTimeout(limit time.Duration, work func()) bool {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -133,7 +133,7 @@ func swapOff() {
 func (m *machine) unmountAll(deadline time.Time) {
 	text, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
-		m.log.sayf("unmount: %v", err)
+		m.log.consolef("unmount: %v", err)
 	}
 	targets := foreignMounts(string(text))
 	bounded := func(target string, work func() error) {
@@ -143,10 +143,10 @@ func (m *machine) unmountAll(deadline time.Time) {
 		if target != "/" {
 			limit = min(limit, time.Until(deadline))
 		}
-		if !within(limit, func() { err = work() }) {
-			m.log.sayf("unmount %s: hangs", target)
+		if !withTimeout(limit, func() { err = work() }) {
+			m.log.consolef("unmount %s: hangs", target)
 		} else if err != nil {
-			m.log.sayf("unmount %s: %v", target, err)
+			m.log.consolef("unmount %s: %v", target, err)
 		}
 	}
 	for i := len(targets) - 1; i >= 0; i-- {
@@ -171,11 +171,11 @@ func readOnly(target string) error {
 func (m *machine) nicsDown() {
 	nics, err := netif.List(netif.HasDevice)
 	if err != nil {
-		m.log.sayf("%v", err)
+		m.log.consolef("%v", err)
 	}
 	for _, nic := range nics {
 		if err := netif.Down(nic.Index); err != nil {
-			m.log.sayf("%s: %v", nic.Name, err)
+			m.log.consolef("%s: %v", nic.Name, err)
 		}
 	}
 }

@@ -63,13 +63,13 @@ func TestThePartsOfAShutdownFitIntoTheWhole(t *testing.T) {
 	}
 }
 
-func TestWithin(t *testing.T) {
-	if !within(20*time.Second, func() {}) {
+func TestWithTimeout(t *testing.T) {
+	if !withTimeout(20*time.Second, func() {}) {
 		t.Error("work that returns counts as hanging")
 	}
 	hang := make(chan struct{})
 	defer close(hang)
-	if within(time.Millisecond, func() { <-hang }) || within(-time.Second, func() { <-hang }) {
+	if withTimeout(time.Millisecond, func() { <-hang }) || withTimeout(-time.Second, func() { <-hang }) {
 		t.Error("work that hangs counts as done")
 	}
 }
@@ -168,14 +168,14 @@ func TestPrepareSwap(t *testing.T) {
 	}
 }
 
-func TestCondition(t *testing.T) {
+func TestDiagnose(t *testing.T) {
 	root := t.TempDir()
 	write(t, filepath.Join(root, "proc/meminfo"), "MemTotal:  991 kB\nMemFree: 3 kB\nMemAvailable:  87 kB\n")
 	write(t, filepath.Join(root, "sys/class/net/eth0/operstate"), "down\n")
 	write(t, filepath.Join(root, "sys/class/net/eth0/address"), "02:00:00:00:00:01\n")
 	write(t, filepath.Join(root, "sys/class/net/eth0/statistics/rx_packets"), "0\n")
 	write(t, filepath.Join(root, "sys/class/net/eth0/statistics/tx_packets"), "7\n")
-	text := strings.Join(condition(root), "\n")
+	text := strings.Join(diagnose(root), "\n")
 	for _, want := range []string{
 		"memory: MemTotal: 991 kB, MemAvailable: 87 kB", "root: writable, ",
 		"network: eth0 down 02:00:00:00:00:01, 0 packets received, 7 sent",
@@ -184,7 +184,7 @@ func TestCondition(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, text)
 		}
 	}
-	condition("/") // on whatever this is
+	diagnose("/") // on whatever this is
 }
 
 func TestStuckProcessesNamesOthers(t *testing.T) {

@@ -15,11 +15,11 @@ const (
 
 // startSSHD has the server running from now on, behind the gate. Where it can it does not wait for the host keys: sshd
 // links its libraries and sets up its cryptography for far longer than it takes to make them, then reads sshd_config,
-// and then the keys. So that file is held until they are there. In most cases sshd runs already, see early.
+// and then the keys. So that file has a lease on it until they are there. In most cases sshd runs already, see early.
 func (m *machine) startSSHD(hostKeys <-chan error) error {
 	early := m.image.early
-	if early != nil && m.image.notHeld != nil {
-		m.log.notef("%v", early.end(m.processes))
+	if early != nil && m.image.noLease != nil {
+		m.log.journalf("%v", early.end(m.processes))
 		early = nil
 	}
 	server := &supervised{
@@ -40,8 +40,8 @@ func (m *machine) startSSHD(hostKeys <-chan error) error {
 			close(running)
 		})
 	}
-	if m.image.notHeld != nil {
-		m.log.notef("sshd starts when its host keys are there: %v", m.image.notHeld)
+	if m.image.noLease != nil {
+		m.log.journalf("sshd starts when its host keys are there: %v", m.image.noLease)
 		if err := <-hostKeys; err != nil {
 			return err
 		}
@@ -52,13 +52,13 @@ func (m *machine) startSSHD(hostKeys <-chan error) error {
 	m.spawn(sshdName, supervise)
 	m.spawn("sshd's host keys", func() error {
 		if err := <-hostKeys; err != nil {
-			return err // with the file still held: sshd does not come that far
+			return err // with the lease still there: sshd does not come that far
 		}
 		<-running // the gate is there
 		if len(m.sshdOptions) > 0 {
 			m.startAgain(server, m.sshdOptions)
 		}
-		m.image.held.letGo()
+		m.image.lease.release()
 		return nil
 	})
 	return nil
@@ -75,14 +75,14 @@ func (m *machine) sshdAccepts(pid string) {
 		close(m.serving)
 	}
 	if err := os.WriteFile(sshdPIDFile, []byte(pid+"\n"), 0o644); err != nil {
-		m.log.notef("sshd's pid: %v", err)
+		m.log.journalf("sshd's pid: %v", err)
 	}
 }
 
 // watchSSHD learns from the server's log when somebody is in, and completes the timeline. With a LogLevel below INFO
 // sshd does not tell, and the timeline goes without.
 func (m *machine) watchSSHD(line string) {
-	m.log.notef("sshd: %s", line)
+	m.log.journalf("sshd: %s", line)
 	if !strings.HasPrefix(line, "Accepted publickey for ") || !m.marks.mark("first_login") {
 		return
 	}
@@ -90,7 +90,7 @@ func (m *machine) watchSSHD(line string) {
 	if at, err := kmsg.Handoff(bootTime); err == nil {
 		m.marks.markAt("kernel_handoff", at)
 	} else {
-		m.log.notef("timeline: %v", err)
+		m.log.journalf("timeline: %v", err)
 	}
 	m.tellTimeline("first_login")
 }

@@ -135,14 +135,14 @@ func TestWriteResolvConf(t *testing.T) {
 	}
 }
 
-func TestUndriven(t *testing.T) {
+func TestWithoutDriver(t *testing.T) {
 	directory := t.TempDir()
 	nic := "pci:v00001D0Fd0000EC20sv0sd0bc02sc00i00"
 	write(t, filepath.Join(directory, "0000:00:03.0", "modalias"), nic+"\n")
 	write(t, filepath.Join(directory, "0000:00:04.0", "modalias"), "pci:v00001D0Fd00008061sv0sd0bc01sc08i02\n")
 	write(t, filepath.Join(directory, "0000:00:05.0", "modalias"), nic+"\n")
 	write(t, filepath.Join(directory, "0000:00:05.0", "driver"), "")
-	if got := undriven(directory, "bc02"); len(got) != 1 || got[0] != nic {
+	if got := withoutDriver(directory, "bc02"); len(got) != 1 || got[0] != nic {
 		t.Fatalf("got %q", got)
 	}
 }

@@ -267,7 +267,7 @@ func fetchUserData(client *imds.Client, deadline time.Time, log *logger) (userDa
 	}
 	data, complaints := parseUserData(text)
 	for _, complaint := range complaints {
-		log.sayf("%s", complaint)
+		log.consolef("%s", complaint)
 	}
 	return data, nil
 }

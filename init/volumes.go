@@ -36,7 +36,7 @@ func (m *machine) mountVolumes(requests []mountRequest, user account) {
 				}
 			}
 			if err := m.mountVolume(request, user); err != nil {
-				m.log.sayf("volume %s is not mounted on %s: %v", request.Device, request.Path, err)
+				m.log.consolef("volume %s is not mounted on %s: %v", request.Device, request.Path, err)
 			}
 			close(ready[i])
 			return nil
@@ -57,7 +57,7 @@ func (m *machine) mountVolume(request mountRequest, user account) error {
 	if tree, err := m.modules(); err == nil {
 		// Not there: it is built in, or the mount says what is wrong.
 		if err := tree.Load(kind); err != nil && !errors.Is(err, os.ErrNotExist) {
-			m.log.sayf("volume %s: %v", path, err)
+			m.log.consolef("volume %s: %v", path, err)
 		}
 	}
 	if err := os.MkdirAll(request.Path, 0o755); err != nil {
@@ -70,7 +70,7 @@ func (m *machine) mountVolume(request mountRequest, user account) error {
 	if err := syscall.Mount(path, request.Path, kind, 0, ""); err != nil {
 		return fmt.Errorf("mount %s as %s: %w", path, kind, err)
 	}
-	m.log.notef("mounted %s on %s", path, request.Path)
+	m.log.journalf("mounted %s on %s", path, request.Path)
 	// A volume over the user's home does not lock out who was let in before it came.
 	if keys := publicKeysAmong(hidden); len(keys) > 0 {
 		return user.authorize(keys)
@@ -87,7 +87,7 @@ func (m *machine) waitForVolume(request mountRequest) string {
 			return path
 		}
 		if pause == volumePause && time.Since(begin) > volumeLate {
-			m.log.sayf("waiting for volume %s, to be mounted on %s: %v", request.Device, request.Path, err)
+			m.log.consolef("waiting for volume %s, to be mounted on %s: %v", request.Device, request.Path, err)
 			pause = volumePauseLate
 		}
 	}
@@ -130,7 +130,7 @@ func (m *machine) makeFileSystem(kind, path string) error {
 		if _, err := os.Stat(program); err != nil {
 			continue
 		}
-		m.log.notef("making %s on %s", kind, path)
+		m.log.journalf("making %s on %s", kind, path)
 		status, words, err := m.runLogged([]string{program, "-q", path})
 		if err == nil && status != 0 {
 			err = fmt.Errorf("%s ended: %s: %s", program, describe(status), words)
@@ -144,7 +144,7 @@ func (m *machine) makeFileSystem(kind, path string) error {
 func grow(target string, swap *gpt.Swap, log *logger) (disk.Report, error) {
 	report, err := disk.Grow(target, swap)
 	if report.Partition || report.System {
-		log.notef("grew %s", report)
+		log.journalf("grew %s", report)
 	}
 	return report, err
 }

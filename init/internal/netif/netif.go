@@ -1,4 +1,4 @@
-// Package netif finds, watches and configures network interfaces over rtnetlink (rtnetlink(7)). Addresses are
+// Package netif finds and configures network interfaces over rtnetlink (rtnetlink(7)). Addresses are
 // installed without a lifetime: a lease that nobody could renew does not take the machine off the network.
 package netif
 

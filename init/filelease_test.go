@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-func TestHoldFile(t *testing.T) {
+func TestFileLease(t *testing.T) {
 	path := write(t, filepath.Join(t.TempDir(), "file"), "text")
-	held, err := holdFile(path)
+	lease, err := takeLease(path)
 	if err != nil {
 		t.Skipf("no leases here: %v", err)
 	}
@@ -22,10 +22,10 @@ func TestHoldFile(t *testing.T) {
 	}
 	select {
 	case status := <-reader.exit:
-		t.Fatalf("read it while it was held: %s", describe(status))
+		t.Fatalf("read it while it was leased: %s", describe(status))
 	case <-time.After(300 * time.Millisecond):
 	}
-	held.letGo()
+	lease.release()
 	select {
 	case status := <-reader.exit:
 		if status != 0 {
@@ -36,13 +36,13 @@ func TestHoldFile(t *testing.T) {
 	}
 }
 
-func TestHoldFileEndsWithWhoWaits(t *testing.T) {
+func TestFileLeaseDoesNotShieldAWaiterFromSignals(t *testing.T) {
 	path := write(t, filepath.Join(t.TempDir(), "file"), "text")
-	held, err := holdFile(path)
+	lease, err := takeLease(path)
 	if err != nil {
 		t.Skipf("no leases here: %v", err)
 	}
-	defer held.letGo()
+	defer lease.release()
 	m, _ := testMachine(t)
 	reader, err := m.processes.start([]string{"/bin/cat", path}, nil, []uintptr{0, 1, 2}, nil)
 	if err != nil {
@@ -57,7 +57,7 @@ func TestHoldFileEndsWithWhoWaits(t *testing.T) {
 	}
 }
 
-func TestHoldFileIsRefused(t *testing.T) {
+func TestFileLeaseOfAnOpenFileIsRefused(t *testing.T) {
 	path := write(t, filepath.Join(t.TempDir(), "file"), "text")
 	file, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
@@ -65,9 +65,9 @@ func TestHoldFileIsRefused(t *testing.T) {
 	}
 	defer file.Close()
 	for _, path := range []string{path, filepath.Join(t.TempDir(), "none")} {
-		if held, err := holdFile(path); err == nil {
-			held.letGo()
-			t.Errorf("%s is held", path)
+		if lease, err := takeLease(path); err == nil {
+			lease.release()
+			t.Errorf("%s: a lease was granted", path)
 		}
 	}
 }

@@ -10,6 +10,8 @@ import (
 
 	"instantenv/init/internal/atomicfile"
 	"instantenv/init/internal/imds"
+	"instantenv/init/internal/logging"
+	"instantenv/init/internal/paths"
 	"instantenv/init/internal/sshkey"
 )
 
@@ -17,7 +19,7 @@ import (
 const askedQuickly = 250 * time.Millisecond
 
 // heldKeys is a file per user, in memory.
-const heldKeys = timelineDirectory + "/keys"
+const heldKeys = paths.Runtime + "/keys"
 
 // Of the metadata service.
 const (
@@ -38,7 +40,7 @@ type admission struct {
 	patience patience
 	held     string // the directory of keys that cannot be written to the disk
 	marks    *timeline
-	log      *logger
+	log      *logging.Logger
 
 	data      userData
 	dataKnown bool
@@ -68,14 +70,14 @@ func (a *admission) beforeSSHD() error {
 			break
 		}
 		if w.tell(err) > a.patience.others && a.user.hasKeys() {
-			a.log.consolef("the SSH keys of an earlier start stay: %v", err)
+			a.log.Consolef("the SSH keys of an earlier start stay: %v", err)
 			return nil
 		}
 	}
 	if err := a.tryUserData(time.Now().Add(a.patience.others)); err != nil {
-		a.log.consolef("no SSH key was named at launch, and user data is not known yet: %v", err)
+		a.log.Consolef("no SSH key was named at launch, and user data is not known yet: %v", err)
 	} else if len(a.data.Keys) == 0 && !a.user.hasKeys() {
-		a.log.consolef("no SSH key was named at launch or in user data: nobody can log in until one is handed over")
+		a.log.Consolef("no SSH key was named at launch or in user data: nobody can log in until one is handed over")
 	}
 	return nil
 }
@@ -111,7 +113,7 @@ func (a *admission) admit(keys []sshkey.PublicKey) error {
 		return nil
 	}
 	held := filepath.Join(a.held, a.user.name)
-	a.log.consolef("SSH keys of %s: %v; they are in %s until the next start", a.user.name, err, held)
+	a.log.Consolef("SSH keys of %s: %v; they are in %s until the next start", a.user.name, err, held)
 	content, readError := readPlain(held)
 	writeError := os.MkdirAll(a.held, 0o755)
 	if writeError == nil {
@@ -136,12 +138,12 @@ func (a *admission) afterSSHD() userData {
 	for _, index := range a.listedKeys() {
 		text, err := a.client.Get(keysPath+index+"/openssh-key", time.Now().Add(a.patience.others))
 		if err != nil {
-			a.log.consolef("SSH key: %v", err)
+			a.log.Consolef("SSH key: %v", err)
 			continue
 		}
 		keys, err := sshkey.ParsePublicKeys(string(text))
 		if err != nil {
-			a.log.consolef("SSH key %s: %v", index, err)
+			a.log.Consolef("SSH key %s: %v", index, err)
 			continue
 		}
 		a.install(keys)
@@ -154,7 +156,7 @@ func (a *admission) afterSSHD() userData {
 func (a *admission) listedKeys() (indices []string) {
 	listing, err := a.client.Get(keysPath, time.Now().Add(a.patience.others))
 	if err != nil && !errors.Is(err, imds.ErrNotFound) {
-		a.log.consolef("SSH keys: %v", err)
+		a.log.Consolef("SSH keys: %v", err)
 	}
 	for line := range strings.Lines(string(listing)) {
 		index, _, named := strings.Cut(strings.TrimSpace(line), "=")
@@ -167,7 +169,7 @@ func (a *admission) listedKeys() (indices []string) {
 
 func (a *admission) install(keys []sshkey.PublicKey) {
 	if err := a.admit(keys); err != nil {
-		a.log.consolef("%v", err)
+		a.log.Consolef("%v", err)
 	}
 }
 
@@ -181,7 +183,7 @@ func (a account) hasKeys() bool {
 type waiting struct {
 	what        string
 	patience    patience
-	log         *logger
+	log         *logging.Logger
 	since, next time.Time
 }
 
@@ -195,7 +197,7 @@ func (w *waiting) tell(cause error) time.Duration {
 	time.Sleep(w.patience.pause)
 	now := time.Now()
 	if !now.Before(w.next) {
-		w.log.consolef("waiting for %s, %.0f s so far: %v", w.what, now.Sub(w.since).Seconds(), cause)
+		w.log.Consolef("waiting for %s, %.0f s so far: %v", w.what, now.Sub(w.since).Seconds(), cause)
 		w.next = now.Add(w.patience.next)
 	}
 	return now.Sub(w.since)

@@ -14,7 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"instantenv/init/internal/boottime"
 	"instantenv/init/internal/imds"
+	"instantenv/init/internal/logging"
 	"instantenv/init/internal/sshkey"
 )
 
@@ -90,7 +92,7 @@ func admissionTo(t *testing.T, client *imds.Client, journal io.Writer) *admissio
 	t.Helper()
 	return &admission{
 		client: client, user: someone(t), patience: shortly, held: filepath.Join(t.TempDir(), "keys"),
-		marks: newTimeline(bootTime, true), log: &logger{journal: journal},
+		marks: newTimeline(boottime.Now, true), log: &logging.Logger{Journal: journal},
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"instantenv/init/internal/sysfs"
 	"math"
 	"os"
 	"path/filepath"
@@ -103,7 +104,7 @@ func delegateControllers() error {
 	}
 	var failures []error
 	for _, group := range []string{cgroupRoot, serviceCgroups} {
-		controllers, err := readLine(group + "/cgroup.controllers")
+		controllers, err := sysfs.ReadLine(group + "/cgroup.controllers")
 		if err != nil {
 			return err
 		}
@@ -118,7 +119,7 @@ func delegateControllers() error {
 	// A service that forks without end must leave process 1 the threads with which it ends it.
 	least := math.MaxInt
 	for _, name := range []string{"pid_max", "threads-max"} { // the second one is what 1 GiB of memory reaches first
-		if most, err := readLine("/proc/sys/kernel/" + name); err == nil {
+		if most, err := sysfs.ReadLine("/proc/sys/kernel/" + name); err == nil {
 			if number, err := strconv.Atoi(most); err == nil {
 				least = min(least, number)
 			}

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"instantenv/init/internal/sysfs"
 	"os"
 	"path/filepath"
 	"runtime/coverage"
@@ -24,7 +25,7 @@ func init() {
 	go func() {
 		for {
 			time.Sleep(coverageInterval)
-			start, err := readLine("/proc/sys/kernel/random/boot_id")
+			start, err := sysfs.ReadLine("/proc/sys/kernel/random/boot_id")
 			if err != nil {
 				continue // not mounted yet, or not any more
 			}

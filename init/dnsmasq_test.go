@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"instantenv/init/internal/boottime"
+	"instantenv/init/internal/logging"
 	"io"
 	"net"
 	"os"
@@ -153,7 +155,7 @@ func eventually(t *testing.T, what string, condition func() bool) {
 func machineUnderTest(t *testing.T) (*machine, *lockedBuffer) {
 	t.Helper()
 	console, directory := &lockedBuffer{}, t.TempDir()
-	m := &machine{log: &logger{journal: io.Discard, console: console}, marks: newTimeline(bootTime, true)}
+	m := &machine{log: &logging.Logger{Journal: io.Discard, Console: console}, marks: newTimeline(boottime.Now, true)}
 	n := newNetwork(m)
 	n.wanted = func(name string) bool { return strings.HasPrefix(name, "eth") }
 	n.resolvConf, n.hosts = filepath.Join(directory, "resolv.conf"), filepath.Join(directory, "hosts")

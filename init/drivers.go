@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"instantenv/init/internal/sysfs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,7 +41,7 @@ func (m *machine) loadMissingDrivers() error {
 				failures = append(failures, err)
 				continue
 			}
-			m.log.journalf("loaded %s", driver)
+			m.log.Journalf("loaded %s", driver)
 		}
 		if len(failures) > 0 {
 			return errors.Join(failures...)
@@ -54,7 +55,7 @@ func withoutDriver(directory, text string) []string {
 	files, _ := filepath.Glob(directory + "/*/modalias") // the only error is a bad pattern
 	var found []string
 	for _, file := range files {
-		modalias, err := readLine(file)
+		modalias, err := sysfs.ReadLine(file)
 		if err != nil || !strings.Contains(modalias, text) {
 			continue
 		}

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"instantenv/init/internal/sysfs"
 	"instantenv/init/kmsg"
 )
 
@@ -38,7 +39,7 @@ func (m *machine) spawn(what string, work func() error) {
 func (m *machine) spawnLoose(what string, work func() error) {
 	m.spawn(what, func() error {
 		if err := work(); err != nil {
-			m.log.consolef("%s: %v", what, err)
+			m.log.Consolef("%s: %v", what, err)
 		}
 		return nil
 	})
@@ -73,15 +74,15 @@ func (m *machine) guarded(what string, work func() error) (err error) {
 
 // fatal tells why the machine is of no use, and how it stands, and powers it off when that had time to be read.
 func (m *machine) fatal(cause error) {
-	m.log.consolef("fatal: %v", cause)
+	m.log.Consolef("fatal: %v", cause)
 	pause := servingPause
 	if !m.isServing() || errors.Is(cause, errNoServer) {
 		pause = fatalPause
 		for _, line := range diagnose("/") {
-			m.log.consolef("%s", line)
+			m.log.Consolef("%s", line)
 		}
 	}
-	m.log.consolef("powering off in %s", pause)
+	m.log.Consolef("powering off in %s", pause)
 	time.Sleep(pause)
 	m.powerOff("a fatal error")
 }
@@ -119,10 +120,10 @@ func diagnose(root string) (lines []string) {
 	}
 	nics, _ := filepath.Glob(filepath.Join(root, "sys/class/net/*")) // the only error is a bad pattern
 	for _, nic := range nics {
-		state, _ := readLine(nic + "/operstate")
-		address, _ := readLine(nic + "/address")
-		received, _ := readLine(nic + "/statistics/rx_packets")
-		sent, _ := readLine(nic + "/statistics/tx_packets")
+		state, _ := sysfs.ReadLine(nic + "/operstate")
+		address, _ := sysfs.ReadLine(nic + "/address")
+		received, _ := sysfs.ReadLine(nic + "/statistics/rx_packets")
+		sent, _ := sysfs.ReadLine(nic + "/statistics/tx_packets")
 		lines = append(lines, fmt.Sprintf("network: %s %s %s, %s packets received, %s sent",
 			filepath.Base(nic), state, address, received, sent))
 	}

@@ -2,14 +2,17 @@
 
 package main
 
-import "strings"
+import (
+	"instantenv/init/internal/sysfs"
+	"strings"
+)
 
 // faultFile names what is to panic in a test build (go build -tags faults).
 const faultFile = "/etc/instant-init.fault"
 
 // injectFault panics when the work that begins is the one that the file names.
 func injectFault(what string) {
-	if name, err := readLine(faultFile); err == nil && strings.TrimSpace(name) == what {
+	if name, err := sysfs.ReadLine(faultFile); err == nil && strings.TrimSpace(name) == what {
 		panic("injected fault")
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"instantenv/init/internal/paths"
 	"os"
 	"strings"
 	"syscall"
@@ -10,7 +11,7 @@ import (
 )
 
 const (
-	gateFile = timelineDirectory + "/sshd.gate"
+	gateFile = paths.Runtime + "/sshd.gate"
 	// sshdPIDFile is where people look for the server's process id: its default, which the gate takes the place of.
 	sshdPIDFile = "/run/sshd.pid"
 )

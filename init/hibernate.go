@@ -12,9 +12,11 @@ import (
 	"time"
 	"unsafe"
 
+	"instantenv/init/internal/boottime"
 	"instantenv/init/internal/disk"
 	"instantenv/init/internal/gpt"
 	"instantenv/init/internal/imds"
+	"instantenv/init/internal/sysfs"
 )
 
 // hibernate writes the machine's memory to the swap that the kernel's command line names as resume= and powers off.
@@ -27,20 +29,20 @@ func (m *machine) hibernate() {
 	}
 	device, err := resumeDevice("/sys")
 	if err != nil {
-		m.log.consolef("the sleep key is ignored: %v", err)
+		m.log.Consolef("the sleep key is ignored: %v", err)
 		return
 	}
-	m.log.consolef("hibernating to %s", device)
-	begin := bootTime()
+	m.log.Consolef("hibernating to %s", device)
+	begin := boottime.Now()
 	if err := suspendTo(device); err != nil {
-		m.log.consolef("cannot hibernate: %v", err)
+		m.log.Consolef("cannot hibernate: %v", err)
 		return
 	}
 	m.marks.wake()
 	if err := m.marks.write(timelineFile); err != nil { // now: somebody may be in before the key of the launch came
-		m.log.consolef("timeline: %v", err)
+		m.log.Consolef("timeline: %v", err)
 	}
-	m.log.consolef("awake again, after %s", (bootTime() - begin).Round(time.Second))
+	m.log.Consolef("awake again, after %s", (boottime.Now() - begin).Round(time.Second))
 	m.hooksMutex.Lock()
 	defer m.hooksMutex.Unlock()
 	for _, hook := range m.hooks {
@@ -57,14 +59,14 @@ func (m *machine) onResume(hook func() error) {
 
 // resumeDevice finds the device of the kernel's resume= by its number in sysfs.
 func resumeDevice(sys string) (string, error) {
-	number, err := readLine(sys + "/power/resume")
+	number, err := sysfs.ReadLine(sys + "/power/resume")
 	if err != nil {
 		return "", fmt.Errorf("the kernel cannot hibernate: %w", err)
 	}
 	if number == "0:0" || number == "" {
 		return "", errors.New("the kernel's command line has no resume=")
 	}
-	if offset, err := readLine(sys + "/power/resume_offset"); err == nil && offset != "0" {
+	if offset, err := sysfs.ReadLine(sys + "/power/resume_offset"); err == nil && offset != "0" {
 		return "", errors.New("resume_offset=: swap files are not supported, only partitions")
 	}
 	target, err := os.Readlink(sys + "/dev/block/" + number)
@@ -127,7 +129,7 @@ func hibernationSwap(sys, commandLine string, ask func(path string, deadline tim
 
 // growRoot lets the root reach the end of its volume, or the swap behind it.
 func (m *machine) growRoot() error {
-	commandLine, err := readLine("/proc/cmdline")
+	commandLine, err := sysfs.ReadLine("/proc/cmdline")
 	if err != nil {
 		return err
 	}
@@ -141,7 +143,7 @@ func (m *machine) growRoot() error {
 	if err != nil || report.Swap == "" {
 		return err
 	}
-	number, err := readLine("/sys/class/block/" + report.Swap + "/dev")
+	number, err := sysfs.ReadLine("/sys/class/block/" + report.Swap + "/dev")
 	if err != nil {
 		return err
 	}
@@ -149,7 +151,7 @@ func (m *machine) growRoot() error {
 	if err := os.WriteFile("/sys/power/resume", []byte(number), 0); err != nil {
 		return fmt.Errorf("/sys/power/resume: %w", err)
 	}
-	m.log.journalf("made /dev/%s to hibernate to", report.Swap)
+	m.log.Journalf("made /dev/%s to hibernate to", report.Swap)
 	return nil
 }
 

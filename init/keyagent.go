@@ -7,7 +7,10 @@ import (
 	"syscall"
 	"time"
 
+	"instantenv/init/internal/boottime"
 	"instantenv/init/internal/imds"
+	"instantenv/init/internal/logging"
+	"instantenv/init/internal/paths"
 )
 
 // Signals by which systemd, being process 1, powers the machine off in order, and at once (systemd(1): SIGRTMIN+4 and
@@ -21,52 +24,52 @@ const (
 
 // keyAgent does what an init of another kind needs from us for a login, looks after the machine's time limit from
 // then on, and returns only when it failed, with the exit status.
-func keyAgent(log *logger) int {
+func keyAgent(log *logging.Logger) int {
 	if os.Geteuid() != 0 {
-		log.consolef("key-agent: permission denied: it needs to be root")
+		log.Consolef("key-agent: permission denied: it needs to be root")
 		return 1
 	}
-	marks := newTimeline(bootTime, false)
+	marks := newTimeline(boottime.Now, false)
 	marks.mark("init_start")
 	client := imds.New(imds.Default)
 	client.OnConnect = func() { marks.mark("network_up") }
 	client.OnToken = func() { marks.mark("imds_token") }
 	settings, err := loadConfig(configFile)
 	if err != nil {
-		log.consolef("%v", err)
+		log.Consolef("%v", err)
 		return 1
 	}
 	admission, err := prepareLogin(client, settings.LoginUser, marks, log)
 	if err != nil {
-		log.consolef("%v", err)
+		log.Consolef("%v", err)
 		return 1
 	}
 	if err := marks.write(timelineFile); err != nil {
-		log.consolef("cannot write the timeline: %v", err)
+		log.Consolef("cannot write the timeline: %v", err)
 	}
 	if err := notifyReady(os.Getenv("NOTIFY_SOCKET")); err != nil {
-		log.consolef("cannot tell systemd: %v", err)
+		log.Consolef("cannot tell systemd: %v", err)
 	}
 	syscall.Sync() // see finishBoot
-	log.consolef("timeline %s", marks.json())
+	log.Consolef("timeline %s", marks.json())
 	// cloud-init would have done it, or growpart from an initramfs.
 	if _, err := grow("/", nil, log); err != nil {
-		log.consolef("root volume: %v", err)
+		log.Consolef("root volume: %v", err)
 	}
 	lifetime := newLifetime(admission.afterSSHD(), client.Date(), log)
 	if settings.SSMKeys != "" {
 		go admission.admitParameter(ssmProgram, settings.SSMKeys, runChild)
 	}
 	go lifetime.watch(client)
-	log.consolef("powering off: its time is up: %s", lifetime.await(time.Sleep))
+	log.Consolef("powering off: its time is up: %s", lifetime.await(time.Sleep))
 	return endBySystemd(log)
 }
 
-func prepareLogin(client *imds.Client, name string, marks *timeline, log *logger) (*admission, error) {
+func prepareLogin(client *imds.Client, name string, marks *timeline, log *logging.Logger) (*admission, error) {
 	hostKeys := make(chan error, 1)
 	go func() {
-		made, err := ensureHostKeys(sshDirectory, marks)
-		log.journalLines(made)
+		made, err := ensureHostKeys(paths.SSH, marks)
+		log.JournalLines(made)
 		hostKeys <- err
 	}()
 	user, err := findAccount(passwdFile, name)
@@ -81,14 +84,14 @@ func prepareLogin(client *imds.Client, name string, marks *timeline, log *logger
 }
 
 // endBySystemd powers the machine off, whatever its services think of it.
-func endBySystemd(log *logger) int {
+func endBySystemd(log *logging.Logger) int {
 	for _, signal := range []syscall.Signal{systemdPowerOff, systemdPowerOffNow} {
 		if err := syscall.Kill(1, signal); err != nil {
-			log.consolef("%v", err)
+			log.Consolef("%v", err)
 		}
 		time.Sleep(systemdPatience)
 	}
-	log.consolef("systemd does not power the machine off")
+	log.Consolef("systemd does not power the machine off")
 	return 1
 }
 

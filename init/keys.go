@@ -33,13 +33,13 @@ func (m *machine) watchButtons() error {
 	if tree, err := m.modules(); err == nil {
 		for _, name := range []string{"evdev", "button"} {
 			if err := tree.Load(name); err != nil && !errors.Is(err, os.ErrNotExist) {
-				m.log.consolef("power button: %v", err)
+				m.log.Consolef("power button: %v", err)
 			}
 		}
 	}
 	devices, err := filepath.Glob("/dev/input/event*")
 	if err != nil || len(devices) == 0 {
-		m.log.consolef("no power button: stopping the machine will take as long as its host waits")
+		m.log.Consolef("no power button: stopping the machine will take as long as its host waits")
 		return err
 	}
 	sleep := make(chan struct{}) // without a buffer: a key that is pressed while the machine goes to sleep is lost
@@ -53,7 +53,7 @@ func (m *machine) watchButtons() error {
 		// Non-blocking, so that the Go runtime polls it and no thread waits in read.
 		file, err := os.OpenFile(device, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 		if err != nil {
-			m.log.consolef("power button: %v", err)
+			m.log.Consolef("power button: %v", err)
 			continue
 		}
 		m.spawn("events of "+device, func() error {
@@ -62,7 +62,7 @@ func (m *machine) watchButtons() error {
 			for {
 				length, err := file.Read(buffer)
 				if err != nil {
-					m.log.journalf("power button: %v", err) // a keyboard was taken away
+					m.log.Journalf("power button: %v", err) // a keyboard was taken away
 					return nil
 				}
 				keys := pressed(buffer[:length])

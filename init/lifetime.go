@@ -8,7 +8,9 @@ import (
 	"sync"
 	"time"
 
+	"instantenv/init/internal/boottime"
 	"instantenv/init/internal/imds"
+	"instantenv/init/internal/logging"
 )
 
 // expiryTagPath is where the tag is that says when the machine's time is up. It is there when the instance's metadata
@@ -31,7 +33,7 @@ const (
 type lifetime struct {
 	clock func() time.Duration // CLOCK_BOOTTIME
 	now   func() time.Time     // the machine's time of day
-	log   *logger
+	log   *logging.Logger
 
 	mutex   sync.Mutex
 	ttl     time.Duration // since the start of the kernel, which is when clock began
@@ -48,8 +50,8 @@ type expiry struct {
 }
 
 // newLifetime begins with what user data says; date is the service's time when it said so, or the zero time.
-func newLifetime(data userData, date time.Time, log *logger) *lifetime {
-	l := &lifetime{clock: bootTime, now: time.Now, log: log, ttl: data.TTL}
+func newLifetime(data userData, date time.Time, log *logging.Logger) *lifetime {
+	l := &lifetime{clock: boottime.Now, now: time.Now, log: log, ttl: data.TTL}
 	l.expires.set(data.ExpiresAt, l.clock(), date, l.now)
 	return l
 }
@@ -78,7 +80,7 @@ func (l *lifetime) update(date time.Time, text string) {
 		at = instant
 	} else if text != l.badTag {
 		// Whatever held before still holds: a slip must not end the machine, nor let it live for ever.
-		l.log.consolef("tag instant-env:expires-at: %v", err)
+		l.log.Consolef("tag instant-env:expires-at: %v", err)
 		l.badTag = text
 	}
 	l.tag.set(at, boot, date, l.now)
@@ -125,10 +127,10 @@ func (l *lifetime) tell() {
 	}
 	l.told = why
 	if end == 0 {
-		l.log.consolef("no time limit any more")
+		l.log.Consolef("no time limit any more")
 		return
 	}
-	l.log.journalf("powering off in %s: %s", (end - l.clock()).Round(time.Second), why)
+	l.log.Journalf("powering off in %s: %s", (end - l.clock()).Round(time.Second), why)
 }
 
 // await returns when the time is up, and says why it is. It does not depend on anybody's answer.

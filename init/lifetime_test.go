@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"instantenv/init/internal/logging"
 	"math"
 	"strings"
 	"testing"
@@ -26,7 +27,7 @@ func begin(data userData, dated bool) *life {
 	}
 	l.lifetime = &lifetime{
 		clock: func() time.Duration { return l.boot }, now: func() time.Time { return l.wall }, ttl: data.TTL,
-		log: &logger{journal: &l.log},
+		log: &logging.Logger{Journal: &l.log},
 	}
 	l.expires.set(data.ExpiresAt, l.boot, l.date, l.now)
 	return l

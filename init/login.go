@@ -16,10 +16,7 @@ import (
 	"instantenv/init/internal/sshkey"
 )
 
-const (
-	passwdFile   = "/etc/passwd"
-	sshDirectory = "/etc/ssh"
-)
+const passwdFile = "/etc/passwd"
 
 // An account is the login user's line of /etc/passwd.
 type account struct {

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"instantenv/init/internal/atomicfile"
+	"instantenv/init/internal/boottime"
 	"instantenv/init/internal/sshkey"
 )
 
@@ -133,7 +134,7 @@ func TestEnsureHostKeys(t *testing.T) {
 		return text
 	}
 	ensure := func() []string {
-		made, err := ensureHostKeys(directory, newTimeline(bootTime, true))
+		made, err := ensureHostKeys(directory, newTimeline(boottime.Now, true))
 		if err != nil {
 			t.Fatal(err)
 		}

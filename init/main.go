@@ -165,6 +165,7 @@ import (
 	"os"
 
 	"instantenv/init/internal/imds"
+	"instantenv/init/internal/logging"
 )
 
 const version = "0.1.0"
@@ -190,7 +191,7 @@ func run(args []string, pid int, stdout, stderr io.Writer) int {
 	case "grow":
 		return growVolume("/", stderr)
 	case "key-agent":
-		return keyAgent(&logger{journal: stderr})
+		return keyAgent(&logging.Logger{Journal: stderr})
 	case "timeline":
 		return printTimeline(timelineFile, stdout, stderr)
 	case "--version":
@@ -217,9 +218,9 @@ func printLoginKeys(user string, stdout, stderr io.Writer) int {
 }
 
 func growVolume(target string, stderr io.Writer) int {
-	log := &logger{journal: stderr}
+	log := &logging.Logger{Journal: stderr}
 	if _, err := grow(target, nil, log); err != nil {
-		log.consolef("%v", err)
+		log.Consolef("%v", err)
 		return 1
 	}
 	return 0

@@ -3,8 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"instantenv/init/internal/paths"
 	"os"
-	"strings"
 	"syscall"
 )
 
@@ -44,7 +44,7 @@ var links = map[string]string{
 
 // serverDirectories are on the fresh /run before sshd starts. Debian's wants /run/sshd for privilege separation; Amazon
 // Linux has /usr/share/empty.sshd in its package.
-var serverDirectories = []string{"/run/sshd", timelineDirectory}
+var serverDirectories = []string{"/run/sshd", paths.Runtime}
 
 const lockDirectory = "/run/lock" // anybody's, as /tmp
 
@@ -128,10 +128,4 @@ func remountWritable(target string) error {
 		return fmt.Errorf("remount %s writable: %w", target, err)
 	}
 	return nil
-}
-
-func readLine(path string) (string, error) {
-	text, err := os.ReadFile(path)
-	line, _, _ := strings.Cut(string(text), "\n")
-	return line, err
 }

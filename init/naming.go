@@ -22,14 +22,14 @@ func (n *network) setNames(lease dhcp.Lease, wished string) {
 		}
 	}
 	if err := syscall.Sethostname([]byte(name)); err != nil {
-		n.machine.log.consolef("host name: %v", err)
+		n.machine.log.Consolef("host name: %v", err)
 	}
 	if err := writeResolvConf(n.resolvConf, lease); err != nil {
-		n.machine.log.consolef("resolv.conf: %v", err)
+		n.machine.log.Consolef("resolv.conf: %v", err)
 	}
 	// sudo looks up the machine's own name and waits for DNS when it is nowhere else.
 	if err := writeHosts(n.hosts, name, domain); err != nil {
-		n.machine.log.consolef("hosts: %v", err)
+		n.machine.log.Consolef("hosts: %v", err)
 	}
 }
 

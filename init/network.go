@@ -79,11 +79,11 @@ func (m *machine) bringUpNetwork() error {
 		select {
 		case <-m.network.up:
 			if time.Since(began) >= firstWord {
-				m.log.consolef("the network is up")
+				m.log.Consolef("the network is up")
 			}
 			return nil
 		case <-time.After(pause):
-			m.log.consolef("no network after %d s: waiting for %s", int(time.Since(began).Seconds()), m.network.waitingFor())
+			m.log.Consolef("no network after %d s: waiting for %s", int(time.Since(began).Seconds()), m.network.waitingFor())
 		}
 	}
 }
@@ -127,7 +127,7 @@ func (n *network) listen(watcher *netlink.Watcher, changed chan<- struct{}) erro
 		case errors.Is(err, os.ErrClosed):
 			return nil
 		case err != nil: // then it is polled
-			n.machine.log.journalf("netlink: %v", err)
+			n.machine.log.Journalf("netlink: %v", err)
 			time.Sleep(retryPause)
 		}
 		notify(changed)
@@ -168,7 +168,7 @@ func (n *network) watch() error {
 // lookAgain looks, and once more a second later if the kernel does not tell: it is no reason to give up a machine.
 func (n *network) lookAgain() {
 	if err := n.look(); err != nil {
-		n.machine.log.journalf("network interfaces: %v", err)
+		n.machine.log.Journalf("network interfaces: %v", err)
 		time.AfterFunc(retryPause, func() { notify(n.changed) })
 	}
 }
@@ -187,7 +187,7 @@ func (n *network) loadDrivers() {
 	n.drivers = err
 	n.mutex.Unlock()
 	if news {
-		n.machine.log.consolef("network drivers: %v", err)
+		n.machine.log.Consolef("network drivers: %v", err)
 	}
 }
 
@@ -204,7 +204,7 @@ func (n *network) look() error {
 		if n.nics[found.Index] == nil {
 			fresh = true
 			if err := netif.Up(found.Index); err != nil {
-				n.machine.log.consolef("%s: %v", found.Name, err) // it may have gone again
+				n.machine.log.Consolef("%s: %v", found.Name, err) // it may have gone again
 			}
 		}
 	}
@@ -256,12 +256,12 @@ func (n *network) adopt(found netif.Interface) {
 func (n *network) drop(gone *nic) {
 	delete(n.nics, gone.Index)
 	gone.client.Close()
-	n.machine.log.journalf("%s has gone", gone.Name)
+	n.machine.log.Journalf("%s has gone", gone.Name)
 	if gone.lease == nil {
 		return
 	}
 	if err := netif.Forget(gone.Index, gone.address); err != nil {
-		n.machine.log.journalf("%s: %v", gone.Name, err)
+		n.machine.log.Journalf("%s: %v", gone.Name, err)
 	}
 	n.rename()
 }
@@ -275,7 +275,7 @@ func (n *network) troubled(nic *nic, err error) {
 	news := nic.trouble == nil || nic.trouble.Error() != err.Error()
 	nic.trouble = err
 	if news {
-		n.machine.log.consolef("%s: %v", nic.Name, err)
+		n.machine.log.Consolef("%s: %v", nic.Name, err)
 	}
 }
 
@@ -291,21 +291,21 @@ func (n *network) leased(nic *nic, lease dhcp.Lease) error {
 		Metric: metricStep * nic.Index, Table: nic.table,
 	}
 	if nic.lease != nil && (nic.address.IP != address.IP || nic.address.Mask != address.Mask) {
-		n.machine.log.consolef("%s: the address changes from %s", nic.Name, dhcp.Dotted(nic.address.IP))
+		n.machine.log.Consolef("%s: the address changes from %s", nic.Name, dhcp.Dotted(nic.address.IP))
 		if err := netif.Forget(nic.Index, nic.address); err != nil {
-			n.machine.log.consolef("%s: %v", nic.Name, err)
+			n.machine.log.Consolef("%s: %v", nic.Name, err)
 		}
 	}
 	err := netif.Configure(nic.Index, address)
 	var mtu *netif.MTUError
 	if errors.As(err, &mtu) {
-		n.machine.log.consolef("%s: %v", nic.Name, mtu)
+		n.machine.log.Consolef("%s: %v", nic.Name, mtu)
 		err = nil
 	}
 	if err != nil {
 		return err
 	}
-	n.machine.log.journalf("%s has %s from %s for %s", nic.Name, dhcp.Dotted(lease.IP), dhcp.Dotted(lease.Server), lease.Duration)
+	n.machine.log.Journalf("%s has %s from %s for %s", nic.Name, dhcp.Dotted(lease.IP), dhcp.Dotted(lease.Server), lease.Duration)
 	nic.lease, nic.address, nic.trouble = &lease, address, nil
 	select {
 	case <-n.up:

@@ -27,7 +27,7 @@ func (a *admission) admitParameter(program, parameter string, run runner) {
 		}
 	}
 	if err != nil {
-		a.log.consolef("SSH keys of parameter %s: %v", parameter, err)
+		a.log.Consolef("SSH keys of parameter %s: %v", parameter, err)
 	}
 }
 

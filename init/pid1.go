@@ -9,22 +9,26 @@ import (
 	"syscall"
 	"time"
 
+	"instantenv/init/internal/boottime"
 	"instantenv/init/internal/imds"
 	"instantenv/init/internal/kmod"
+	"instantenv/init/internal/logging"
+	"instantenv/init/internal/paths"
+	"instantenv/init/internal/sysfs"
 )
 
 // acpiTinyPowerButton is the signal that a kernel with CONFIG_ACPI_TINY_POWER_BUTTON sends by default.
 const acpiTinyPowerButton = syscall.Signal(38)
 
-// runtimeHostKeys is where host keys are made when they cannot be in sshDirectory.
-const runtimeHostKeys = "/run/instant-init/ssh"
+// runtimeHostKeys is where host keys are made when they cannot be in paths.SSH.
+const runtimeHostKeys = paths.Runtime + "/ssh"
 
 // servingLimit is when the boot goes on without a server that accepts connections. It is far more than sshd takes.
 const servingLimit = time.Minute
 
 // A machine is what process 1 looks after.
 type machine struct {
-	log       *logger
+	log       *logging.Logger
 	marks     *timeline
 	processes *reaper
 	network   *network
@@ -59,8 +63,8 @@ func boot() {
 		syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM, syscall.SIGPIPE)
 
 	m := &machine{
-		log:       &logger{console: os.Stderr},
-		marks:     newTimeline(bootTime, true),
+		log:       &logging.Logger{Console: os.Stderr},
+		marks:     newTimeline(boottime.Now, true),
 		processes: newReaper(),
 		modules:   sync.OnceValues(openModules),
 		cgroups:   serviceCgroups,
@@ -88,7 +92,7 @@ func boot() {
 			case syscall.SIGINT:
 				m.goDown(ending{reason: "Ctrl-Alt-Del", restart: true})
 			default:
-				m.log.journalf("ignoring signal: %v", s)
+				m.log.Journalf("ignoring signal: %v", s)
 			}
 		}
 		return nil
@@ -111,13 +115,13 @@ func (m *machine) bringUp() error {
 		return err
 	}
 	network := m.async("network", m.bringUpNetwork)
-	m.log.open()
+	m.log.Open()
 	close(told)
 	if readOnly != nil {
-		m.log.consolef("the root stays read-only: %v", readOnly)
+		m.log.Consolef("the root stays read-only: %v", readOnly)
 	}
 	if err := prepareServer(); err != nil {
-		m.log.consolef("%v", err)
+		m.log.Consolef("%v", err)
 	}
 	mounted()
 	m.marks.mark("mounted")
@@ -130,7 +134,7 @@ func (m *machine) bringUp() error {
 		return err
 	}
 	if err := prepareLogins(); err != nil {
-		m.log.consolef("%v", err)
+		m.log.Consolef("%v", err)
 	}
 	m.spawn("buttons", m.watchButtons)
 
@@ -156,7 +160,7 @@ func (m *machine) finishBoot(admission *admission, settings config) error {
 		m.tellTimeline("sshd_listening")
 	case <-time.After(servingLimit):
 		// Whatever sshd does: the machine's time limit has to be known.
-		m.log.consolef("sshd has the key for %s and does not accept connections", servingLimit)
+		m.log.Consolef("sshd has the key for %s and does not accept connections", servingLimit)
 	}
 	// What is new in authorized_keys is whole on the disk already, and host keys with it; now the names are, too.
 	m.spawn("sync", func() error {
@@ -191,7 +195,7 @@ func (m *machine) finishBoot(admission *admission, settings config) error {
 
 // handOverAgain asks for the key of the launch once more: who keeps machines asleep wakes one for somebody else.
 // Its client is its own, since the other one is in use.
-func handOverAgain(user account, marks *timeline, log *logger) error {
+func handOverAgain(user account, marks *timeline, log *logging.Logger) error {
 	client := imds.New(imds.Default)
 	defer client.Close()
 	again := &admission{client: client, user: user, patience: bootPatience, held: heldKeys, marks: marks, log: log}
@@ -221,9 +225,9 @@ func (m *machine) tellTimeline(mark string) {
 		err = m.marks.write(timelineFile)
 	}
 	if err != nil {
-		m.log.consolef("timeline: %v", err)
+		m.log.Consolef("timeline: %v", err)
 	}
-	m.log.consolef("timeline %s", m.marks.json())
+	m.log.Consolef("timeline %s", m.marks.json())
 }
 
 // loginDelay is how long after sshd serves buttons and the root's size wait for the first login: somebody who launched a
@@ -268,7 +272,7 @@ func (m *machine) delegate() {
 	}
 	m.delegation.Do(func() {
 		if err := delegateControllers(); err != nil {
-			m.log.consolef("control groups: %v", err)
+			m.log.Consolef("control groups: %v", err)
 		}
 	})
 }
@@ -276,24 +280,24 @@ func (m *machine) delegate() {
 // makeHostKeys falls back on keys in memory: a machine with a read-only or a full root has another identity at each
 // start, but somebody can log in and see to it.
 func (m *machine) makeHostKeys(told <-chan struct{}) error {
-	made, err := ensureHostKeys(sshDirectory, m.marks)
+	made, err := ensureHostKeys(paths.SSH, m.marks)
 	if err == nil {
 		m.spawn("word of host keys", func() error {
 			<-told
-			m.log.journalLines(made)
+			m.log.JournalLines(made)
 			return nil
 		})
 		return nil
 	}
 	<-told
-	m.log.consolef("host keys: %v; this start has its own, in %s", err, runtimeHostKeys)
+	m.log.Consolef("host keys: %v; this start has its own, in %s", err, runtimeHostKeys)
 	if err := os.MkdirAll(runtimeHostKeys, 0o700); err != nil {
 		return err
 	}
 	if made, err = ensureHostKeys(runtimeHostKeys, m.marks); err != nil {
 		return err
 	}
-	m.log.journalLines(made)
+	m.log.JournalLines(made)
 	files, err := filepath.Glob(runtimeHostKeys + "/ssh_host_*_key")
 	for _, file := range files {
 		m.sshdOptions = append(m.sshdOptions, "-h", file)
@@ -319,7 +323,7 @@ func (m *machine) goDown(how ending) {
 
 // openModules reads the index of the running kernel's modules.
 func openModules() (*kmod.Tree, error) {
-	release, err := readLine("/proc/sys/kernel/osrelease")
+	release, err := sysfs.ReadLine("/proc/sys/kernel/osrelease")
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"instantenv/init/internal/paths"
 	"io"
 	"os"
 	"path/filepath"
@@ -13,7 +14,7 @@ import (
 const (
 	// logDirectory is in memory: it is there when the root is read-only or full, and no image holds what was
 	// printed while it was baked.
-	logDirectory = "/run/instant-init/log"
+	logDirectory = paths.Runtime + "/log"
 	// logSize is when a log is put aside as .1, in place of the one before: twice that is a service's most.
 	logSize = 256 << 10
 	// lineSize is where a longer line is cut in two.

@@ -170,7 +170,7 @@ func (m *machine) startServices(named []string) {
 	for _, complaint := range append(complaints, more...) {
 		if text := complaint.Error(); !slices.Contains(m.complaints, text) {
 			m.complaints = append(m.complaints, text)
-			m.log.consolef("services: %s", text)
+			m.log.Consolef("services: %s", text)
 		}
 	}
 	if m.begun == nil {
@@ -205,7 +205,7 @@ func (m *machine) waitForMounts(s service) {
 	for _, path := range s.Mounts {
 		for tries := 0; !isMountPoint(path); tries++ {
 			if tries == 100 {
-				m.log.consolef("service %s waits for a file system on %s", s.Name, path)
+				m.log.Consolef("service %s waits for a file system on %s", s.Name, path)
 			}
 			time.Sleep(100 * time.Millisecond)
 		}

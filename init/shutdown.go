@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"instantenv/init/internal/netif"
+	"instantenv/init/internal/sysfs"
 )
 
 // Time that a shutdown gives to each of its parts, and to all of it. The parts sum up to less than the whole, which
@@ -39,27 +40,27 @@ func (m *machine) shutDown(how ending) {
 		finish()
 	}()
 	defer finish() // also after a panic
-	m.log.consolef("%s: %s", what, how.reason)
+	m.log.Consolef("%s: %s", what, how.reason)
 	m.processes.close()
 	m.stopServices(begin.Add(servicesLimit))
 	// Interactive shells ignore SIGTERM, but not a hangup.
 	m.end(termGrace, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGCONT)
 	if m.end(killGrace, syscall.SIGKILL) {
-		m.log.consolef("processes are stuck: %s", stuckProcesses())
+		m.log.Consolef("processes are stuck: %s", stuckProcesses())
 	}
 	// What the parts before it did not take is the disks' as well: one that is slow does not hang.
 	writing := max(syncLimit, shutdownLimit-time.Since(begin)-swapLimit-unmountsLimit-unmountLimit-2*nicsLimit)
 	if !withTimeout(writing, syscall.Sync) {
-		m.log.consolef("not everything could be written to the disks within %s", writing.Round(time.Millisecond))
+		m.log.Consolef("not everything could be written to the disks within %s", writing.Round(time.Millisecond))
 	}
 	if !withTimeout(swapLimit, swapOff) {
-		m.log.consolef("swap: what is in it could not be read back within %s", swapLimit)
+		m.log.Consolef("swap: what is in it could not be read back within %s", swapLimit)
 	}
 	m.unmountAll(time.Now().Add(unmountsLimit))
 	if !withTimeout(nicsLimit, m.nicsDown) {
-		m.log.consolef("network interfaces are not down within %s", nicsLimit)
+		m.log.Consolef("network interfaces are not down within %s", nicsLimit)
 	}
-	m.log.consolef("%s now, after %s", what, time.Since(begin).Round(time.Millisecond))
+	m.log.Consolef("%s now, after %s", what, time.Since(begin).Round(time.Millisecond))
 }
 
 // end signals every process but this one and waits until all are gone, at most for the given time. It tells whether
@@ -101,7 +102,7 @@ func stuckProcesses() string {
 	}
 	var found []string
 	for _, entry := range entries {
-		line, err := readLine("/proc/" + entry.Name() + "/stat")
+		line, err := sysfs.ReadLine("/proc/" + entry.Name() + "/stat")
 		if err != nil || entry.Name() == "1" {
 			continue
 		}
@@ -133,7 +134,7 @@ func swapOff() {
 func (m *machine) unmountAll(deadline time.Time) {
 	text, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
-		m.log.consolef("unmount: %v", err)
+		m.log.Consolef("unmount: %v", err)
 	}
 	targets := foreignMounts(string(text))
 	bounded := func(target string, work func() error) {
@@ -144,9 +145,9 @@ func (m *machine) unmountAll(deadline time.Time) {
 			limit = min(limit, time.Until(deadline))
 		}
 		if !withTimeout(limit, func() { err = work() }) {
-			m.log.consolef("unmount %s: hangs", target)
+			m.log.Consolef("unmount %s: hangs", target)
 		} else if err != nil {
-			m.log.consolef("unmount %s: %v", target, err)
+			m.log.Consolef("unmount %s: %v", target, err)
 		}
 	}
 	for i := len(targets) - 1; i >= 0; i-- {
@@ -171,11 +172,11 @@ func readOnly(target string) error {
 func (m *machine) nicsDown() {
 	nics, err := netif.List(netif.HasDevice)
 	if err != nil {
-		m.log.consolef("%v", err)
+		m.log.Consolef("%v", err)
 	}
 	for _, nic := range nics {
 		if err := netif.Down(nic.Index); err != nil {
-			m.log.consolef("%s: %v", nic.Name, err)
+			m.log.Consolef("%s: %v", nic.Name, err)
 		}
 	}
 }

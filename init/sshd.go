@@ -4,13 +4,15 @@ import (
 	"os"
 	"strings"
 
+	"instantenv/init/internal/boottime"
+	"instantenv/init/internal/paths"
 	"instantenv/init/kmsg"
 )
 
 const (
 	sshdName          = "sshd"
 	defaultSSHD       = "/usr/sbin/sshd"
-	sshdConfiguration = sshDirectory + "/sshd_config"
+	sshdConfiguration = paths.SSH + "/sshd_config"
 )
 
 // startSSHD has the server running from now on, behind the gate. Where it can it does not wait for the host keys: sshd
@@ -19,7 +21,7 @@ const (
 func (m *machine) startSSHD(hostKeys <-chan error) error {
 	early := m.image.early
 	if early != nil && m.image.noLease != nil {
-		m.log.journalf("%v", early.end(m.processes))
+		m.log.Journalf("%v", early.end(m.processes))
 		early = nil
 	}
 	server := &supervised{
@@ -41,7 +43,7 @@ func (m *machine) startSSHD(hostKeys <-chan error) error {
 		})
 	}
 	if m.image.noLease != nil {
-		m.log.journalf("sshd starts when its host keys are there: %v", m.image.noLease)
+		m.log.Journalf("sshd starts when its host keys are there: %v", m.image.noLease)
 		if err := <-hostKeys; err != nil {
 			return err
 		}
@@ -75,22 +77,22 @@ func (m *machine) sshdAccepts(pid string) {
 		close(m.serving)
 	}
 	if err := os.WriteFile(sshdPIDFile, []byte(pid+"\n"), 0o644); err != nil {
-		m.log.journalf("sshd's pid: %v", err)
+		m.log.Journalf("sshd's pid: %v", err)
 	}
 }
 
 // watchSSHD learns from the server's log when somebody is in, and completes the timeline. With a LogLevel below INFO
 // sshd does not tell, and the timeline goes without.
 func (m *machine) watchSSHD(line string) {
-	m.log.journalf("sshd: %s", line)
+	m.log.Journalf("sshd: %s", line)
 	if !strings.HasPrefix(line, "Accepted publickey for ") || !m.marks.mark("first_login") {
 		return
 	}
 	close(m.loggedIn)
-	if at, err := kmsg.Handoff(bootTime); err == nil {
+	if at, err := kmsg.Handoff(boottime.Now); err == nil {
 		m.marks.markAt("kernel_handoff", at)
 	} else {
-		m.log.journalf("timeline: %v", err)
+		m.log.Journalf("timeline: %v", err)
 	}
 	m.tellTimeline("first_login")
 }

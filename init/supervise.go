@@ -89,7 +89,7 @@ func (m *machine) supervise(s *supervised, started func()) error {
 			}
 			what = "ended: " + describe(status)
 			if s.Restart == restartNot || s.Restart == restartOnFailure && status == 0 {
-				m.log.journalf("%s %s", s.Name, what)
+				m.log.Journalf("%s %s", s.Name, what)
 				return nil
 			}
 		}
@@ -115,12 +115,12 @@ func (m *machine) tellRestart(s *supervised, what string, pause time.Duration) {
 	switch {
 	case pause < restartPauseMost:
 		s.quiet = false
-		m.log.consolef("%s %s; starting it again in %s%s", s.Name, what, pause, words)
+		m.log.Consolef("%s %s; starting it again in %s%s", s.Name, what, pause, words)
 	case !s.quiet:
 		s.quiet = true
-		m.log.consolef("%s %s; starting it again every %s from now on%s", s.Name, what, pause, words)
+		m.log.Consolef("%s %s; starting it again every %s from now on%s", s.Name, what, pause, words)
 	default:
-		m.log.journalf("%s %s; starting it again in %s%s", s.Name, what, pause, words)
+		m.log.Journalf("%s %s; starting it again in %s%s", s.Name, what, pause, words)
 	}
 }
 
@@ -136,14 +136,14 @@ func (m *machine) launch(s *supervised) (*loggedProcess, error) {
 		// Without cgroups (a kernel that lacks them) a service still runs, and is stopped by its main process.
 		var err error
 		if s.group, err = openCgroup(m.cgroups + "/" + s.Name); err != nil {
-			m.log.journalf("%s: no cgroup: %v", s.Name, err)
+			m.log.Journalf("%s: no cgroup: %v", s.Name, err)
 		}
 	}
 	if s.gate != nil {
 		if err := s.gate.prepare(); err != nil && !s.gate.isOpen() {
 			return nil, err
 		} else if err != nil { // memory is short; there is nobody to keep out any more
-			m.log.journalf("%s: %v", s.Name, err)
+			m.log.Journalf("%s: %v", s.Name, err)
 		}
 	}
 	process, err := m.startOrTake(s)
@@ -166,7 +166,7 @@ func (m *machine) startOrTake(s *supervised) (*loggedProcess, error) {
 	early := s.early
 	s.early = nil
 	if err := early.settle(s.group); err != nil {
-		m.log.journalf("%s: %v", s.Name, err)
+		m.log.Journalf("%s: %v", s.Name, err)
 	}
 	return m.follow(early.child, early.output, s.Argv[0], s.log), nil
 }
@@ -280,7 +280,7 @@ func (m *machine) stop(s *supervised, grace time.Duration) {
 	select {
 	case <-main.gone:
 	case <-time.After(grace):
-		m.log.consolef("%s does not end: killing it", s.Name)
+		m.log.Consolef("%s does not end: killing it", s.Name)
 		m.processes.signal(main.pid, syscall.SIGKILL)
 		grace = 0
 	}
@@ -288,9 +288,9 @@ func (m *machine) stop(s *supervised, grace time.Duration) {
 		return // they get a hangup with everything else
 	}
 	if killed := s.group.end(min(grace, strayGrace)); killed && grace > 0 {
-		m.log.journalf("%s left processes behind: killed", s.Name)
+		m.log.Journalf("%s left processes behind: killed", s.Name)
 	}
-	m.log.journalf("stopped %s in %s", s.Name, time.Since(begin).Round(time.Millisecond))
+	m.log.Journalf("stopped %s in %s", s.Name, time.Since(begin).Round(time.Millisecond))
 }
 
 func describe(status syscall.WaitStatus) string {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"instantenv/init/internal/boottime"
+	"instantenv/init/internal/logging"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,8 +39,8 @@ func testMachine(t *testing.T) (*machine, *safeBuffer) {
 	t.Helper()
 	console := &safeBuffer{}
 	m := &machine{
-		log: &logger{console: console}, processes: newReaper(), serving: make(chan struct{}),
-		marks: newTimeline(bootTime, true), ending: make(chan ending, 1),
+		log: &logging.Logger{Console: console}, processes: newReaper(), serving: make(chan struct{}),
+		marks: newTimeline(boottime.Now, true), ending: make(chan ending, 1),
 	}
 	done := make(chan struct{})
 	go func() {

@@ -10,26 +10,14 @@ import (
 	"sync"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"instantenv/init/internal/atomicfile"
 	"instantenv/init/internal/json"
+	"instantenv/init/internal/paths"
+	"instantenv/init/internal/sysfs"
 )
 
-const (
-	timelineDirectory = "/run/instant-init"
-	timelineFile      = timelineDirectory + "/timeline.json"
-)
-
-// clockBoottime is CLOCK_BOOTTIME: time since the kernel started, time asleep included.
-const clockBoottime = 7
-
-// bootTime reads it. The call cannot fail with a clock that Linux has had since 2.6.39.
-func bootTime() time.Duration {
-	var now syscall.Timespec
-	_, _, _ = syscall.Syscall(syscall.SYS_CLOCK_GETTIME, clockBoottime, uintptr(unsafe.Pointer(&now)), 0)
-	return time.Duration(now.Nano())
-}
+const timelineFile = paths.Runtime + "/timeline.json"
 
 // A timeline records when something happened for the first time in this boot, or since the machine woke up, how long
 // each stage took, and how much had been read from the root disk by then.
@@ -178,7 +166,7 @@ func rootReads() (diskReads, error) {
 	if _, err := os.Stat(device + "partition"); err == nil {
 		device += "../" // the kernel's tree has partitions below their disk
 	}
-	line, err := readLine(device + "stat")
+	line, err := sysfs.ReadLine(device + "stat")
 	if err != nil {
 		return diskReads{}, err
 	}

@@ -11,6 +11,7 @@ import (
 
 	"instantenv/init/internal/imds"
 	"instantenv/init/internal/json"
+	"instantenv/init/internal/logging"
 	"instantenv/init/internal/sshkey"
 )
 
@@ -257,7 +258,7 @@ func (r *fieldReader) choose(at string, value any, into *string, choices ...stri
 }
 
 // fetchUserData asks for the machine's user data until the deadline. What is wrong with it is said on the console.
-func fetchUserData(client *imds.Client, deadline time.Time, log *logger) (userData, error) {
+func fetchUserData(client *imds.Client, deadline time.Time, log *logging.Logger) (userData, error) {
 	text, err := client.Get(userDataPath, deadline)
 	if errors.Is(err, imds.ErrNotFound) {
 		return userData{}, nil
@@ -267,7 +268,7 @@ func fetchUserData(client *imds.Client, deadline time.Time, log *logger) (userDa
 	}
 	data, complaints := parseUserData(text)
 	for _, complaint := range complaints {
-		log.consolef("%s", complaint)
+		log.Consolef("%s", complaint)
 	}
 	return data, nil
 }

@@ -11,6 +11,7 @@ import (
 
 	"instantenv/init/internal/disk"
 	"instantenv/init/internal/gpt"
+	"instantenv/init/internal/logging"
 )
 
 // How often a volume that is not there is looked for: EC2 attaches within seconds of the launch, people when they like.
@@ -36,7 +37,7 @@ func (m *machine) mountVolumes(requests []mountRequest, user account) {
 				}
 			}
 			if err := m.mountVolume(request, user); err != nil {
-				m.log.consolef("volume %s is not mounted on %s: %v", request.Device, request.Path, err)
+				m.log.Consolef("volume %s is not mounted on %s: %v", request.Device, request.Path, err)
 			}
 			close(ready[i])
 			return nil
@@ -57,7 +58,7 @@ func (m *machine) mountVolume(request mountRequest, user account) error {
 	if tree, err := m.modules(); err == nil {
 		// Not there: it is built in, or the mount says what is wrong.
 		if err := tree.Load(kind); err != nil && !errors.Is(err, os.ErrNotExist) {
-			m.log.consolef("volume %s: %v", path, err)
+			m.log.Consolef("volume %s: %v", path, err)
 		}
 	}
 	if err := os.MkdirAll(request.Path, 0o755); err != nil {
@@ -70,7 +71,7 @@ func (m *machine) mountVolume(request mountRequest, user account) error {
 	if err := syscall.Mount(path, request.Path, kind, 0, ""); err != nil {
 		return fmt.Errorf("mount %s as %s: %w", path, kind, err)
 	}
-	m.log.journalf("mounted %s on %s", path, request.Path)
+	m.log.Journalf("mounted %s on %s", path, request.Path)
 	// A volume over the user's home does not lock out who was let in before it came.
 	if keys := publicKeysAmong(hidden); len(keys) > 0 {
 		return user.authorize(keys)
@@ -87,7 +88,7 @@ func (m *machine) waitForVolume(request mountRequest) string {
 			return path
 		}
 		if pause == volumePause && time.Since(begin) > volumeLate {
-			m.log.consolef("waiting for volume %s, to be mounted on %s: %v", request.Device, request.Path, err)
+			m.log.Consolef("waiting for volume %s, to be mounted on %s: %v", request.Device, request.Path, err)
 			pause = volumePauseLate
 		}
 	}
@@ -130,7 +131,7 @@ func (m *machine) makeFileSystem(kind, path string) error {
 		if _, err := os.Stat(program); err != nil {
 			continue
 		}
-		m.log.journalf("making %s on %s", kind, path)
+		m.log.Journalf("making %s on %s", kind, path)
 		status, words, err := m.runLogged([]string{program, "-q", path})
 		if err == nil && status != 0 {
 			err = fmt.Errorf("%s ended: %s: %s", program, describe(status), words)
@@ -141,10 +142,10 @@ func (m *machine) makeFileSystem(kind, path string) error {
 }
 
 // grow enlarges the file system on target to its volume, or to the swap behind it, which may be nil.
-func grow(target string, swap *gpt.Swap, log *logger) (disk.Report, error) {
+func grow(target string, swap *gpt.Swap, log *logging.Logger) (disk.Report, error) {
 	report, err := disk.Grow(target, swap)
 	if report.Partition || report.System {
-		log.journalf("grew %s", report)
+		log.Journalf("grew %s", report)
 	}
 	return report, err
 }

@@ -1,4 +1,5 @@
-package main
+// Package logging writes lines for two readers: the journal, and the serial console.
+package logging
 
 import (
 	"fmt"
@@ -8,56 +9,56 @@ import (
 	"syscall"
 )
 
-// A logger writes for two readers: journal takes everything (the kernel's log, or systemd's), console only what a
+// A Logger writes for two readers: journal takes everything (the kernel's log, or systemd's), console only what a
 // person should see who reads the serial console of a machine that did not come up. Either may be nil.
-type logger struct {
+type Logger struct {
 	mutex            sync.Mutex
-	journal, console io.Writer
+	Journal, Console io.Writer
 }
 
-// journalf writes to the journal only.
-func (l *logger) journalf(format string, values ...any) {
+// Journalf writes to the journal only.
+func (l *Logger) Journalf(format string, values ...any) {
 	l.write(false, fmt.Sprintf(format, values...))
 }
 
-// journalLines writes lines to the journal only.
-func (l *logger) journalLines(lines []string) {
+// JournalLines writes lines to the journal only.
+func (l *Logger) JournalLines(lines []string) {
 	for _, line := range lines {
 		l.write(false, line)
 	}
 }
 
-// consolef writes to both.
-func (l *logger) consolef(format string, values ...any) {
+// Consolef writes to both.
+func (l *Logger) Consolef(format string, values ...any) {
 	l.write(true, fmt.Sprintf(format, values...))
 }
 
-func (l *logger) write(loud bool, text string) {
+func (l *Logger) write(loud bool, text string) {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
 	line := []byte("instant-init: " + text + "\n")
 	// A line that cannot be logged is lost: there is nowhere left to say so.
-	if l.journal != nil {
-		_, _ = l.journal.Write(line)
+	if l.Journal != nil {
+		_, _ = l.Journal.Write(line)
 	}
-	if loud && l.console != nil {
-		_, _ = l.console.Write(line)
+	if loud && l.Console != nil {
+		_, _ = l.Console.Write(line)
 	}
 }
 
-// open switches to the devices, once /dev is mounted, and gives the process standard files: the kernel could not,
+// Open switches to the devices, once /dev is mounted, and gives the process standard files: the kernel could not,
 // if there was no /dev/console yet.
-func (l *logger) open() {
+func (l *Logger) Open() {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
 	if kernel, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err == nil {
-		l.journal = kernelLog{kernel}
+		l.Journal = kernelLog{kernel}
 	}
 	console, err := os.OpenFile("/dev/console", os.O_RDWR|syscall.O_NOCTTY, 0)
 	if err != nil {
 		return
 	}
-	l.console = console
+	l.Console = console
 	for fd := range 3 {
 		_ = syscall.Dup3(int(console.Fd()), fd, 0)
 	}
@@ -66,7 +67,7 @@ func (l *logger) open() {
 // A kernelLog writes lines to /dev/kmsg.
 type kernelLog struct{ device io.Writer }
 
-// Write prefixes the priority "debug", which the kernel does not print on the console by default: the logger does
+// Write prefixes the priority "debug", which the kernel does not print on the console by default: the Logger does
 // that itself, for the lines that deserve it, even when the command line says quiet.
 func (k kernelLog) Write(line []byte) (int, error) {
 	if _, err := k.device.Write(append([]byte("<7>"), line...)); err != nil {

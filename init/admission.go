@@ -13,6 +13,7 @@ import (
 	"instantenv/init/internal/logging"
 	"instantenv/init/internal/paths"
 	"instantenv/init/internal/sshkey"
+	"instantenv/init/internal/timeline"
 )
 
 // askedQuickly is how long the key may take so that user data, which is likely to take as long, costs nobody time.
@@ -39,7 +40,7 @@ type admission struct {
 	user     account
 	patience patience
 	held     string // the directory of keys that cannot be written to the disk
-	marks    *timeline
+	marks    *timeline.Timeline
 	log      *logging.Logger
 
 	data      userData
@@ -56,11 +57,11 @@ func (a *admission) beforeSSHD() error {
 	for {
 		keys, err := a.launchKeys()
 		if err == nil {
-			a.marks.mark(keyReceivedMark)
+			a.marks.Mark(timeline.KeyReceived)
 			if err := a.admit(keys); err != nil {
 				return err
 			}
-			a.marks.mark(keyWrittenMark)
+			a.marks.Mark(timeline.KeyWritten)
 			if time.Since(w.since) < askedQuickly {
 				_ = a.tryUserData(time.Now()) // afterSSHD asks again
 			}

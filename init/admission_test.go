@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -18,6 +19,7 @@ import (
 	"instantenv/init/internal/imds"
 	"instantenv/init/internal/logging"
 	"instantenv/init/internal/sshkey"
+	"instantenv/init/internal/timeline"
 )
 
 var otherKey = strings.Replace(testKey, "AAAAAAAAAAA", "AAAAAAAAAAB", 1)
@@ -92,14 +94,19 @@ func admissionTo(t *testing.T, client *imds.Client, journal io.Writer) *admissio
 	t.Helper()
 	return &admission{
 		client: client, user: someone(t), patience: shortly, held: filepath.Join(t.TempDir(), "keys"),
-		marks: newTimeline(boottime.Now, true), log: &logging.Logger{Journal: journal},
+		marks: timeline.New(boottime.Now, true), log: &logging.Logger{Journal: journal},
 	}
 }
 
-func markNames(marks *timeline) string {
+func markNames(t *testing.T, marks *timeline.Timeline) string {
+	t.Helper()
+	var document struct{ Marks []struct{ Name string } }
+	if err := json.Unmarshal(marks.JSON(), &document); err != nil {
+		t.Fatal(err)
+	}
 	var names []string
-	for _, mark := range marks.marks {
-		names = append(names, mark.name)
+	for _, mark := range document.Marks {
+		names = append(names, mark.Name)
 	}
 	return strings.Join(names, " ")
 }
@@ -162,7 +169,7 @@ func TestBeforeSSHD(t *testing.T) {
 			if string(content) != test.after {
 				t.Errorf("authorized_keys %q, %v; want %q", content, err, test.after)
 			}
-			if got := markNames(a.marks); got != test.marks {
+			if got := markNames(t, a.marks); got != test.marks {
 				t.Errorf("marks %q, want %q", got, test.marks)
 			}
 			rest := log.String()

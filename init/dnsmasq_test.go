@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"instantenv/init/internal/boottime"
 	"instantenv/init/internal/logging"
+	"instantenv/init/internal/timeline"
 	"io"
 	"net"
 	"os"
@@ -155,7 +156,7 @@ func eventually(t *testing.T, what string, condition func() bool) {
 func machineUnderTest(t *testing.T) (*machine, *lockedBuffer) {
 	t.Helper()
 	console, directory := &lockedBuffer{}, t.TempDir()
-	m := &machine{log: &logging.Logger{Journal: io.Discard, Console: console}, marks: newTimeline(boottime.Now, true)}
+	m := &machine{log: &logging.Logger{Journal: io.Discard, Console: console}, marks: timeline.New(boottime.Now, true)}
 	n := newNetwork(m)
 	n.wanted = func(name string) bool { return strings.HasPrefix(name, "eth") }
 	n.resolvConf, n.hosts = filepath.Join(directory, "resolv.conf"), filepath.Join(directory, "hosts")

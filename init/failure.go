@@ -48,7 +48,7 @@ func (m *machine) spawnLoose(what string, work func() error) {
 // async runs work beside everything else, as a stage of the timeline, and delivers its error.
 func (m *machine) async(what string, work func() error) <-chan error {
 	done := make(chan error, 1)
-	ended := m.marks.stage(what)
+	ended := m.marks.Stage(what)
 	go func() {
 		err := m.guarded(what, work)
 		if err == nil {

@@ -17,6 +17,7 @@ import (
 	"instantenv/init/internal/gpt"
 	"instantenv/init/internal/imds"
 	"instantenv/init/internal/sysfs"
+	"instantenv/init/internal/timeline"
 )
 
 // hibernate writes the machine's memory to the swap that the kernel's command line names as resume= and powers off.
@@ -38,8 +39,8 @@ func (m *machine) hibernate() {
 		m.log.Consolef("cannot hibernate: %v", err)
 		return
 	}
-	m.marks.wake()
-	if err := m.marks.write(timelineFile); err != nil { // now: somebody may be in before the key of the launch came
+	m.marks.Wake()
+	if err := m.marks.Write(timeline.File); err != nil { // now: somebody may be in before the key of the launch came
 		m.log.Consolef("timeline: %v", err)
 	}
 	m.log.Consolef("awake again, after %s", (boottime.Now() - begin).Round(time.Second))

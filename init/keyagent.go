@@ -11,6 +11,7 @@ import (
 	"instantenv/init/internal/imds"
 	"instantenv/init/internal/logging"
 	"instantenv/init/internal/paths"
+	"instantenv/init/internal/timeline"
 )
 
 // Signals by which systemd, being process 1, powers the machine off in order, and at once (systemd(1): SIGRTMIN+4 and
@@ -29,11 +30,11 @@ func keyAgent(log *logging.Logger) int {
 		log.Consolef("key-agent: permission denied: it needs to be root")
 		return 1
 	}
-	marks := newTimeline(boottime.Now, false)
-	marks.mark("init_start")
+	marks := timeline.New(boottime.Now, false)
+	marks.Mark("init_start")
 	client := imds.New(imds.Default)
-	client.OnConnect = func() { marks.mark("network_up") }
-	client.OnToken = func() { marks.mark("imds_token") }
+	client.OnConnect = func() { marks.Mark("network_up") }
+	client.OnToken = func() { marks.Mark("imds_token") }
 	settings, err := loadConfig(configFile)
 	if err != nil {
 		log.Consolef("%v", err)
@@ -44,14 +45,14 @@ func keyAgent(log *logging.Logger) int {
 		log.Consolef("%v", err)
 		return 1
 	}
-	if err := marks.write(timelineFile); err != nil {
+	if err := marks.Write(timeline.File); err != nil {
 		log.Consolef("cannot write the timeline: %v", err)
 	}
 	if err := notifyReady(os.Getenv("NOTIFY_SOCKET")); err != nil {
 		log.Consolef("cannot tell systemd: %v", err)
 	}
 	syscall.Sync() // see finishBoot
-	log.Consolef("timeline %s", marks.json())
+	log.Consolef("timeline %s", marks.JSON())
 	// cloud-init would have done it, or growpart from an initramfs.
 	if _, err := grow("/", nil, log); err != nil {
 		log.Consolef("root volume: %v", err)
@@ -65,7 +66,7 @@ func keyAgent(log *logging.Logger) int {
 	return endBySystemd(log)
 }
 
-func prepareLogin(client *imds.Client, name string, marks *timeline, log *logging.Logger) (*admission, error) {
+func prepareLogin(client *imds.Client, name string, marks *timeline.Timeline, log *logging.Logger) (*admission, error) {
 	hostKeys := make(chan error, 1)
 	go func() {
 		made, err := ensureHostKeys(paths.SSH, marks)

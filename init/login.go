@@ -14,6 +14,7 @@ import (
 
 	"instantenv/init/internal/atomicfile"
 	"instantenv/init/internal/sshkey"
+	"instantenv/init/internal/timeline"
 )
 
 const passwdFile = "/etc/passwd"
@@ -106,7 +107,7 @@ func readPlain(path string) (string, error) {
 // Nobody waits here until they are on the disk. The flush before authorized_keys has its name (authorize), which is
 // before anybody gets in, takes them along, and another one follows when sshd serves. A machine that loses power before
 // has shown its identity to nobody; what it is left with may be empty, and then makes another.
-func ensureHostKeys(directory string, marks *timeline) (made []string, err error) {
+func ensureHostKeys(directory string, marks *timeline.Timeline) (made []string, err error) {
 	present, err := filepath.Glob(filepath.Join(directory, "ssh_host_*_key"))
 	if err != nil {
 		return nil, err
@@ -128,7 +129,7 @@ func ensureHostKeys(directory string, marks *timeline) (made []string, err error
 			return nil, err
 		}
 	}
-	marks.mark("host_keys")
+	marks.Mark("host_keys")
 	return made, nil
 }
 

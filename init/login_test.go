@@ -10,6 +10,7 @@ import (
 	"instantenv/init/internal/atomicfile"
 	"instantenv/init/internal/boottime"
 	"instantenv/init/internal/sshkey"
+	"instantenv/init/internal/timeline"
 )
 
 var testKey = "ssh-ed25519 " + base64.StdEncoding.EncodeToString(
@@ -134,7 +135,7 @@ func TestEnsureHostKeys(t *testing.T) {
 		return text
 	}
 	ensure := func() []string {
-		made, err := ensureHostKeys(directory, newTimeline(boottime.Now, true))
+		made, err := ensureHostKeys(directory, timeline.New(boottime.Now, true))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -166,6 +166,7 @@ import (
 
 	"instantenv/init/internal/imds"
 	"instantenv/init/internal/logging"
+	"instantenv/init/internal/timeline"
 )
 
 const version = "0.1.0"
@@ -193,7 +194,7 @@ func run(args []string, pid int, stdout, stderr io.Writer) int {
 	case "key-agent":
 		return keyAgent(&logging.Logger{Journal: stderr})
 	case "timeline":
-		return printTimeline(timelineFile, stdout, stderr)
+		return printTimeline(timeline.File, stdout, stderr)
 	case "--version":
 		fmt.Fprintln(stdout, "instant-init", version)
 		return 0

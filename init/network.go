@@ -236,7 +236,7 @@ func (n *network) look() error {
 
 // adopt begins to look after an interface.
 func (n *network) adopt(found netif.Interface) {
-	n.machine.marks.mark("nic_found")
+	n.machine.marks.Mark("nic_found")
 	added := &nic{Interface: found, table: n.table(found.Index)}
 	added.client = dhcp.NewClient(dhcp.Hooks{
 		MAC:       found.MAC,
@@ -310,7 +310,7 @@ func (n *network) leased(nic *nic, lease dhcp.Lease) error {
 	select {
 	case <-n.up:
 	default:
-		n.machine.marks.mark("network_up")
+		n.machine.marks.Mark("network_up")
 		close(n.up)
 	}
 	n.rename()

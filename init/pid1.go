@@ -15,6 +15,7 @@ import (
 	"instantenv/init/internal/logging"
 	"instantenv/init/internal/paths"
 	"instantenv/init/internal/sysfs"
+	"instantenv/init/internal/timeline"
 )
 
 // acpiTinyPowerButton is the signal that a kernel with CONFIG_ACPI_TINY_POWER_BUTTON sends by default.
@@ -29,7 +30,7 @@ const servingLimit = time.Minute
 // A machine is what process 1 looks after.
 type machine struct {
 	log       *logging.Logger
-	marks     *timeline
+	marks     *timeline.Timeline
 	processes *reaper
 	network   *network
 	image     image
@@ -64,7 +65,7 @@ func boot() {
 
 	m := &machine{
 		log:       &logging.Logger{Console: os.Stderr},
-		marks:     newTimeline(boottime.Now, true),
+		marks:     timeline.New(boottime.Now, true),
 		processes: newReaper(),
 		modules:   sync.OnceValues(openModules),
 		cgroups:   serviceCgroups,
@@ -77,7 +78,7 @@ func boot() {
 	m.image.early = adoptEarly(m.processes)
 	m.network = newNetwork(m)
 	m.onResume(m.networkResumed)
-	m.marks.mark("init_start")
+	m.marks.Mark("init_start")
 	m.spawn("reaper", func() error {
 		for range children {
 			m.processes.reap()
@@ -103,7 +104,7 @@ func boot() {
 
 // bringUp takes the machine from nothing to a login.
 func (m *machine) bringUp() error {
-	mounted := m.marks.stage("mounts")
+	mounted := m.marks.Stage("mounts")
 	// The kernel's command line says rw; where it does not, this is the moment. A root that cannot be written
 	// should still let somebody in who finds out why.
 	readOnly := remountWritable("/")
@@ -124,7 +125,7 @@ func (m *machine) bringUp() error {
 		m.log.Consolef("%v", err)
 	}
 	mounted()
-	m.marks.mark("mounted")
+	m.marks.Mark("mounted")
 
 	if err := <-read; err != nil {
 		return err
@@ -142,9 +143,9 @@ func (m *machine) bringUp() error {
 		return err
 	}
 	metadata := imds.New(imds.Default)
-	metadata.OnToken = func() { m.marks.mark("imds_token") }
+	metadata.OnToken = func() { m.marks.Mark("imds_token") }
 	admission := &admission{client: metadata, user: m.image.user, patience: bootPatience, held: heldKeys, marks: m.marks, log: m.log}
-	keyInstalled := m.marks.stage("key")
+	keyInstalled := m.marks.Stage("key")
 	if err := admission.beforeSSHD(); err != nil {
 		return err
 	}
@@ -176,7 +177,7 @@ func (m *machine) finishBoot(admission *admission, settings config) error {
 	m.mountVolumes(data.Mounts, user)
 	m.startServices(data.Services)
 	m.onResume(func() error {
-		return errors.Join(handOverAgain(user, m.marks, m.log), m.marks.write(timelineFile))
+		return errors.Join(handOverAgain(user, m.marks, m.log), m.marks.Write(timeline.File))
 	})
 	if settings.SSMKeys != "" {
 		m.spawn("SSM parameter", func() error {
@@ -195,7 +196,7 @@ func (m *machine) finishBoot(admission *admission, settings config) error {
 
 // handOverAgain asks for the key of the launch once more: who keeps machines asleep wakes one for somebody else.
 // Its client is its own, since the other one is in use.
-func handOverAgain(user account, marks *timeline, log *logging.Logger) error {
+func handOverAgain(user account, marks *timeline.Timeline, log *logging.Logger) error {
 	client := imds.New(imds.Default)
 	defer client.Close()
 	again := &admission{client: client, user: user, patience: bootPatience, held: heldKeys, marks: marks, log: log}
@@ -206,11 +207,11 @@ func handOverAgain(user account, marks *timeline, log *logging.Logger) error {
 			return nil
 		}
 		if err == nil {
-			marks.mark(keyReceivedMark)
+			marks.Mark(timeline.KeyReceived)
 			if err := again.admit(keys); err != nil {
 				return err
 			}
-			marks.mark(keyWrittenMark)
+			marks.Mark(timeline.KeyWritten)
 			return nil
 		}
 		w.tell(err) // the network may be late
@@ -219,15 +220,15 @@ func handOverAgain(user account, marks *timeline, log *logging.Logger) error {
 
 // tellTimeline writes it down as it is at a mark.
 func (m *machine) tellTimeline(mark string) {
-	read, err := rootReads()
+	read, err := timeline.RootReads()
 	if err == nil {
-		m.marks.markReads(mark, read)
-		err = m.marks.write(timelineFile)
+		m.marks.MarkReads(mark, read)
+		err = m.marks.Write(timeline.File)
 	}
 	if err != nil {
 		m.log.Consolef("timeline: %v", err)
 	}
-	m.log.Consolef("timeline %s", m.marks.json())
+	m.log.Consolef("timeline %s", m.marks.JSON())
 }
 
 // loginDelay is how long after sshd serves buttons and the root's size wait for the first login: somebody who launched a

@@ -36,9 +36,9 @@ func (m *machine) startSSHD(hostKeys <-chan error) error {
 	supervise := func() error {
 		return m.supervise(server, func() {
 			if early != nil {
-				m.marks.markAt("sshd_started", early.at)
+				m.marks.MarkAt("sshd_started", early.at)
 			}
-			m.marks.mark("sshd_started")
+			m.marks.Mark("sshd_started")
 			close(running)
 		})
 	}
@@ -73,7 +73,7 @@ func serverArguments(program string) []string {
 
 // sshdAccepts is called each time that a server begins to accept connections.
 func (m *machine) sshdAccepts(pid string) {
-	if m.marks.mark("sshd_listening") {
+	if m.marks.Mark("sshd_listening") {
 		close(m.serving)
 	}
 	if err := os.WriteFile(sshdPIDFile, []byte(pid+"\n"), 0o644); err != nil {
@@ -85,12 +85,12 @@ func (m *machine) sshdAccepts(pid string) {
 // sshd does not tell, and the timeline goes without.
 func (m *machine) watchSSHD(line string) {
 	m.log.Journalf("sshd: %s", line)
-	if !strings.HasPrefix(line, "Accepted publickey for ") || !m.marks.mark("first_login") {
+	if !strings.HasPrefix(line, "Accepted publickey for ") || !m.marks.Mark("first_login") {
 		return
 	}
 	close(m.loggedIn)
 	if at, err := kmsg.Handoff(boottime.Now); err == nil {
-		m.marks.markAt("kernel_handoff", at)
+		m.marks.MarkAt("kernel_handoff", at)
 	} else {
 		m.log.Journalf("timeline: %v", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"instantenv/init/internal/boottime"
 	"instantenv/init/internal/logging"
+	"instantenv/init/internal/timeline"
 	"os"
 	"path/filepath"
 	"slices"
@@ -40,7 +41,7 @@ func testMachine(t *testing.T) (*machine, *safeBuffer) {
 	console := &safeBuffer{}
 	m := &machine{
 		log: &logging.Logger{Console: console}, processes: newReaper(), serving: make(chan struct{}),
-		marks: newTimeline(boottime.Now, true), ending: make(chan ending, 1),
+		marks: timeline.New(boottime.Now, true), ending: make(chan ending, 1),
 	}
 	done := make(chan struct{})
 	go func() {

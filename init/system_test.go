@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"net"
 	"os"
 	"path/filepath"
@@ -9,51 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"instantenv/init/internal/boottime"
 	"instantenv/init/internal/dhcp"
 )
-
-func TestTimeline(t *testing.T) {
-	now := 800 * time.Millisecond
-	marks := newTimeline(func() time.Duration { now += 1500 * time.Microsecond; return now }, true)
-	first := marks.mark("init_start")
-	mounted := marks.stage("mounts")
-	marks.stage("network")
-	mounted()
-	again := marks.mark("init_start")
-	marks.markReads("init_start", diskReads{requests: 3, bytes: 12288})
-	want := `{"version":2,"clock":"CLOCK_BOOTTIME","pid1":true,"marks":[{"name":"init_start","boottime_ms":801.5}],` +
-		`"stages":[{"name":"mounts","start_ms":803,"end_ms":806},{"name":"network","start_ms":804.5,"end_ms":null}],` +
-		`"root_reads":[{"mark":"init_start","requests":3,"bytes":12288}]}`
-	if !json.Valid(newTimeline(boottime.Now, false).json()) {
-		t.Error("an empty one is not JSON")
-	}
-	if got := string(marks.json()); got != want || !first || again {
-		t.Errorf("%v, %v\ngot  %s\nwant %s", first, again, got, want)
-	}
-}
-
-func TestTimelineOfWaking(t *testing.T) {
-	now := time.Duration(0)
-	marks := newTimeline(func() time.Duration { now += time.Millisecond; return now }, true)
-	for _, name := range []string{"init_start", keyWrittenMark, "first_login"} {
-		marks.mark(name)
-	}
-	for range 2 {
-		marks.wake()
-		if !marks.mark(keyWrittenMark) {
-			t.Error("the key that came after the sleep is not recorded")
-		}
-	}
-	if marks.mark("init_start") || marks.mark("first_login") {
-		t.Error("what happens once is recorded twice")
-	}
-	want := `"marks":[{"name":"init_start","boottime_ms":1},{"name":"first_login","boottime_ms":3},` +
-		`{"name":"resumed","boottime_ms":6},{"name":"key_written","boottime_ms":7}]`
-	if got := string(marks.json()); !strings.Contains(got, want) {
-		t.Errorf("got  %s\nwant %s", got, want)
-	}
-}
 
 func TestMountTableIsInOrder(t *testing.T) {
 	seen := map[string]bool{}
@@ -62,18 +18,6 @@ func TestMountTableIsInOrder(t *testing.T) {
 			t.Errorf("%s comes before %s", entry.target, parent)
 		}
 		seen[entry.target] = true
-	}
-}
-
-func TestParseDiskStat(t *testing.T) {
-	line := "     435      599    42294     1025       73       96     1344      393        0      992     1497"
-	if got, err := parseDiskStat(line); got != (diskReads{requests: 435, bytes: 42294 * 512}) || err != nil {
-		t.Errorf("%+v, %v", got, err)
-	}
-	for _, line := range []string{"", "1 2", "x 2 3", "1 2 x"} {
-		if got, err := parseDiskStat(line); err == nil {
-			t.Errorf("%q: got %+v", line, got)
-		}
 	}
 }
 

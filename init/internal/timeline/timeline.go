@@ -1,4 +1,5 @@
-package main
+// Package timeline records when the stages of a boot began and ended.
+package timeline
 
 import (
 	"fmt"
@@ -17,11 +18,11 @@ import (
 	"instantenv/init/internal/sysfs"
 )
 
-const timelineFile = paths.Runtime + "/timeline.json"
+const File = paths.Runtime + "/timeline.json"
 
-// A timeline records when something happened for the first time in this boot, or since the machine woke up, how long
+// A Timeline records when something happened for the first time in this boot, or since the machine woke up, how long
 // each stage took, and how much had been read from the root disk by then.
-type timeline struct {
+type Timeline struct {
 	mutex  sync.Mutex
 	clock  func() time.Duration
 	pid1   bool
@@ -44,17 +45,17 @@ type stage struct {
 // reads is what was read from the root disk until a mark.
 type reads struct {
 	mark string
-	diskReads
+	DiskReads
 }
 
-func newTimeline(clock func() time.Duration, pid1 bool) *timeline {
-	return &timeline{clock: clock, pid1: pid1}
+func New(clock func() time.Duration, pid1 bool) *Timeline {
+	return &Timeline{clock: clock, pid1: pid1}
 }
 
-// mark tells whether it is the first of its name: later ones are not recorded.
-func (t *timeline) mark(name string) bool { return t.markAt(name, t.clock()) }
+// Mark tells whether it is the first of its name: later ones are not recorded.
+func (t *Timeline) Mark(name string) bool { return t.MarkAt(name, t.clock()) }
 
-func (t *timeline) markAt(name string, at time.Duration) bool {
+func (t *Timeline) MarkAt(name string, at time.Duration) bool {
 	t.mutex.Lock()
 	defer t.mutex.Unlock()
 	for _, earlier := range t.marks {
@@ -67,24 +68,24 @@ func (t *timeline) markAt(name string, at time.Duration) bool {
 }
 
 // ofWaking are the marks that belong to the latest time that the machine woke up.
-var ofWaking = []string{resumedMark, keyReceivedMark, keyWrittenMark}
+var ofWaking = []string{Resumed, KeyReceived, KeyWritten}
 
 const (
-	resumedMark     = "resumed"
-	keyReceivedMark = "key_received"
-	keyWrittenMark  = "key_written"
+	Resumed     = "resumed"
+	KeyReceived = "key_received"
+	KeyWritten  = "key_written"
 )
 
-// wake records that the machine goes on, and lets what it does again be recorded again.
-func (t *timeline) wake() {
+// Wake records that the machine goes on, and lets what it does again be recorded again.
+func (t *Timeline) Wake() {
 	t.mutex.Lock()
 	t.marks = slices.DeleteFunc(t.marks, func(m mark) bool { return slices.Contains(ofWaking, m.name) })
 	t.mutex.Unlock()
-	t.mark(resumedMark)
+	t.Mark(Resumed)
 }
 
-// stage begins one; calling what it returns ends it.
-func (t *timeline) stage(name string) (end func()) {
+// Stage begins one; calling what it returns ends it.
+func (t *Timeline) Stage(name string) (end func()) {
 	begun := &stage{name: name, start: t.clock()}
 	t.mutex.Lock()
 	defer t.mutex.Unlock()
@@ -96,14 +97,14 @@ func (t *timeline) stage(name string) (end func()) {
 	}
 }
 
-// markReads records what was read from the root disk up to a mark.
-func (t *timeline) markReads(mark string, read diskReads) {
+// MarkReads records what was read from the root disk up to a mark.
+func (t *Timeline) MarkReads(mark string, read DiskReads) {
 	t.mutex.Lock()
 	defer t.mutex.Unlock()
 	t.reads = append(t.reads, reads{mark, read})
 }
 
-func (t *timeline) json() []byte {
+func (t *Timeline) JSON() []byte {
 	t.mutex.Lock()
 	defer t.mutex.Unlock()
 	text := strconv.AppendBool([]byte(`{"version":2,"clock":"CLOCK_BOOTTIME","pid1":`), t.pid1)
@@ -126,8 +127,8 @@ func (t *timeline) json() []byte {
 	text = append(text, `],"root_reads":[`...)
 	for i, entry := range t.reads {
 		text = json.AppendText(append(separated(text, i), `{"mark":`...), entry.mark)
-		text = strconv.AppendInt(append(text, `,"requests":`...), entry.requests, 10)
-		text = append(strconv.AppendInt(append(text, `,"bytes":`...), entry.bytes, 10), '}')
+		text = strconv.AppendInt(append(text, `,"requests":`...), entry.Requests, 10)
+		text = append(strconv.AppendInt(append(text, `,"bytes":`...), entry.Bytes, 10), '}')
 	}
 	return append(text, `]}`...)
 }
@@ -144,21 +145,21 @@ func appendMS(text []byte, at time.Duration) []byte {
 	return strconv.AppendFloat(text, float64(at.Round(time.Microsecond))/float64(time.Millisecond), 'f', -1, 64)
 }
 
-func (t *timeline) write(path string) error {
+func (t *Timeline) Write(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	return atomicfile.Write(path, append(t.json(), '\n'), 0o644, atomicfile.Root)
+	return atomicfile.Write(path, append(t.JSON(), '\n'), 0o644, atomicfile.Root)
 }
 
-// diskReads counts what a block device has read since the kernel started.
-type diskReads struct{ requests, bytes int64 }
+// DiskReads counts what a block device has read since the kernel started.
+type DiskReads struct{ Requests, Bytes int64 }
 
-// rootReads asks the disk that the root file system is on, all of its partitions together.
-func rootReads() (diskReads, error) {
+// RootReads asks the disk that the root file system is on, all of its partitions together.
+func RootReads() (DiskReads, error) {
 	var root syscall.Stat_t
 	if err := syscall.Stat("/", &root); err != nil {
-		return diskReads{}, fmt.Errorf("stat /: %w", err)
+		return DiskReads{}, fmt.Errorf("stat /: %w", err)
 	}
 	// The encoding of new_encode_dev(), linux/kdev_t.h.
 	major, minor := root.Dev>>8&0xfff, root.Dev&0xff|root.Dev>>12&0xfff00
@@ -168,25 +169,25 @@ func rootReads() (diskReads, error) {
 	}
 	line, err := sysfs.ReadLine(device + "stat")
 	if err != nil {
-		return diskReads{}, err
+		return DiskReads{}, err
 	}
 	return parseDiskStat(line)
 }
 
 // parseDiskStat reads the first and third number of Documentation/block/stat.rst: read requests, and sectors read,
 // which are of 512 bytes whatever the device's are.
-func parseDiskStat(line string) (diskReads, error) {
+func parseDiskStat(line string) (DiskReads, error) {
 	fields := strings.Fields(line)
 	if len(fields) < 3 {
-		return diskReads{}, fmt.Errorf("disk statistics: %q", line)
+		return DiskReads{}, fmt.Errorf("disk statistics: %q", line)
 	}
 	requests, err := strconv.ParseInt(fields[0], 10, 64)
 	if err != nil {
-		return diskReads{}, fmt.Errorf("disk statistics: %w", err)
+		return DiskReads{}, fmt.Errorf("disk statistics: %w", err)
 	}
 	sectors, err := strconv.ParseInt(fields[2], 10, 64)
 	if err != nil {
-		return diskReads{}, fmt.Errorf("disk statistics: %w", err)
+		return DiskReads{}, fmt.Errorf("disk statistics: %w", err)
 	}
-	return diskReads{requests: requests, bytes: sectors * 512}, nil
+	return DiskReads{Requests: requests, Bytes: sectors * 512}, nil
 }

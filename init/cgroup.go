@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"instantenv/init/internal/sysfs"
 	"math"
 	"os"
 	"path/filepath"
@@ -11,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"instantenv/init/internal/sysfs"
 )
 
 // Of control groups (cgroup v2, Documentation/admin-guide/cgroup-v2.rst): every service has one, so that a stop

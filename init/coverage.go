@@ -3,11 +3,12 @@
 package main
 
 import (
-	"instantenv/init/internal/sysfs"
 	"os"
 	"path/filepath"
 	"runtime/coverage"
 	"time"
+
+	"instantenv/init/internal/sysfs"
 )
 
 // coverageDirectory is where a test build (go build -cover -tags coverage) leaves what it has run, on the root's disk:

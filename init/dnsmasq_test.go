@@ -4,9 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"instantenv/init/internal/boottime"
-	"instantenv/init/internal/logging"
-	"instantenv/init/internal/timeline"
 	"io"
 	"net"
 	"os"
@@ -17,6 +14,11 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"instantenv/init/internal/boottime"
+	"instantenv/init/internal/logging"
+	"instantenv/init/internal/task"
+	"instantenv/init/internal/timeline"
 )
 
 // These tests want a network namespace of their own, in which they may do everything, and dnsmasq;
@@ -157,6 +159,7 @@ func machineUnderTest(t *testing.T) (*machine, *lockedBuffer) {
 	t.Helper()
 	console, directory := &lockedBuffer{}, t.TempDir()
 	m := &machine{log: &logging.Logger{Journal: io.Discard, Console: console}, marks: timeline.New(boottime.Now, true)}
+	m.tasks = &task.Group{Log: m.log, Marks: m.marks, Fatal: m.fatal}
 	n := newNetwork(m)
 	n.wanted = func(name string) bool { return strings.HasPrefix(name, "eth") }
 	n.resolvConf, n.hosts = filepath.Join(directory, "resolv.conf"), filepath.Join(directory, "hosts")
@@ -174,7 +177,7 @@ func machineUnderTest(t *testing.T) (*machine, *lockedBuffer) {
 
 func bringUp(t *testing.T, m *machine) {
 	t.Helper()
-	up := m.async("network", m.bringUpNetwork)
+	up := m.tasks.Async("network", m.bringUpNetwork)
 	select {
 	case err := <-up:
 		if err != nil {
@@ -229,7 +232,7 @@ func TestDnsmasqComesUpLate(t *testing.T) {
 	s := newSegment(t, 1)
 	s.plug()
 	m, console := machineUnderTest(t)
-	up := m.async("network", m.bringUpNetwork)
+	up := m.tasks.Async("network", m.bringUpNetwork)
 	eventually(t, "a word of what is missing", func() bool {
 		return strings.Contains(console.String(), "no network after 5 s: waiting for a DHCP answer on eth1")
 	})
@@ -312,7 +315,7 @@ func TestDnsmasqIsAskedAgainWhenTheLinkComesBack(t *testing.T) {
 func TestInterfacesComeAndGo(t *testing.T) {
 	one, two := newSegment(t, 1), newSegment(t, 2)
 	m, console := machineUnderTest(t)
-	up := m.async("network", m.bringUpNetwork)
+	up := m.tasks.Async("network", m.bringUpNetwork)
 	eventually(t, "a word of what is missing", func() bool {
 		return strings.Contains(console.String(), "waiting for a network interface")
 	})

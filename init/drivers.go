@@ -3,10 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
-	"instantenv/init/internal/sysfs"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"instantenv/init/internal/sysfs"
 )
 
 // networkBuses say how a network device is known on a bus, by its modalias, before it has a driver. A virtio device

@@ -63,7 +63,7 @@ func TestAnEarlyServerIsTheFirstProcess(t *testing.T) {
 	pid := s.early.pid
 	defer s.early.lease.release()
 	running := make(chan struct{})
-	m.spawn("server", func() error { return m.supervise(s, func() { close(running) }) })
+	m.tasks.Spawn("server", func() error { return m.supervise(s, func() { close(running) }) })
 	<-running
 	waitFor(t, "what it printed", func() bool { return s.log.last() == "early" })
 	if s.main.pid != pid {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -24,53 +23,6 @@ const (
 
 // errNoServer says that nobody can log in any more.
 var errNoServer = errors.New("there is no server to log in to")
-
-// spawn runs work beside everything else. An error or a panic of it is fatal for the machine.
-func (m *machine) spawn(what string, work func() error) {
-	go func() {
-		if err := m.guarded(what, work); err != nil {
-			m.fatal(err)
-		}
-	}()
-}
-
-// spawnLoose runs work beside everything else that a login does without: an error of it is told. A panic, which is a
-// fault of this program and not of the machine's surroundings, is fatal all the same.
-func (m *machine) spawnLoose(what string, work func() error) {
-	m.spawn(what, func() error {
-		if err := work(); err != nil {
-			m.log.Consolef("%s: %v", what, err)
-		}
-		return nil
-	})
-}
-
-// async runs work beside everything else, as a stage of the timeline, and delivers its error.
-func (m *machine) async(what string, work func() error) <-chan error {
-	done := make(chan error, 1)
-	ended := m.marks.Stage(what)
-	go func() {
-		err := m.guarded(what, work)
-		if err == nil {
-			ended()
-		}
-		done <- err
-	}()
-	return done
-}
-
-func (m *machine) guarded(what string, work func() error) (err error) {
-	defer func() {
-		if cause := recover(); cause != nil {
-			err = fmt.Errorf("%s: panic: %v\n%s", what, cause, debug.Stack())
-		}
-	}()
-	injectFault(what)
-	if err := work(); err != nil {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	return nil
-}
 
 // fatal tells why the machine is of no use, and how it stands, and powers it off when that had time to be read.
 func (m *machine) fatal(cause error) {

@@ -3,11 +3,12 @@ package main
 import (
 	"errors"
 	"fmt"
-	"instantenv/init/internal/paths"
 	"os"
 	"strings"
 	"syscall"
 	"time"
+
+	"instantenv/init/internal/paths"
 )
 
 const (

@@ -16,7 +16,7 @@ func server(t *testing.T, m *machine, g *gate, then string) *supervised {
 	t.Helper()
 	s := shell(t, "server", `trap '' TERM; echo listening; echo $$ >"$GATE"; `+then)
 	s.Environment, s.gate = []string{"GATE=" + g.path}, g
-	m.spawn("server", func() error { return m.supervise(s, func() {}) })
+	m.tasks.Spawn("server", func() error { return m.supervise(s, func() {}) })
 	waitFor(t, "the server to listen", func() bool { return s.log.last() == "listening" })
 	return s
 }

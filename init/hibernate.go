@@ -47,7 +47,7 @@ func (m *machine) hibernate() {
 	m.hooksMutex.Lock()
 	defer m.hooksMutex.Unlock()
 	for _, hook := range m.hooks {
-		m.spawnLoose("after the sleep", hook)
+		m.tasks.SpawnOptional("after the sleep", hook)
 	}
 }
 

@@ -43,7 +43,7 @@ func (m *machine) watchButtons() error {
 		return err
 	}
 	sleep := make(chan struct{}) // without a buffer: a key that is pressed while the machine goes to sleep is lost
-	m.spawn("sleep", func() error {
+	m.tasks.Spawn("sleep", func() error {
 		for range sleep {
 			m.hibernate()
 		}
@@ -56,7 +56,7 @@ func (m *machine) watchButtons() error {
 			m.log.Consolef("power button: %v", err)
 			continue
 		}
-		m.spawn("events of "+device, func() error {
+		m.tasks.Spawn("events of "+device, func() error {
 			defer file.Close()
 			buffer := make([]byte, 64*inputEventSize)
 			for {

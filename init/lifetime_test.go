@@ -2,11 +2,12 @@ package main
 
 import (
 	"bytes"
-	"instantenv/init/internal/logging"
 	"math"
 	"strings"
 	"testing"
 	"time"
+
+	"instantenv/init/internal/logging"
 )
 
 // A life is a machine's clocks, and a lifetime that goes by them.

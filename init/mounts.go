@@ -3,9 +3,10 @@ package main
 import (
 	"errors"
 	"fmt"
-	"instantenv/init/internal/paths"
 	"os"
 	"syscall"
+
+	"instantenv/init/internal/paths"
 )
 
 const (

@@ -111,9 +111,9 @@ func (n *network) start() error {
 	if err := netif.Up(netif.Loopback); err != nil {
 		return fmt.Errorf("lo: %w", err)
 	}
-	n.machine.spawn("network links", func() error { return n.listen(links, n.changed) })
-	n.machine.spawn("network devices", func() error { return n.listen(devices, n.devices) })
-	n.machine.spawn("network interfaces", n.watch)
+	n.machine.tasks.Spawn("network links", func() error { return n.listen(links, n.changed) })
+	n.machine.tasks.Spawn("network devices", func() error { return n.listen(devices, n.devices) })
+	n.machine.tasks.Spawn("network interfaces", n.watch)
 	return nil
 }
 
@@ -246,7 +246,7 @@ func (n *network) adopt(found netif.Interface) {
 		OnTrouble: func(err error) { n.troubled(added, err) },
 	})
 	n.nics[found.Index] = added
-	n.machine.spawn("DHCP on "+found.Name, func() error {
+	n.machine.tasks.Spawn("DHCP on "+found.Name, func() error {
 		added.client.Run()
 		return nil
 	})

@@ -15,6 +15,7 @@ import (
 	"instantenv/init/internal/logging"
 	"instantenv/init/internal/paths"
 	"instantenv/init/internal/sysfs"
+	"instantenv/init/internal/task"
 	"instantenv/init/internal/timeline"
 )
 
@@ -31,6 +32,7 @@ const servingLimit = time.Minute
 type machine struct {
 	log       *logging.Logger
 	marks     *timeline.Timeline
+	tasks     *task.Group
 	processes *reaper
 	network   *network
 	image     image
@@ -75,17 +77,18 @@ func boot() {
 		grown:     make(chan struct{}),
 		ending:    make(chan ending, 1),
 	}
+	m.tasks = &task.Group{Log: m.log, Marks: m.marks, Fatal: m.fatal}
 	m.image.early = adoptEarly(m.processes)
 	m.network = newNetwork(m)
 	m.onResume(m.networkResumed)
 	m.marks.Mark("init_start")
-	m.spawn("reaper", func() error {
+	m.tasks.Spawn("reaper", func() error {
 		for range children {
 			m.processes.reap()
 		}
 		return nil
 	})
-	m.spawn("signals", func() error {
+	m.tasks.Spawn("signals", func() error {
 		for s := range signals {
 			switch s {
 			case syscall.SIGTERM, syscall.SIGPWR, acpiTinyPowerButton:
@@ -98,7 +101,7 @@ func boot() {
 		}
 		return nil
 	})
-	m.spawn("boot", m.bringUp)
+	m.tasks.Spawn("boot", m.bringUp)
 	m.shutDown(<-m.ending)
 }
 
@@ -109,13 +112,13 @@ func (m *machine) bringUp() error {
 	// should still let somebody in who finds out why.
 	readOnly := remountWritable("/")
 	// The disk answers while the processor mounts, and making keys takes the other one as long.
-	read := m.async("image", m.image.read)
+	read := m.tasks.Async("image", m.image.read)
 	told := make(chan struct{}) // closed when there is a log to tell it to, and memory to fall back on
-	hostKeys := m.async("host keys", func() error { return m.makeHostKeys(told) })
+	hostKeys := m.tasks.Async("host keys", func() error { return m.makeHostKeys(told) })
 	if err := mountAll(mounts); err != nil {
 		return err
 	}
-	network := m.async("network", m.bringUpNetwork)
+	network := m.tasks.Async("network", m.bringUpNetwork)
 	m.log.Open()
 	close(told)
 	if readOnly != nil {
@@ -137,7 +140,7 @@ func (m *machine) bringUp() error {
 	if err := prepareLogins(); err != nil {
 		m.log.Consolef("%v", err)
 	}
-	m.spawn("buttons", m.watchButtons)
+	m.tasks.Spawn("buttons", m.watchButtons)
 
 	if err := <-network; err != nil {
 		return err
@@ -164,11 +167,11 @@ func (m *machine) finishBoot(admission *admission, settings config) error {
 		m.log.Consolef("sshd has the key for %s and does not accept connections", servingLimit)
 	}
 	// What is new in authorized_keys is whole on the disk already, and host keys with it; now the names are, too.
-	m.spawn("sync", func() error {
+	m.tasks.Spawn("sync", func() error {
 		syscall.Sync()
 		return nil
 	})
-	m.spawn("services", m.completeSystem)
+	m.tasks.Spawn("services", m.completeSystem)
 	user := admission.user
 	data := admission.afterSSHD()
 	if data.Hostname != "" {
@@ -180,13 +183,13 @@ func (m *machine) finishBoot(admission *admission, settings config) error {
 		return errors.Join(handOverAgain(user, m.marks, m.log), m.marks.Write(timeline.File))
 	})
 	if settings.SSMKeys != "" {
-		m.spawn("SSM parameter", func() error {
+		m.tasks.Spawn("SSM parameter", func() error {
 			admission.admitParameter(ssmProgram, settings.SSMKeys, m.run)
 			return nil
 		})
 	}
 	lifetime := newLifetime(data, admission.client.Date(), m.log)
-	m.spawn("tag of the time limit", func() error {
+	m.tasks.Spawn("tag of the time limit", func() error {
 		lifetime.watch(admission.client)
 		return nil
 	})
@@ -244,7 +247,7 @@ const (
 // completeSystem makes the rest of what a running system has. A login works without any of it, and comes first.
 func (m *machine) completeSystem() error {
 	m.startServices(nil)
-	m.spawnLoose("root volume", func() error {
+	m.tasks.SpawnOptional("root volume", func() error {
 		defer close(m.grown)
 		m.awaitLogin(loginDelay)
 		return m.growRoot()
@@ -283,7 +286,7 @@ func (m *machine) delegate() {
 func (m *machine) makeHostKeys(told <-chan struct{}) error {
 	made, err := ensureHostKeys(paths.SSH, m.marks)
 	if err == nil {
-		m.spawn("word of host keys", func() error {
+		m.tasks.Spawn("word of host keys", func() error {
 			<-told
 			m.log.JournalLines(made)
 			return nil

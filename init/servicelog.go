@@ -2,13 +2,14 @@ package main
 
 import (
 	"bufio"
-	"instantenv/init/internal/paths"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
+
+	"instantenv/init/internal/paths"
 )
 
 const (

@@ -188,7 +188,7 @@ func (m *machine) startServices(named []string) {
 		}
 		begun := make(chan struct{})
 		m.begun[s.Name] = begun
-		m.spawn("service "+s.Name, func() error {
+		m.tasks.Spawn("service "+s.Name, func() error {
 			for _, earlier := range before {
 				<-earlier
 			}

@@ -48,11 +48,11 @@ func (m *machine) startSSHD(hostKeys <-chan error) error {
 			return err
 		}
 		server.options = m.sshdOptions
-		m.spawn(sshdName, supervise)
+		m.tasks.Spawn(sshdName, supervise)
 		return nil
 	}
-	m.spawn(sshdName, supervise)
-	m.spawn("sshd's host keys", func() error {
+	m.tasks.Spawn(sshdName, supervise)
+	m.tasks.Spawn("sshd's host keys", func() error {
 		if err := <-hostKeys; err != nil {
 			return err // with the lease still there: sshd does not come that far
 		}

@@ -151,7 +151,7 @@ func (m *machine) launch(s *supervised) (*loggedProcess, error) {
 		return nil, err
 	}
 	if s.gate != nil {
-		m.spawn("gate of "+s.Name, func() error { return s.gate.attend(process.gone) })
+		m.tasks.Spawn("gate of "+s.Name, func() error { return s.gate.attend(process.gone) })
 	}
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
@@ -223,7 +223,7 @@ func (m *machine) start(argv, environment []string, group *cgroup, log *serviceL
 // follow takes what a process prints to its log.
 func (m *machine) follow(process child, output *os.File, name string, log *serviceLog) *loggedProcess {
 	started := &loggedProcess{process, make(chan struct{}), make(chan struct{})}
-	m.spawn("log of "+name, func() error {
+	m.tasks.Spawn("log of "+name, func() error {
 		defer close(started.read)
 		defer output.Close()
 		log.follow(output)

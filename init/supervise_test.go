@@ -4,9 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"instantenv/init/internal/boottime"
-	"instantenv/init/internal/logging"
-	"instantenv/init/internal/timeline"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +12,11 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"instantenv/init/internal/boottime"
+	"instantenv/init/internal/logging"
+	"instantenv/init/internal/task"
+	"instantenv/init/internal/timeline"
 )
 
 // A safeBuffer takes what several goroutines log.
@@ -43,6 +45,7 @@ func testMachine(t *testing.T) (*machine, *safeBuffer) {
 		log: &logging.Logger{Console: console}, processes: newReaper(), serving: make(chan struct{}),
 		marks: timeline.New(boottime.Now, true), ending: make(chan ending, 1),
 	}
+	m.tasks = &task.Group{Log: m.log, Marks: m.marks, Fatal: m.fatal}
 	done := make(chan struct{})
 	go func() {
 		for {
@@ -109,7 +112,7 @@ func TestAServiceIsStartedAgainLaterEachTime(t *testing.T) {
 	m, console := testMachine(t)
 	s := shell(t, "flaky", "echo I give up; exit 3")
 	starts := 0
-	m.spawn("flaky", func() error { return m.supervise(s, func() { starts++ }) })
+	m.tasks.Spawn("flaky", func() error { return m.supervise(s, func() { starts++ }) })
 	waitFor(t, "the fourth start", func() bool { return strings.Contains(console.String(), "again in 400ms") })
 	for _, pause := range []string{"100ms", "200ms", "400ms"} {
 		line := "flaky ended: status 3; starting it again in " + pause + "; its last words: I give up"
@@ -126,7 +129,7 @@ func TestStartAgainWithOtherArguments(t *testing.T) {
 	m, console := testMachine(t)
 	s := shell(t, "told", `echo "got $*"; while :; do sleep 0.01; done`)
 	running := make(chan struct{})
-	m.spawn("told", func() error { return m.supervise(s, func() { close(running) }) })
+	m.tasks.Spawn("told", func() error { return m.supervise(s, func() { close(running) }) })
 	<-running
 	waitFor(t, "its first start", func() bool { return s.log.last() == "got " })
 	m.startAgain(s, []string{"name", "-h", "file"}) // the first one is the shell's name for itself
@@ -159,7 +162,7 @@ func TestRestartPolicy(t *testing.T) {
 		name := fmt.Sprintf("job%d", i)
 		s := shell(t, name, fmt.Sprintf("exit %d", test.status))
 		s.Restart = test.restart
-		done := m.async(name, func() error { return m.supervise(s, func() {}) })
+		done := m.tasks.Async(name, func() error { return m.supervise(s, func() {}) })
 		if test.again {
 			waitFor(t, "a restart", func() bool { return strings.Contains(console.String(), name+" ended") })
 			continue
@@ -194,11 +197,11 @@ func TestServicesStopInReverseOrder(t *testing.T) {
 	order := filepath.Join(t.TempDir(), "order")
 	for _, name := range []string{"first", "second", "third"} {
 		s := shell(t, name, `trap 'echo `+name+` >>`+order+`; exit 0' TERM; echo up; while :; do sleep 0.01; done`)
-		m.spawn(name, func() error { return m.supervise(s, func() {}) })
+		m.tasks.Spawn(name, func() error { return m.supervise(s, func() {}) })
 		waitFor(t, name, func() bool { return s.log.last() == "up" })
 	}
 	stubborn := shell(t, "stubborn", `trap '' TERM; echo up; while :; do sleep 0.01; done`)
-	m.spawn("stubborn", func() error { return m.supervise(stubborn, func() {}) })
+	m.tasks.Spawn("stubborn", func() error { return m.supervise(stubborn, func() {}) })
 	waitFor(t, "stubborn", func() bool { return stubborn.log.last() == "up" })
 	m.processes.close()
 	begin := time.Now()
@@ -322,13 +325,6 @@ func TestChooseServices(t *testing.T) {
 		if got := strings.Join(names, " "); got != test.want || len(complaints) != test.complaints {
 			t.Errorf("%s: %q, %v", test.name, got, complaints)
 		}
-	}
-}
-
-func TestGuardedTurnsAPanicIntoAnError(t *testing.T) {
-	err := (&machine{}).guarded("network", func() error { panic("slice out of luck") })
-	if err == nil || !strings.Contains(err.Error(), "network: panic: slice out of luck") {
-		t.Fatalf("got %v", err)
 	}
 }
 

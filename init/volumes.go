@@ -30,7 +30,7 @@ func (m *machine) mountVolumes(requests []mountRequest, user account) {
 	ready := make([]chan struct{}, len(requests))
 	for i, request := range requests {
 		ready[i] = make(chan struct{})
-		m.spawn("volume on "+request.Path, func() error {
+		m.tasks.Spawn("volume on "+request.Path, func() error {
 			for j, other := range requests[:i] {
 				if strings.HasPrefix(request.Path, other.Path+"/") {
 					<-ready[j] // /data before /data/cache

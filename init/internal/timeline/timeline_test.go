@@ -2,10 +2,11 @@ package timeline
 
 import (
 	"encoding/json"
-	"instantenv/init/internal/boottime"
 	"strings"
 	"testing"
 	"time"
+
+	"instantenv/init/internal/boottime"
 )
 
 func TestTimeline(t *testing.T) {

@@ -1,6 +1,6 @@
 //go:build !faults
 
-package main
+package task
 
 // injectFault does nothing: only test builds can be made to fail.
 func injectFault(string) {}

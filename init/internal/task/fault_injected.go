@@ -1,10 +1,11 @@
 //go:build faults
 
-package main
+package task
 
 import (
-	"instantenv/init/internal/sysfs"
 	"strings"
+
+	"instantenv/init/internal/sysfs"
 )
 
 // faultFile names what is to panic in a test build (go build -tags faults).

@@ -5,85 +5,19 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"instantenv/init/internal/boottime"
 	"instantenv/init/internal/imds"
+	"instantenv/init/internal/inittest"
 	"instantenv/init/internal/logging"
 	"instantenv/init/internal/sshkey"
 	"instantenv/init/internal/timeline"
 )
-
-var otherKey = strings.Replace(testKey, "AAAAAAAAAAA", "AAAAAAAAAAB", 1)
-
-// A fakeService is a metadata service whose items can change; each item is the queue of its answers, the last of which
-// stays. An answer of three digits is a status.
-type fakeService struct {
-	mutex sync.Mutex
-	items map[string][]string
-	asked map[string]int
-}
-
-func (s *fakeService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.mutex.Lock()
-	defer s.mutex.Unlock()
-	s.asked[r.URL.Path]++
-	if r.URL.Path == "/latest/api/token" && len(s.items[r.URL.Path]) == 0 {
-		fmt.Fprint(w, "token")
-		return
-	}
-	answers := s.items[r.URL.Path]
-	if len(answers) == 0 {
-		w.WriteHeader(http.StatusNotFound)
-		return
-	}
-	if len(answers) > 1 {
-		s.items[r.URL.Path] = answers[1:]
-	}
-	var status int
-	if _, err := fmt.Sscanf(answers[0], "%3d", &status); err == nil && len(answers[0]) == 3 {
-		w.WriteHeader(status)
-		return
-	}
-	fmt.Fprint(w, answers[0])
-}
-
-func (s *fakeService) set(path string, answers ...string) {
-	s.mutex.Lock()
-	defer s.mutex.Unlock()
-	s.items[path] = answers
-}
-
-func (s *fakeService) count(path string) int {
-	s.mutex.Lock()
-	defer s.mutex.Unlock()
-	return s.asked[path]
-}
-
-func serve(t *testing.T, items map[string][]string) (*fakeService, *imds.Client) {
-	t.Helper()
-	s := &fakeService{items: items, asked: map[string]int{}}
-	if s.items == nil {
-		s.items = map[string][]string{}
-	}
-	server := httptest.NewServer(s)
-	t.Cleanup(server.Close)
-	address, ok := server.Listener.Addr().(*net.TCPAddr)
-	if !ok {
-		t.Fatal("not TCP")
-	}
-	client := imds.New(imds.Endpoint{IP: [4]byte(address.IP.To4()), Port: address.Port})
-	t.Cleanup(client.Close)
-	return s, client
-}
 
 // shortly is a patience for tests.
 var shortly = patience{
@@ -122,45 +56,45 @@ func TestBeforeSSHD(t *testing.T) {
 		said   string // words of the log, in order, with | between
 		silent string // what the log does not say
 	}{
-		{name: "a key", items: map[string][]string{keyPath: {testKey + " launch\n"}}, after: testKey + " launch\n", marks: "key_received key_written", silent: "waiting"},
+		{name: "a key", items: map[string][]string{keyPath: {inittest.Key + " launch\n"}}, after: inittest.Key + " launch\n", marks: "key_received key_written", silent: "waiting"},
 		{
-			name: "user data is not waited for when there is a key", items: map[string][]string{keyPath: {testKey}, userDataPath: {"503"}},
-			after: testKey + "\n", marks: "key_received key_written", silent: "user data",
+			name: "user data is not waited for when there is a key", items: map[string][]string{keyPath: {inittest.Key}, userDataPath: {"503"}},
+			after: inittest.Key + "\n", marks: "key_received key_written", silent: "user data",
 		},
 		{
-			name: "busy, then garbage, then a key", items: map[string][]string{keyPath: {"503", "500", "<html>busy</html>", "ssh-ed25519 AAAA", testKey}},
-			after: testKey + "\n", marks: "key_received key_written",
+			name: "busy, then garbage, then a key", items: map[string][]string{keyPath: {"503", "500", "<html>busy</html>", "ssh-ed25519 AAAA", inittest.Key}},
+			after: inittest.Key + "\n", marks: "key_received key_written",
 		},
 		{
 			name: "no answer for a while, and it says so", items: map[string][]string{
-				"/latest/api/token": {"403", "403", "403", "403", "403", "403", "403", "403", "401", "404", "token"}, keyPath: {testKey},
+				"/latest/api/token": {"403", "403", "403", "403", "403", "403", "403", "403", "401", "404", "token"}, keyPath: {inittest.Key},
 			},
-			after: testKey + "\n", marks: "key_received key_written", said: "waiting for the SSH key, 0 s so far: |turned off",
+			after: inittest.Key + "\n", marks: "key_received key_written", said: "waiting for the SSH key, 0 s so far: |turned off",
 		},
 		{
 			name: "that there is no token yet does not say that there is no key", items: map[string][]string{
-				"/latest/api/token": {"404", "404", "token"}, keyPath: {testKey},
+				"/latest/api/token": {"404", "404", "token"}, keyPath: {inittest.Key},
 			},
-			after: testKey + "\n", marks: "key_received key_written", silent: "no SSH key",
+			after: inittest.Key + "\n", marks: "key_received key_written", silent: "no SSH key",
 		},
-		{name: "none at launch, one in user data", items: map[string][]string{userDataPath: {"503", wishes(testKey)}}, after: testKey + "\n"},
+		{name: "none at launch, one in user data", items: map[string][]string{userDataPath: {"503", wishes(inittest.Key)}}, after: inittest.Key + "\n"},
 		{name: "none anywhere", said: "nobody can log in"},
 		{name: "none, and user data does not come", items: map[string][]string{userDataPath: {"503"}}, said: "user data is not known yet"},
 		{
-			name: "silence, and a key of an earlier start", items: map[string][]string{"/latest/api/token": {"503"}}, before: otherKey + "\n",
-			after: otherKey + "\n", said: "waiting for the SSH key|the SSH keys of an earlier start stay",
+			name: "silence, and a key of an earlier start", items: map[string][]string{"/latest/api/token": {"503"}}, before: inittest.OtherKey + "\n",
+			after: inittest.OtherKey + "\n", said: "waiting for the SSH key|the SSH keys of an earlier start stay",
 		},
 		{
-			name: "an earlier key does not keep the new one out", items: map[string][]string{keyPath: {"503", "503", testKey}}, before: otherKey + "\n",
-			after: otherKey + "\n" + testKey + "\n", marks: "key_received key_written", silent: "earlier",
+			name: "an earlier key does not keep the new one out", items: map[string][]string{keyPath: {"503", "503", inittest.Key}}, before: inittest.OtherKey + "\n",
+			after: inittest.OtherKey + "\n" + inittest.Key + "\n", marks: "key_received key_written", silent: "earlier",
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			_, client := serve(t, test.items)
+			_, client := inittest.Serve(t, test.items)
 			var log bytes.Buffer
 			a := admissionTo(t, client, &log)
 			if test.before != "" {
-				write(t, a.user.keyFile(), test.before)
+				inittest.Write(t, a.user.keyFile(), test.before)
 			}
 			if err := a.beforeSSHD(); err != nil {
 				t.Error(err)
@@ -192,17 +126,17 @@ func TestKeysAreHeldInMemory(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("the file belongs to root")
 	}
-	_, client := serve(t, map[string][]string{keyPath: {testKey}})
+	_, client := inittest.Serve(t, map[string][]string{keyPath: {inittest.Key}})
 	var log, stdout bytes.Buffer
 	a := admissionTo(t, client, &log)
-	a.user.home = write(t, filepath.Join(t.TempDir(), "home"), "a file, where a directory should be")
+	a.user.home = inittest.Write(t, filepath.Join(t.TempDir(), "home"), "a file, where a directory should be")
 	if err := a.beforeSSHD(); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.admit(keysIn(t, otherKey)); err != nil {
+	if err := a.admit(inittest.Keys(t, inittest.OtherKey)); err != nil {
 		t.Fatal(err)
 	}
-	if status := loginKeys("admin", "admin", a.held, client, &stdout, &log); status != 0 || stdout.String() != testKey+"\n"+otherKey+"\n" {
+	if status := loginKeys("admin", "admin", a.held, client, &stdout, &log); status != 0 || stdout.String() != inittest.Key+"\n"+inittest.OtherKey+"\n" {
 		t.Errorf("status %d, %q", status, stdout.String())
 	}
 	if !strings.Contains(log.String(), "is not a directory; they are in "+a.held) {
@@ -215,11 +149,11 @@ func TestKeysAreHeldInMemory(t *testing.T) {
 }
 
 func TestAfterSSHD(t *testing.T) {
-	s, client := serve(t, map[string][]string{
-		userDataPath:               {"503", `{"instant-env": {"ttl_s": 60, "ssh_keys": ["` + testKey + ` wished"], "colour": "red"}}`},
+	s, client := inittest.Serve(t, map[string][]string{
+		userDataPath:               {"503", `{"instant-env": {"ttl_s": 60, "ssh_keys": ["` + inittest.Key + ` wished"], "colour": "red"}}`},
 		keysPath:                   {"0=one\n1=two\n../../x=y\n=z\n2=three\n3\n"},
-		keysPath + "0/openssh-key": {testKey + " zero"},
-		keysPath + "1/openssh-key": {otherKey + " one\n"},
+		keysPath + "0/openssh-key": {inittest.Key + " zero"},
+		keysPath + "1/openssh-key": {inittest.OtherKey + " one\n"},
 		keysPath + "2/openssh-key": {"not a key"},
 	})
 	var log bytes.Buffer
@@ -228,14 +162,14 @@ func TestAfterSSHD(t *testing.T) {
 	if data.TTL != time.Minute {
 		t.Errorf("user data %+v", data)
 	}
-	if got, want := read(t, a.user.keyFile()), testKey+" wished\n"+otherKey+" one\n"; got != want {
+	if got, want := inittest.Read(t, a.user.keyFile()), inittest.Key+" wished\n"+inittest.OtherKey+" one\n"; got != want {
 		t.Errorf("authorized_keys %q, want %q", got, want)
 	}
 	if !strings.Contains(log.String(), `unknown field "colour"`) || !strings.Contains(log.String(), "SSH key 2: ") {
 		t.Errorf("log %q", log.String())
 	}
-	if s.count(keysPath+"3/openssh-key") != 0 || s.count("/latest/meta-data/x") != 0 {
-		t.Errorf("asked for what was not listed: %v", s.asked)
+	if s.Count(keysPath+"3/openssh-key") != 0 || s.Count("/latest/meta-data/x") != 0 {
+		t.Errorf("asked for what was not listed: %v", s)
 	}
 }
 
@@ -243,18 +177,18 @@ func TestAfterSSHD(t *testing.T) {
 func TestNobodySeesHalfAKey(t *testing.T) {
 	user := someone(t)
 	key := func(i int) string {
-		body := []byte(strings.TrimPrefix(testKey, "ssh-ed25519 "))
+		body := []byte(strings.TrimPrefix(inittest.Key, "ssh-ed25519 "))
 		copy(body[len(body)-8:], fmt.Sprintf("%06d", i)) // the last two may be padding
 		return "ssh-ed25519 " + string(body) + " number-" + fmt.Sprint(i)
 	}
-	if err := user.authorize(keysIn(t, key(0))); err != nil {
+	if err := user.authorize(inittest.Keys(t, key(0))); err != nil {
 		t.Fatal(err)
 	}
 	const count = 300
 	done := make(chan error, 1)
 	go func() {
 		for i := 1; i < count; i++ {
-			if err := user.authorize(keysIn(t, key(i))); err != nil {
+			if err := user.authorize(inittest.Keys(t, key(i))); err != nil {
 				done <- err
 				return
 			}
@@ -298,7 +232,7 @@ func TestNobodySeesHalfAKey(t *testing.T) {
 
 func TestLoginKeys(t *testing.T) {
 	connect := "#Timestamp=1795000000\n#Instance=i-0abc\n#Caller=arn:aws:iam::123456789012:user/me\n#Request=1\n" +
-		testKey + "\nc2lnbmF0dXJl\n"
+		inittest.Key + "\nc2lnbmF0dXJl\n"
 	for _, test := range []struct {
 		name, user string
 		items      map[string][]string
@@ -307,28 +241,28 @@ func TestLoginKeys(t *testing.T) {
 		status     int
 	}{
 		{name: "none", user: "admin"},
-		{name: "by Instance Connect", user: "admin", items: map[string][]string{connectPath + "admin": {connect}}, want: testKey + "\n"},
-		{name: "by the tag", user: "admin", items: map[string][]string{keyTagPath: {otherKey + " me@home"}}, want: otherKey + " me@home\n"},
+		{name: "by Instance Connect", user: "admin", items: map[string][]string{connectPath + "admin": {connect}}, want: inittest.Key + "\n"},
+		{name: "by the tag", user: "admin", items: map[string][]string{keyTagPath: {inittest.OtherKey + " me@home"}}, want: inittest.OtherKey + " me@home\n"},
 		{
-			name: "both", user: "admin", items: map[string][]string{connectPath + "admin": {connect}, keyTagPath: {otherKey}},
-			want: testKey + "\n" + otherKey + "\n",
+			name: "both", user: "admin", items: map[string][]string{connectPath + "admin": {connect}, keyTagPath: {inittest.OtherKey}},
+			want: inittest.Key + "\n" + inittest.OtherKey + "\n",
 		},
-		{name: "of somebody else", user: "root", items: map[string][]string{connectPath + "root": {connect}, keyTagPath: {otherKey}}},
-		{name: "options are no key", user: "admin", items: map[string][]string{keyTagPath: {`command="id" ` + testKey}}},
+		{name: "of somebody else", user: "root", items: map[string][]string{connectPath + "root": {connect}, keyTagPath: {inittest.OtherKey}}},
+		{name: "options are no key", user: "admin", items: map[string][]string{keyTagPath: {`command="id" ` + inittest.Key}}},
 		{name: "garbage", user: "admin", items: map[string][]string{connectPath + "admin": {"<html>"}, keyTagPath: {"\x00\xff"}}},
-		{name: "for an instant busy", user: "admin", items: map[string][]string{keyTagPath: {"503", testKey}}, want: testKey + "\n"},
-		{name: "held in memory", user: "admin", held: testKey + "\n", want: testKey + "\n"},
+		{name: "for an instant busy", user: "admin", items: map[string][]string{keyTagPath: {"503", inittest.Key}}, want: inittest.Key + "\n"},
+		{name: "held in memory", user: "admin", held: inittest.Key + "\n", want: inittest.Key + "\n"},
 		{
-			name: "held in memory, and no service", user: "admin", held: testKey + "\n", want: testKey + "\n",
+			name: "held in memory, and no service", user: "admin", held: inittest.Key + "\n", want: inittest.Key + "\n",
 			items: map[string][]string{"/latest/api/token": {"403"}},
 		},
 		{name: "turned off", user: "admin", items: map[string][]string{"/latest/api/token": {"403"}}, status: 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			_, client := serve(t, test.items)
+			_, client := inittest.Serve(t, test.items)
 			held := t.TempDir()
 			if test.held != "" {
-				write(t, filepath.Join(held, "admin"), test.held)
+				inittest.Write(t, filepath.Join(held, "admin"), test.held)
 			}
 			var stdout, stderr bytes.Buffer
 			if status := loginKeys(test.user, "admin", held, client, &stdout, &stderr); status != test.status {
@@ -342,7 +276,7 @@ func TestLoginKeys(t *testing.T) {
 }
 
 func FuzzPublicKeys(f *testing.F) {
-	f.Add("#Timestamp=1\n" + testKey + "\nc2lnbmF0dXJl\n")
+	f.Add("#Timestamp=1\n" + inittest.Key + "\nc2lnbmF0dXJl\n")
 	f.Add("ssh-rsa AAAA\r\n\x00")
 	f.Fuzz(func(t *testing.T, text string) {
 		for _, key := range publicKeysAmong(text) {

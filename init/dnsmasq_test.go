@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -10,12 +9,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"instantenv/init/internal/boottime"
+	"instantenv/init/internal/inittest"
 	"instantenv/init/internal/logging"
 	"instantenv/init/internal/task"
 	"instantenv/init/internal/timeline"
@@ -36,25 +35,8 @@ type segment struct {
 	holder *exec.Cmd
 	server *exec.Cmd
 	leases string
-	log    *lockedBuffer
+	log    *inittest.Buffer
 	prefix string
-}
-
-type lockedBuffer struct {
-	mutex  sync.Mutex
-	buffer bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(data []byte) (int, error) {
-	b.mutex.Lock()
-	defer b.mutex.Unlock()
-	return b.buffer.Write(data)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mutex.Lock()
-	defer b.mutex.Unlock()
-	return b.buffer.String()
 }
 
 func command(t *testing.T, words ...string) string {
@@ -74,7 +56,7 @@ func newSegment(t *testing.T, number int) *segment {
 	}
 	s := &segment{
 		t: t, number: number, name: fmt.Sprintf("eth%d", number), prefix: fmt.Sprintf("10.77.%d.", number),
-		leases: filepath.Join(t.TempDir(), "leases"), log: &lockedBuffer{},
+		leases: filepath.Join(t.TempDir(), "leases"), log: &inittest.Buffer{},
 	}
 	s.holder = exec.Command("sleep", "1000")
 	s.holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
@@ -155,9 +137,9 @@ func eventually(t *testing.T, what string, condition func() bool) {
 }
 
 // machineUnderTest runs the network of a machine, whose interfaces are the veth ends eth*.
-func machineUnderTest(t *testing.T) (*machine, *lockedBuffer) {
+func machineUnderTest(t *testing.T) (*machine, *inittest.Buffer) {
 	t.Helper()
-	console, directory := &lockedBuffer{}, t.TempDir()
+	console, directory := &inittest.Buffer{}, t.TempDir()
 	m := &machine{log: &logging.Logger{Journal: io.Discard, Console: console}, marks: timeline.New(boottime.Now, true)}
 	m.tasks = &task.Group{Log: m.log, Marks: m.marks, Fatal: m.fatal}
 	n := newNetwork(m)
@@ -208,14 +190,14 @@ func TestDnsmasqGivesALease(t *testing.T) {
 	}
 	command(t, "ip", "route", "get", "127.0.0.1") // lo is up
 	eventually(t, "names", func() bool { name, _ := os.Hostname(); return name == "web-7" })
-	if got := read(t, m.network.resolvConf); got != "# written by instant-init\nsearch example.org\nnameserver 10.77.1.1\n" {
+	if got := inittest.Read(t, m.network.resolvConf); got != "# written by instant-init\nsearch example.org\nnameserver 10.77.1.1\n" {
 		t.Errorf("resolv.conf: %q", got)
 	}
 	m.network.setHostname("build-7.internal")
 	if name, _ := os.Hostname(); name != "build-7" {
 		t.Errorf("the host name is %q", name)
 	}
-	if got := read(t, m.network.hosts); !strings.Contains(got, "127.0.1.1 build-7.internal build-7 ") {
+	if got := inittest.Read(t, m.network.hosts); !strings.Contains(got, "127.0.1.1 build-7.internal build-7 ") {
 		t.Errorf("hosts: %q", got)
 	}
 	// What somebody took away, a check brings back, without another lease.
@@ -355,7 +337,7 @@ func TestInterfacesComeAndGo(t *testing.T) {
 	eventually(t, "the default route by the other one", func() bool {
 		return strings.HasPrefix(command(t, "ip", "route"), "default via 10.77.2.1 dev eth2")
 	})
-	eventually(t, "its resolver", func() bool { return strings.Contains(read(t, m.network.resolvConf), "10.77.2.1") })
+	eventually(t, "its resolver", func() bool { return strings.Contains(inittest.Read(t, m.network.resolvConf), "10.77.2.1") })
 	if strings.Contains(console.String(), "fatal") {
 		t.Error(console)
 	}

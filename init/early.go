@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 	"unsafe"
+
+	"instantenv/init/internal/config"
 )
 
 // early is where the kernel enters this program (toolchain.py tells the linker), before Go's runtime is there. As process
@@ -28,7 +30,7 @@ var earlyWords = [...]string{
 	"devtmpfs\x00", "/dev\x00", "mode=755\x00", // as in mounts; the kernel may have done so itself
 	sshdConfiguration + "\x00",
 	os.DevNull + "\x00",
-	defaultSSHD + "\x00", "-D\x00", "-e\x00", "-o\x00", "PidFile=" + gateFile + "\x00",
+	config.DefaultSSHD + "\x00", "-D\x00", "-e\x00", "-o\x00", "PidFile=" + gateFile + "\x00",
 	searchPath + "\x00",
 }
 
@@ -85,5 +87,5 @@ func (e *earlyServer) end(processes *reaper) error {
 	processes.signal(e.pid, syscall.SIGKILL)
 	e.lease.release()
 	e.output.Close()
-	return fmt.Errorf("%s was not wanted: %s", defaultSSHD, describe(<-e.exit))
+	return fmt.Errorf("%s was not wanted: %s", config.DefaultSSHD, describe(<-e.exit))
 }

@@ -9,6 +9,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"instantenv/init/internal/config"
+	"instantenv/init/internal/inittest"
+	"instantenv/init/internal/mount"
 )
 
 func TestEarlyWordsAreThoseOfALaterStart(t *testing.T) {
@@ -20,12 +24,12 @@ func TestEarlyWordsAreThoseOfALaterStart(t *testing.T) {
 		}
 		arguments = append(arguments, text)
 	}
-	for i, word := range []string{mounts[0].kind, mounts[0].target, mounts[2].kind, mounts[2].target, mounts[2].options} {
+	for i, word := range []string{mount.Table[0].Kind, mount.Table[0].Target, mount.Table[2].Kind, mount.Table[2].Target, mount.Table[2].Options} {
 		if earlyWords[i] != word+"\x00" {
 			t.Errorf("mounts %q, not %q", earlyWords[i], word)
 		}
 	}
-	if want := serverArguments(defaultSSHD); !slices.Equal(arguments, want) {
+	if want := serverArguments(config.DefaultSSHD); !slices.Equal(arguments, want) {
 		t.Errorf("got %q, want %q", arguments, want)
 	}
 	if len(arguments) >= len(earlyArguments) {
@@ -45,7 +49,7 @@ func started(t *testing.T, m *machine, script string) (server *earlyServer, leas
 	if err != nil {
 		t.Fatal(err)
 	}
-	leasedPath = write(t, filepath.Join(t.TempDir(), "file"), "")
+	leasedPath = inittest.Write(t, filepath.Join(t.TempDir(), "file"), "")
 	lease, err := takeLease(leasedPath)
 	if err != nil {
 		t.Skipf("no leases here: %v", err)
@@ -65,7 +69,7 @@ func TestAnEarlyServerIsTheFirstProcess(t *testing.T) {
 	running := make(chan struct{})
 	m.tasks.Spawn("server", func() error { return m.supervise(s, func() { close(running) }) })
 	<-running
-	waitFor(t, "what it printed", func() bool { return s.log.last() == "early" })
+	inittest.WaitFor(t, "what it printed", func() bool { return s.log.last() == "early" })
 	if s.main.pid != pid {
 		t.Errorf("process %d is looked after, not %d", s.main.pid, pid)
 	}
@@ -74,7 +78,7 @@ func TestAnEarlyServerIsTheFirstProcess(t *testing.T) {
 		t.Errorf("%v\n%s", err, limits)
 	}
 	m.processes.signal(pid, syscall.SIGKILL)
-	waitFor(t, "the one after it", func() bool { return strings.HasSuffix(s.log.last(), "later") })
+	inittest.WaitFor(t, "the one after it", func() bool { return strings.HasSuffix(s.log.last(), "later") })
 	if !strings.Contains(console.String(), "server ended: signal: killed; starting it again in 100ms") {
 		t.Errorf("the console was told\n%s", console)
 	}

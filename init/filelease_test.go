@@ -6,10 +6,12 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"instantenv/init/internal/inittest"
 )
 
 func TestFileLease(t *testing.T) {
-	path := write(t, filepath.Join(t.TempDir(), "file"), "text")
+	path := inittest.Write(t, filepath.Join(t.TempDir(), "file"), "text")
 	lease, err := takeLease(path)
 	if err != nil {
 		t.Skipf("no leases here: %v", err)
@@ -37,7 +39,7 @@ func TestFileLease(t *testing.T) {
 }
 
 func TestFileLeaseDoesNotShieldAWaiterFromSignals(t *testing.T) {
-	path := write(t, filepath.Join(t.TempDir(), "file"), "text")
+	path := inittest.Write(t, filepath.Join(t.TempDir(), "file"), "text")
 	lease, err := takeLease(path)
 	if err != nil {
 		t.Skipf("no leases here: %v", err)
@@ -58,7 +60,7 @@ func TestFileLeaseDoesNotShieldAWaiterFromSignals(t *testing.T) {
 }
 
 func TestFileLeaseOfAnOpenFileIsRefused(t *testing.T) {
-	path := write(t, filepath.Join(t.TempDir(), "file"), "text")
+	path := inittest.Write(t, filepath.Join(t.TempDir(), "file"), "text")
 	file, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)

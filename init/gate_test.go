@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"instantenv/init/internal/inittest"
 )
 
 // server behaves at the gate as sshd does: it writes its pid file, and only then accepts. SIGTERM
@@ -17,7 +19,7 @@ func server(t *testing.T, m *machine, g *gate, then string) *supervised {
 	s := shell(t, "server", `trap '' TERM; echo listening; echo $$ >"$GATE"; `+then)
 	s.Environment, s.gate = []string{"GATE=" + g.path}, g
 	m.tasks.Spawn("server", func() error { return m.supervise(s, func() {}) })
-	waitFor(t, "the server to listen", func() bool { return s.log.last() == "listening" })
+	inittest.WaitFor(t, "the server to listen", func() bool { return s.log.last() == "listening" })
 	return s
 }
 
@@ -46,7 +48,7 @@ func TestAServerWaitsAtTheGate(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Fatalf("it does not go on:\n%s", console)
 	}
-	waitFor(t, "the server to accept", func() bool { _, err := os.Stat(accepting); return err == nil })
+	inittest.WaitFor(t, "the server to accept", func() bool { _, err := os.Stat(accepting); return err == nil })
 
 	// The next one passes at once, also when the one before it has removed its pid file, as it does in good order.
 	if err := os.Remove(g.path); err != nil {
@@ -67,7 +69,7 @@ func TestAServerThatEndsAtTheGateIsStartedAgain(t *testing.T) {
 	s := server(t, m, g, "exec sleep 1000")
 	first := pidOf(s)
 	m.processes.signal(first, syscall.SIGKILL)
-	waitFor(t, "another one", func() bool { return pidOf(s) != first })
+	inittest.WaitFor(t, "another one", func() bool { return pidOf(s) != first })
 	close(g.open)
 	select {
 	case <-passed:

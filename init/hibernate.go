@@ -1,8 +1,6 @@
 package main
 
 import (
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -10,12 +8,11 @@ import (
 	"strings"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"instantenv/init/internal/boottime"
-	"instantenv/init/internal/disk"
 	"instantenv/init/internal/gpt"
 	"instantenv/init/internal/imds"
+	"instantenv/init/internal/swap"
 	"instantenv/init/internal/sysfs"
 	"instantenv/init/internal/timeline"
 )
@@ -158,11 +155,11 @@ func (m *machine) growRoot() error {
 
 // suspendTo returns when the machine is awake again, or could not go to sleep.
 func suspendTo(device string) error {
-	if err := prepareSwap(device); err != nil {
+	if err := swap.Prepare(device); err != nil {
 		return err
 	}
 	// EBUSY: it is in use as swap already.
-	err := swap(syscall.SYS_SWAPON, device)
+	err := swap.On(device)
 	if err != nil && !errors.Is(err, syscall.EBUSY) {
 		return fmt.Errorf("swap on %s: %w", device, err)
 	}
@@ -170,67 +167,10 @@ func suspendTo(device string) error {
 	syscall.Sync() // should the image be lost, then no file is
 	err = os.WriteFile("/sys/power/state", []byte("disk"), 0)
 	if ours {
-		_ = swap(syscall.SYS_SWAPOFF, device) // it may stay
+		_ = swap.Off(device) // it may stay
 	}
 	if err != nil {
 		return fmt.Errorf("/sys/power/state: %w", err)
-	}
-	return nil
-}
-
-// prepareSwap makes swap of a blank device, and refuses what is neither that nor swap.
-func prepareSwap(path string) error {
-	file, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	page := make([]byte, os.Getpagesize())
-	if _, err := file.ReadAt(page, 0); err != nil {
-		return err
-	}
-	if strings.HasSuffix(string(page), swapSignature) {
-		return nil
-	}
-	size, blank, err := disk.Blank(file)
-	if err != nil {
-		return err
-	}
-	if !blank {
-		return fmt.Errorf("%s holds something that is not swap", path)
-	}
-	header, err := swapHeader(size, len(page))
-	if err != nil {
-		return err
-	}
-	if _, err := file.WriteAt(header, 0); err != nil {
-		return err
-	}
-	return file.Sync()
-}
-
-// swapSignature ends the first page of swap (union swap_header in linux/swap.h).
-const swapSignature = "SWAPSPACE2"
-
-func swapHeader(size int64, pageSize int) ([]byte, error) {
-	page := make([]byte, pageSize)
-	binary.NativeEndian.PutUint32(page[1024:], 1)                              // version
-	binary.NativeEndian.PutUint32(page[1028:], uint32(size/int64(pageSize)-1)) // last page
-	if _, err := rand.Read(page[1036:1052]); err != nil {                      // UUID, after the count of bad pages
-		return nil, err
-	}
-	copy(page[pageSize-len(swapSignature):], swapSignature)
-	return page, nil
-}
-
-// swap is swapon(2) without flags, or swapoff(2).
-func swap(call uintptr, path string) error {
-	name, err := syscall.BytePtrFromString(path)
-	if err != nil {
-		return err
-	}
-	if _, _, errno := syscall.Syscall(call, uintptr(unsafe.Pointer(name)), 0, 0); errno != 0 {
-		return errno
 	}
 	return nil
 }

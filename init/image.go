@@ -1,10 +1,14 @@
 package main
 
-import "fmt"
+import (
+	"fmt"
+
+	"instantenv/init/internal/config"
+)
 
 // An image is what the root file system says of the machine. It is read while the others are mounted.
 type image struct {
-	settings config
+	settings config.Config
 	user     account
 	early    *earlyServer // the sshd that runs already; nil: none
 	lease    fileLease    // on what sshd reads before its host keys
@@ -12,7 +16,7 @@ type image struct {
 }
 
 func (i *image) read() (err error) {
-	if i.settings, err = loadConfig(configFile); err != nil {
+	if i.settings, err = config.Load(config.File); err != nil {
 		return err
 	}
 	i.lease, i.noLease = i.leaseConfiguration()
@@ -22,8 +26,8 @@ func (i *image) read() (err error) {
 
 // leaseConfiguration is for the system's sshd; another one may have its own elsewhere.
 func (i *image) leaseConfiguration() (fileLease, error) {
-	if i.settings.SSHD != defaultSSHD {
-		return fileLease{}, fmt.Errorf("%s is not %s", i.settings.SSHD, defaultSSHD)
+	if i.settings.SSHD != config.DefaultSSHD {
+		return fileLease{}, fmt.Errorf("%s is not %s", i.settings.SSHD, config.DefaultSSHD)
 	}
 	if i.early != nil {
 		return i.early.lease, nil

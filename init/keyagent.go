@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"instantenv/init/internal/boottime"
+	"instantenv/init/internal/config"
 	"instantenv/init/internal/imds"
 	"instantenv/init/internal/logging"
 	"instantenv/init/internal/paths"
@@ -35,7 +36,7 @@ func keyAgent(log *logging.Logger) int {
 	client := imds.New(imds.Default)
 	client.OnConnect = func() { marks.Mark("network_up") }
 	client.OnToken = func() { marks.Mark("imds_token") }
-	settings, err := loadConfig(configFile)
+	settings, err := config.Load(config.File)
 	if err != nil {
 		log.Consolef("%v", err)
 		return 1

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"instantenv/init/internal/inittest"
 	"instantenv/init/internal/logging"
 )
 
@@ -156,7 +157,7 @@ func TestAwait(t *testing.T) {
 }
 
 func TestWatch(t *testing.T) {
-	s, client := serve(t, map[string][]string{expiryTagPath: {in(time.Hour)}})
+	s, client := inittest.Serve(t, map[string][]string{expiryTagPath: {in(time.Hour)}})
 	l := begin(userData{}, true)
 	l.lifetime.now = time.Now
 	go l.watch(client)
@@ -168,7 +169,7 @@ func TestWatch(t *testing.T) {
 			break
 		}
 		if time.Now().After(end) {
-			t.Fatalf("the tag was not seen; asked %d times", s.count(expiryTagPath))
+			t.Fatalf("the tag was not seen; asked %d times", s.Count(expiryTagPath))
 		}
 	}
 }

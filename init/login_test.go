@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/base64"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,41 +8,9 @@ import (
 
 	"instantenv/init/internal/atomicfile"
 	"instantenv/init/internal/boottime"
-	"instantenv/init/internal/sshkey"
+	"instantenv/init/internal/inittest"
 	"instantenv/init/internal/timeline"
 )
-
-var testKey = "ssh-ed25519 " + base64.StdEncoding.EncodeToString(
-	append([]byte("\x00\x00\x00\x0bssh-ed25519\x00\x00\x00\x20"), make([]byte, 32)...))
-
-func write(t *testing.T, path, content string) string {
-	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-func read(t *testing.T, path string) string {
-	t.Helper()
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
-}
-
-func keysIn(t *testing.T, text string) []sshkey.PublicKey {
-	t.Helper()
-	keys, err := sshkey.ParsePublicKeys(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return keys
-}
 
 // someone is a user with a home under a temporary directory; the files belong to whoever runs the test.
 func someone(t *testing.T) account {
@@ -51,7 +18,7 @@ func someone(t *testing.T) account {
 }
 
 func TestFindAccount(t *testing.T) {
-	passwd := write(t, filepath.Join(t.TempDir(), "passwd"),
+	passwd := inittest.Write(t, filepath.Join(t.TempDir(), "passwd"),
 		"root:x:0:0:root:/root:/bin/bash\nadmin:x:1000:1001:Debian:/home/admin:/bin/bash\n"+
 			"bad:x:one:1:x:/home/bad:/bin/sh\nrelative:x:1:1::home:/bin/sh\nshort:x:1\n")
 	got, err := findAccount(passwd, "admin")
@@ -68,10 +35,10 @@ func TestFindAccount(t *testing.T) {
 func TestAuthorize(t *testing.T) {
 	user := someone(t)
 	for range 2 { // the second time changes nothing
-		if err := user.authorize(keysIn(t, testKey+" laptop")); err != nil {
+		if err := user.authorize(inittest.Keys(t, inittest.Key+" laptop")); err != nil {
 			t.Fatal(err)
 		}
-		if got := read(t, user.keyFile()); got != testKey+" laptop\n" {
+		if got := inittest.Read(t, user.keyFile()); got != inittest.Key+" laptop\n" {
 			t.Fatalf("content %q", got)
 		}
 	}
@@ -86,11 +53,11 @@ func TestAuthorize(t *testing.T) {
 
 func TestAuthorizeKeepsWhatTheUserAdded(t *testing.T) {
 	user := someone(t)
-	write(t, user.keyFile(), "# mine\nfrom=\"10.0.0.1\" "+testKey+" other")
-	if err := user.authorize(keysIn(t, testKey)); err != nil {
+	inittest.Write(t, user.keyFile(), "# mine\nfrom=\"10.0.0.1\" "+inittest.Key+" other")
+	if err := user.authorize(inittest.Keys(t, inittest.Key)); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := read(t, user.keyFile()), "# mine\nfrom=\"10.0.0.1\" "+testKey+" other\n"+testKey+"\n"; got != want {
+	if got, want := inittest.Read(t, user.keyFile()), "# mine\nfrom=\"10.0.0.1\" "+inittest.Key+" other\n"+inittest.Key+"\n"; got != want {
 		t.Fatalf("content %q, want %q", got, want)
 	}
 }
@@ -104,7 +71,7 @@ func TestAuthorizeDoesNotFollowTheUsersLinks(t *testing.T) {
 				t.Fatal(err)
 			}
 		} else {
-			write(t, target, "secret of root\n")
+			inittest.Write(t, target, "secret of root\n")
 		}
 		link := filepath.Join(user.home, name)
 		if err := os.MkdirAll(filepath.Dir(link), 0o700); err != nil {
@@ -113,7 +80,7 @@ func TestAuthorizeDoesNotFollowTheUsersLinks(t *testing.T) {
 		if err := os.Symlink(target, link); err != nil {
 			t.Fatal(err)
 		}
-		if err := user.authorize(keysIn(t, testKey)); err == nil {
+		if err := user.authorize(inittest.Keys(t, inittest.Key)); err == nil {
 			t.Errorf("%s as a link was followed", name)
 		}
 	}
@@ -130,7 +97,7 @@ func TestEnsureHostKeys(t *testing.T) {
 			if info, err := os.Stat(filepath.Join(directory, name)); err != nil || info.Mode().Perm() != 0o600 {
 				t.Fatalf("%s: %v, %v", name, info, err)
 			}
-			text += read(t, filepath.Join(directory, name)) + read(t, filepath.Join(directory, name+".pub"))
+			text += inittest.Read(t, filepath.Join(directory, name)) + inittest.Read(t, filepath.Join(directory, name+".pub"))
 		}
 		return text
 	}
@@ -156,32 +123,8 @@ func TestEnsureHostKeys(t *testing.T) {
 		t.Fatalf("made others beside a whole one: %q", made)
 	}
 	// What a power failure may leave of keys that nobody has seen.
-	write(t, filepath.Join(directory, "ssh_host_ed25519_key"), first[:len(first)/4])
+	inittest.Write(t, filepath.Join(directory, "ssh_host_ed25519_key"), first[:len(first)/4])
 	if made := ensure(); len(made) != 2 || content() == first {
 		t.Fatalf("no new keys in place of broken ones: %q", made)
-	}
-}
-
-func TestLoadConfig(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "instant-init.json")
-	for _, test := range []struct {
-		content string
-		want    config
-		fails   bool
-	}{
-		{content: "", want: config{"ec2-user", "/usr/sbin/sshd", ""}},
-		{content: `{"login_user":"admin"}`, want: config{"admin", "/usr/sbin/sshd", ""}},
-		{content: `{"login_user":"admin","sshd":"/opt/sshd"}`, want: config{"admin", "/opt/sshd", ""}},
-		{content: `{"ssm_keys":"/team/keys"}`, want: config{"ec2-user", "/usr/sbin/sshd", "/team/keys"}},
-		{content: `{"loginuser":"admin"}`, fails: true},
-		{content: `login_user: admin`, fails: true},
-	} {
-		if test.content != "" {
-			write(t, path, test.content)
-		}
-		got, err := loadConfig(path)
-		if test.fails != (err != nil) || err == nil && got != test.want {
-			t.Errorf("%q: got %+v, %v", test.content, got, err)
-		}
 	}
 }

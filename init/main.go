@@ -164,6 +164,7 @@ import (
 	"io"
 	"os"
 
+	"instantenv/init/internal/config"
 	"instantenv/init/internal/imds"
 	"instantenv/init/internal/logging"
 	"instantenv/init/internal/timeline"
@@ -210,7 +211,7 @@ func usage(stderr io.Writer) int {
 
 // printLoginKeys reads who the login user is and leaves the rest to loginKeys.
 func printLoginKeys(user string, stdout, stderr io.Writer) int {
-	settings, err := loadConfig(configFile)
+	settings, err := config.Load(config.File)
 	if err != nil {
 		fmt.Fprintln(stderr, "instant-init:", err)
 		return 1

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"instantenv/init/internal/inittest"
 )
 
 // program is a shell script that stands for instant-ssm.
@@ -20,14 +22,14 @@ func program(t *testing.T, script string) string {
 
 func TestAdmitParameter(t *testing.T) {
 	for _, test := range []struct{ name, script, want, said string }{
-		{name: "keys", script: `[ "$*" = /team/keys ] && echo "` + testKey + ` a"`, want: testKey + " a\n"},
-		{name: "more than a pipe holds", script: `echo "` + testKey + `"; yes "# x" | head -c 300000`, want: testKey + "\n"},
+		{name: "keys", script: `[ "$*" = /team/keys ] && echo "` + inittest.Key + ` a"`, want: inittest.Key + " a\n"},
+		{name: "more than a pipe holds", script: `echo "` + inittest.Key + `"; yes "# x" | head -c 300000`, want: inittest.Key + "\n"},
 		{name: "none, and a status", script: "exit 1", said: "SSH keys of parameter /team/keys: "},
-		{name: "keys, and a status", script: `echo "` + testKey + `"; exit 1`, said: "exit status 1"},
+		{name: "keys, and a status", script: `echo "` + inittest.Key + `"; exit 1`, said: "exit status 1"},
 		{name: "no keys", script: "echo hello", said: "not a public key"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			_, client := serve(t, nil)
+			_, client := inittest.Serve(t, nil)
 			var log bytes.Buffer
 			a := admissionTo(t, client, &log)
 			a.admitParameter(program(t, test.script), "/team/keys", runChild)
@@ -37,7 +39,7 @@ func TestAdmitParameter(t *testing.T) {
 			}
 		})
 	}
-	_, client := serve(t, nil)
+	_, client := inittest.Serve(t, nil)
 	var log bytes.Buffer
 	admissionTo(t, client, &log).admitParameter("/nonexistent/instant-ssm", "/team/keys", runChild)
 	if !strings.Contains(log.String(), "no such file") {

@@ -10,9 +10,11 @@ import (
 	"time"
 
 	"instantenv/init/internal/boottime"
+	"instantenv/init/internal/config"
 	"instantenv/init/internal/imds"
 	"instantenv/init/internal/kmod"
 	"instantenv/init/internal/logging"
+	"instantenv/init/internal/mount"
 	"instantenv/init/internal/paths"
 	"instantenv/init/internal/sysfs"
 	"instantenv/init/internal/task"
@@ -110,12 +112,12 @@ func (m *machine) bringUp() error {
 	mounted := m.marks.Stage("mounts")
 	// The kernel's command line says rw; where it does not, this is the moment. A root that cannot be written
 	// should still let somebody in who finds out why.
-	readOnly := remountWritable("/")
+	readOnly := mount.RemountWritable("/")
 	// The disk answers while the processor mounts, and making keys takes the other one as long.
 	read := m.tasks.Async("image", m.image.read)
 	told := make(chan struct{}) // closed when there is a log to tell it to, and memory to fall back on
 	hostKeys := m.tasks.Async("host keys", func() error { return m.makeHostKeys(told) })
-	if err := mountAll(mounts); err != nil {
+	if err := mount.All(mount.Table); err != nil {
 		return err
 	}
 	network := m.tasks.Async("network", m.bringUpNetwork)
@@ -158,7 +160,7 @@ func (m *machine) bringUp() error {
 }
 
 // finishBoot is what can wait until sshd serves.
-func (m *machine) finishBoot(admission *admission, settings config) error {
+func (m *machine) finishBoot(admission *admission, settings config.Config) error {
 	select {
 	case <-m.serving:
 		m.tellTimeline("sshd_listening")

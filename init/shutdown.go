@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"instantenv/init/internal/netif"
+	"instantenv/init/internal/swap"
 	"instantenv/init/internal/sysfs"
 )
 
@@ -124,7 +125,7 @@ func swapOff() {
 	}
 	for _, line := range strings.Split(string(text), "\n")[1:] {
 		if fields := strings.Fields(line); len(fields) > 0 {
-			_ = swap(syscall.SYS_SWAPOFF, fields[0]) // what hinders an unmount is told there
+			_ = swap.Off(fields[0]) // what hinders an unmount is told there
 		}
 	}
 }

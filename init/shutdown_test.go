@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"instantenv/init/internal/imds"
+	"instantenv/init/internal/inittest"
 )
 
 func TestPressed(t *testing.T) {
@@ -85,10 +86,10 @@ func TestResumeDevice(t *testing.T) {
 	} {
 		sys := t.TempDir()
 		if test.resume != "" {
-			write(t, filepath.Join(sys, "power", "resume"), test.resume+"\n")
+			inittest.Write(t, filepath.Join(sys, "power", "resume"), test.resume+"\n")
 		}
 		if test.offset != "" {
-			write(t, filepath.Join(sys, "power", "resume_offset"), test.offset+"\n")
+			inittest.Write(t, filepath.Join(sys, "power", "resume_offset"), test.offset+"\n")
 		}
 		if err := os.MkdirAll(filepath.Join(sys, "dev", "block"), 0o755); err != nil {
 			t.Fatal(err)
@@ -139,42 +140,13 @@ func TestHibernationSwap(t *testing.T) {
 	}
 }
 
-func TestPrepareSwap(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "partition")
-	create := func(content string) {
-		write(t, path, content)
-		if err := os.Truncate(path, 8<<20); err != nil {
-			t.Fatal(err)
-		}
-	}
-	create("")
-	if err := prepareSwap(path); err != nil {
-		t.Fatal(err)
-	}
-	made := read(t, path)
-	if err := prepareSwap(path); err != nil || read(t, path) != made {
-		t.Errorf("swap is not left alone: %v", err)
-	}
-	page := os.Getpagesize()
-	if got := binary.NativeEndian.Uint32([]byte(made[1028:])); int(got) != 8<<20/page-1 {
-		t.Errorf("last page %d", got)
-	}
-	if made[page-10:page] != swapSignature {
-		t.Error("no signature")
-	}
-	create(strings.Repeat("data", 1000))
-	if err := prepareSwap(path); err == nil || !strings.HasPrefix(read(t, path), "datadata") {
-		t.Errorf("what is on the device counts for nothing: %v", err)
-	}
-}
-
 func TestDiagnose(t *testing.T) {
 	root := t.TempDir()
-	write(t, filepath.Join(root, "proc/meminfo"), "MemTotal:  991 kB\nMemFree: 3 kB\nMemAvailable:  87 kB\n")
-	write(t, filepath.Join(root, "sys/class/net/eth0/operstate"), "down\n")
-	write(t, filepath.Join(root, "sys/class/net/eth0/address"), "02:00:00:00:00:01\n")
-	write(t, filepath.Join(root, "sys/class/net/eth0/statistics/rx_packets"), "0\n")
-	write(t, filepath.Join(root, "sys/class/net/eth0/statistics/tx_packets"), "7\n")
+	inittest.Write(t, filepath.Join(root, "proc/meminfo"), "MemTotal:  991 kB\nMemFree: 3 kB\nMemAvailable:  87 kB\n")
+	inittest.Write(t, filepath.Join(root, "sys/class/net/eth0/operstate"), "down\n")
+	inittest.Write(t, filepath.Join(root, "sys/class/net/eth0/address"), "02:00:00:00:00:01\n")
+	inittest.Write(t, filepath.Join(root, "sys/class/net/eth0/statistics/rx_packets"), "0\n")
+	inittest.Write(t, filepath.Join(root, "sys/class/net/eth0/statistics/tx_packets"), "7\n")
 	text := strings.Join(diagnose(root), "\n")
 	for _, want := range []string{
 		"memory: MemTotal: 991 kB, MemAvailable: 87 kB", "root: writable, ",

@@ -11,7 +11,6 @@ import (
 
 const (
 	sshdName          = "sshd"
-	defaultSSHD       = "/usr/sbin/sshd"
 	sshdConfiguration = paths.SSH + "/sshd_config"
 )
 

@@ -1,46 +1,27 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"instantenv/init/internal/boottime"
+	"instantenv/init/internal/inittest"
 	"instantenv/init/internal/logging"
 	"instantenv/init/internal/task"
 	"instantenv/init/internal/timeline"
 )
 
-// A safeBuffer takes what several goroutines log.
-type safeBuffer struct {
-	mutex  sync.Mutex
-	buffer bytes.Buffer
-}
-
-func (b *safeBuffer) Write(text []byte) (int, error) {
-	b.mutex.Lock()
-	defer b.mutex.Unlock()
-	return b.buffer.Write(text)
-}
-
-func (b *safeBuffer) String() string {
-	b.mutex.Lock()
-	defer b.mutex.Unlock()
-	return b.buffer.String()
-}
-
 // testMachine has a reaper that reaps and a console to look at; no cgroups.
-func testMachine(t *testing.T) (*machine, *safeBuffer) {
+func testMachine(t *testing.T) (*machine, *inittest.Buffer) {
 	t.Helper()
-	console := &safeBuffer{}
+	console := &inittest.Buffer{}
 	m := &machine{
 		log: &logging.Logger{Console: console}, processes: newReaper(), serving: make(chan struct{}),
 		marks: timeline.New(boottime.Now, true), ending: make(chan ending, 1),
@@ -70,16 +51,6 @@ func shell(t *testing.T, name, script string) *supervised {
 	log := newServiceLog(name, nil)
 	log.path = filepath.Join(t.TempDir(), name+".log")
 	return &supervised{service: service{Name: name, Argv: []string{"/bin/sh", "-c", script}}, log: log}
-}
-
-func waitFor(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !condition(); {
-		if time.Now().After(end) {
-			t.Fatalf("waited in vain for: %s", what)
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
 }
 
 func TestReaper(t *testing.T) {
@@ -113,7 +84,7 @@ func TestAServiceIsStartedAgainLaterEachTime(t *testing.T) {
 	s := shell(t, "flaky", "echo I give up; exit 3")
 	starts := 0
 	m.tasks.Spawn("flaky", func() error { return m.supervise(s, func() { starts++ }) })
-	waitFor(t, "the fourth start", func() bool { return strings.Contains(console.String(), "again in 400ms") })
+	inittest.WaitFor(t, "the fourth start", func() bool { return strings.Contains(console.String(), "again in 400ms") })
 	for _, pause := range []string{"100ms", "200ms", "400ms"} {
 		line := "flaky ended: status 3; starting it again in " + pause + "; its last words: I give up"
 		if strings.Count(console.String(), line) != 1 {
@@ -131,9 +102,9 @@ func TestStartAgainWithOtherArguments(t *testing.T) {
 	running := make(chan struct{})
 	m.tasks.Spawn("told", func() error { return m.supervise(s, func() { close(running) }) })
 	<-running
-	waitFor(t, "its first start", func() bool { return s.log.last() == "got " })
+	inittest.WaitFor(t, "its first start", func() bool { return s.log.last() == "got " })
 	m.startAgain(s, []string{"name", "-h", "file"}) // the first one is the shell's name for itself
-	waitFor(t, "its second start", func() bool { return strings.HasSuffix(s.log.last(), "got -h file") })
+	inittest.WaitFor(t, "its second start", func() bool { return strings.HasSuffix(s.log.last(), "got -h file") })
 	if !strings.Contains(console.String(), "told ended: signal: killed; starting it again in 100ms") {
 		t.Errorf("the console was told\n%s", console)
 	}
@@ -164,7 +135,7 @@ func TestRestartPolicy(t *testing.T) {
 		s.Restart = test.restart
 		done := m.tasks.Async(name, func() error { return m.supervise(s, func() {}) })
 		if test.again {
-			waitFor(t, "a restart", func() bool { return strings.Contains(console.String(), name+" ended") })
+			inittest.WaitFor(t, "a restart", func() bool { return strings.Contains(console.String(), name+" ended") })
 			continue
 		}
 		select {
@@ -198,18 +169,18 @@ func TestServicesStopInReverseOrder(t *testing.T) {
 	for _, name := range []string{"first", "second", "third"} {
 		s := shell(t, name, `trap 'echo `+name+` >>`+order+`; exit 0' TERM; echo up; while :; do sleep 0.01; done`)
 		m.tasks.Spawn(name, func() error { return m.supervise(s, func() {}) })
-		waitFor(t, name, func() bool { return s.log.last() == "up" })
+		inittest.WaitFor(t, name, func() bool { return s.log.last() == "up" })
 	}
 	stubborn := shell(t, "stubborn", `trap '' TERM; echo up; while :; do sleep 0.01; done`)
 	m.tasks.Spawn("stubborn", func() error { return m.supervise(stubborn, func() {}) })
-	waitFor(t, "stubborn", func() bool { return stubborn.log.last() == "up" })
+	inittest.WaitFor(t, "stubborn", func() bool { return stubborn.log.last() == "up" })
 	m.processes.close()
 	begin := time.Now()
 	m.stopServices(begin.Add(servicesLimit))
 	if took := time.Since(begin); took < serviceGrace || took > servicesLimit+5*time.Second {
 		t.Errorf("took %s", took)
 	}
-	if got := read(t, order); got != "third\nsecond\nfirst\n" {
+	if got := inittest.Read(t, order); got != "third\nsecond\nfirst\n" {
 		t.Errorf("stopped in the order %q", got)
 	}
 	if !strings.Contains(console.String(), "stubborn does not end: killing it") {
@@ -235,10 +206,10 @@ func TestServiceLog(t *testing.T) {
 		t.Errorf("last words %.50q", got)
 	}
 	stamp := "2026-11-21T18:00:00.000Z "
-	if got := read(t, log.path); got != stamp+"xxxxxxxxxx\n"+stamp+"last\n" {
+	if got := inittest.Read(t, log.path); got != stamp+"xxxxxxxxxx\n"+stamp+"last\n" {
 		t.Errorf("the log has %q", got)
 	}
-	if got := read(t, log.path+".1"); got != stamp+"one\n"+stamp+"two\n"+stamp+want[2]+"\n" {
+	if got := inittest.Read(t, log.path+".1"); got != stamp+"one\n"+stamp+"two\n"+stamp+want[2]+"\n" {
 		t.Errorf("put aside was %.60q", got)
 	}
 	log.follow(strings.NewReader(strings.Repeat("more\n", 1000)))
@@ -283,10 +254,10 @@ func TestParseService(t *testing.T) {
 
 func TestLoadServices(t *testing.T) {
 	directory := t.TempDir()
-	write(t, filepath.Join(directory, "b.json"), `{"argv": ["/b"]}`)
-	write(t, filepath.Join(directory, "a.json"), `{"argv": ["/a"]}`)
-	write(t, filepath.Join(directory, "broken.json"), `{`)
-	write(t, filepath.Join(directory, "README"), `not one`)
+	inittest.Write(t, filepath.Join(directory, "b.json"), `{"argv": ["/b"]}`)
+	inittest.Write(t, filepath.Join(directory, "a.json"), `{"argv": ["/a"]}`)
+	inittest.Write(t, filepath.Join(directory, "broken.json"), `{`)
+	inittest.Write(t, filepath.Join(directory, "README"), `not one`)
 	found, complaints := loadServices(directory)
 	if len(found) != 2 || found[0].Name != "a" || found[1].Name != "b" || len(complaints) != 1 ||
 		!strings.Contains(complaints[0].Error(), "broken.json") {

@@ -9,17 +9,8 @@ import (
 	"time"
 
 	"instantenv/init/internal/dhcp"
+	"instantenv/init/internal/inittest"
 )
-
-func TestMountTableIsInOrder(t *testing.T) {
-	seen := map[string]bool{}
-	for _, entry := range mounts {
-		if parent := filepath.Dir(entry.target); parent != "/" && parent != "/sys/fs" && !seen[parent] {
-			t.Errorf("%s comes before %s", entry.target, parent)
-		}
-		seen[entry.target] = true
-	}
-}
 
 func TestHostName(t *testing.T) {
 	for name, want := range map[string]string{"": "ip-172-31-5-10", "web": "web", "web.ec2.internal": "web"} {
@@ -34,14 +25,14 @@ func TestWriteHosts(t *testing.T) {
 		t.Skip("/etc/hosts belongs to root")
 	}
 	path := filepath.Join(t.TempDir(), "hosts")
-	write(t, path, "127.0.0.1 localhost\n10.0.0.9 db # mine")
+	inittest.Write(t, path, "127.0.0.1 localhost\n10.0.0.9 db # mine")
 	for _, name := range []string{"ip-10-0-0-5", "ip-10-0-0-6"} {
 		if err := writeHosts(path, name, "ec2.internal"); err != nil {
 			t.Fatal(err)
 		}
 	}
 	want := "127.0.0.1 localhost\n10.0.0.9 db # mine\n127.0.1.1 ip-10-0-0-6.ec2.internal ip-10-0-0-6 # instant-init\n"
-	if got := read(t, path); got != want {
+	if got := inittest.Read(t, path); got != want {
 		t.Fatalf("got %q, want %q", got, want)
 	}
 }
@@ -63,7 +54,7 @@ func TestWriteResolvConf(t *testing.T) {
 		if err := writeResolvConf(path, lease); err != nil {
 			t.Fatal(err)
 		}
-		if got := read(t, path); got != want {
+		if got := inittest.Read(t, path); got != want {
 			t.Errorf("%s: got %q", name, got)
 		}
 	}
@@ -75,10 +66,10 @@ func TestWriteResolvConf(t *testing.T) {
 func TestWithoutDriver(t *testing.T) {
 	directory := t.TempDir()
 	nic := "pci:v00001D0Fd0000EC20sv0sd0bc02sc00i00"
-	write(t, filepath.Join(directory, "0000:00:03.0", "modalias"), nic+"\n")
-	write(t, filepath.Join(directory, "0000:00:04.0", "modalias"), "pci:v00001D0Fd00008061sv0sd0bc01sc08i02\n")
-	write(t, filepath.Join(directory, "0000:00:05.0", "modalias"), nic+"\n")
-	write(t, filepath.Join(directory, "0000:00:05.0", "driver"), "")
+	inittest.Write(t, filepath.Join(directory, "0000:00:03.0", "modalias"), nic+"\n")
+	inittest.Write(t, filepath.Join(directory, "0000:00:04.0", "modalias"), "pci:v00001D0Fd00008061sv0sd0bc01sc08i02\n")
+	inittest.Write(t, filepath.Join(directory, "0000:00:05.0", "modalias"), nic+"\n")
+	inittest.Write(t, filepath.Join(directory, "0000:00:05.0", "driver"), "")
 	if got := withoutDriver(directory, "bc02"); len(got) != 1 || got[0] != nic {
 		t.Fatalf("got %q", got)
 	}

@@ -6,11 +6,12 @@ import (
 	"testing"
 	"time"
 
+	"instantenv/init/internal/inittest"
 	"instantenv/init/internal/sshkey"
 )
 
 func TestParseUserData(t *testing.T) {
-	key, err := sshkey.ParsePublicKey(testKey + " laptop")
+	key, err := sshkey.ParsePublicKey(inittest.Key + " laptop")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +33,7 @@ func TestParseUserData(t *testing.T) {
 		{name: "byte order mark", text: "\ufeff{\"instant-env\": {\"ttl_s\": 1}}", want: userData{TTL: time.Second}},
 		{
 			name: "everything",
-			text: `{"instant-env": {"ttl_s": 3600, "expires_at": "2026-11-21T20:00:00+02:00", "ssh_keys": ["` + testKey +
+			text: `{"instant-env": {"ttl_s": 3600, "expires_at": "2026-11-21T20:00:00+02:00", "ssh_keys": ["` + inittest.Key +
 				` laptop"], "hostname": "build-7.example", "services": ["docker", "my_app@1.2"], "mounts": [` +
 				`{"device": "vol-0abc", "path": "/data", "filesystem": "ext4", "format": "blank"},` +
 				`{"device": "/dev/nvme1n1", "path": "/srv/x"}]}}`,
@@ -63,11 +64,11 @@ func TestParseUserData(t *testing.T) {
 			want: userData{TTL: 9 * time.Second}, complaints: "user data: instant-env.expires_at: not a time",
 		},
 		{
-			name: "one bad key", text: `{"instant-env": {"ssh_keys": ["command=\"id\" ` + testKey + `", "` + testKey + ` laptop", 7]}}`,
+			name: "one bad key", text: `{"instant-env": {"ssh_keys": ["command=\"id\" ` + inittest.Key + `", "` + inittest.Key + ` laptop", 7]}}`,
 			want:       userData{Keys: []sshkey.PublicKey{key}},
 			complaints: "user data: instant-env.ssh_keys[0]: not a public key|user data: instant-env.ssh_keys[2]: not",
 		},
-		{name: "a key, not a list", text: `{"instant-env": {"ssh_keys": "` + testKey + `"}}`, complaints: "user data: instant-env.ssh_keys: not a list"},
+		{name: "a key, not a list", text: `{"instant-env": {"ssh_keys": "` + inittest.Key + `"}}`, complaints: "user data: instant-env.ssh_keys: not a list"},
 		{name: "host name", text: `{"instant-env": {"hostname": "a b"}}`, complaints: "user data: instant-env.hostname: not"},
 		{
 			name: "services", text: `{"instant-env": {"services": ["../x", "docker", "", ".hidden"]}}`, want: userData{Services: []string{"docker"}},
@@ -124,7 +125,7 @@ func TestValidHostname(t *testing.T) {
 
 func FuzzUserData(f *testing.F) {
 	for _, seed := range []string{
-		"", "#!/bin/sh\n", `{"instant-env": {"ttl_s": 60, "ssh_keys": ["` + testKey + `"], "hostname": "a", "services": ["b"]}}`,
+		"", "#!/bin/sh\n", `{"instant-env": {"ttl_s": 60, "ssh_keys": ["` + inittest.Key + `"], "hostname": "a", "services": ["b"]}}`,
 		`{"instant-env": {"mounts": [{"device": "vol-1", "path": "/a", "filesystem": "xfs", "format": "blank"}], "later": 1}}`,
 	} {
 		f.Add([]byte(seed))

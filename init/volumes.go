@@ -12,6 +12,7 @@ import (
 	"instantenv/init/internal/disk"
 	"instantenv/init/internal/gpt"
 	"instantenv/init/internal/logging"
+	"instantenv/init/internal/mount"
 )
 
 // How often a volume that is not there is looked for: EC2 attaches within seconds of the launch, people when they like.
@@ -46,7 +47,7 @@ func (m *machine) mountVolumes(requests []mountRequest, user account) {
 }
 
 func (m *machine) mountVolume(request mountRequest, user account) error {
-	ofTable := slices.ContainsFunc(mounts, func(entry mount) bool { return entry.target == request.Path })
+	ofTable := slices.ContainsFunc(mount.Table, func(entry mount.Entry) bool { return entry.Target == request.Path })
 	if ofTable || slices.Contains(taken, request.Path) {
 		return errors.New("the machine needs what is there")
 	}

@@ -9,31 +9,6 @@ import (
 	"instantenv/init/internal/paths"
 )
 
-const (
-	nosuid = syscall.MS_NOSUID
-	nodev  = syscall.MS_NODEV
-	noexec = syscall.MS_NOEXEC
-)
-
-// A mount is one line of the table; an optional one may fail, because a login works without it.
-type mount struct {
-	target, kind, options string
-	flags                 uintptr
-	optional              bool
-}
-
-// mounts in their order. gid 5 is `tty` on Debian and on Amazon Linux alike.
-var mounts = []mount{
-	{target: "/proc", kind: "proc", flags: nosuid | nodev | noexec},
-	{target: "/sys", kind: "sysfs", flags: nosuid | nodev | noexec},
-	{target: "/dev", kind: "devtmpfs", options: "mode=755", flags: nosuid},
-	{target: "/dev/pts", kind: "devpts", options: "gid=5,mode=620,ptmxmode=666", flags: nosuid | noexec},
-	{target: "/dev/shm", kind: "tmpfs", options: "mode=1777", flags: nosuid | nodev},
-	{target: "/run", kind: "tmpfs", options: "mode=755", flags: nosuid | nodev},
-	{target: "/tmp", kind: "tmpfs", options: "mode=1777", flags: nosuid | nodev},
-	{target: "/sys/fs/cgroup", kind: "cgroup2", options: "nsdelegate", flags: nosuid | nodev | noexec, optional: true},
-}
-
 // links that devtmpfs does not make, and one that old images lack.
 var links = map[string]string{
 	"/dev/fd":     "/proc/self/fd",
@@ -94,39 +69,4 @@ func (e *errs) add(what string, err error) {
 	if err != nil {
 		*e = append(*e, fmt.Errorf("%s: %w", what, err))
 	}
-}
-
-func mountAll(table []mount) error {
-	for _, entry := range table {
-		if err := entry.mount(); err != nil && !entry.optional {
-			return err
-		}
-	}
-	return nil
-}
-
-func (m mount) mount() error {
-	if err := os.MkdirAll(m.target, 0o755); err != nil {
-		return fmt.Errorf("mount point: %w", err)
-	}
-	// EBUSY: the kernel mounted it before us (devtmpfs, with CONFIG_DEVTMPFS_MOUNT).
-	err := syscall.Mount(m.kind, m.target, m.kind, m.flags, m.options)
-	if err != nil && !errors.Is(err, syscall.EBUSY) {
-		return fmt.Errorf("mount %s: %w", m.target, err)
-	}
-	return nil
-}
-
-func remountWritable(target string) error {
-	var status syscall.Statfs_t
-	if err := syscall.Statfs(target, &status); err != nil {
-		return fmt.Errorf("statfs %s: %w", target, err)
-	}
-	if status.Flags&syscall.MS_RDONLY == 0 {
-		return nil
-	}
-	if err := syscall.Mount("", target, "", syscall.MS_REMOUNT, ""); err != nil {
-		return fmt.Errorf("remount %s writable: %w", target, err)
-	}
-	return nil
 }

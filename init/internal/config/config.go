@@ -1,4 +1,5 @@
-package main
+// Package config reads what the image says about the machine.
+package config
 
 import (
 	"errors"
@@ -8,19 +9,23 @@ import (
 	"instantenv/init/internal/json"
 )
 
-const configFile = "/etc/instant-init.json"
+// File is baked into the image together with this program.
+const File = "/etc/instant-init.json"
 
-// A config is what the image says about itself.
-type config struct {
+// DefaultSSHD is the system's own server.
+const DefaultSSHD = "/usr/sbin/sshd"
+
+// A Config is what the image says about itself.
+type Config struct {
 	LoginUser string // login_user
 	SSHD      string // sshd
 	SSMKeys   string // ssm_keys: the SSM parameter that holds SSH keys, "" for none
 }
 
-// loadConfig reads the file; without one, the defaults hold. A key that is not known is an error: the file is baked
+// Load reads the file; without one, the defaults hold. A key that is not known is an error: the file is baked
 // together with this program, so it can only be a slip.
-func loadConfig(path string) (config, error) {
-	settings := config{LoginUser: "ec2-user", SSHD: defaultSSHD}
+func Load(path string) (Config, error) {
+	settings := Config{LoginUser: "ec2-user", SSHD: DefaultSSHD}
 	text, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return settings, nil
@@ -34,7 +39,7 @@ func loadConfig(path string) (config, error) {
 	return settings, nil
 }
 
-func (c *config) parse(text []byte) error {
+func (c *Config) parse(text []byte) error {
 	document, err := json.Parse(text)
 	if err != nil {
 		return err

@@ -3,13 +3,14 @@ package main
 import (
 	"fmt"
 
+	"instantenv/init/internal/access"
 	"instantenv/init/internal/config"
 )
 
 // An image is what the root file system says of the machine. It is read while the others are mounted.
 type image struct {
 	settings config.Config
-	user     account
+	user     access.Account
 	early    *earlyServer // the sshd that runs already; nil: none
 	lease    fileLease    // on what sshd reads before its host keys
 	noLease  error        // why there is none
@@ -20,7 +21,7 @@ func (i *image) read() (err error) {
 		return err
 	}
 	i.lease, i.noLease = i.leaseConfiguration()
-	i.user, err = findAccount(passwdFile, i.settings.LoginUser)
+	i.user, err = access.FindAccount(access.PasswdFile, i.settings.LoginUser)
 	return err
 }
 

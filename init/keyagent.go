@@ -7,12 +7,14 @@ import (
 	"syscall"
 	"time"
 
+	"instantenv/init/internal/access"
 	"instantenv/init/internal/boottime"
 	"instantenv/init/internal/config"
 	"instantenv/init/internal/imds"
 	"instantenv/init/internal/logging"
 	"instantenv/init/internal/paths"
 	"instantenv/init/internal/timeline"
+	"instantenv/init/internal/userdata"
 )
 
 // Signals by which systemd, being process 1, powers the machine off in order, and at once (systemd(1): SIGRTMIN+4 and
@@ -58,28 +60,28 @@ func keyAgent(log *logging.Logger) int {
 	if _, err := grow("/", nil, log); err != nil {
 		log.Consolef("root volume: %v", err)
 	}
-	lifetime := newLifetime(admission.afterSSHD(), client.Date(), log)
+	lifetime := userdata.NewLifetime(admission.AfterSSHD(), client.Date(), log)
 	if settings.SSMKeys != "" {
-		go admission.admitParameter(ssmProgram, settings.SSMKeys, runChild)
+		go admission.AdmitParameter(access.SSMProgram, settings.SSMKeys, access.RunChild)
 	}
-	go lifetime.watch(client)
-	log.Consolef("powering off: its time is up: %s", lifetime.await(time.Sleep))
+	go lifetime.Watch(client)
+	log.Consolef("powering off: its time is up: %s", lifetime.Await(time.Sleep))
 	return endBySystemd(log)
 }
 
-func prepareLogin(client *imds.Client, name string, marks *timeline.Timeline, log *logging.Logger) (*admission, error) {
+func prepareLogin(client *imds.Client, name string, marks *timeline.Timeline, log *logging.Logger) (*access.Admission, error) {
 	hostKeys := make(chan error, 1)
 	go func() {
-		made, err := ensureHostKeys(paths.SSH, marks)
+		made, err := access.EnsureHostKeys(paths.SSH, marks)
 		log.JournalLines(made)
 		hostKeys <- err
 	}()
-	user, err := findAccount(passwdFile, name)
+	user, err := access.FindAccount(access.PasswdFile, name)
 	if err != nil {
 		return nil, err
 	}
-	admission := &admission{client: client, user: user, patience: bootPatience, held: heldKeys, marks: marks, log: log}
-	if err := admission.beforeSSHD(); err != nil {
+	admission := access.New(client, user, marks, log)
+	if err := admission.BeforeSSHD(); err != nil {
 		return nil, err
 	}
 	return admission, <-hostKeys

@@ -164,6 +164,7 @@ import (
 	"io"
 	"os"
 
+	"instantenv/init/internal/access"
 	"instantenv/init/internal/config"
 	"instantenv/init/internal/imds"
 	"instantenv/init/internal/logging"
@@ -209,14 +210,14 @@ func usage(stderr io.Writer) int {
 	return 2
 }
 
-// printLoginKeys reads who the login user is and leaves the rest to loginKeys.
+// printLoginKeys reads who the login user is and leaves the rest to package access.
 func printLoginKeys(user string, stdout, stderr io.Writer) int {
 	settings, err := config.Load(config.File)
 	if err != nil {
 		fmt.Fprintln(stderr, "instant-init:", err)
 		return 1
 	}
-	return loginKeys(user, settings.LoginUser, heldKeys, imds.New(imds.Default), stdout, stderr)
+	return access.LoginKeys(user, settings.LoginUser, access.MemoryKeys, imds.New(imds.Default), stdout, stderr)
 }
 
 func growVolume(target string, stderr io.Writer) int {

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"instantenv/init/internal/access"
 	"instantenv/init/internal/boottime"
 	"instantenv/init/internal/config"
 	"instantenv/init/internal/imds"
@@ -19,6 +20,7 @@ import (
 	"instantenv/init/internal/sysfs"
 	"instantenv/init/internal/task"
 	"instantenv/init/internal/timeline"
+	"instantenv/init/internal/userdata"
 )
 
 // acpiTinyPowerButton is the signal that a kernel with CONFIG_ACPI_TINY_POWER_BUTTON sends by default.
@@ -149,9 +151,9 @@ func (m *machine) bringUp() error {
 	}
 	metadata := imds.New(imds.Default)
 	metadata.OnToken = func() { m.marks.Mark("imds_token") }
-	admission := &admission{client: metadata, user: m.image.user, patience: bootPatience, held: heldKeys, marks: m.marks, log: m.log}
+	admission := access.New(metadata, m.image.user, m.marks, m.log)
 	keyInstalled := m.marks.Stage("key")
-	if err := admission.beforeSSHD(); err != nil {
+	if err := admission.BeforeSSHD(); err != nil {
 		return err
 	}
 	keyInstalled()
@@ -160,7 +162,7 @@ func (m *machine) bringUp() error {
 }
 
 // finishBoot is what can wait until sshd serves.
-func (m *machine) finishBoot(admission *admission, settings config.Config) error {
+func (m *machine) finishBoot(admission *access.Admission, settings config.Config) error {
 	select {
 	case <-m.serving:
 		m.tellTimeline("sshd_listening")
@@ -174,53 +176,29 @@ func (m *machine) finishBoot(admission *admission, settings config.Config) error
 		return nil
 	})
 	m.tasks.Spawn("services", m.completeSystem)
-	user := admission.user
-	data := admission.afterSSHD()
+	user := admission.User
+	data := admission.AfterSSHD()
 	if data.Hostname != "" {
 		m.network.setHostname(data.Hostname)
 	}
 	m.mountVolumes(data.Mounts, user)
 	m.startServices(data.Services)
 	m.onResume(func() error {
-		return errors.Join(handOverAgain(user, m.marks, m.log), m.marks.Write(timeline.File))
+		return errors.Join(access.HandOverAgain(user, m.marks, m.log), m.marks.Write(timeline.File))
 	})
 	if settings.SSMKeys != "" {
 		m.tasks.Spawn("SSM parameter", func() error {
-			admission.admitParameter(ssmProgram, settings.SSMKeys, m.run)
+			admission.AdmitParameter(access.SSMProgram, settings.SSMKeys, m.run)
 			return nil
 		})
 	}
-	lifetime := newLifetime(data, admission.client.Date(), m.log)
+	lifetime := userdata.NewLifetime(data, admission.Client.Date(), m.log)
 	m.tasks.Spawn("tag of the time limit", func() error {
-		lifetime.watch(admission.client)
+		lifetime.Watch(admission.Client)
 		return nil
 	})
-	m.powerOff("its time is up: " + lifetime.await(time.Sleep))
+	m.powerOff("its time is up: " + lifetime.Await(time.Sleep))
 	return nil
-}
-
-// handOverAgain asks for the key of the launch once more: who keeps machines asleep wakes one for somebody else.
-// Its client is its own, since the other one is in use.
-func handOverAgain(user account, marks *timeline.Timeline, log *logging.Logger) error {
-	client := imds.New(imds.Default)
-	defer client.Close()
-	again := &admission{client: client, user: user, patience: bootPatience, held: heldKeys, marks: marks, log: log}
-	w := again.waitingFor("the SSH key")
-	for {
-		keys, err := again.launchKeys()
-		if errors.Is(err, imds.ErrNotFound) {
-			return nil
-		}
-		if err == nil {
-			marks.Mark(timeline.KeyReceived)
-			if err := again.admit(keys); err != nil {
-				return err
-			}
-			marks.Mark(timeline.KeyWritten)
-			return nil
-		}
-		w.tell(err) // the network may be late
-	}
 }
 
 // tellTimeline writes it down as it is at a mark.
@@ -286,7 +264,7 @@ func (m *machine) delegate() {
 // makeHostKeys falls back on keys in memory: a machine with a read-only or a full root has another identity at each
 // start, but somebody can log in and see to it.
 func (m *machine) makeHostKeys(told <-chan struct{}) error {
-	made, err := ensureHostKeys(paths.SSH, m.marks)
+	made, err := access.EnsureHostKeys(paths.SSH, m.marks)
 	if err == nil {
 		m.tasks.Spawn("word of host keys", func() error {
 			<-told
@@ -300,7 +278,7 @@ func (m *machine) makeHostKeys(told <-chan struct{}) error {
 	if err := os.MkdirAll(runtimeHostKeys, 0o700); err != nil {
 		return err
 	}
-	if made, err = ensureHostKeys(runtimeHostKeys, m.marks); err != nil {
+	if made, err = access.EnsureHostKeys(runtimeHostKeys, m.marks); err != nil {
 		return err
 	}
 	m.log.JournalLines(made)

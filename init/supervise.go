@@ -198,6 +198,18 @@ func (m *machine) runLogged(argv []string) (syscall.WaitStatus, string, error) {
 	return status, log.last(), nil
 }
 
+// run is the runner of process 1, where nobody else may wait for a child. Errors go to the console.
+func (m *machine) run(argv []string, stdout *os.File) error {
+	process, err := m.processes.start(argv, []string{searchPath}, []uintptr{0, stdout.Fd(), 2}, nil)
+	if err != nil {
+		return err
+	}
+	if status := <-process.exit; status != 0 {
+		return fmt.Errorf("%s ended: %s", argv[0], describe(status))
+	}
+	return nil
+}
+
 // start starts a program with its output going to a log.
 func (m *machine) start(argv, environment []string, group *cgroup, log *serviceLog) (*loggedProcess, error) {
 	reader, writer, err := pipe()

@@ -9,10 +9,12 @@ import (
 	"syscall"
 	"time"
 
+	"instantenv/init/internal/access"
 	"instantenv/init/internal/disk"
 	"instantenv/init/internal/gpt"
 	"instantenv/init/internal/logging"
 	"instantenv/init/internal/mount"
+	"instantenv/init/internal/userdata"
 )
 
 // How often a volume that is not there is looked for: EC2 attaches within seconds of the launch, people when they like.
@@ -27,7 +29,7 @@ var taken = []string{"/bin", "/boot", "/etc", "/lib", "/lib64", "/root", "/sbin"
 
 // mountVolumes mounts what user data asks for, each when its volume is there, and returns at once. A volume is
 // waited for for as long as the machine runs.
-func (m *machine) mountVolumes(requests []mountRequest, user account) {
+func (m *machine) mountVolumes(requests []userdata.MountRequest, user access.Account) {
 	ready := make([]chan struct{}, len(requests))
 	for i, request := range requests {
 		ready[i] = make(chan struct{})
@@ -46,7 +48,7 @@ func (m *machine) mountVolumes(requests []mountRequest, user account) {
 	}
 }
 
-func (m *machine) mountVolume(request mountRequest, user account) error {
+func (m *machine) mountVolume(request userdata.MountRequest, user access.Account) error {
 	ofTable := slices.ContainsFunc(mount.Table, func(entry mount.Entry) bool { return entry.Target == request.Path })
 	if ofTable || slices.Contains(taken, request.Path) {
 		return errors.New("the machine needs what is there")
@@ -65,23 +67,20 @@ func (m *machine) mountVolume(request mountRequest, user account) error {
 	if err := os.MkdirAll(request.Path, 0o755); err != nil {
 		return err
 	}
-	hidden := ""
-	if strings.HasPrefix(user.keyFile(), request.Path+"/") {
-		hidden, _ = readPlain(user.keyFile())
-	}
+	hidden := user.KeysBelow(request.Path)
 	if err := syscall.Mount(path, request.Path, kind, 0, ""); err != nil {
 		return fmt.Errorf("mount %s as %s: %w", path, kind, err)
 	}
 	m.log.Journalf("mounted %s on %s", path, request.Path)
 	// A volume over the user's home does not lock out who was let in before it came.
-	if keys := publicKeysAmong(hidden); len(keys) > 0 {
-		return user.authorize(keys)
+	if len(hidden) > 0 {
+		return user.Authorize(hidden)
 	}
 	return nil
 }
 
 // waitForVolume returns the device's path when it is there.
-func (m *machine) waitForVolume(request mountRequest) string {
+func (m *machine) waitForVolume(request userdata.MountRequest) string {
 	pause := volumePause
 	for begin := time.Now(); ; time.Sleep(pause) {
 		path, err := disk.Find("/sys", "/dev", request.Device)
@@ -96,7 +95,7 @@ func (m *machine) waitForVolume(request mountRequest) string {
 }
 
 // fileSystemFor tells what to mount the device as, after formatting it if that was asked for and nothing is on it.
-func (m *machine) fileSystemFor(path string, request mountRequest) (string, error) {
+func (m *machine) fileSystemFor(path string, request userdata.MountRequest) (string, error) {
 	// Exclusive: a device that is mounted, or has a partition that is, is not to be touched.
 	device, err := os.OpenFile(path, os.O_RDONLY|syscall.O_EXCL, 0)
 	if err != nil {

@@ -1,4 +1,4 @@
-package main
+package userdata
 
 import (
 	"bytes"
@@ -17,17 +17,17 @@ type life struct {
 	wall time.Time     // the machine's time of day
 	date time.Time     // the metadata service's
 	log  bytes.Buffer
-	*lifetime
+	*Lifetime
 }
 
 var noon = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 
-func begin(data userData, dated bool) *life {
+func begin(data Data, dated bool) *life {
 	l := &life{boot: 10 * time.Second, wall: noon}
 	if dated {
 		l.date = noon
 	}
-	l.lifetime = &lifetime{
+	l.Lifetime = &Lifetime{
 		clock: func() time.Duration { return l.boot }, now: func() time.Time { return l.wall }, ttl: data.TTL,
 		log: &logging.Logger{Journal: &l.log},
 	}
@@ -49,28 +49,28 @@ func in(d time.Duration) string { return noon.Add(d).Format(time.RFC3339) }
 func TestLifetime(t *testing.T) {
 	for _, test := range []struct {
 		name   string
-		data   userData
+		data   Data
 		silent bool // the service does not tell its time
 		happen func(l *life)
 		end    time.Duration // on CLOCK_BOOTTIME, 0: never
 		why    string
 	}{
 		{name: "none"},
-		{name: "ttl_s", data: userData{TTL: time.Hour}, end: time.Hour, why: "ttl_s 3600"},
-		{name: "expires_at", data: userData{ExpiresAt: noon.Add(time.Hour)}, end: time.Hour + 10*time.Second, why: "expires_at"},
-		{name: "the earlier one, ttl_s", data: userData{TTL: time.Minute, ExpiresAt: noon.Add(time.Hour)}, end: time.Minute, why: "ttl_s"},
-		{name: "the earlier one, expires_at", data: userData{TTL: time.Hour, ExpiresAt: noon.Add(time.Minute)}, end: 70 * time.Second, why: "expires_at"},
+		{name: "ttl_s", data: Data{TTL: time.Hour}, end: time.Hour, why: "ttl_s 3600"},
+		{name: "expires_at", data: Data{ExpiresAt: noon.Add(time.Hour)}, end: time.Hour + 10*time.Second, why: "expires_at"},
+		{name: "the earlier one, ttl_s", data: Data{TTL: time.Minute, ExpiresAt: noon.Add(time.Hour)}, end: time.Minute, why: "ttl_s"},
+		{name: "the earlier one, expires_at", data: Data{TTL: time.Hour, ExpiresAt: noon.Add(time.Minute)}, end: 70 * time.Second, why: "expires_at"},
 		{
 			name: "centuries away, which stands for never",
-			data: userData{ExpiresAt: time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)}, end: math.MaxInt64, why: "expires_at",
+			data: Data{ExpiresAt: time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)}, end: math.MaxInt64, why: "expires_at",
 		},
-		{name: "in the past", data: userData{ExpiresAt: noon.Add(-time.Hour)}, end: 1, why: "expires_at"},
+		{name: "in the past", data: Data{ExpiresAt: noon.Add(-time.Hour)}, end: 1, why: "expires_at"},
 		{
-			name: "a tag extends", data: userData{TTL: time.Minute}, end: time.Hour + 10*time.Second, why: "tag",
+			name: "a tag extends", data: Data{TTL: time.Minute}, end: time.Hour + 10*time.Second, why: "tag",
 			happen: func(l *life) { l.pass(30 * time.Second); l.update(l.date, in(time.Hour)) },
 		},
 		{
-			name: "a tag shortens", data: userData{TTL: time.Hour}, end: 70 * time.Second, why: "tag",
+			name: "a tag shortens", data: Data{TTL: time.Hour}, end: 70 * time.Second, why: "tag",
 			happen: func(l *life) { l.update(l.date, in(time.Minute)) },
 		},
 		{
@@ -78,15 +78,15 @@ func TestLifetime(t *testing.T) {
 			happen: func(l *life) { l.update(l.date, in(time.Minute)); l.update(l.date, in(2*time.Minute)) },
 		},
 		{
-			name: "a tag goes", data: userData{TTL: time.Hour}, end: time.Hour, why: "ttl_s",
+			name: "a tag goes", data: Data{TTL: time.Hour}, end: time.Hour, why: "ttl_s",
 			happen: func(l *life) { l.update(l.date, in(time.Minute)); l.update(l.date, "") },
 		},
 		{
-			name: "a bad tag changes nothing", data: userData{TTL: time.Hour}, end: time.Minute + 10*time.Second, why: "tag",
+			name: "a bad tag changes nothing", data: Data{TTL: time.Hour}, end: time.Minute + 10*time.Second, why: "tag",
 			happen: func(l *life) { l.update(l.date, in(time.Minute)); l.update(l.date, "tomorrow") },
 		},
 		{
-			name: "the machine's clock steps", data: userData{ExpiresAt: noon.Add(time.Hour)}, end: time.Hour + 10*time.Second, why: "expires_at",
+			name: "the machine's clock steps", data: Data{ExpiresAt: noon.Add(time.Hour)}, end: time.Hour + 10*time.Second, why: "expires_at",
 			happen: func(l *life) { l.wall = noon.Add(24 * time.Hour); l.pass(time.Minute); l.update(l.date, "") },
 		},
 		{
@@ -94,11 +94,11 @@ func TestLifetime(t *testing.T) {
 			happen: func(l *life) { l.wall = time.Unix(0, 0); l.update(l.date, in(time.Hour)) },
 		},
 		{
-			name: "CLOCK_BOOTTIME missed a sleep", data: userData{ExpiresAt: noon.Add(time.Hour)}, end: 10*time.Minute + 10*time.Second, why: "expires_at",
+			name: "CLOCK_BOOTTIME missed a sleep", data: Data{ExpiresAt: noon.Add(time.Hour)}, end: 10*time.Minute + 10*time.Second, why: "expires_at",
 			happen: func(l *life) { l.date = l.date.Add(50 * time.Minute); l.update(l.date, "") },
 		},
 		{
-			name: "the service does not tell its time", silent: true, data: userData{ExpiresAt: noon.Add(time.Hour)}, end: time.Hour + 10*time.Second, why: "expires_at",
+			name: "the service does not tell its time", silent: true, data: Data{ExpiresAt: noon.Add(time.Hour)}, end: time.Hour + 10*time.Second, why: "expires_at",
 			happen: func(l *life) { l.wall = noon.Add(-24 * time.Hour); l.pass(time.Minute); l.update(l.date, "") },
 		},
 		{
@@ -124,7 +124,7 @@ func TestLifetime(t *testing.T) {
 }
 
 func TestLifetimeSaysABadTagOnce(t *testing.T) {
-	l := begin(userData{}, true)
+	l := begin(Data{}, true)
 	for range 3 {
 		l.update(l.date, "tomorrow")
 	}
@@ -134,9 +134,9 @@ func TestLifetimeSaysABadTagOnce(t *testing.T) {
 }
 
 func TestAwait(t *testing.T) {
-	l := begin(userData{TTL: time.Minute}, true)
+	l := begin(Data{TTL: time.Minute}, true)
 	naps := 0
-	why := l.await(func(d time.Duration) {
+	why := l.Await(func(d time.Duration) {
 		naps++
 		switch naps {
 		case 3:
@@ -158,9 +158,9 @@ func TestAwait(t *testing.T) {
 
 func TestWatch(t *testing.T) {
 	s, client := inittest.Serve(t, map[string][]string{expiryTagPath: {in(time.Hour)}})
-	l := begin(userData{}, true)
-	l.lifetime.now = time.Now
-	go l.watch(client)
+	l := begin(Data{}, true)
+	l.Lifetime.now = time.Now
+	go l.Watch(client)
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		l.mutex.Lock()
 		at, _ := l.end()

@@ -1,4 +1,4 @@
-package main
+package access
 
 import (
 	"bytes"
@@ -15,8 +15,8 @@ import (
 	"instantenv/init/internal/imds"
 	"instantenv/init/internal/inittest"
 	"instantenv/init/internal/logging"
-	"instantenv/init/internal/sshkey"
 	"instantenv/init/internal/timeline"
+	"instantenv/init/internal/userdata"
 )
 
 // shortly is a patience for tests.
@@ -24,10 +24,10 @@ var shortly = patience{
 	first: 50 * time.Millisecond, next: 100 * time.Millisecond, others: 300 * time.Millisecond, pause: 10 * time.Millisecond,
 }
 
-func admissionTo(t *testing.T, client *imds.Client, journal io.Writer) *admission {
+func admissionTo(t *testing.T, client *imds.Client, journal io.Writer) *Admission {
 	t.Helper()
-	return &admission{
-		client: client, user: someone(t), patience: shortly, held: filepath.Join(t.TempDir(), "keys"),
+	return &Admission{
+		Client: client, User: someone(t), patience: shortly, held: filepath.Join(t.TempDir(), "keys"),
 		marks: timeline.New(boottime.Now, true), log: &logging.Logger{Journal: journal},
 	}
 }
@@ -58,7 +58,7 @@ func TestBeforeSSHD(t *testing.T) {
 	}{
 		{name: "a key", items: map[string][]string{keyPath: {inittest.Key + " launch\n"}}, after: inittest.Key + " launch\n", marks: "key_received key_written", silent: "waiting"},
 		{
-			name: "user data is not waited for when there is a key", items: map[string][]string{keyPath: {inittest.Key}, userDataPath: {"503"}},
+			name: "user data is not waited for when there is a key", items: map[string][]string{keyPath: {inittest.Key}, userdata.Path: {"503"}},
 			after: inittest.Key + "\n", marks: "key_received key_written", silent: "user data",
 		},
 		{
@@ -77,9 +77,9 @@ func TestBeforeSSHD(t *testing.T) {
 			},
 			after: inittest.Key + "\n", marks: "key_received key_written", silent: "no SSH key",
 		},
-		{name: "none at launch, one in user data", items: map[string][]string{userDataPath: {"503", wishes(inittest.Key)}}, after: inittest.Key + "\n"},
+		{name: "none at launch, one in user data", items: map[string][]string{userdata.Path: {"503", wishes(inittest.Key)}}, after: inittest.Key + "\n"},
 		{name: "none anywhere", said: "nobody can log in"},
-		{name: "none, and user data does not come", items: map[string][]string{userDataPath: {"503"}}, said: "user data is not known yet"},
+		{name: "none, and user data does not come", items: map[string][]string{userdata.Path: {"503"}}, said: "user data is not known yet"},
 		{
 			name: "silence, and a key of an earlier start", items: map[string][]string{"/latest/api/token": {"503"}}, before: inittest.OtherKey + "\n",
 			after: inittest.OtherKey + "\n", said: "waiting for the SSH key|the SSH keys of an earlier start stay",
@@ -94,12 +94,12 @@ func TestBeforeSSHD(t *testing.T) {
 			var log bytes.Buffer
 			a := admissionTo(t, client, &log)
 			if test.before != "" {
-				inittest.Write(t, a.user.keyFile(), test.before)
+				inittest.Write(t, a.User.keyFile(), test.before)
 			}
-			if err := a.beforeSSHD(); err != nil {
+			if err := a.BeforeSSHD(); err != nil {
 				t.Error(err)
 			}
-			content, err := os.ReadFile(a.user.keyFile())
+			content, err := os.ReadFile(a.User.keyFile())
 			if string(content) != test.after {
 				t.Errorf("authorized_keys %q, %v; want %q", content, err, test.after)
 			}
@@ -129,28 +129,28 @@ func TestKeysAreHeldInMemory(t *testing.T) {
 	_, client := inittest.Serve(t, map[string][]string{keyPath: {inittest.Key}})
 	var log, stdout bytes.Buffer
 	a := admissionTo(t, client, &log)
-	a.user.home = inittest.Write(t, filepath.Join(t.TempDir(), "home"), "a file, where a directory should be")
-	if err := a.beforeSSHD(); err != nil {
+	a.User.home = inittest.Write(t, filepath.Join(t.TempDir(), "home"), "a file, where a directory should be")
+	if err := a.BeforeSSHD(); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.admit(inittest.Keys(t, inittest.OtherKey)); err != nil {
 		t.Fatal(err)
 	}
-	if status := loginKeys("admin", "admin", a.held, client, &stdout, &log); status != 0 || stdout.String() != inittest.Key+"\n"+inittest.OtherKey+"\n" {
+	if status := LoginKeys("admin", "admin", a.held, client, &stdout, &log); status != 0 || stdout.String() != inittest.Key+"\n"+inittest.OtherKey+"\n" {
 		t.Errorf("status %d, %q", status, stdout.String())
 	}
 	if !strings.Contains(log.String(), "is not a directory; they are in "+a.held) {
 		t.Errorf("log %q", log.String())
 	}
-	a.held = filepath.Join(a.user.home, "impossible")
-	if err := a.beforeSSHD(); err == nil {
+	a.held = filepath.Join(a.User.home, "impossible")
+	if err := a.BeforeSSHD(); err == nil {
 		t.Error("the key is nowhere, yet there is no error")
 	}
 }
 
 func TestAfterSSHD(t *testing.T) {
 	s, client := inittest.Serve(t, map[string][]string{
-		userDataPath:               {"503", `{"instant-env": {"ttl_s": 60, "ssh_keys": ["` + inittest.Key + ` wished"], "colour": "red"}}`},
+		userdata.Path:              {"503", `{"instant-env": {"ttl_s": 60, "ssh_keys": ["` + inittest.Key + ` wished"], "colour": "red"}}`},
 		keysPath:                   {"0=one\n1=two\n../../x=y\n=z\n2=three\n3\n"},
 		keysPath + "0/openssh-key": {inittest.Key + " zero"},
 		keysPath + "1/openssh-key": {inittest.OtherKey + " one\n"},
@@ -158,18 +158,18 @@ func TestAfterSSHD(t *testing.T) {
 	})
 	var log bytes.Buffer
 	a := admissionTo(t, client, &log)
-	data := a.afterSSHD()
+	data := a.AfterSSHD()
 	if data.TTL != time.Minute {
 		t.Errorf("user data %+v", data)
 	}
-	if got, want := inittest.Read(t, a.user.keyFile()), inittest.Key+" wished\n"+inittest.OtherKey+" one\n"; got != want {
+	if got, want := inittest.Read(t, a.User.keyFile()), inittest.Key+" wished\n"+inittest.OtherKey+" one\n"; got != want {
 		t.Errorf("authorized_keys %q, want %q", got, want)
 	}
 	if !strings.Contains(log.String(), `unknown field "colour"`) || !strings.Contains(log.String(), "SSH key 2: ") {
 		t.Errorf("log %q", log.String())
 	}
 	if s.Count(keysPath+"3/openssh-key") != 0 || s.Count("/latest/meta-data/x") != 0 {
-		t.Errorf("asked for what was not listed: %v", s)
+		t.Error("asked for what was not listed")
 	}
 }
 
@@ -181,14 +181,14 @@ func TestNobodySeesHalfAKey(t *testing.T) {
 		copy(body[len(body)-8:], fmt.Sprintf("%06d", i)) // the last two may be padding
 		return "ssh-ed25519 " + string(body) + " number-" + fmt.Sprint(i)
 	}
-	if err := user.authorize(inittest.Keys(t, key(0))); err != nil {
+	if err := user.Authorize(inittest.Keys(t, key(0))); err != nil {
 		t.Fatal(err)
 	}
 	const count = 300
 	done := make(chan error, 1)
 	go func() {
 		for i := 1; i < count; i++ {
-			if err := user.authorize(inittest.Keys(t, key(i))); err != nil {
+			if err := user.Authorize(inittest.Keys(t, key(i))); err != nil {
 				done <- err
 				return
 			}
@@ -228,61 +228,4 @@ func TestNobodySeesHalfAKey(t *testing.T) {
 		default:
 		}
 	}
-}
-
-func TestLoginKeys(t *testing.T) {
-	connect := "#Timestamp=1795000000\n#Instance=i-0abc\n#Caller=arn:aws:iam::123456789012:user/me\n#Request=1\n" +
-		inittest.Key + "\nc2lnbmF0dXJl\n"
-	for _, test := range []struct {
-		name, user string
-		items      map[string][]string
-		held       string
-		want       string
-		status     int
-	}{
-		{name: "none", user: "admin"},
-		{name: "by Instance Connect", user: "admin", items: map[string][]string{connectPath + "admin": {connect}}, want: inittest.Key + "\n"},
-		{name: "by the tag", user: "admin", items: map[string][]string{keyTagPath: {inittest.OtherKey + " me@home"}}, want: inittest.OtherKey + " me@home\n"},
-		{
-			name: "both", user: "admin", items: map[string][]string{connectPath + "admin": {connect}, keyTagPath: {inittest.OtherKey}},
-			want: inittest.Key + "\n" + inittest.OtherKey + "\n",
-		},
-		{name: "of somebody else", user: "root", items: map[string][]string{connectPath + "root": {connect}, keyTagPath: {inittest.OtherKey}}},
-		{name: "options are no key", user: "admin", items: map[string][]string{keyTagPath: {`command="id" ` + inittest.Key}}},
-		{name: "garbage", user: "admin", items: map[string][]string{connectPath + "admin": {"<html>"}, keyTagPath: {"\x00\xff"}}},
-		{name: "for an instant busy", user: "admin", items: map[string][]string{keyTagPath: {"503", inittest.Key}}, want: inittest.Key + "\n"},
-		{name: "held in memory", user: "admin", held: inittest.Key + "\n", want: inittest.Key + "\n"},
-		{
-			name: "held in memory, and no service", user: "admin", held: inittest.Key + "\n", want: inittest.Key + "\n",
-			items: map[string][]string{"/latest/api/token": {"403"}},
-		},
-		{name: "turned off", user: "admin", items: map[string][]string{"/latest/api/token": {"403"}}, status: 1},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			_, client := inittest.Serve(t, test.items)
-			held := t.TempDir()
-			if test.held != "" {
-				inittest.Write(t, filepath.Join(held, "admin"), test.held)
-			}
-			var stdout, stderr bytes.Buffer
-			if status := loginKeys(test.user, "admin", held, client, &stdout, &stderr); status != test.status {
-				t.Errorf("status %d, %q", status, stderr.String())
-			}
-			if stdout.String() != test.want {
-				t.Errorf("got %q, want %q", stdout.String(), test.want)
-			}
-		})
-	}
-}
-
-func FuzzPublicKeys(f *testing.F) {
-	f.Add("#Timestamp=1\n" + inittest.Key + "\nc2lnbmF0dXJl\n")
-	f.Add("ssh-rsa AAAA\r\n\x00")
-	f.Fuzz(func(t *testing.T, text string) {
-		for _, key := range publicKeysAmong(text) {
-			if again, err := sshkey.ParsePublicKey(key.String()); err != nil || again != key || strings.ContainsAny(key.String(), "\n\r\x00") {
-				t.Errorf("%q", key)
-			}
-		}
-	})
 }

@@ -1,4 +1,5 @@
-package main
+// Package userdata reads the machine's user data, and keeps the time limit that it and a tag set.
+package userdata
 
 import (
 	"bytes"
@@ -16,7 +17,7 @@ import (
 )
 
 const (
-	userDataPath = "/latest/user-data"
+	Path = "/latest/user-data"
 	// userDataKey is the one member of a JSON document in user data that is ours.
 	userDataKey = "instant-env"
 	// longest is a year: a larger number is more likely a slip than a wish.
@@ -25,42 +26,42 @@ const (
 	hostNameMost = 64
 )
 
-// userData is what the machine's user wishes of it; docs/user-data.md describes the document. The zero value is no
+// Data is what the machine's user wishes of it; docs/user-data.md describes the document. The zero value is no
 // wish at all.
-type userData struct {
+type Data struct {
 	TTL       time.Duration // since the start of the kernel; 0: none
 	ExpiresAt time.Time     // the zero time: none
 	Keys      []sshkey.PublicKey
 	Hostname  string // one name or several with dots between; "": as the network says
-	Mounts    []mountRequest
+	Mounts    []MountRequest
 	Services  []string // names of declared services, without a directory or an ending
 }
 
-// A mountRequest is an extra volume: Device is an EBS volume's id (vol-0abc...) or a clean path below /dev, Path is
+// A MountRequest is an extra volume: Device is an EBS volume's id (vol-0abc...) or a clean path below /dev, Path is
 // clean and absolute and not the root.
-type mountRequest struct {
+type MountRequest struct {
 	Device     string
 	Path       string
 	Filesystem string // "ext4", "xfs", or "": what is on the device
 	Format     string // "blank": make Filesystem when there is nothing on the device; "": never
 }
 
-// parseUserData reads {"instant-env": {...}}. It never fails: what is wrong with the document is told in complaints,
+// Parse reads {"instant-env": {...}}. It never fails: what is wrong with the document is told in complaints,
 // each of which names its field, and all other fields hold. User data that is no JSON object (a shell script,
 // cloud-config, gzip) or an object without that member is for somebody else, and not complained about.
-func parseUserData(text []byte) (data userData, complaints []string) {
+func Parse(text []byte) (data Data, complaints []string) {
 	text = bytes.TrimSpace(bytes.TrimPrefix(text, []byte("\ufeff")))
 	if len(text) == 0 || text[0] != '{' {
-		return userData{}, nil
+		return Data{}, nil
 	}
 	document, err := json.Parse(text)
 	if err != nil {
-		return userData{}, []string{"user data begins like JSON, but is not: " + err.Error()}
+		return Data{}, []string{"user data begins like JSON, but is not: " + err.Error()}
 	}
 	object, _ := document.(map[string]any)
 	wishes, present := object[userDataKey]
 	if !present {
-		return userData{}, nil
+		return Data{}, nil
 	}
 	r := &fieldReader{}
 	r.object(userDataKey, wishes, fields{
@@ -76,7 +77,7 @@ func parseUserData(text []byte) (data userData, complaints []string) {
 	return data, r.complaints
 }
 
-func (d *userData) setTTL(value any) error {
+func (d *Data) setTTL(value any) error {
 	seconds, ok := value.(float64)
 	if !ok || seconds != float64(int64(seconds)) {
 		return errors.New("not a whole number of seconds")
@@ -88,7 +89,7 @@ func (d *userData) setTTL(value any) error {
 	return nil
 }
 
-func (d *userData) setExpiresAt(value any) (err error) {
+func (d *Data) setExpiresAt(value any) (err error) {
 	text, _ := value.(string)
 	d.ExpiresAt, err = parseInstant(text)
 	return err
@@ -103,7 +104,7 @@ func parseInstant(text string) (time.Time, error) {
 	return instant, nil
 }
 
-func (d *userData) addKey(value any) error {
+func (d *Data) addKey(value any) error {
 	line, _ := value.(string)
 	key, err := sshkey.ParsePublicKey(line)
 	if err == nil {
@@ -112,7 +113,7 @@ func (d *userData) addKey(value any) error {
 	return err
 }
 
-func (d *userData) setHostname(value any) error {
+func (d *Data) setHostname(value any) error {
 	name, _ := value.(string)
 	if !validHostname(name) {
 		return fmt.Errorf("not a host name: %.80q", name)
@@ -124,16 +125,16 @@ func (d *userData) setHostname(value any) error {
 // validHostname follows RFC 1123, section 2.1: labels of letters, digits and hyphens.
 func validHostname(name string) bool {
 	for label := range strings.SplitSeq(name, ".") {
-		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' || !consistsOf(label, "-") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' || !ConsistsOf(label, "-") {
 			return false
 		}
 	}
 	return len(name) <= hostNameMost
 }
 
-func (d *userData) addService(value any) error {
+func (d *Data) addService(value any) error {
 	name, _ := value.(string)
-	if name == "" || len(name) > 100 || name[0] == '.' || !consistsOf(name, "-_.@") {
+	if name == "" || len(name) > 100 || name[0] == '.' || !ConsistsOf(name, "-_.@") {
 		return fmt.Errorf("not the name of a service: %.80q", name)
 	}
 	d.Services = append(d.Services, name)
@@ -141,8 +142,8 @@ func (d *userData) addService(value any) error {
 }
 
 // addMount takes the request as a whole or not at all: half of it could format or hide the wrong thing.
-func (d *userData) addMount(r *fieldReader, at string, value any) {
-	var request mountRequest
+func (d *Data) addMount(r *fieldReader, at string, value any) {
+	var request MountRequest
 	before := len(r.complaints)
 	r.object(at, value, fields{
 		"device":     func(at string, value any) { r.keep(at, value, request.setDevice) },
@@ -164,10 +165,10 @@ func (d *userData) addMount(r *fieldReader, at string, value any) {
 	}
 }
 
-func (m *mountRequest) setDevice(value any) error {
+func (m *MountRequest) setDevice(value any) error {
 	device, _ := value.(string)
 	id, isVolume := strings.CutPrefix(device, "vol-")
-	isVolume = isVolume && id != "" && consistsOf(id, "")
+	isVolume = isVolume && id != "" && ConsistsOf(id, "")
 	if !isVolume && (!strings.HasPrefix(device, "/dev/") || !cleanPath(device)) {
 		return fmt.Errorf("neither a volume's id nor a path below /dev: %.80q", device)
 	}
@@ -175,7 +176,7 @@ func (m *mountRequest) setDevice(value any) error {
 	return nil
 }
 
-func (m *mountRequest) setPath(value any) error {
+func (m *MountRequest) setPath(value any) error {
 	path, _ := value.(string)
 	if !filepath.IsAbs(path) || !cleanPath(path) || path == "/" {
 		return fmt.Errorf("not a clean absolute path: %.80q", path)
@@ -188,8 +189,8 @@ func cleanPath(path string) bool {
 	return filepath.Clean(path) == path && !strings.ContainsFunc(path, func(c rune) bool { return c < ' ' || c == 0x7f })
 }
 
-// consistsOf tells whether a text has only ASCII letters, digits and the given others.
-func consistsOf(text, others string) bool {
+// ConsistsOf tells whether a text has only ASCII letters, digits and the given others.
+func ConsistsOf(text, others string) bool {
 	return !strings.ContainsFunc(text, func(c rune) bool {
 		return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.ContainsRune(others, c))
 	})
@@ -257,16 +258,16 @@ func (r *fieldReader) choose(at string, value any, into *string, choices ...stri
 	*into = text
 }
 
-// fetchUserData asks for the machine's user data until the deadline. What is wrong with it is said on the console.
-func fetchUserData(client *imds.Client, deadline time.Time, log *logging.Logger) (userData, error) {
-	text, err := client.Get(userDataPath, deadline)
+// Fetch asks for the machine's user data until the deadline. What is wrong with it is said on the console.
+func Fetch(client *imds.Client, deadline time.Time, log *logging.Logger) (Data, error) {
+	text, err := client.Get(Path, deadline)
 	if errors.Is(err, imds.ErrNotFound) {
-		return userData{}, nil
+		return Data{}, nil
 	}
 	if err != nil {
-		return userData{}, err
+		return Data{}, err
 	}
-	data, complaints := parseUserData(text)
+	data, complaints := Parse(text)
 	for _, complaint := range complaints {
 		log.Consolef("%s", complaint)
 	}

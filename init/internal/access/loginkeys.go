@@ -1,4 +1,4 @@
-package main
+package access
 
 import (
 	"errors"
@@ -10,6 +10,7 @@ import (
 
 	"instantenv/init/internal/imds"
 	"instantenv/init/internal/sshkey"
+	"instantenv/init/internal/userdata"
 )
 
 // Where keys are that were handed over to a running machine.
@@ -23,11 +24,11 @@ const (
 // loginKeysLimit bounds how long a login waits for the metadata service.
 const loginKeysLimit = 3 * time.Second
 
-// loginKeys prints the keys that were handed over to the machine for a user by now, as sshd's AuthorizedKeysCommand,
+// LoginKeys prints the keys that were handed over to the machine for a user by now, as sshd's AuthorizedKeysCommand,
 // and returns the exit status. Only the login user gets any. sshd takes none when the status is not 0, so that is for
 // when there are none.
-func loginKeys(user, login, held string, client *imds.Client, stdout, stderr io.Writer) int {
-	if user != login || !consistsOf(user, "-_.") {
+func LoginKeys(user, login, held string, client *imds.Client, stdout, stderr io.Writer) int {
+	if user != login || !userdata.ConsistsOf(user, "-_.") {
 		return 0
 	}
 	text, err := readPlain(filepath.Join(held, user))

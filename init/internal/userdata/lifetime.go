@@ -1,4 +1,4 @@
-package main
+package userdata
 
 import (
 	"errors"
@@ -24,13 +24,13 @@ const (
 	tagPause   = 5 * time.Second
 )
 
-// A lifetime knows when the machine's time is up: by the tag if there is one, otherwise by the earlier one of what
+// A Lifetime knows when the machine's time is up: by the tag if there is one, otherwise by the earlier one of what
 // user data says.
 //
 // The end is a point of CLOCK_BOOTTIME, which nobody can set. A time of day is turned into one by the clock of the
 // metadata service, with every answer of it, so that the machine's own clock may be wrong or jump as it likes. Should
 // the service not tell its time, the machine's clock counts at the moment when a time of day is first seen.
-type lifetime struct {
+type Lifetime struct {
 	clock func() time.Duration // CLOCK_BOOTTIME
 	now   func() time.Time     // the machine's time of day
 	log   *logging.Logger
@@ -49,15 +49,15 @@ type expiry struct {
 	end time.Duration
 }
 
-// newLifetime begins with what user data says; date is the service's time when it said so, or the zero time.
-func newLifetime(data userData, date time.Time, log *logging.Logger) *lifetime {
-	l := &lifetime{clock: boottime.Now, now: time.Now, log: log, ttl: data.TTL}
+// NewLifetime begins with what user data says; date is the service's time when it said so, or the zero time.
+func NewLifetime(data Data, date time.Time, log *logging.Logger) *Lifetime {
+	l := &Lifetime{clock: boottime.Now, now: time.Now, log: log, ttl: data.TTL}
 	l.expires.set(data.ExpiresAt, l.clock(), date, l.now)
 	return l
 }
 
-// watch looks at the tag for ever. The first look comes at once.
-func (l *lifetime) watch(client *imds.Client) {
+// Watch looks at the tag for ever. The first look comes at once.
+func (l *Lifetime) Watch(client *imds.Client) {
 	for {
 		text, err := client.Get(expiryTagPath, time.Now())
 		if err == nil || errors.Is(err, imds.ErrNotFound) {
@@ -68,7 +68,7 @@ func (l *lifetime) watch(client *imds.Client) {
 }
 
 // update is called with each answer of the service: its time, or the zero time, and the tag's value, or "".
-func (l *lifetime) update(date time.Time, text string) {
+func (l *Lifetime) update(date time.Time, text string) {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
 	boot := l.clock()
@@ -107,7 +107,7 @@ func later(boot, left time.Duration) time.Duration {
 }
 
 // end is the point of CLOCK_BOOTTIME at which the time is up, 0 when it never is, and why.
-func (l *lifetime) end() (time.Duration, string) {
+func (l *Lifetime) end() (time.Duration, string) {
 	switch {
 	case l.tag.end != 0:
 		return l.tag.end, "the tag instant-env:expires-at says " + l.tag.at.Format(time.RFC3339)
@@ -120,7 +120,7 @@ func (l *lifetime) end() (time.Duration, string) {
 }
 
 // tell writes down each change of the end.
-func (l *lifetime) tell() {
+func (l *Lifetime) tell() {
 	end, why := l.end()
 	if why == l.told {
 		return
@@ -133,8 +133,8 @@ func (l *lifetime) tell() {
 	l.log.Journalf("powering off in %s: %s", (end - l.clock()).Round(time.Second), why)
 }
 
-// await returns when the time is up, and says why it is. It does not depend on anybody's answer.
-func (l *lifetime) await(sleep func(time.Duration)) string {
+// Await returns when the time is up, and says why it is. It does not depend on anybody's answer.
+func (l *Lifetime) Await(sleep func(time.Duration)) string {
 	l.mutex.Lock()
 	l.tell()
 	l.mutex.Unlock()

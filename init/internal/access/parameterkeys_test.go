@@ -1,4 +1,4 @@
-package main
+package access
 
 import (
 	"bytes"
@@ -32,8 +32,8 @@ func TestAdmitParameter(t *testing.T) {
 			_, client := inittest.Serve(t, nil)
 			var log bytes.Buffer
 			a := admissionTo(t, client, &log)
-			a.admitParameter(program(t, test.script), "/team/keys", runChild)
-			content, _ := os.ReadFile(a.user.keyFile())
+			a.AdmitParameter(program(t, test.script), "/team/keys", RunChild)
+			content, _ := os.ReadFile(a.User.keyFile())
 			if string(content) != test.want || !strings.Contains(log.String(), test.said) {
 				t.Errorf("authorized_keys %q, log %q", content, log.String())
 			}
@@ -41,7 +41,7 @@ func TestAdmitParameter(t *testing.T) {
 	}
 	_, client := inittest.Serve(t, nil)
 	var log bytes.Buffer
-	admissionTo(t, client, &log).admitParameter("/nonexistent/instant-ssm", "/team/keys", runChild)
+	admissionTo(t, client, &log).AdmitParameter("/nonexistent/instant-ssm", "/team/keys", RunChild)
 	if !strings.Contains(log.String(), "no such file") {
 		t.Errorf("log %q", log.String())
 	}

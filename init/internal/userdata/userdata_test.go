@@ -1,4 +1,4 @@
-package main
+package userdata
 
 import (
 	"reflect"
@@ -18,7 +18,7 @@ func TestParseUserData(t *testing.T) {
 	at := time.Date(2026, 11, 21, 18, 0, 0, 0, time.UTC)
 	for _, test := range []struct {
 		name, text string
-		want       userData
+		want       Data
 		complaints string // their beginnings, with | between
 	}{
 		{name: "nothing"},
@@ -29,18 +29,18 @@ func TestParseUserData(t *testing.T) {
 		{name: "a list", text: `[{"instant-env": {"ttl_s": 5}}]`},
 		{name: "somebody else's object", text: `{"other": {"ttl_s": 5}}`},
 		{name: "no wish", text: `{"instant-env": {}}`},
-		{name: "a neighbour", text: " \n{\"instant-env\": {\"ttl_s\": 1}, \"mine\": [1]}\n", want: userData{TTL: time.Second}},
-		{name: "byte order mark", text: "\ufeff{\"instant-env\": {\"ttl_s\": 1}}", want: userData{TTL: time.Second}},
+		{name: "a neighbour", text: " \n{\"instant-env\": {\"ttl_s\": 1}, \"mine\": [1]}\n", want: Data{TTL: time.Second}},
+		{name: "byte order mark", text: "\ufeff{\"instant-env\": {\"ttl_s\": 1}}", want: Data{TTL: time.Second}},
 		{
 			name: "everything",
 			text: `{"instant-env": {"ttl_s": 3600, "expires_at": "2026-11-21T20:00:00+02:00", "ssh_keys": ["` + inittest.Key +
 				` laptop"], "hostname": "build-7.example", "services": ["docker", "my_app@1.2"], "mounts": [` +
 				`{"device": "vol-0abc", "path": "/data", "filesystem": "ext4", "format": "blank"},` +
 				`{"device": "/dev/nvme1n1", "path": "/srv/x"}]}}`,
-			want: userData{
+			want: Data{
 				TTL: time.Hour, ExpiresAt: at, Keys: []sshkey.PublicKey{key}, Hostname: "build-7.example",
 				Services: []string{"docker", "my_app@1.2"},
-				Mounts: []mountRequest{
+				Mounts: []MountRequest{
 					{Device: "vol-0abc", Path: "/data", Filesystem: "ext4", Format: "blank"},
 					{Device: "/dev/nvme1n1", Path: "/srv/x"},
 				},
@@ -51,7 +51,7 @@ func TestParseUserData(t *testing.T) {
 		{name: "no object", text: `{"instant-env": [1]}`, complaints: "user data: instant-env: not an object"},
 		{
 			name: "unknown fields are named, the rest holds", text: `{"instant-env": {"ttl": 5, "ttl_s": 6, "TTL_S": 7}}`,
-			want:       userData{TTL: 6 * time.Second},
+			want:       Data{TTL: 6 * time.Second},
 			complaints: `user data: instant-env: unknown field "TTL_S"|user data: instant-env: unknown field "ttl"`,
 		},
 		{name: "no time at all", text: `{"instant-env": {"ttl_s": 0}}`, complaints: "user data: instant-env.ttl_s: 0 is out"},
@@ -61,24 +61,24 @@ func TestParseUserData(t *testing.T) {
 		{name: "a fraction", text: `{"instant-env": {"ttl_s": 1.5}}`, complaints: "user data: instant-env.ttl_s: not a whole"},
 		{
 			name: "a time without its zone", text: `{"instant-env": {"expires_at": "2026-11-21T18:00:00", "ttl_s": 9}}`,
-			want: userData{TTL: 9 * time.Second}, complaints: "user data: instant-env.expires_at: not a time",
+			want: Data{TTL: 9 * time.Second}, complaints: "user data: instant-env.expires_at: not a time",
 		},
 		{
 			name: "one bad key", text: `{"instant-env": {"ssh_keys": ["command=\"id\" ` + inittest.Key + `", "` + inittest.Key + ` laptop", 7]}}`,
-			want:       userData{Keys: []sshkey.PublicKey{key}},
+			want:       Data{Keys: []sshkey.PublicKey{key}},
 			complaints: "user data: instant-env.ssh_keys[0]: not a public key|user data: instant-env.ssh_keys[2]: not",
 		},
 		{name: "a key, not a list", text: `{"instant-env": {"ssh_keys": "` + inittest.Key + `"}}`, complaints: "user data: instant-env.ssh_keys: not a list"},
 		{name: "host name", text: `{"instant-env": {"hostname": "a b"}}`, complaints: "user data: instant-env.hostname: not"},
 		{
-			name: "services", text: `{"instant-env": {"services": ["../x", "docker", "", ".hidden"]}}`, want: userData{Services: []string{"docker"}},
+			name: "services", text: `{"instant-env": {"services": ["../x", "docker", "", ".hidden"]}}`, want: Data{Services: []string{"docker"}},
 			complaints: "user data: instant-env.services[0]|user data: instant-env.services[2]|user data: instant-env.services[3]",
 		},
 		{
 			name: "a mount is taken whole or not", text: `{"instant-env": {"mounts": [{"device": "vol-1", "path": "/a", "format": "always"},` +
 				`{"device": "vol-2", "path": "/b"}, {"path": "/c"}, {"device": "/dev/../etc", "path": "/d"}, {"device": "vol-5", "path": "/"},` +
 				`{"device": "vol-6", "path": "/f", "format": "blank"}, {"device": "vol-7", "path": "/g", "options": "ro"}, 8]}}`,
-			want: userData{Mounts: []mountRequest{{Device: "vol-2", Path: "/b"}}},
+			want: Data{Mounts: []MountRequest{{Device: "vol-2", Path: "/b"}}},
 			complaints: `user data: instant-env.mounts[0].format: "always"|user data: instant-env.mounts[0]: this mount is left out|` +
 				"user data: instant-env.mounts[2]: this mount is left out: it needs|" +
 				"user data: instant-env.mounts[3].device: neither|user data: instant-env.mounts[3]: this|" +
@@ -89,7 +89,7 @@ func TestParseUserData(t *testing.T) {
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got, complaints := parseUserData([]byte(test.text))
+			got, complaints := Parse([]byte(test.text))
 			got.ExpiresAt = got.ExpiresAt.UTC()
 			test.want.ExpiresAt = test.want.ExpiresAt.UTC()
 			if !reflect.DeepEqual(got, test.want) {
@@ -131,7 +131,7 @@ func FuzzUserData(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		data, complaints := parseUserData(text)
+		data, complaints := Parse(text)
 		if data.TTL < 0 || data.TTL > longest {
 			t.Errorf("ttl %v", data.TTL)
 		}

@@ -1,0 +1,110 @@
+package access
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"instantenv/init/internal/atomicfile"
+	"instantenv/init/internal/sshkey"
+)
+
+// PasswdFile is the system's list of accounts.
+const PasswdFile = "/etc/passwd"
+
+// An Account is the login user's line of /etc/passwd.
+type Account struct {
+	name, home string
+	owner      atomicfile.Owner
+}
+
+// FindAccount looks a user up in a file like /etc/passwd.
+func FindAccount(passwd, name string) (Account, error) {
+	text, err := os.ReadFile(passwd)
+	if err != nil {
+		return Account{}, err
+	}
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Split(strings.TrimRight(line, "\n"), ":")
+		if len(fields) != 7 || fields[0] != name {
+			continue
+		}
+		uid, uidError := strconv.Atoi(fields[2])
+		gid, gidError := strconv.Atoi(fields[3])
+		if uidError != nil || gidError != nil || !filepath.IsAbs(fields[5]) {
+			return Account{}, fmt.Errorf("bad line in %s: %q", passwd, line)
+		}
+		return Account{name: name, home: fields[5], owner: atomicfile.Owner{UID: uid, GID: gid}}, nil
+	}
+	return Account{}, fmt.Errorf("no user %q in %s", name, passwd)
+}
+
+func (a Account) keyFile() string { return filepath.Join(a.home, ".ssh", "authorized_keys") }
+
+// KeysBelow returns the account's authorized keys that a file system mounted on the directory would hide.
+func (a Account) KeysBelow(directory string) []sshkey.PublicKey {
+	if !strings.HasPrefix(a.keyFile(), directory+"/") {
+		return nil
+	}
+	text, _ := readPlain(a.keyFile())
+	return publicKeysAmong(text)
+}
+
+// Authorize adds public keys to the user's authorized_keys.
+func (a Account) Authorize(keys []sshkey.PublicKey) error {
+	if err := a.directory(a.home); err != nil {
+		return err
+	}
+	if err := a.directory(filepath.Dir(a.keyFile())); err != nil {
+		return err
+	}
+	content, err := readPlain(a.keyFile())
+	if err != nil {
+		return err
+	}
+	merged := sshkey.Merge(content, keys)
+	if merged == content {
+		return nil
+	}
+	return atomicfile.WriteAll(atomicfile.File{
+		Path: a.keyFile(), Data: []byte(merged), Mode: 0o600, Owner: a.owner,
+	})
+}
+
+// directory makes one that belongs to the user alone, unless it is there. What is there must be a real directory:
+// following a symbolic link, root would write where the user pointed it.
+func (a Account) directory(path string) error {
+	info, err := os.Lstat(path)
+	if err == nil {
+		if !info.IsDir() {
+			return fmt.Errorf("%s is not a directory", path)
+		}
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return err
+	}
+	return os.Lchown(path, a.owner.UID, a.owner.GID)
+}
+
+// readPlain reads a file that is no symbolic link; one that is not there is empty.
+func readPlain(path string) (string, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(file)
+	return string(text), err
+}

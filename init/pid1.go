@@ -16,6 +16,7 @@ import (
 	"instantenv/init/internal/kmod"
 	"instantenv/init/internal/logging"
 	"instantenv/init/internal/mount"
+	"instantenv/init/internal/network"
 	"instantenv/init/internal/paths"
 	"instantenv/init/internal/sysfs"
 	"instantenv/init/internal/task"
@@ -38,7 +39,7 @@ type machine struct {
 	marks     *timeline.Timeline
 	tasks     *task.Group
 	processes *reaper
-	network   *network
+	network   *network.Network
 	image     image
 	modules   func() (*kmod.Tree, error)
 	cgroups   string        // where services have theirs; "": nowhere
@@ -83,8 +84,10 @@ func boot() {
 	}
 	m.tasks = &task.Group{Log: m.log, Marks: m.marks, Fatal: m.fatal}
 	m.image.early = adoptEarly(m.processes)
-	m.network = newNetwork(m)
-	m.onResume(m.networkResumed)
+	m.network = network.New(network.Config{
+		Log: m.log, Marks: m.marks, Tasks: m.tasks, Modules: m.modules, Serving: m.serving,
+	})
+	m.onResume(m.network.Resumed)
 	m.marks.Mark("init_start")
 	m.tasks.Spawn("reaper", func() error {
 		for range children {
@@ -122,7 +125,7 @@ func (m *machine) bringUp() error {
 	if err := mount.All(mount.Table); err != nil {
 		return err
 	}
-	network := m.tasks.Async("network", m.bringUpNetwork)
+	networkUp := m.tasks.Async("network", m.network.BringUp)
 	m.log.Open()
 	close(told)
 	if readOnly != nil {
@@ -146,7 +149,7 @@ func (m *machine) bringUp() error {
 	}
 	m.tasks.Spawn("buttons", m.watchButtons)
 
-	if err := <-network; err != nil {
+	if err := <-networkUp; err != nil {
 		return err
 	}
 	metadata := imds.New(imds.Default)
@@ -179,7 +182,7 @@ func (m *machine) finishBoot(admission *access.Admission, settings config.Config
 	user := admission.User
 	data := admission.AfterSSHD()
 	if data.Hostname != "" {
-		m.network.setHostname(data.Hostname)
+		m.network.SetHostname(data.Hostname)
 	}
 	m.mountVolumes(data.Mounts, user)
 	m.startServices(data.Services)

@@ -1,7 +1,7 @@
 """The init's network code against a real DHCP server: dnsmasq at the other end of a veth pair.
 
-The tests are Go (init/dnsmasq_test.go), nothing is booted. They want a network namespace in which they are
-root, and skip without one; here they get it, so here a skip is a failure.
+The tests are Go (init/internal/network/dnsmasq_test.go), nothing is booted. They need a network namespace in
+which they are root, and skip without one; here they get it, so here a skip is a failure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from instant_env.toolchain import find_go, go_environment
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(400)]
 
-SOURCE = ROOT / "init" / "dnsmasq_test.go"
+SOURCE = ROOT / "init" / "internal" / "network" / "dnsmasq_test.go"
 TESTS = re.findall(r"^func (Test\w+)\(", SOURCE.read_text(), re.MULTILINE)
 #: For all that the tests change: interfaces, the host's name, and processes, none of which is left.
 NAMESPACE = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -29,10 +29,10 @@ NAMESPACE = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-
 @pytest.fixture(scope="module")
 def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert find_program("dnsmasq"), "dnsmasq is missing: make setup installs it"
-    path = tmp_path_factory.mktemp("dnsmasq") / "init.test"
+    path = tmp_path_factory.mktemp("dnsmasq") / "network.test"
     env = go_environment(Arch.X86_64)
     del env["GOARCH"], env["GOOS"]
-    subprocess.run([find_go(), "test", "-c", "-o", path, "./init"], cwd=ROOT, env=env, check=True)
+    subprocess.run([find_go(), "test", "-c", "-o", path, "."], cwd=SOURCE.parent, env=env, check=True)
     return path
 
 

@@ -1,4 +1,4 @@
-package main
+package network
 
 import (
 	"errors"
@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"instantenv/init/internal/kmod"
+	"instantenv/init/internal/logging"
 	"instantenv/init/internal/sysfs"
 )
 
@@ -19,13 +21,13 @@ var networkBuses = []struct{ name, network string }{
 
 // loadMissingDrivers loads what drives the network devices that have no driver, and does nothing when there are none. The
 // error names a device that stays without.
-func (m *machine) loadMissingDrivers() error {
+func loadMissingDrivers(modules func() (*kmod.Tree, error), log *logging.Logger) error {
 	for _, bus := range networkBuses {
 		devices := withoutDriver("/sys/bus/"+bus.name+"/devices", bus.network)
 		if len(devices) == 0 {
 			continue
 		}
-		tree, err := m.modules()
+		tree, err := modules()
 		if err != nil {
 			return fmt.Errorf("no driver for %s: %w", devices[0], err)
 		}
@@ -42,7 +44,7 @@ func (m *machine) loadMissingDrivers() error {
 				failures = append(failures, err)
 				continue
 			}
-			m.log.Journalf("loaded %s", driver)
+			log.Journalf("loaded %s", driver)
 		}
 		if len(failures) > 0 {
 			return errors.Join(failures...)

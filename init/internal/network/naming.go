@@ -1,4 +1,4 @@
-package main
+package network
 
 import (
 	"errors"
@@ -13,7 +13,7 @@ import (
 
 // setNames tells the machine its name and who resolves others. A login works without, so errors are only logged.
 // The name that is wished for, unless empty, comes before the server's.
-func (n *network) setNames(lease dhcp.Lease, wished string) {
+func (n *Network) setNames(lease dhcp.Lease, wished string) {
 	name, domain := hostName(lease), lease.Domain
 	if wished != "" {
 		var rest string
@@ -22,14 +22,14 @@ func (n *network) setNames(lease dhcp.Lease, wished string) {
 		}
 	}
 	if err := syscall.Sethostname([]byte(name)); err != nil {
-		n.machine.log.Consolef("host name: %v", err)
+		n.Log.Consolef("host name: %v", err)
 	}
 	if err := writeResolvConf(n.resolvConf, lease); err != nil {
-		n.machine.log.Consolef("resolv.conf: %v", err)
+		n.Log.Consolef("resolv.conf: %v", err)
 	}
 	// sudo looks up the machine's own name and waits for DNS when it is nowhere else.
 	if err := writeHosts(n.hosts, name, domain); err != nil {
-		n.machine.log.Consolef("hosts: %v", err)
+		n.Log.Consolef("hosts: %v", err)
 	}
 }
 

@@ -1,12 +1,10 @@
-package main
+package network
 
 import (
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"instantenv/init/internal/dhcp"
 	"instantenv/init/internal/inittest"
@@ -93,31 +91,5 @@ func TestIsNetworkDevice(t *testing.T) {
 		if got := isNetworkDevice(test.event); got != test.want {
 			t.Errorf("%s: %v", test.name, got)
 		}
-	}
-}
-
-func TestNotifyReady(t *testing.T) {
-	if err := notifyReady(""); err != nil {
-		t.Errorf("without systemd: %v", err)
-	}
-	if err := notifyReady("vsock:2:1"); err == nil {
-		t.Error("an address of an unknown kind was accepted")
-	}
-	for _, name := range []string{filepath.Join(t.TempDir(), "notify"), "@instant-init-test"} {
-		socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := notifyReady(name); err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		buffer := make([]byte, 100)
-		if err := socket.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
-			t.Fatal(err)
-		}
-		if length, err := socket.Read(buffer); err != nil || string(buffer[:length]) != "READY=1" {
-			t.Errorf("%s: got %q, %v", name, buffer[:length], err)
-		}
-		socket.Close()
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package network
 
 import (
 	"errors"
@@ -15,6 +15,7 @@ import (
 
 	"instantenv/init/internal/boottime"
 	"instantenv/init/internal/inittest"
+	"instantenv/init/internal/kmod"
 	"instantenv/init/internal/logging"
 	"instantenv/init/internal/task"
 	"instantenv/init/internal/timeline"
@@ -136,16 +137,18 @@ func eventually(t *testing.T, what string, condition func() bool) {
 	}
 }
 
-// machineUnderTest runs the network of a machine, whose interfaces are the veth ends eth*.
-func machineUnderTest(t *testing.T) (*machine, *inittest.Buffer) {
+// networkUnderTest has the veth ends eth* as its interfaces.
+func networkUnderTest(t *testing.T) (*Network, *inittest.Buffer) {
 	t.Helper()
 	console, directory := &inittest.Buffer{}, t.TempDir()
-	m := &machine{log: &logging.Logger{Journal: io.Discard, Console: console}, marks: timeline.New(boottime.Now, true)}
-	m.tasks = &task.Group{Log: m.log, Marks: m.marks, Fatal: m.fatal}
-	n := newNetwork(m)
+	log, marks := &logging.Logger{Journal: io.Discard, Console: console}, timeline.New(boottime.Now, true)
+	n := New(Config{
+		Log: log, Marks: marks, Serving: make(chan struct{}),
+		Tasks:   &task.Group{Log: log, Marks: marks, Fatal: func(cause error) { log.Consolef("fatal: %v", cause) }},
+		Modules: func() (*kmod.Tree, error) { return nil, errors.New("no modules here") },
+	})
 	n.wanted = func(name string) bool { return strings.HasPrefix(name, "eth") }
 	n.resolvConf, n.hosts = filepath.Join(directory, "resolv.conf"), filepath.Join(directory, "hosts")
-	m.network = n
 	t.Cleanup(func() {
 		close(n.stop)
 		n.mutex.Lock()
@@ -154,19 +157,19 @@ func machineUnderTest(t *testing.T) (*machine, *inittest.Buffer) {
 			n.drop(nic)
 		}
 	})
-	return m, console
+	return n, console
 }
 
-func bringUp(t *testing.T, m *machine) {
+func bringUp(t *testing.T, n *Network) {
 	t.Helper()
-	up := m.tasks.Async("network", m.bringUpNetwork)
+	up := n.Tasks.Async("network", n.BringUp)
 	select {
 	case err := <-up:
 		if err != nil {
 			t.Fatal(err)
 		}
 	case <-time.After(longEnough):
-		t.Fatalf("no network: waiting for %s", m.network.waitingFor())
+		t.Fatalf("no network: waiting for %s", n.waitingFor())
 	}
 }
 
@@ -174,8 +177,8 @@ func TestDnsmasqGivesALease(t *testing.T) {
 	s := newSegment(t, 1)
 	s.plug()
 	s.serve("10.77.1.10,10.77.1.10", "--dhcp-host="+s.mac()+",web-7")
-	m, _ := machineUnderTest(t)
-	bringUp(t, m)
+	n, _ := networkUnderTest(t)
+	bringUp(t, n)
 	if got := s.address(); got != "10.77.1.10/24" {
 		t.Errorf("the address is %q", got)
 	}
@@ -190,20 +193,20 @@ func TestDnsmasqGivesALease(t *testing.T) {
 	}
 	command(t, "ip", "route", "get", "127.0.0.1") // lo is up
 	eventually(t, "names", func() bool { name, _ := os.Hostname(); return name == "web-7" })
-	if got := inittest.Read(t, m.network.resolvConf); got != "# written by instant-init\nsearch example.org\nnameserver 10.77.1.1\n" {
+	if got := inittest.Read(t, n.resolvConf); got != "# written by instant-init\nsearch example.org\nnameserver 10.77.1.1\n" {
 		t.Errorf("resolv.conf: %q", got)
 	}
-	m.network.setHostname("build-7.internal")
+	n.SetHostname("build-7.internal")
 	if name, _ := os.Hostname(); name != "build-7" {
 		t.Errorf("the host name is %q", name)
 	}
-	if got := inittest.Read(t, m.network.hosts); !strings.Contains(got, "127.0.1.1 build-7.internal build-7 ") {
+	if got := inittest.Read(t, n.hosts); !strings.Contains(got, "127.0.1.1 build-7.internal build-7 ") {
 		t.Errorf("hosts: %q", got)
 	}
 	// What somebody took away, a check brings back, without another lease.
 	command(t, "ip", "route", "del", "default")
 	asked := s.said("DHCPDISCOVER(")
-	m.networkResumed()
+	n.Resumed()
 	eventually(t, "the default route is back", func() bool { return strings.HasPrefix(command(t, "ip", "route"), "default") })
 	if s.said("DHCPDISCOVER(") != asked {
 		t.Errorf("it began again:\n%s", s.log)
@@ -213,8 +216,8 @@ func TestDnsmasqGivesALease(t *testing.T) {
 func TestDnsmasqComesUpLate(t *testing.T) {
 	s := newSegment(t, 1)
 	s.plug()
-	m, console := machineUnderTest(t)
-	up := m.tasks.Async("network", m.bringUpNetwork)
+	n, console := networkUnderTest(t)
+	up := n.Tasks.Async("network", n.BringUp)
 	eventually(t, "a word of what is missing", func() bool {
 		return strings.Contains(console.String(), "no network after 5 s: waiting for a DHCP answer on eth1")
 	})
@@ -231,8 +234,8 @@ func TestDnsmasqRenewsAShortLease(t *testing.T) {
 	// dnsmasq gives two minutes at least, but any T2, and then a T1 a little before that.
 	times := []string{"--dhcp-option-force=option:T2,4"}
 	s.serve("10.77.1.10,10.77.1.20", times...)
-	m, console := machineUnderTest(t)
-	bringUp(t, m)
+	n, console := networkUnderTest(t)
+	bringUp(t, n)
 	first, asked, given := s.address(), s.said("DHCPDISCOVER("), s.said("DHCPACK(")
 	eventually(t, "two renewals", func() bool { return s.said("DHCPACK(") >= given+2 })
 	if s.said("DHCPDISCOVER(") != asked {
@@ -265,12 +268,12 @@ func TestDnsmasqIsAskedAgainAfterASleep(t *testing.T) {
 	s := newSegment(t, 1)
 	s.plug()
 	s.serve("10.77.1.10,10.77.1.10")
-	m, _ := machineUnderTest(t)
-	bringUp(t, m)
+	n, _ := networkUnderTest(t)
+	bringUp(t, n)
 	// The server is another one now, and silent to who has a lease that it does not know.
 	s.stopServer()
 	s.serve("10.77.1.30,10.77.1.30")
-	m.networkResumed()
+	n.Resumed()
 	eventually(t, "another address", func() bool { return s.address() == "10.77.1.30/24" })
 }
 
@@ -278,14 +281,14 @@ func TestDnsmasqIsAskedAgainWhenTheLinkComesBack(t *testing.T) {
 	s := newSegment(t, 1)
 	s.plug()
 	s.serve("10.77.1.10,10.77.1.10")
-	m, _ := machineUnderTest(t)
-	bringUp(t, m)
+	n, _ := networkUnderTest(t)
+	bringUp(t, n)
 	given := s.said("DHCPACK(")
 	s.inside("ip", "link", "set", "server", "down")
 	eventually(t, "the link is lost", func() bool {
-		m.network.mutex.Lock()
-		defer m.network.mutex.Unlock()
-		return !m.network.first().Linked
+		n.mutex.Lock()
+		defer n.mutex.Unlock()
+		return !n.first().Linked
 	})
 	if s.address() != "10.77.1.10/24" {
 		t.Errorf("the address went with the link: %q", s.address())
@@ -296,8 +299,8 @@ func TestDnsmasqIsAskedAgainWhenTheLinkComesBack(t *testing.T) {
 
 func TestInterfacesComeAndGo(t *testing.T) {
 	one, two := newSegment(t, 1), newSegment(t, 2)
-	m, console := machineUnderTest(t)
-	up := m.tasks.Async("network", m.bringUpNetwork)
+	n, console := networkUnderTest(t)
+	up := n.Tasks.Async("network", n.BringUp)
 	eventually(t, "a word of what is missing", func() bool {
 		return strings.Contains(console.String(), "waiting for a network interface")
 	})
@@ -325,11 +328,11 @@ func TestInterfacesComeAndGo(t *testing.T) {
 	// It goes, with all that was its own, and comes back.
 	two.unplug()
 	eventually(t, "the rule has gone", func() bool { return !strings.Contains(command(t, "ip", "rule"), "10.77.2.10") })
-	m.network.mutex.Lock()
-	if len(m.network.nics) != 1 {
-		t.Errorf("%d interfaces are known", len(m.network.nics))
+	n.mutex.Lock()
+	if len(n.nics) != 1 {
+		t.Errorf("%d interfaces are known", len(n.nics))
 	}
-	m.network.mutex.Unlock()
+	n.mutex.Unlock()
 	two.plug()
 	eventually(t, "its address", func() bool { return two.address() == "10.77.2.10/24" })
 	// The first one goes: the other one's names and routes are left.
@@ -337,7 +340,7 @@ func TestInterfacesComeAndGo(t *testing.T) {
 	eventually(t, "the default route by the other one", func() bool {
 		return strings.HasPrefix(command(t, "ip", "route"), "default via 10.77.2.1 dev eth2")
 	})
-	eventually(t, "its resolver", func() bool { return strings.Contains(inittest.Read(t, m.network.resolvConf), "10.77.2.1") })
+	eventually(t, "its resolver", func() bool { return strings.Contains(inittest.Read(t, n.resolvConf), "10.77.2.1") })
 	if strings.Contains(console.String(), "fatal") {
 		t.Error(console)
 	}

@@ -1,4 +1,5 @@
-package main
+// Package network keeps the machine's network interfaces configured.
+package network
 
 import (
 	"errors"
@@ -10,8 +11,12 @@ import (
 	"time"
 
 	"instantenv/init/internal/dhcp"
+	"instantenv/init/internal/kmod"
+	"instantenv/init/internal/logging"
 	"instantenv/init/internal/netif"
 	"instantenv/init/internal/netlink"
+	"instantenv/init/internal/task"
+	"instantenv/init/internal/timeline"
 )
 
 // A machine without a network says after these times what it waits for, and goes on waiting.
@@ -28,14 +33,23 @@ const (
 	firstTable = 10000
 )
 
-// A network is all network interfaces of the machine. Each is configured by DHCP as it comes, beside the others, and
+// A Config is what a Network needs of the machine.
+type Config struct {
+	Log     *logging.Logger
+	Marks   *timeline.Timeline
+	Tasks   *task.Group
+	Modules func() (*kmod.Tree, error) // of the running kernel
+	Serving <-chan struct{}            // closed when people can log in, and drivers of further cards may be loaded
+}
+
+// A Network is all network interfaces of the machine. Each is configured by DHCP as it comes, beside the others, and
 // forgotten when it goes. The one with the lowest index, which is the first that the kernel found, has the preferred
 // default route and names the machine; IPv6 is left to the kernel, and nothing waits for it.
 //
 // What has an address of another interface as its source leaves by that interface, by a rule for each address: EC2
 // drops packets that leave by the wrong one.
-type network struct {
-	machine           *machine
+type Network struct {
+	Config
 	wanted            func(name string) bool // which interfaces are ours
 	resolvConf, hosts string
 
@@ -61,45 +75,46 @@ type nic struct {
 	trouble error // why there is no lease, or no longer
 }
 
-func newNetwork(m *machine) *network {
-	return &network{
-		machine: m, wanted: netif.HasDevice, resolvConf: "/etc/resolv.conf", hosts: "/etc/hosts",
+// New configures nothing before BringUp.
+func New(config Config) *Network {
+	return &Network{
+		Config: config, wanted: netif.HasDevice, resolvConf: "/etc/resolv.conf", hosts: "/etc/hosts",
 		changed: make(chan struct{}, 1), devices: make(chan struct{}, 1), up: make(chan struct{}),
 		stop: make(chan struct{}), nics: map[int]*nic{},
 	}
 }
 
-// bringUpNetwork returns when one interface has an address, however long that takes.
-func (m *machine) bringUpNetwork() error {
-	if err := m.network.start(); err != nil {
+// BringUp returns when one interface has an address, however long that takes.
+func (n *Network) BringUp() error {
+	if err := n.start(); err != nil {
 		return err
 	}
 	began := time.Now()
 	for pause := firstWord; ; pause = nextWord {
 		select {
-		case <-m.network.up:
+		case <-n.up:
 			if time.Since(began) >= firstWord {
-				m.log.Consolef("the network is up")
+				n.Log.Consolef("the network is up")
 			}
 			return nil
 		case <-time.After(pause):
-			m.log.Consolef("no network after %d s: waiting for %s", int(time.Since(began).Seconds()), m.network.waitingFor())
+			n.Log.Consolef("no network after %d s: waiting for %s", int(time.Since(began).Seconds()), n.waitingFor())
 		}
 	}
 }
 
-// networkResumed has all leases checked: the machine slept, and their time went on.
-func (m *machine) networkResumed() error {
-	m.network.mutex.Lock()
-	defer m.network.mutex.Unlock()
-	for _, nic := range m.network.nics {
+// Resumed has all leases checked: the machine slept, and their time went on.
+func (n *Network) Resumed() error {
+	n.mutex.Lock()
+	defer n.mutex.Unlock()
+	for _, nic := range n.nics {
 		nic.client.Check()
 	}
 	return nil
 }
 
 // start listens before it looks, so that nothing comes unseen.
-func (n *network) start() error {
+func (n *Network) start() error {
 	links, err := netlink.WatchLinks()
 	if err != nil {
 		return err
@@ -111,13 +126,13 @@ func (n *network) start() error {
 	if err := netif.Up(netif.Loopback); err != nil {
 		return fmt.Errorf("lo: %w", err)
 	}
-	n.machine.tasks.Spawn("network links", func() error { return n.listen(links, n.changed) })
-	n.machine.tasks.Spawn("network devices", func() error { return n.listen(devices, n.devices) })
-	n.machine.tasks.Spawn("network interfaces", n.watch)
+	n.Tasks.Spawn("network links", func() error { return n.listen(links, n.changed) })
+	n.Tasks.Spawn("network devices", func() error { return n.listen(devices, n.devices) })
+	n.Tasks.Spawn("network interfaces", n.watch)
 	return nil
 }
 
-func (n *network) listen(watcher *netlink.Watcher, changed chan<- struct{}) error {
+func (n *Network) listen(watcher *netlink.Watcher, changed chan<- struct{}) error {
 	go func() {
 		<-n.stop
 		watcher.Close()
@@ -127,7 +142,7 @@ func (n *network) listen(watcher *netlink.Watcher, changed chan<- struct{}) erro
 		case errors.Is(err, os.ErrClosed):
 			return nil
 		case err != nil: // then it is polled
-			n.machine.log.Journalf("netlink: %v", err)
+			n.Log.Journalf("netlink: %v", err)
 			time.Sleep(retryPause)
 		}
 		notify(changed)
@@ -142,14 +157,14 @@ func notify(changed chan<- struct{}) {
 	}
 }
 
-func (n *network) watch() error {
+func (n *Network) watch() error {
 	n.lookAgain()
 	// Until there is a login only a machine without any interface loads drivers; another card's can wait.
 	if n.count() == 0 {
 		n.loadDrivers()
 		n.lookAgain()
 	}
-	serving := n.machine.serving
+	serving := n.Serving
 	for {
 		select {
 		case <-n.stop:
@@ -166,33 +181,33 @@ func (n *network) watch() error {
 }
 
 // lookAgain looks, and once more a second later if the kernel does not tell: it is no reason to give up a machine.
-func (n *network) lookAgain() {
+func (n *Network) lookAgain() {
 	if err := n.look(); err != nil {
-		n.machine.log.Journalf("network interfaces: %v", err)
+		n.Log.Journalf("network interfaces: %v", err)
 		time.AfterFunc(retryPause, func() { notify(n.changed) })
 	}
 }
 
-func (n *network) count() int {
+func (n *Network) count() int {
 	n.mutex.Lock()
 	defer n.mutex.Unlock()
 	return len(n.nics)
 }
 
 // loadDrivers loads drivers and says what is missing, once.
-func (n *network) loadDrivers() {
-	err := n.machine.loadMissingDrivers()
+func (n *Network) loadDrivers() {
+	err := loadMissingDrivers(n.Modules, n.Log)
 	n.mutex.Lock()
 	news := err != nil && (n.drivers == nil || n.drivers.Error() != err.Error())
 	n.drivers = err
 	n.mutex.Unlock()
 	if news {
-		n.machine.log.Consolef("network drivers: %v", err)
+		n.Log.Consolef("network drivers: %v", err)
 	}
 }
 
 // look compares the interfaces that are there with those that are known.
-func (n *network) look() error {
+func (n *Network) look() error {
 	present, err := netif.List(n.wanted)
 	if err != nil {
 		return err
@@ -204,7 +219,7 @@ func (n *network) look() error {
 		if n.nics[found.Index] == nil {
 			fresh = true
 			if err := netif.Up(found.Index); err != nil {
-				n.machine.log.Consolef("%s: %v", found.Name, err) // it may have gone again
+				n.Log.Consolef("%s: %v", found.Name, err) // it may have gone again
 			}
 		}
 	}
@@ -235,8 +250,8 @@ func (n *network) look() error {
 }
 
 // adopt begins to look after an interface.
-func (n *network) adopt(found netif.Interface) {
-	n.machine.marks.Mark("nic_found")
+func (n *Network) adopt(found netif.Interface) {
+	n.Marks.Mark("nic_found")
 	added := &nic{Interface: found, table: n.table(found.Index)}
 	added.client = dhcp.NewClient(dhcp.Hooks{
 		MAC:       found.MAC,
@@ -246,27 +261,27 @@ func (n *network) adopt(found netif.Interface) {
 		OnTrouble: func(err error) { n.troubled(added, err) },
 	})
 	n.nics[found.Index] = added
-	n.machine.tasks.Spawn("DHCP on "+found.Name, func() error {
+	n.Tasks.Spawn("DHCP on "+found.Name, func() error {
 		added.client.Run()
 		return nil
 	})
 }
 
 // drop forgets an interface that has gone.
-func (n *network) drop(gone *nic) {
+func (n *Network) drop(gone *nic) {
 	delete(n.nics, gone.Index)
 	gone.client.Close()
-	n.machine.log.Journalf("%s has gone", gone.Name)
+	n.Log.Journalf("%s has gone", gone.Name)
 	if gone.lease == nil {
 		return
 	}
 	if err := netif.Forget(gone.Index, gone.address); err != nil {
-		n.machine.log.Journalf("%s: %v", gone.Name, err)
+		n.Log.Journalf("%s: %v", gone.Name, err)
 	}
 	n.rename()
 }
 
-func (n *network) troubled(nic *nic, err error) {
+func (n *Network) troubled(nic *nic, err error) {
 	n.mutex.Lock()
 	defer n.mutex.Unlock()
 	if n.nics[nic.Index] != nic {
@@ -275,12 +290,12 @@ func (n *network) troubled(nic *nic, err error) {
 	news := nic.trouble == nil || nic.trouble.Error() != err.Error()
 	nic.trouble = err
 	if news {
-		n.machine.log.Consolef("%s: %v", nic.Name, err)
+		n.Log.Consolef("%s: %v", nic.Name, err)
 	}
 }
 
 // leased installs what the server gave.
-func (n *network) leased(nic *nic, lease dhcp.Lease) error {
+func (n *Network) leased(nic *nic, lease dhcp.Lease) error {
 	n.mutex.Lock()
 	defer n.mutex.Unlock()
 	if n.nics[nic.Index] != nic {
@@ -291,33 +306,33 @@ func (n *network) leased(nic *nic, lease dhcp.Lease) error {
 		Metric: metricStep * nic.Index, Table: nic.table,
 	}
 	if nic.lease != nil && (nic.address.IP != address.IP || nic.address.Mask != address.Mask) {
-		n.machine.log.Consolef("%s: the address changes from %s", nic.Name, dhcp.Dotted(nic.address.IP))
+		n.Log.Consolef("%s: the address changes from %s", nic.Name, dhcp.Dotted(nic.address.IP))
 		if err := netif.Forget(nic.Index, nic.address); err != nil {
-			n.machine.log.Consolef("%s: %v", nic.Name, err)
+			n.Log.Consolef("%s: %v", nic.Name, err)
 		}
 	}
 	err := netif.Configure(nic.Index, address)
 	var mtu *netif.MTUError
 	if errors.As(err, &mtu) {
-		n.machine.log.Consolef("%s: %v", nic.Name, mtu)
+		n.Log.Consolef("%s: %v", nic.Name, mtu)
 		err = nil
 	}
 	if err != nil {
 		return err
 	}
-	n.machine.log.Journalf("%s has %s from %s for %s", nic.Name, dhcp.Dotted(lease.IP), dhcp.Dotted(lease.Server), lease.Duration)
+	n.Log.Journalf("%s has %s from %s for %s", nic.Name, dhcp.Dotted(lease.IP), dhcp.Dotted(lease.Server), lease.Duration)
 	nic.lease, nic.address, nic.trouble = &lease, address, nil
 	select {
 	case <-n.up:
 	default:
-		n.machine.marks.Mark("network_up")
+		n.Marks.Mark("network_up")
 		close(n.up)
 	}
 	n.rename()
 	return nil
 }
 
-func (n *network) table(index int) int {
+func (n *Network) table(index int) int {
 	for other := range n.nics {
 		if other < index {
 			return firstTable + index
@@ -327,7 +342,7 @@ func (n *network) table(index int) int {
 }
 
 // first is the interface with the lowest index that has an address, or nil.
-func (n *network) first() *nic {
+func (n *Network) first() *nic {
 	var first *nic
 	for _, nic := range n.nics {
 		if nic.lease != nil && (first == nil || nic.Index < first.Index) {
@@ -338,15 +353,15 @@ func (n *network) first() *nic {
 }
 
 // rename gives the machine the names that its first interface brings.
-func (n *network) rename() {
+func (n *Network) rename() {
 	if first := n.first(); first != nil && first.lease != n.named {
 		n.named = first.lease
 		n.setNames(*first.lease, n.hostname)
 	}
 }
 
-// setHostname gives the machine a name that no DHCP server changes, for example build-7 or build-7.example.org.
-func (n *network) setHostname(name string) {
+// SetHostname gives the machine a name that no DHCP server changes, for example build-7 or build-7.example.org.
+func (n *Network) SetHostname(name string) {
 	n.mutex.Lock()
 	defer n.mutex.Unlock()
 	n.hostname, n.named = name, nil
@@ -354,7 +369,7 @@ func (n *network) setHostname(name string) {
 }
 
 // waitingFor says, for people, what is missing before the machine has a network.
-func (n *network) waitingFor() string {
+func (n *Network) waitingFor() string {
 	n.mutex.Lock()
 	defer n.mutex.Unlock()
 	if len(n.nics) == 0 {

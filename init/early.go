@@ -3,15 +3,13 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"instantenv/init/internal/config"
+	"instantenv/init/internal/supervisor"
 )
 
 // early is where the kernel enters this program (toolchain.py tells the linker), before Go's runtime is there. As process
@@ -31,7 +29,7 @@ var earlyWords = [...]string{
 	sshdConfiguration + "\x00",
 	os.DevNull + "\x00",
 	config.DefaultSSHD + "\x00", "-D\x00", "-e\x00", "-o\x00", "PidFile=" + gateFile + "\x00",
-	searchPath + "\x00",
+	supervisor.SearchPath + "\x00",
 }
 
 // What early leaves.
@@ -47,45 +45,33 @@ var (
 
 // An earlyServer is the sshd that runs before we do.
 type earlyServer struct {
-	child
-	output *os.File
-	lease  fileLease
-	at     time.Duration // when it was executed, on CLOCK_BOOTTIME
+	supervisor.Adopted
+	lease fileLease
+	at    time.Duration // when it was executed, on CLOCK_BOOTTIME
 }
 
 // adoptEarly returns what early has started; nil: nothing.
-func adoptEarly(processes *reaper) *earlyServer {
+func adoptEarly(processes *supervisor.Reaper) *earlyServer {
 	if earlyPID == 0 {
 		return nil
 	}
-	// Nobody keeps a thread in a read of it, see pipe.
+	// Nobody keeps a thread in a read of it, see supervisor.pipe.
 	_ = syscall.SetNonblock(int(earlyOutput[0]), true)
 	return &earlyServer{
-		child:  processes.adopt(int(earlyPID)),
-		output: os.NewFile(uintptr(earlyOutput[0]), "pipe"),
-		lease:  fileLease{int(earlyLease)},
-		at:     time.Duration(earlyAt.Nano()),
+		Adopted: supervisor.Adopted{
+			Child:     processes.Adopt(int(earlyPID)),
+			Output:    os.NewFile(uintptr(earlyOutput[0]), "pipe"),
+			OpenFiles: openFiles,
+		},
+		lease: fileLease{int(earlyLease)},
+		at:    time.Duration(earlyAt.Nano()),
 	}
-}
-
-// settle gives it what a child gets that is started later.
-func (e *earlyServer) settle(group *cgroup) error {
-	var failures errs
-	_, _, errno := syscall.RawSyscall6(syscall.SYS_PRLIMIT64, uintptr(e.pid), syscall.RLIMIT_NOFILE,
-		uintptr(unsafe.Pointer(&openFiles)), 0, 0, 0)
-	if errno != 0 {
-		failures.add("limit of open files", errno)
-	}
-	if group != nil {
-		failures.add("cgroup", os.WriteFile(group.path+"/cgroup.procs", strconv.AppendInt(nil, int64(e.pid), 10), 0))
-	}
-	return errors.Join(failures...)
 }
 
 // end is for a machine whose sshd is another one.
-func (e *earlyServer) end(processes *reaper) error {
-	processes.signal(e.pid, syscall.SIGKILL)
+func (e *earlyServer) end(processes *supervisor.Reaper) error {
+	processes.Signal(e.PID, syscall.SIGKILL)
 	e.lease.release()
-	e.output.Close()
-	return fmt.Errorf("%s was not wanted: %s", config.DefaultSSHD, describe(<-e.exit))
+	e.Output.Close()
+	return fmt.Errorf("%s was not wanted: %s", config.DefaultSSHD, supervisor.Describe(<-e.Exit))
 }

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"instantenv/init/internal/supervisor"
 	"instantenv/init/internal/sysfs"
 	"instantenv/init/kmsg"
 )
@@ -21,14 +22,11 @@ const (
 	servingPause = 5 * time.Minute
 )
 
-// errNoServer says that nobody can log in any more.
-var errNoServer = errors.New("there is no server to log in to")
-
 // fatal tells why the machine is of no use, and how it stands, and powers it off when that had time to be read.
 func (m *machine) fatal(cause error) {
 	m.log.Consolef("fatal: %v", cause)
 	pause := servingPause
-	if !m.isServing() || errors.Is(cause, errNoServer) {
+	if !m.isServing() || errors.Is(cause, supervisor.ErrNoServer) {
 		pause = fatalPause
 		for _, line := range diagnose("/") {
 			m.log.Consolef("%s", line)

@@ -2,13 +2,25 @@ package main
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 
 	"instantenv/init/internal/inittest"
 )
+
+// startReader reads the file in a process of its own: a process may open what it holds a lease on.
+func startReader(t *testing.T, path string) (reader *exec.Cmd, ended <-chan error) {
+	t.Helper()
+	reader = exec.Command("/bin/cat", path)
+	if err := reader.Start(); err != nil {
+		t.Fatal(err)
+	}
+	results := make(chan error, 1)
+	go func() { results <- reader.Wait() }()
+	return reader, results
+}
 
 func TestFileLease(t *testing.T) {
 	path := inittest.Write(t, filepath.Join(t.TempDir(), "file"), "text")
@@ -16,22 +28,17 @@ func TestFileLease(t *testing.T) {
 	if err != nil {
 		t.Skipf("no leases here: %v", err)
 	}
-	// Another program: a process may open what it holds a lease on.
-	m, _ := testMachine(t)
-	reader, err := m.processes.start([]string{"/bin/cat", path}, nil, []uintptr{0, 1, 2}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, ended := startReader(t, path)
 	select {
-	case status := <-reader.exit:
-		t.Fatalf("read it while it was leased: %s", describe(status))
+	case err := <-ended:
+		t.Fatalf("read it while it was leased: %v", err)
 	case <-time.After(300 * time.Millisecond):
 	}
 	lease.release()
 	select {
-	case status := <-reader.exit:
-		if status != 0 {
-			t.Fatal(describe(status))
+	case err := <-ended:
+		if err != nil {
+			t.Fatal(err)
 		}
 	case <-time.After(5 * time.Second):
 		t.Fatal("still waits")
@@ -45,15 +52,11 @@ func TestFileLeaseDoesNotShieldAWaiterFromSignals(t *testing.T) {
 		t.Skipf("no leases here: %v", err)
 	}
 	defer lease.release()
-	m, _ := testMachine(t)
-	reader, err := m.processes.start([]string{"/bin/cat", path}, nil, []uintptr{0, 1, 2}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	reader, ended := startReader(t, path)
 	time.Sleep(100 * time.Millisecond)
-	m.processes.signal(reader.pid, syscall.SIGKILL)
+	_ = reader.Process.Kill()
 	select {
-	case <-reader.exit:
+	case <-ended:
 	case <-time.After(5 * time.Second):
 		t.Fatal("cannot be killed")
 	}

@@ -18,6 +18,7 @@ import (
 	"instantenv/init/internal/mount"
 	"instantenv/init/internal/network"
 	"instantenv/init/internal/paths"
+	"instantenv/init/internal/supervisor"
 	"instantenv/init/internal/sysfs"
 	"instantenv/init/internal/task"
 	"instantenv/init/internal/timeline"
@@ -38,22 +39,16 @@ type machine struct {
 	log       *logging.Logger
 	marks     *timeline.Timeline
 	tasks     *task.Group
-	processes *reaper
+	processes *supervisor.Reaper
+	services  *supervisor.Supervisor
 	network   *network.Network
 	image     image
 	modules   func() (*kmod.Tree, error)
-	cgroups   string        // where services have theirs; "": nowhere
 	gate      chan struct{} // closed when the key is there: sshd may accept connections
 	serving   chan struct{} // closed when sshd accepts them for the first time
 	loggedIn  chan struct{} // closed when somebody is in for the first time
 	grown     chan struct{} // closed when the root has its size, and swap its place
 	ending    chan ending   // takes how and why the machine goes down; the first one counts
-
-	delegation    sync.Once // of the control groups' controllers
-	servicesMutex sync.Mutex
-	begun         map[string]chan struct{} // closed when the service of this name was started for the first time
-	services      []*supervised            // that were started, in this order
-	complaints    []string                 // about declarations, which are read more than once
 
 	sshdOptions []string // more arguments of sshd; set before the host keys are there
 
@@ -73,9 +68,8 @@ func boot() {
 	m := &machine{
 		log:       &logging.Logger{Console: os.Stderr},
 		marks:     timeline.New(boottime.Now, true),
-		processes: newReaper(),
+		processes: supervisor.NewReaper(),
 		modules:   sync.OnceValues(openModules),
-		cgroups:   serviceCgroups,
 		gate:      make(chan struct{}),
 		serving:   make(chan struct{}),
 		loggedIn:  make(chan struct{}),
@@ -83,6 +77,9 @@ func boot() {
 		ending:    make(chan ending, 1),
 	}
 	m.tasks = &task.Group{Log: m.log, Marks: m.marks, Fatal: m.fatal}
+	m.services = supervisor.New(supervisor.Config{
+		Log: m.log, Tasks: m.tasks, Processes: m.processes, Cgroups: supervisor.ServiceCgroups, IsServing: m.isServing,
+	})
 	m.image.early = adoptEarly(m.processes)
 	m.network = network.New(network.Config{
 		Log: m.log, Marks: m.marks, Tasks: m.tasks, Modules: m.modules, Serving: m.serving,
@@ -91,7 +88,7 @@ func boot() {
 	m.marks.Mark("init_start")
 	m.tasks.Spawn("reaper", func() error {
 		for range children {
-			m.processes.reap()
+			m.processes.Reap()
 		}
 		return nil
 	})
@@ -185,13 +182,13 @@ func (m *machine) finishBoot(admission *access.Admission, settings config.Config
 		m.network.SetHostname(data.Hostname)
 	}
 	m.mountVolumes(data.Mounts, user)
-	m.startServices(data.Services)
+	m.services.StartServices(data.Services)
 	m.onResume(func() error {
 		return errors.Join(access.HandOverAgain(user, m.marks, m.log), m.marks.Write(timeline.File))
 	})
 	if settings.SSMKeys != "" {
 		m.tasks.Spawn("SSM parameter", func() error {
-			admission.AdmitParameter(access.SSMProgram, settings.SSMKeys, m.run)
+			admission.AdmitParameter(access.SSMProgram, settings.SSMKeys, m.services.Run)
 			return nil
 		})
 	}
@@ -229,7 +226,7 @@ const (
 
 // completeSystem makes the rest of what a running system has. A login works without any of it, and comes first.
 func (m *machine) completeSystem() error {
-	m.startServices(nil)
+	m.services.StartServices(nil)
 	m.tasks.SpawnOptional("root volume", func() error {
 		defer close(m.grown)
 		m.awaitLogin(loginDelay)
@@ -238,7 +235,7 @@ func (m *machine) completeSystem() error {
 	if m.awaitLogin(loginLimit) {
 		time.Sleep(sessionLimit)
 	}
-	m.delegate()
+	m.services.Delegate()
 	return nil
 }
 
@@ -250,18 +247,6 @@ func (m *machine) awaitLogin(limit time.Duration) bool {
 	case <-time.After(limit):
 		return false
 	}
-}
-
-// delegate hands on the controllers of the control groups, once.
-func (m *machine) delegate() {
-	if m.cgroups == "" {
-		return
-	}
-	m.delegation.Do(func() {
-		if err := delegateControllers(); err != nil {
-			m.log.Consolef("control groups: %v", err)
-		}
-	})
 }
 
 // makeHostKeys falls back on keys in memory: a machine with a read-only or a full root has another identity at each

@@ -16,8 +16,7 @@ import (
 // Time that a shutdown gives to each of its parts, and to all of it. The parts sum up to less than the whole, which
 // counts: at its end the power goes off, whatever hangs. With nothing stuck all of it takes tenths of a second.
 const (
-	serviceGrace  = 2 * time.Second // to each service, of
-	servicesLimit = 4 * time.Second // to all of them
+	servicesLimit = 4 * time.Second // to all services
 	termGrace     = time.Second     // to all other processes after SIGTERM and SIGHUP
 	killGrace     = 500 * time.Millisecond
 	syncLimit     = 2 * time.Second
@@ -42,8 +41,8 @@ func (m *machine) shutDown(how ending) {
 	}()
 	defer finish() // also after a panic
 	m.log.Consolef("%s: %s", what, how.reason)
-	m.processes.close()
-	m.stopServices(begin.Add(servicesLimit))
+	m.processes.Close()
+	m.services.StopServices(begin.Add(servicesLimit))
 	// Interactive shells ignore SIGTERM, but not a hangup.
 	m.end(termGrace, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGCONT)
 	if m.end(killGrace, syscall.SIGKILL) {
@@ -71,7 +70,7 @@ func (m *machine) end(grace time.Duration, signals ...syscall.Signal) (left bool
 		_ = syscall.Kill(-1, s) // ESRCH when nobody is left
 	}
 	until := time.Now().Add(grace)
-	for m.processes.reap() {
+	for m.processes.Reap() {
 		if time.Now().After(until) {
 			return true
 		}

@@ -6,11 +6,14 @@ import (
 
 	"instantenv/init/internal/boottime"
 	"instantenv/init/internal/paths"
+	"instantenv/init/internal/supervisor"
 	"instantenv/init/kmsg"
 )
 
 const (
-	sshdName          = "sshd"
+	gateFile = paths.Runtime + "/sshd.gate"
+	// sshdPIDFile is where people look for the server's process id: its default, which the gate takes the place of.
+	sshdPIDFile       = "/run/sshd.pid"
 	sshdConfiguration = paths.SSH + "/sshd_config"
 )
 
@@ -23,17 +26,19 @@ func (m *machine) startSSHD(hostKeys <-chan error) error {
 		m.log.Journalf("%v", early.end(m.processes))
 		early = nil
 	}
-	server := &supervised{
-		service:  service{Name: sshdName, Argv: serverArguments(m.image.settings.SSHD)},
-		log:      newServiceLog(sshdName, m.watchSSHD),
-		gate:     &gate{path: gateFile, open: m.gate, passed: m.sshdAccepts},
-		required: true,
-		sessions: true,
-		early:    early,
+	server := &supervisor.Supervised{
+		Service:  supervisor.Service{Name: supervisor.SSHD, Argv: serverArguments(m.image.settings.SSHD)},
+		Log:      supervisor.NewServiceLog(supervisor.SSHD, m.watchSSHD),
+		Gate:     &supervisor.Gate{Path: gateFile, Open: m.gate, Passed: m.sshdAccepts},
+		Required: true,
+		Sessions: true,
+	}
+	if early != nil {
+		server.Adopted = &early.Adopted
 	}
 	running := make(chan struct{})
 	supervise := func() error {
-		return m.supervise(server, func() {
+		return m.services.Supervise(server, func() {
 			if early != nil {
 				m.marks.MarkAt("sshd_started", early.at)
 			}
@@ -46,18 +51,18 @@ func (m *machine) startSSHD(hostKeys <-chan error) error {
 		if err := <-hostKeys; err != nil {
 			return err
 		}
-		server.options = m.sshdOptions
-		m.tasks.Spawn(sshdName, supervise)
+		server.Options = m.sshdOptions
+		m.tasks.Spawn(supervisor.SSHD, supervise)
 		return nil
 	}
-	m.tasks.Spawn(sshdName, supervise)
+	m.tasks.Spawn(supervisor.SSHD, supervise)
 	m.tasks.Spawn("sshd's host keys", func() error {
 		if err := <-hostKeys; err != nil {
 			return err // with the lease still there: sshd does not come that far
 		}
 		<-running // the gate is there
 		if len(m.sshdOptions) > 0 {
-			m.startAgain(server, m.sshdOptions)
+			m.services.StartAgain(server, m.sshdOptions)
 		}
 		m.image.lease.release()
 		return nil

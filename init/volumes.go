@@ -132,11 +132,7 @@ func (m *machine) makeFileSystem(kind, path string) error {
 			continue
 		}
 		m.log.Journalf("making %s on %s", kind, path)
-		status, words, err := m.runLogged([]string{program, "-q", path})
-		if err == nil && status != 0 {
-			err = fmt.Errorf("%s ended: %s: %s", program, describe(status), words)
-		}
-		return err
+		return m.services.RunLogged([]string{program, "-q", path})
 	}
 	return fmt.Errorf("the image has no mkfs.%s", kind)
 }

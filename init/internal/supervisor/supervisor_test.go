@@ -1,4 +1,4 @@
-package main
+package supervisor
 
 import (
 	"errors"
@@ -18,15 +18,20 @@ import (
 	"instantenv/init/internal/timeline"
 )
 
-// testMachine has a reaper that reaps and a console to look at; no cgroups.
-func testMachine(t *testing.T) (*machine, *inittest.Buffer) {
+// stopLimit is what a shutdown gives to all services.
+const stopLimit = 2 * serviceGrace
+
+// newSupervisor has a reaper that reaps and a console to look at; no cgroups, and nobody can log in.
+func newSupervisor(t *testing.T) (*Supervisor, *inittest.Buffer) {
 	t.Helper()
 	console := &inittest.Buffer{}
-	m := &machine{
-		log: &logging.Logger{Console: console}, processes: newReaper(), serving: make(chan struct{}),
-		marks: timeline.New(boottime.Now, true), ending: make(chan ending, 1),
-	}
-	m.tasks = &task.Group{Log: m.log, Marks: m.marks, Fatal: m.fatal}
+	log := &logging.Logger{Console: console}
+	v := New(Config{
+		Log: log, Processes: NewReaper(), IsServing: func() bool { return false },
+		Tasks: &task.Group{
+			Log: log, Marks: timeline.New(boottime.Now, true), Fatal: func(cause error) { log.Consolef("fatal: %v", cause) },
+		},
+	})
 	done := make(chan struct{})
 	go func() {
 		for {
@@ -34,38 +39,38 @@ func testMachine(t *testing.T) (*machine, *inittest.Buffer) {
 			case <-done:
 				return
 			case <-time.After(time.Millisecond):
-				m.processes.reap()
+				v.Processes.Reap()
 			}
 		}
 	}()
 	t.Cleanup(func() {
-		m.processes.close()
-		m.stopServices(time.Now().Add(time.Second))
+		v.Processes.Close()
+		v.StopServices(time.Now().Add(time.Second))
 		close(done)
 	})
-	return m, console
+	return v, console
 }
 
-func shell(t *testing.T, name, script string) *supervised {
+func shell(t *testing.T, name, script string) *Supervised {
 	t.Helper()
-	log := newServiceLog(name, nil)
+	log := NewServiceLog(name, nil)
 	log.path = filepath.Join(t.TempDir(), name+".log")
-	return &supervised{service: service{Name: name, Argv: []string{"/bin/sh", "-c", script}}, log: log}
+	return &Supervised{Service: Service{Name: name, Argv: []string{"/bin/sh", "-c", script}}, Log: log}
 }
 
 func TestReaper(t *testing.T) {
-	r := newReaper()
+	r := NewReaper()
 	process, err := r.start([]string{"/bin/sh", "-c", "exit 7"}, nil, []uintptr{0, 1, 2}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(10 * time.Second); r.reap() && time.Now().Before(end); {
+	for end := time.Now().Add(10 * time.Second); r.Reap() && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
 	select {
-	case status := <-process.exit:
-		if describe(status) != "status 7" {
-			t.Errorf("ended with %s", describe(status))
+	case status := <-process.Exit:
+		if Describe(status) != "status 7" {
+			t.Errorf("ended with %s", Describe(status))
 		}
 	default:
 		t.Error("nobody was told of the end")
@@ -73,17 +78,17 @@ func TestReaper(t *testing.T) {
 	if _, err := r.start([]string{"/does/not/exist"}, nil, nil, nil); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a missing program: %v", err)
 	}
-	r.close()
-	if _, err := r.start([]string{"/bin/true"}, nil, nil, nil); !errors.Is(err, errShuttingDown) || !r.isClosed() {
+	r.Close()
+	if _, err := r.start([]string{"/bin/true"}, nil, nil, nil); !errors.Is(err, errShuttingDown) || !r.IsClosed() {
 		t.Errorf("after close: %v", err)
 	}
 }
 
 func TestAServiceIsStartedAgainLaterEachTime(t *testing.T) {
-	m, console := testMachine(t)
+	v, console := newSupervisor(t)
 	s := shell(t, "flaky", "echo I give up; exit 3")
 	starts := 0
-	m.tasks.Spawn("flaky", func() error { return m.supervise(s, func() { starts++ }) })
+	v.Tasks.Spawn("flaky", func() error { return v.Supervise(s, func() { starts++ }) })
 	inittest.WaitFor(t, "the fourth start", func() bool { return strings.Contains(console.String(), "again in 400ms") })
 	for _, pause := range []string{"100ms", "200ms", "400ms"} {
 		line := "flaky ended: status 3; starting it again in " + pause + "; its last words: I give up"
@@ -97,24 +102,24 @@ func TestAServiceIsStartedAgainLaterEachTime(t *testing.T) {
 }
 
 func TestStartAgainWithOtherArguments(t *testing.T) {
-	m, console := testMachine(t)
+	v, console := newSupervisor(t)
 	s := shell(t, "told", `echo "got $*"; while :; do sleep 0.01; done`)
 	running := make(chan struct{})
-	m.tasks.Spawn("told", func() error { return m.supervise(s, func() { close(running) }) })
+	v.Tasks.Spawn("told", func() error { return v.Supervise(s, func() { close(running) }) })
 	<-running
-	inittest.WaitFor(t, "its first start", func() bool { return s.log.last() == "got " })
-	m.startAgain(s, []string{"name", "-h", "file"}) // the first one is the shell's name for itself
-	inittest.WaitFor(t, "its second start", func() bool { return strings.HasSuffix(s.log.last(), "got -h file") })
+	inittest.WaitFor(t, "its first start", func() bool { return s.Log.last() == "got " })
+	v.StartAgain(s, []string{"name", "-h", "file"}) // the first one is the shell's name for itself
+	inittest.WaitFor(t, "its second start", func() bool { return strings.HasSuffix(s.Log.last(), "got -h file") })
 	if !strings.Contains(console.String(), "told ended: signal: killed; starting it again in 100ms") {
 		t.Errorf("the console was told\n%s", console)
 	}
 }
 
 func TestRestartsBecomeQuiet(t *testing.T) {
-	m, console := testMachine(t)
+	v, console := newSupervisor(t)
 	s := shell(t, "sad", "")
 	for _, pause := range []time.Duration{time.Second, restartPauseMost, restartPauseMost, restartPauseMost} {
-		m.tellRestart(s, "ended", pause)
+		v.tellRestart(s, "ended", pause)
 	}
 	if got := strings.Count(console.String(), "\n"); got != 2 || !strings.Contains(console.String(), "from now on") {
 		t.Errorf("%d lines:\n%s", got, console)
@@ -122,7 +127,7 @@ func TestRestartsBecomeQuiet(t *testing.T) {
 }
 
 func TestRestartPolicy(t *testing.T) {
-	m, console := testMachine(t)
+	v, console := newSupervisor(t)
 	for i, test := range []struct {
 		restart string
 		status  int
@@ -133,7 +138,7 @@ func TestRestartPolicy(t *testing.T) {
 		name := fmt.Sprintf("job%d", i)
 		s := shell(t, name, fmt.Sprintf("exit %d", test.status))
 		s.Restart = test.restart
-		done := m.tasks.Async(name, func() error { return m.supervise(s, func() {}) })
+		done := v.Tasks.Async(name, func() error { return v.Supervise(s, func() {}) })
 		if test.again {
 			inittest.WaitFor(t, "a restart", func() bool { return strings.Contains(console.String(), name+" ended") })
 			continue
@@ -150,10 +155,10 @@ func TestRestartPolicy(t *testing.T) {
 }
 
 func TestARequiredProgramThatCannotRun(t *testing.T) {
-	m, _ := testMachine(t)
+	v, _ := newSupervisor(t)
 	s := shell(t, "gone", "")
-	s.Argv, s.required = []string{"/does/not/exist"}, true
-	if err := m.supervise(s, func() {}); !errors.Is(err, os.ErrNotExist) {
+	s.Argv, s.Required = []string{"/does/not/exist"}, true
+	if err := v.Supervise(s, func() {}); !errors.Is(err, os.ErrNotExist) {
 		t.Fatalf("got %v", err)
 	}
 	for err, want := range map[error]bool{syscall.EAGAIN: true, syscall.ENOENT: false, os.ErrPermission: false} {
@@ -164,20 +169,20 @@ func TestARequiredProgramThatCannotRun(t *testing.T) {
 }
 
 func TestServicesStopInReverseOrder(t *testing.T) {
-	m, console := testMachine(t)
+	v, console := newSupervisor(t)
 	order := filepath.Join(t.TempDir(), "order")
 	for _, name := range []string{"first", "second", "third"} {
 		s := shell(t, name, `trap 'echo `+name+` >>`+order+`; exit 0' TERM; echo up; while :; do sleep 0.01; done`)
-		m.tasks.Spawn(name, func() error { return m.supervise(s, func() {}) })
-		inittest.WaitFor(t, name, func() bool { return s.log.last() == "up" })
+		v.Tasks.Spawn(name, func() error { return v.Supervise(s, func() {}) })
+		inittest.WaitFor(t, name, func() bool { return s.Log.last() == "up" })
 	}
 	stubborn := shell(t, "stubborn", `trap '' TERM; echo up; while :; do sleep 0.01; done`)
-	m.tasks.Spawn("stubborn", func() error { return m.supervise(stubborn, func() {}) })
-	inittest.WaitFor(t, "stubborn", func() bool { return stubborn.log.last() == "up" })
-	m.processes.close()
+	v.Tasks.Spawn("stubborn", func() error { return v.Supervise(stubborn, func() {}) })
+	inittest.WaitFor(t, "stubborn", func() bool { return stubborn.Log.last() == "up" })
+	v.Processes.Close()
 	begin := time.Now()
-	m.stopServices(begin.Add(servicesLimit))
-	if took := time.Since(begin); took < serviceGrace || took > servicesLimit+5*time.Second {
+	v.StopServices(begin.Add(stopLimit))
+	if took := time.Since(begin); took < serviceGrace || took > stopLimit+5*time.Second {
 		t.Errorf("took %s", took)
 	}
 	if got := inittest.Read(t, order); got != "third\nsecond\nfirst\n" {
@@ -191,8 +196,8 @@ func TestServicesStopInReverseOrder(t *testing.T) {
 func TestServiceLog(t *testing.T) {
 	directory := t.TempDir()
 	var seen []string
-	log := &serviceLog{
-		path: filepath.Join(directory, "s.log"), size: 200,
+	log := &ServiceLog{
+		path: filepath.Join(directory, "s.Log"), size: 200,
 		onLine: func(line string) { seen = append(seen, line) },
 		clock:  func() time.Time { return time.Date(2026, 11, 21, 18, 0, 0, 0, time.UTC) },
 	}
@@ -266,27 +271,27 @@ func TestLoadServices(t *testing.T) {
 }
 
 func TestChooseServices(t *testing.T) {
-	declare := func(name, start string, after ...string) service {
-		return service{Name: name, Start: start, After: after}
+	declare := func(name, start string, after ...string) Service {
+		return Service{Name: name, Start: start, After: after}
 	}
 	for _, test := range []struct {
 		name       string
-		declared   []service
+		declared   []Service
 		named      []string
 		want       string
 		complaints int
 	}{
 		{"nothing", nil, nil, "", 0},
-		{"by name", []service{declare("a", startAlways), declare("b", startAlways)}, nil, "a b", 0},
-		{"after", []service{declare("a", startAlways, "b"), declare("b", startAlways)}, nil, "b a", 0},
-		{"only always", []service{declare("a", startNamed), declare("b", startAlways)}, nil, "b", 0},
-		{"named", []service{declare("a", startNamed), declare("b", startAlways)}, []string{"a"}, "a b", 0},
-		{"brings another", []service{declare("a", startNamed), declare("b", startAlways, "a")}, nil, "a b", 0},
-		{"twice", []service{declare("a", startAlways)}, []string{"a", "a"}, "a", 0},
-		{"unknown", []service{declare("a", startAlways)}, []string{"b"}, "a", 1},
-		{"after unknown", []service{declare("a", startAlways, "x")}, nil, "a", 1},
-		{"circle", []service{declare("a", startAlways, "b"), declare("b", startAlways, "a")}, nil, "b a", 1},
-		{"after itself", []service{declare("a", startAlways, "a")}, nil, "a", 1},
+		{"by name", []Service{declare("a", startAlways), declare("b", startAlways)}, nil, "a b", 0},
+		{"after", []Service{declare("a", startAlways, "b"), declare("b", startAlways)}, nil, "b a", 0},
+		{"only always", []Service{declare("a", startNamed), declare("b", startAlways)}, nil, "b", 0},
+		{"named", []Service{declare("a", startNamed), declare("b", startAlways)}, []string{"a"}, "a b", 0},
+		{"brings another", []Service{declare("a", startNamed), declare("b", startAlways, "a")}, nil, "a b", 0},
+		{"twice", []Service{declare("a", startAlways)}, []string{"a", "a"}, "a", 0},
+		{"unknown", []Service{declare("a", startAlways)}, []string{"b"}, "a", 1},
+		{"after unknown", []Service{declare("a", startAlways, "x")}, nil, "a", 1},
+		{"circle", []Service{declare("a", startAlways, "b"), declare("b", startAlways, "a")}, nil, "b a", 1},
+		{"after itself", []Service{declare("a", startAlways, "a")}, nil, "a", 1},
 	} {
 		chosen, complaints := chooseServices(test.declared, test.named)
 		var names []string
@@ -300,7 +305,7 @@ func TestChooseServices(t *testing.T) {
 }
 
 func TestDescribe(t *testing.T) {
-	if got := describe(syscall.WaitStatus(9)); got != "signal: killed" {
+	if got := Describe(syscall.WaitStatus(9)); got != "signal: killed" {
 		t.Errorf("got %q", got)
 	}
 }

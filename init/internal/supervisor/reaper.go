@@ -1,4 +1,4 @@
-package main
+package supervisor
 
 import (
 	"errors"
@@ -6,9 +6,9 @@ import (
 	"syscall"
 )
 
-// A reaper is the only caller of wait4 in process 1, which inherits every orphan of the machine. Whoever starts a
+// A Reaper is the only caller of wait4 in process 1, which inherits every orphan of the machine. Whoever starts a
 // process through it learns the status from it.
-type reaper struct {
+type Reaper struct {
 	mutex  sync.Mutex
 	exits  map[int]chan syscall.WaitStatus
 	closed bool
@@ -17,21 +17,21 @@ type reaper struct {
 // errShuttingDown is start's answer after close.
 var errShuttingDown = errors.New("the machine is shutting down")
 
-func newReaper() *reaper { return &reaper{exits: map[int]chan syscall.WaitStatus{}} }
+func NewReaper() *Reaper { return &Reaper{exits: map[int]chan syscall.WaitStatus{}} }
 
-// A child is a process that a reaper started.
-type child struct {
-	pid  int
-	exit <-chan syscall.WaitStatus // gets its status
+// A Child is a process that a reaper started.
+type Child struct {
+	PID  int
+	Exit <-chan syscall.WaitStatus // gets its status
 }
 
 // start runs a program in a session of its own, and in the given cgroup (nil: in this process's).
-func (r *reaper) start(argv, environment []string, files []uintptr, group *cgroup) (child, error) {
+func (r *Reaper) start(argv, environment []string, files []uintptr, group *cgroup) (Child, error) {
 	// Held from fork to registration: a child that ends at once is not reaped before it is known.
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
 	if r.closed {
-		return child{}, errShuttingDown
+		return Child{}, errShuttingDown
 	}
 	system := &syscall.SysProcAttr{Setsid: true}
 	if group != nil {
@@ -42,24 +42,24 @@ func (r *reaper) start(argv, environment []string, files []uintptr, group *cgrou
 		Dir: "/", Env: environment, Files: files, Sys: system,
 	})
 	if err != nil {
-		return child{}, err
+		return Child{}, err
 	}
 	exit := make(chan syscall.WaitStatus, 1)
 	r.exits[pid] = exit
-	return child{pid, exit}, nil
+	return Child{pid, exit}, nil
 }
 
-// adopt registers a child that was started before the reaper, and has not been reaped.
-func (r *reaper) adopt(pid int) child {
+// Adopt registers a child that was started before the reaper, and has not been reaped.
+func (r *Reaper) Adopt(pid int) Child {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
 	exit := make(chan syscall.WaitStatus, 1)
 	r.exits[pid] = exit
-	return child{pid, exit}
+	return Child{pid, exit}
 }
 
-// signal reaches a child that has not been reaped yet: a pid that is waited for cannot be somebody else's.
-func (r *reaper) signal(pid int, s syscall.Signal) {
+// Signal reaches a child that has not been reaped yet: a pid that is waited for cannot be somebody else's.
+func (r *Reaper) Signal(pid int, s syscall.Signal) {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
 	if _, known := r.exits[pid]; known {
@@ -67,21 +67,21 @@ func (r *reaper) signal(pid int, s syscall.Signal) {
 	}
 }
 
-// close has start refuse from now on, so that a shutdown ends.
-func (r *reaper) close() {
+// Close has start refuse from now on, so that a shutdown ends.
+func (r *Reaper) Close() {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
 	r.closed = true
 }
 
-func (r *reaper) isClosed() bool {
+func (r *Reaper) IsClosed() bool {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
 	return r.closed
 }
 
-// reap collects every child that has ended: SIGCHLD comes once for many. It tells whether any child is left.
-func (r *reaper) reap() (left bool) {
+// Reap collects every child that has ended: SIGCHLD comes once for many. It tells whether any child is left.
+func (r *Reaper) Reap() (left bool) {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
 	for {

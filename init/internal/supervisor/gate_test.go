@@ -1,4 +1,4 @@
-package main
+package supervisor
 
 import (
 	"os"
@@ -14,32 +14,33 @@ import (
 
 // server behaves at the gate as sshd does: it writes its pid file, and only then accepts. SIGTERM
 // does not end it.
-func server(t *testing.T, m *machine, g *gate, then string) *supervised {
+func server(t *testing.T, v *Supervisor, g *Gate, then string) *Supervised {
 	t.Helper()
 	s := shell(t, "server", `trap '' TERM; echo listening; echo $$ >"$GATE"; `+then)
-	s.Environment, s.gate = []string{"GATE=" + g.path}, g
-	m.tasks.Spawn("server", func() error { return m.supervise(s, func() {}) })
-	inittest.WaitFor(t, "the server to listen", func() bool { return s.log.last() == "listening" })
+	s.Environment, s.Gate = []string{"GATE=" + g.Path}, g
+	v.Tasks.Spawn("server", func() error { return v.Supervise(s, func() {}) })
+	inittest.WaitFor(t, "the server to listen", func() bool { return s.Log.last() == "listening" })
 	return s
 }
 
-func pidOf(s *supervised) int {
+func pidOf(s *Supervised) int {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
-	return s.main.pid
+	return s.main.PID
 }
 
 func TestAServerWaitsAtTheGate(t *testing.T) {
-	m, console := testMachine(t)
+	v, console := newSupervisor(t)
 	passed := make(chan string, 1)
 	accepting := filepath.Join(t.TempDir(), "accepting")
-	g := &gate{filepath.Join(t.TempDir(), "gate"), make(chan struct{}), func(pid string) { passed <- pid }}
-	s := server(t, m, g, ": >"+accepting+"; exec sleep 1000")
+	open := make(chan struct{})
+	g := &Gate{filepath.Join(t.TempDir(), "gate"), open, func(pid string) { passed <- pid }}
+	s := server(t, v, g, ": >"+accepting+"; exec sleep 1000")
 	time.Sleep(200 * time.Millisecond)
 	if _, err := os.Stat(accepting); err == nil || len(passed) > 0 {
 		t.Fatal("it went on before the gate was open")
 	}
-	close(g.open)
+	close(open)
 	select {
 	case pid := <-passed:
 		if want := strconv.Itoa(pidOf(s)); pid != want {
@@ -51,10 +52,10 @@ func TestAServerWaitsAtTheGate(t *testing.T) {
 	inittest.WaitFor(t, "the server to accept", func() bool { _, err := os.Stat(accepting); return err == nil })
 
 	// The next one passes at once, also when the one before it has removed its pid file, as it does in good order.
-	if err := os.Remove(g.path); err != nil {
+	if err := os.Remove(g.Path); err != nil {
 		t.Fatal(err)
 	}
-	m.processes.signal(pidOf(s), syscall.SIGKILL)
+	v.Processes.Signal(pidOf(s), syscall.SIGKILL)
 	select {
 	case <-passed:
 	case <-time.After(20 * time.Second):
@@ -63,14 +64,15 @@ func TestAServerWaitsAtTheGate(t *testing.T) {
 }
 
 func TestAServerThatEndsAtTheGateIsStartedAgain(t *testing.T) {
-	m, _ := testMachine(t)
+	v, _ := newSupervisor(t)
 	passed := make(chan string, 9)
-	g := &gate{filepath.Join(t.TempDir(), "gate"), make(chan struct{}), func(pid string) { passed <- pid }}
-	s := server(t, m, g, "exec sleep 1000")
+	open := make(chan struct{})
+	g := &Gate{filepath.Join(t.TempDir(), "gate"), open, func(pid string) { passed <- pid }}
+	s := server(t, v, g, "exec sleep 1000")
 	first := pidOf(s)
-	m.processes.signal(first, syscall.SIGKILL)
+	v.Processes.Signal(first, syscall.SIGKILL)
 	inittest.WaitFor(t, "another one", func() bool { return pidOf(s) != first })
-	close(g.open)
+	close(open)
 	select {
 	case <-passed:
 	case <-time.After(20 * time.Second):
@@ -83,11 +85,12 @@ func TestAServerThatEndsAtTheGateIsStartedAgain(t *testing.T) {
 }
 
 func TestAServerAtTheGateDoesNotHoldUpAShutdown(t *testing.T) {
-	m, console := testMachine(t)
-	g := &gate{filepath.Join(t.TempDir(), "gate"), make(chan struct{}), func(string) {}}
-	server(t, m, g, "")
-	m.processes.close()
-	m.stopServices(time.Now().Add(servicesLimit))
+	v, console := newSupervisor(t)
+	open := make(chan struct{})
+	g := &Gate{filepath.Join(t.TempDir(), "gate"), open, func(string) {}}
+	server(t, v, g, "")
+	v.Processes.Close()
+	v.StopServices(time.Now().Add(stopLimit))
 	if text := console.String(); strings.Contains(text, "does not end") {
 		t.Error(text)
 	}

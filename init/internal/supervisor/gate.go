@@ -1,4 +1,4 @@
-package main
+package supervisor
 
 import (
 	"errors"
@@ -7,42 +7,34 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"instantenv/init/internal/paths"
 )
 
-const (
-	gateFile = paths.Runtime + "/sshd.gate"
-	// sshdPIDFile is where people look for the server's process id: its default, which the gate takes the place of.
-	sshdPIDFile = "/run/sshd.pid"
-)
-
-// A gate keeps a server that listens from accepting connections until it is open: whoever connects by then waits in
+// A Gate keeps a server that listens from accepting connections until it is open: whoever connects by then waits in
 // the backlog, and no authentication can fail for a key that has not come yet.
 //
 // It is the server's pid file, a FIFO. sshd writes that file after it has bound its sockets and before it accepts
 // anybody (main() in sshd.c), and cannot open a FIFO that nobody reads. No other part of its configuration has to do
 // with that; what it logs, and when, depends on LogLevel.
-type gate struct {
-	path   string
-	open   chan struct{}    // closed to open it
-	passed func(pid string) // called when a server goes on to accept connections
+type Gate struct {
+	Path   string
+	Open   <-chan struct{}  // closed to open it
+	Passed func(pid string) // called when a server goes on to accept connections
 }
 
 // prepare makes the FIFO for a server that is about to be started: one that ends in order removes it.
-func (g *gate) prepare() error {
-	if err := os.Remove(g.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+func (g *Gate) prepare() error {
+	if err := os.Remove(g.Path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("gate: %w", err)
 	}
-	if err := syscall.Mkfifo(g.path, 0o600); err != nil {
-		return fmt.Errorf("gate %s: %w", g.path, err)
+	if err := syscall.Mkfifo(g.Path, 0o600); err != nil {
+		return fmt.Errorf("gate %s: %w", g.Path, err)
 	}
 	return nil
 }
 
-func (g *gate) isOpen() bool {
+func (g *Gate) isOpen() bool {
 	select {
-	case <-g.open:
+	case <-g.Open:
 		return true
 	default:
 		return false
@@ -50,14 +42,14 @@ func (g *gate) isOpen() bool {
 }
 
 // attend lets a server through when the gate is open, and returns then, or when gone is closed because it ended.
-func (g *gate) attend(gone <-chan struct{}) error {
+func (g *Gate) attend(gone <-chan struct{}) error {
 	select {
-	case <-g.open:
+	case <-g.Open:
 	case <-gone:
 		return nil
 	}
 	// For writing, too: a FIFO without any writer would be at its end.
-	fifo, err := os.OpenFile(g.path, os.O_RDWR|syscall.O_NONBLOCK, 0)
+	fifo, err := os.OpenFile(g.Path, os.O_RDWR|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // the server has ended, in order
 	}
@@ -82,6 +74,6 @@ func (g *gate) attend(gone <-chan struct{}) error {
 	if err != nil {
 		return fmt.Errorf("gate: %w", err)
 	}
-	g.passed(strings.TrimSpace(string(pid[:length])))
+	g.Passed(strings.TrimSpace(string(pid[:length])))
 	return nil
 }

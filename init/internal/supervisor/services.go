@@ -1,4 +1,4 @@
-package main
+package supervisor
 
 import (
 	"errors"
@@ -15,8 +15,8 @@ import (
 
 const servicesDirectory = "/etc/instant-init/services"
 
-// A service is a program that runs for as long as the machine does, as its file declares it.
-type service struct {
+// A Service is a program that runs for as long as the machine does, as its file declares it.
+type Service struct {
 	Name        string   // of the file, without .json
 	Argv        []string // the program by its absolute path, and its arguments
 	Environment []string // NAME=value, on top of PATH
@@ -33,12 +33,12 @@ const (
 
 // loadServices reads all declarations, in the order of their names. One that is wrong is left out and told of in
 // complaints; the others hold.
-func loadServices(directory string) (found []service, complaints []error) {
+func loadServices(directory string) (found []Service, complaints []error) {
 	files, _ := filepath.Glob(filepath.Join(directory, "*.json")) // the only error is a bad pattern
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err == nil {
-			var declared service
+			var declared Service
 			if declared, err = parseService(strings.TrimSuffix(filepath.Base(file), ".json"), text); err == nil {
 				found = append(found, declared)
 				continue
@@ -49,41 +49,41 @@ func loadServices(directory string) (found []service, complaints []error) {
 	return found, complaints
 }
 
-func parseService(name string, text []byte) (service, error) {
-	declared := service{Name: name, Start: startAlways, Restart: restartAlways}
+func parseService(name string, text []byte) (Service, error) {
+	declared := Service{Name: name, Start: startAlways, Restart: restartAlways}
 	document, err := json.Parse(text)
 	if err != nil {
-		return service{}, err
+		return Service{}, err
 	}
 	members, isObject := document.(map[string]any)
 	if !isObject {
-		return service{}, errors.New("not an object")
+		return Service{}, errors.New("not an object")
 	}
 	for field, value := range members {
 		if !declared.set(field, value) {
-			return service{}, fmt.Errorf("%.60q is not known, or has a value of the wrong type", field)
+			return Service{}, fmt.Errorf("%.60q is not known, or has a value of the wrong type", field)
 		}
 	}
 	switch {
-	case name == sshdName:
-		return service{}, errors.New("the name is taken")
+	case name == SSHD:
+		return Service{}, errors.New("the name is taken")
 	case len(declared.Argv) == 0 || !filepath.IsAbs(declared.Argv[0]):
-		return service{}, errors.New("argv does not begin with an absolute path")
+		return Service{}, errors.New("argv does not begin with an absolute path")
 	case declared.Start != startAlways && declared.Start != startNamed:
-		return service{}, fmt.Errorf("start is %q, not %s or %s", declared.Start, startAlways, startNamed)
+		return Service{}, fmt.Errorf("start is %q, not %s or %s", declared.Start, startAlways, startNamed)
 	case declared.Restart != restartAlways && declared.Restart != restartOnFailure && declared.Restart != restartNot:
-		return service{}, fmt.Errorf("restart is %q, not %s, %s or %s", declared.Restart, restartAlways,
+		return Service{}, fmt.Errorf("restart is %q, not %s, %s or %s", declared.Restart, restartAlways,
 			restartOnFailure, restartNot)
 	}
 	for _, path := range declared.Mounts {
 		if !filepath.IsAbs(path) {
-			return service{}, fmt.Errorf("mounts: %q is not an absolute path", path)
+			return Service{}, fmt.Errorf("mounts: %q is not an absolute path", path)
 		}
 	}
 	return declared, nil
 }
 
-func (s *service) set(field string, value any) (ok bool) {
+func (s *Service) set(field string, value any) (ok bool) {
 	switch field {
 	case "argv":
 		s.Argv, ok = stringList(value)
@@ -123,8 +123,8 @@ func stringList(value any) (found []string, ok bool) {
 
 // chooseServices picks what is to run, in the order of starting: those that always start and those that are named,
 // with what they come after. Order follows names where `after` does not say otherwise.
-func chooseServices(declared []service, named []string) (chosen []service, complaints []error) {
-	byName := map[string]service{}
+func chooseServices(declared []Service, named []string) (chosen []Service, complaints []error) {
+	byName := map[string]Service{}
 	for _, s := range declared {
 		byName[s.Name] = s
 	}
@@ -160,52 +160,52 @@ func chooseServices(declared []service, named []string) (chosen []service, compl
 	return chosen, complaints
 }
 
-// startServices starts what the image and user data ask for and does not run yet, each when those it comes after have
+// StartServices starts what the image and user data ask for and does not run yet, each when those it comes after have
 // been started. It returns at once: nothing here may hold up the rest of the boot.
-func (m *machine) startServices(named []string) {
+func (v *Supervisor) StartServices(named []string) {
 	declared, complaints := loadServices(servicesDirectory)
 	chosen, more := chooseServices(declared, named)
-	m.servicesMutex.Lock()
-	defer m.servicesMutex.Unlock()
+	v.mutex.Lock()
+	defer v.mutex.Unlock()
 	for _, complaint := range append(complaints, more...) {
-		if text := complaint.Error(); !slices.Contains(m.complaints, text) {
-			m.complaints = append(m.complaints, text)
-			m.log.Consolef("services: %s", text)
+		if text := complaint.Error(); !slices.Contains(v.complaints, text) {
+			v.complaints = append(v.complaints, text)
+			v.Log.Consolef("services: %s", text)
 		}
 	}
-	if m.begun == nil {
-		m.begun = map[string]chan struct{}{}
+	if v.begun == nil {
+		v.begun = map[string]chan struct{}{}
 	}
 	for _, s := range chosen {
-		if m.begun[s.Name] != nil {
+		if v.begun[s.Name] != nil {
 			continue
 		}
 		var before []chan struct{}
 		for _, earlier := range s.After {
-			if begun := m.begun[earlier]; begun != nil {
+			if begun := v.begun[earlier]; begun != nil {
 				before = append(before, begun)
 			}
 		}
 		begun := make(chan struct{})
-		m.begun[s.Name] = begun
-		m.tasks.Spawn("service "+s.Name, func() error {
+		v.begun[s.Name] = begun
+		v.Tasks.Spawn("service "+s.Name, func() error {
 			for _, earlier := range before {
 				<-earlier
 			}
-			m.delegate()
-			m.waitForMounts(s)
-			run := &supervised{service: s, log: newServiceLog(s.Name, nil)}
-			return m.supervise(run, func() { close(begun) })
+			v.Delegate()
+			v.waitForMounts(s)
+			run := &Supervised{Service: s, Log: NewServiceLog(s.Name, nil)}
+			return v.Supervise(run, func() { close(begun) })
 		})
 	}
 }
 
 // waitForMounts returns when a file system is mounted on each of the service's mount points.
-func (m *machine) waitForMounts(s service) {
+func (v *Supervisor) waitForMounts(s Service) {
 	for _, path := range s.Mounts {
 		for tries := 0; !isMountPoint(path); tries++ {
 			if tries == 100 {
-				m.log.Consolef("service %s waits for a file system on %s", s.Name, path)
+				v.Log.Consolef("service %s waits for a file system on %s", s.Name, path)
 			}
 			time.Sleep(100 * time.Millisecond)
 		}

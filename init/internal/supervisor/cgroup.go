@@ -1,4 +1,4 @@
-package main
+package supervisor
 
 import (
 	"errors"
@@ -19,7 +19,7 @@ import (
 // may hold no processes, and who starts containers (dockerd does by default) makes groups beside these.
 const (
 	cgroupRoot     = "/sys/fs/cgroup"
-	serviceCgroups = cgroupRoot + "/services"
+	ServiceCgroups = cgroupRoot + "/services"
 	ownCgroup      = cgroupRoot + "/instant-init"
 )
 
@@ -100,11 +100,11 @@ func delegateControllers() error {
 	if err := os.WriteFile(ownCgroup+"/cgroup.procs", []byte("1"), 0); err != nil {
 		return fmt.Errorf("process 1: %w", err)
 	}
-	if err := os.MkdirAll(serviceCgroups, 0o755); err != nil {
+	if err := os.MkdirAll(ServiceCgroups, 0o755); err != nil {
 		return err
 	}
 	var failures []error
-	for _, group := range []string{cgroupRoot, serviceCgroups} {
+	for _, group := range []string{cgroupRoot, ServiceCgroups} {
 		controllers, err := sysfs.ReadLine(group + "/cgroup.controllers")
 		if err != nil {
 			return err
@@ -127,8 +127,20 @@ func delegateControllers() error {
 		}
 	}
 	limit := []byte(strconv.Itoa(least / 10 * 9))
-	failures = append(failures, os.WriteFile(filepath.Join(serviceCgroups, "pids.max"), limit, 0))
+	failures = append(failures, os.WriteFile(filepath.Join(ServiceCgroups, "pids.max"), limit, 0))
 	// As under systemd: mounts made here are seen in the mount namespaces of containers.
 	failures = append(failures, syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_SHARED, ""))
 	return errors.Join(failures...)
+}
+
+// Delegate hands on the controllers of the control groups, once.
+func (v *Supervisor) Delegate() {
+	if v.Cgroups == "" {
+		return
+	}
+	v.delegation.Do(func() {
+		if err := delegateControllers(); err != nil {
+			v.Log.Consolef("control groups: %v", err)
+		}
+	})
 }

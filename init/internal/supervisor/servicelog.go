@@ -1,4 +1,4 @@
-package main
+package supervisor
 
 import (
 	"bufio"
@@ -24,8 +24,8 @@ const (
 	tailLines = 3
 )
 
-// A serviceLog takes what a service prints: to a bounded file, and the last lines to memory.
-type serviceLog struct {
+// A ServiceLog takes what a service prints: to a bounded file, and the last lines to memory.
+type ServiceLog struct {
 	path   string
 	size   int64             // of the file at which it is put aside
 	onLine func(line string) // sees each line; may be nil
@@ -35,13 +35,13 @@ type serviceLog struct {
 	lines []string
 }
 
-func newServiceLog(name string, onLine func(string)) *serviceLog {
-	return &serviceLog{path: filepath.Join(logDirectory, name+".log"), size: logSize, onLine: onLine, clock: time.Now}
+func NewServiceLog(name string, onLine func(string)) *ServiceLog {
+	return &ServiceLog{path: filepath.Join(logDirectory, name+".log"), size: logSize, onLine: onLine, clock: time.Now}
 }
 
 // follow reads lines to the end. It always reads on, or the service would block or be killed by its own output: a
 // line that cannot be written is lost.
-func (l *serviceLog) follow(output io.Reader) {
+func (l *ServiceLog) follow(output io.Reader) {
 	file, length := l.open()
 	defer func() { file.Close() }()
 	for lines := bufio.NewReaderSize(output, lineSize); ; {
@@ -66,7 +66,7 @@ func (l *serviceLog) follow(output io.Reader) {
 }
 
 // open appends to the file. Without one (memory is short) writing fails, which is borne.
-func (l *serviceLog) open() (*os.File, int64) {
+func (l *ServiceLog) open() (*os.File, int64) {
 	_ = os.MkdirAll(filepath.Dir(l.path), 0o755)
 	file, err := os.OpenFile(l.path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
 	if err != nil {
@@ -79,14 +79,14 @@ func (l *serviceLog) open() (*os.File, int64) {
 	return file, info.Size()
 }
 
-func (l *serviceLog) add(line string) {
+func (l *ServiceLog) add(line string) {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
 	l.lines = append(l.lines, line)
 	l.lines = l.lines[max(0, len(l.lines)-tailLines):]
 }
 
-func (l *serviceLog) last() string {
+func (l *ServiceLog) last() string {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
 	return strings.Join(l.lines, " / ")

@@ -3,11 +3,11 @@
 package main
 
 import (
-	"fmt"
 	"os"
 	"syscall"
 	"time"
 
+	"instantenv/init/internal/boot"
 	"instantenv/init/internal/config"
 	"instantenv/init/internal/supervisor"
 )
@@ -26,9 +26,9 @@ func early()
 var earlyWords = [...]string{
 	"proc\x00", "/proc\x00", // sshd's libraries ask the kernel there whether it is in FIPS mode
 	"devtmpfs\x00", "/dev\x00", "mode=755\x00", // as in mounts; the kernel may have done so itself
-	sshdConfiguration + "\x00",
+	boot.SSHDConfiguration + "\x00",
 	os.DevNull + "\x00",
-	config.DefaultSSHD + "\x00", "-D\x00", "-e\x00", "-o\x00", "PidFile=" + gateFile + "\x00",
+	config.DefaultSSHD + "\x00", "-D\x00", "-e\x00", "-o\x00", "PidFile=" + boot.GateFile + "\x00",
 	supervisor.SearchPath + "\x00",
 }
 
@@ -43,35 +43,12 @@ var (
 	earlyEnv       [2]uintptr
 )
 
-// An earlyServer is the sshd that runs before we do.
-type earlyServer struct {
-	supervisor.Adopted
-	lease fileLease
-	at    time.Duration // when it was executed, on CLOCK_BOOTTIME
-}
-
-// adoptEarly returns what early has started; nil: nothing.
-func adoptEarly(processes *supervisor.Reaper) *earlyServer {
+// earlyStart returns what early has done; nil: nothing.
+func earlyStart() *boot.EarlyStart {
 	if earlyPID == 0 {
 		return nil
 	}
-	// Nobody keeps a thread in a read of it, see supervisor.pipe.
-	_ = syscall.SetNonblock(int(earlyOutput[0]), true)
-	return &earlyServer{
-		Adopted: supervisor.Adopted{
-			Child:     processes.Adopt(int(earlyPID)),
-			Output:    os.NewFile(uintptr(earlyOutput[0]), "pipe"),
-			OpenFiles: openFiles,
-		},
-		lease: fileLease{int(earlyLease)},
-		at:    time.Duration(earlyAt.Nano()),
+	return &boot.EarlyStart{
+		PID: int(earlyPID), Output: int(earlyOutput[0]), Lease: int(earlyLease), At: time.Duration(earlyAt.Nano()),
 	}
-}
-
-// end is for a machine whose sshd is another one.
-func (e *earlyServer) end(processes *supervisor.Reaper) error {
-	processes.Signal(e.PID, syscall.SIGKILL)
-	e.lease.release()
-	e.Output.Close()
-	return fmt.Errorf("%s was not wanted: %s", config.DefaultSSHD, supervisor.Describe(<-e.Exit))
 }

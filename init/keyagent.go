@@ -15,6 +15,7 @@ import (
 	"instantenv/init/internal/paths"
 	"instantenv/init/internal/timeline"
 	"instantenv/init/internal/userdata"
+	"instantenv/init/internal/volumes"
 )
 
 // Signals by which systemd, being process 1, powers the machine off in order, and at once (systemd(1): SIGRTMIN+4 and
@@ -57,7 +58,7 @@ func keyAgent(log *logging.Logger) int {
 	syscall.Sync() // see finishBoot
 	log.Consolef("timeline %s", marks.JSON())
 	// cloud-init would have done it, or growpart from an initramfs.
-	if _, err := grow("/", nil, log); err != nil {
+	if _, err := volumes.Grow("/", nil, log); err != nil {
 		log.Consolef("root volume: %v", err)
 	}
 	lifetime := userdata.NewLifetime(admission.AfterSSHD(), client.Date(), log)

@@ -165,10 +165,12 @@ import (
 	"os"
 
 	"instantenv/init/internal/access"
+	"instantenv/init/internal/boot"
 	"instantenv/init/internal/config"
 	"instantenv/init/internal/imds"
 	"instantenv/init/internal/logging"
 	"instantenv/init/internal/timeline"
+	"instantenv/init/internal/volumes"
 )
 
 const version = "0.1.0"
@@ -179,7 +181,7 @@ func main() { os.Exit(run(os.Args[1:], os.Getpid(), os.Stdout, os.Stderr)) }
 // passes on are words of its command line that it did not know.
 func run(args []string, pid int, stdout, stderr io.Writer) int {
 	if pid == 1 {
-		boot()
+		boot.Run(earlyStart())
 	}
 	if len(args) == 2 && args[0] == "login-keys" {
 		return printLoginKeys(args[1], stdout, stderr)
@@ -222,7 +224,7 @@ func printLoginKeys(user string, stdout, stderr io.Writer) int {
 
 func growVolume(target string, stderr io.Writer) int {
 	log := &logging.Logger{Journal: stderr}
-	if _, err := grow(target, nil, log); err != nil {
+	if _, err := volumes.Grow(target, nil, log); err != nil {
 		log.Consolef("%v", err)
 		return 1
 	}

@@ -1,4 +1,5 @@
-package main
+// Package shutdown takes the machine down in order, in a bounded time.
+package shutdown
 
 import (
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"instantenv/init/internal/logging"
 	"instantenv/init/internal/netif"
 	"instantenv/init/internal/swap"
 	"instantenv/init/internal/sysfs"
@@ -27,11 +29,30 @@ const (
 	shutdownLimit = 9500 * time.Millisecond
 )
 
-// shutDown ends all processes, writes everything to the disk and powers off or restarts. It does not return, and it
-// takes a bounded time.
-func (m *machine) shutDown(how ending) {
+// An Ending is how the machine goes down: for good, or to start again.
+type Ending struct {
+	Reason  string
+	Restart bool
+}
+
+// Processes are those that this process has started or inherited.
+type Processes interface {
+	Close()            // starts no more
+	Reap() (left bool) // collects what has ended
+}
+
+// A Shutdown is what it needs of the machine.
+type Shutdown struct {
+	Log          *logging.Logger
+	Processes    Processes
+	StopServices func(deadline time.Time)
+}
+
+// Run ends all processes, writes everything to the disk and powers off or restarts. It does not return, and it takes
+// a bounded time.
+func (s *Shutdown) Run(how Ending) {
 	what, finish := "powering off", powerOffNow
-	if how.restart {
+	if how.Restart {
 		what, finish = "restarting", restartNow
 	}
 	begin := time.Now()
@@ -40,37 +61,37 @@ func (m *machine) shutDown(how ending) {
 		finish()
 	}()
 	defer finish() // also after a panic
-	m.log.Consolef("%s: %s", what, how.reason)
-	m.processes.Close()
-	m.services.StopServices(begin.Add(servicesLimit))
+	s.Log.Consolef("%s: %s", what, how.Reason)
+	s.Processes.Close()
+	s.StopServices(begin.Add(servicesLimit))
 	// Interactive shells ignore SIGTERM, but not a hangup.
-	m.end(termGrace, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGCONT)
-	if m.end(killGrace, syscall.SIGKILL) {
-		m.log.Consolef("processes are stuck: %s", stuckProcesses())
+	s.end(termGrace, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGCONT)
+	if s.end(killGrace, syscall.SIGKILL) {
+		s.Log.Consolef("processes are stuck: %s", stuckProcesses())
 	}
 	// What the parts before it did not take is the disks' as well: one that is slow does not hang.
 	writing := max(syncLimit, shutdownLimit-time.Since(begin)-swapLimit-unmountsLimit-unmountLimit-2*nicsLimit)
 	if !withTimeout(writing, syscall.Sync) {
-		m.log.Consolef("not everything could be written to the disks within %s", writing.Round(time.Millisecond))
+		s.Log.Consolef("not everything could be written to the disks within %s", writing.Round(time.Millisecond))
 	}
 	if !withTimeout(swapLimit, swapOff) {
-		m.log.Consolef("swap: what is in it could not be read back within %s", swapLimit)
+		s.Log.Consolef("swap: what is in it could not be read back within %s", swapLimit)
 	}
-	m.unmountAll(time.Now().Add(unmountsLimit))
-	if !withTimeout(nicsLimit, m.nicsDown) {
-		m.log.Consolef("network interfaces are not down within %s", nicsLimit)
+	s.unmountAll(time.Now().Add(unmountsLimit))
+	if !withTimeout(nicsLimit, s.nicsDown) {
+		s.Log.Consolef("network interfaces are not down within %s", nicsLimit)
 	}
-	m.log.Consolef("%s now, after %s", what, time.Since(begin).Round(time.Millisecond))
+	s.Log.Consolef("%s now, after %s", what, time.Since(begin).Round(time.Millisecond))
 }
 
 // end signals every process but this one and waits until all are gone, at most for the given time. It tells whether
 // any is left.
-func (m *machine) end(grace time.Duration, signals ...syscall.Signal) (left bool) {
-	for _, s := range signals {
-		_ = syscall.Kill(-1, s) // ESRCH when nobody is left
+func (s *Shutdown) end(grace time.Duration, signals ...syscall.Signal) (left bool) {
+	for _, signal := range signals {
+		_ = syscall.Kill(-1, signal) // ESRCH when nobody is left
 	}
 	until := time.Now().Add(grace)
-	for m.processes.Reap() {
+	for s.Processes.Reap() {
 		if time.Now().After(until) {
 			return true
 		}
@@ -131,10 +152,10 @@ func swapOff() {
 
 // unmountAll takes away what is mounted beside the kernel's own file systems, the latest first, and leaves the root
 // read-only. What cannot be unmounted, because something below it could not, is made read-only.
-func (m *machine) unmountAll(deadline time.Time) {
+func (s *Shutdown) unmountAll(deadline time.Time) {
 	text, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
-		m.log.Consolef("unmount: %v", err)
+		s.Log.Consolef("unmount: %v", err)
 	}
 	targets := foreignMounts(string(text))
 	bounded := func(target string, work func() error) {
@@ -145,9 +166,9 @@ func (m *machine) unmountAll(deadline time.Time) {
 			limit = min(limit, time.Until(deadline))
 		}
 		if !withTimeout(limit, func() { err = work() }) {
-			m.log.Consolef("unmount %s: hangs", target)
+			s.Log.Consolef("unmount %s: hangs", target)
 		} else if err != nil {
-			m.log.Consolef("unmount %s: %v", target, err)
+			s.Log.Consolef("unmount %s: %v", target, err)
 		}
 	}
 	for i := len(targets) - 1; i >= 0; i-- {
@@ -169,14 +190,14 @@ func readOnly(target string) error {
 
 // nicsDown keeps the kernel from what happened to Debian's 6.1.192: it breaks virtio devices before it powers off, and
 // virtio_net then tries for ever to reap what it had just sent, with the power on.
-func (m *machine) nicsDown() {
+func (s *Shutdown) nicsDown() {
 	nics, err := netif.List(netif.HasDevice)
 	if err != nil {
-		m.log.Consolef("%v", err)
+		s.Log.Consolef("%v", err)
 	}
 	for _, nic := range nics {
 		if err := netif.Down(nic.Index); err != nil {
-			m.log.Consolef("%s: %v", nic.Name, err)
+			s.Log.Consolef("%s: %v", nic.Name, err)
 		}
 	}
 }

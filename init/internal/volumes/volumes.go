@@ -1,4 +1,5 @@
-package main
+// Package volumes grows the root file system, mounts further volumes, and hibernates to a partition.
+package volumes
 
 import (
 	"errors"
@@ -9,11 +10,12 @@ import (
 	"syscall"
 	"time"
 
-	"instantenv/init/internal/access"
 	"instantenv/init/internal/disk"
-	"instantenv/init/internal/gpt"
+	"instantenv/init/internal/kmod"
 	"instantenv/init/internal/logging"
 	"instantenv/init/internal/mount"
+	"instantenv/init/internal/sshkey"
+	"instantenv/init/internal/task"
 	"instantenv/init/internal/userdata"
 )
 
@@ -27,20 +29,35 @@ const (
 // taken are places where a volume would hide what the machine runs on, beside those of the table of mounts.
 var taken = []string{"/bin", "/boot", "/etc", "/lib", "/lib64", "/root", "/sbin", "/sys/fs", "/usr"}
 
-// mountVolumes mounts what user data asks for, each when its volume is there, and returns at once. A volume is
+// A Mounter mounts volumes.
+type Mounter struct {
+	Log     *logging.Logger
+	Tasks   *task.Group
+	Modules func() (*kmod.Tree, error)
+	Run     func(argv []string) error // a program, to its end
+	Keys    KeyFile                   // of the login user
+}
+
+// A KeyFile has the keys of an account whose home a volume may hide.
+type KeyFile interface {
+	KeysBelow(directory string) []sshkey.PublicKey
+	Authorize(keys []sshkey.PublicKey) error
+}
+
+// Mount mounts what user data asks for, each when its volume is there, and returns at once. A volume is
 // waited for for as long as the machine runs.
-func (m *machine) mountVolumes(requests []userdata.MountRequest, user access.Account) {
+func (m *Mounter) Mount(requests []userdata.MountRequest) {
 	ready := make([]chan struct{}, len(requests))
 	for i, request := range requests {
 		ready[i] = make(chan struct{})
-		m.tasks.Spawn("volume on "+request.Path, func() error {
+		m.Tasks.Spawn("volume on "+request.Path, func() error {
 			for j, other := range requests[:i] {
 				if strings.HasPrefix(request.Path, other.Path+"/") {
 					<-ready[j] // /data before /data/cache
 				}
 			}
-			if err := m.mountVolume(request, user); err != nil {
-				m.log.Consolef("volume %s is not mounted on %s: %v", request.Device, request.Path, err)
+			if err := m.mount(request); err != nil {
+				m.Log.Consolef("volume %s is not mounted on %s: %v", request.Device, request.Path, err)
 			}
 			close(ready[i])
 			return nil
@@ -48,7 +65,7 @@ func (m *machine) mountVolumes(requests []userdata.MountRequest, user access.Acc
 	}
 }
 
-func (m *machine) mountVolume(request userdata.MountRequest, user access.Account) error {
+func (m *Mounter) mount(request userdata.MountRequest) error {
 	ofTable := slices.ContainsFunc(mount.Table, func(entry mount.Entry) bool { return entry.Target == request.Path })
 	if ofTable || slices.Contains(taken, request.Path) {
 		return errors.New("the machine needs what is there")
@@ -58,29 +75,29 @@ func (m *machine) mountVolume(request userdata.MountRequest, user access.Account
 	if err != nil {
 		return err
 	}
-	if tree, err := m.modules(); err == nil {
+	if tree, err := m.Modules(); err == nil {
 		// Not there: it is built in, or the mount says what is wrong.
 		if err := tree.Load(kind); err != nil && !errors.Is(err, os.ErrNotExist) {
-			m.log.Consolef("volume %s: %v", path, err)
+			m.Log.Consolef("volume %s: %v", path, err)
 		}
 	}
 	if err := os.MkdirAll(request.Path, 0o755); err != nil {
 		return err
 	}
-	hidden := user.KeysBelow(request.Path)
+	hidden := m.Keys.KeysBelow(request.Path)
 	if err := syscall.Mount(path, request.Path, kind, 0, ""); err != nil {
 		return fmt.Errorf("mount %s as %s: %w", path, kind, err)
 	}
-	m.log.Journalf("mounted %s on %s", path, request.Path)
+	m.Log.Journalf("mounted %s on %s", path, request.Path)
 	// A volume over the user's home does not lock out who was let in before it came.
 	if len(hidden) > 0 {
-		return user.Authorize(hidden)
+		return m.Keys.Authorize(hidden)
 	}
 	return nil
 }
 
 // waitForVolume returns the device's path when it is there.
-func (m *machine) waitForVolume(request userdata.MountRequest) string {
+func (m *Mounter) waitForVolume(request userdata.MountRequest) string {
 	pause := volumePause
 	for begin := time.Now(); ; time.Sleep(pause) {
 		path, err := disk.Find("/sys", "/dev", request.Device)
@@ -88,14 +105,14 @@ func (m *machine) waitForVolume(request userdata.MountRequest) string {
 			return path
 		}
 		if pause == volumePause && time.Since(begin) > volumeLate {
-			m.log.Consolef("waiting for volume %s, to be mounted on %s: %v", request.Device, request.Path, err)
+			m.Log.Consolef("waiting for volume %s, to be mounted on %s: %v", request.Device, request.Path, err)
 			pause = volumePauseLate
 		}
 	}
 }
 
 // fileSystemFor tells what to mount the device as, after formatting it if that was asked for and nothing is on it.
-func (m *machine) fileSystemFor(path string, request userdata.MountRequest) (string, error) {
+func (m *Mounter) fileSystemFor(path string, request userdata.MountRequest) (string, error) {
 	// Exclusive: a device that is mounted, or has a partition that is, is not to be touched.
 	device, err := os.OpenFile(path, os.O_RDONLY|syscall.O_EXCL, 0)
 	if err != nil {
@@ -125,23 +142,14 @@ func (m *machine) fileSystemFor(path string, request userdata.MountRequest) (str
 }
 
 // makeFileSystem runs the image's mkfs.
-func (m *machine) makeFileSystem(kind, path string) error {
+func (m *Mounter) makeFileSystem(kind, path string) error {
 	for _, directory := range []string{"/usr/sbin", "/sbin"} {
 		program := directory + "/mkfs." + kind
 		if _, err := os.Stat(program); err != nil {
 			continue
 		}
-		m.log.Journalf("making %s on %s", kind, path)
-		return m.services.RunLogged([]string{program, "-q", path})
+		m.Log.Journalf("making %s on %s", kind, path)
+		return m.Run([]string{program, "-q", path})
 	}
 	return fmt.Errorf("the image has no mkfs.%s", kind)
-}
-
-// grow enlarges the file system on target to its volume, or to the swap behind it, which may be nil.
-func grow(target string, swap *gpt.Swap, log *logging.Logger) (disk.Report, error) {
-	report, err := disk.Grow(target, swap)
-	if report.Partition || report.System {
-		log.Journalf("grew %s", report)
-	}
-	return report, err
 }

@@ -1,4 +1,4 @@
-package main
+package boot
 
 import (
 	"fmt"
@@ -33,5 +33,5 @@ func (i *image) leaseConfiguration() (fileLease, error) {
 	if i.early != nil {
 		return i.early.lease, nil
 	}
-	return takeLease(sshdConfiguration)
+	return takeLease(SSHDConfiguration)
 }

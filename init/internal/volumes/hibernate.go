@@ -1,4 +1,4 @@
-package main
+package volumes
 
 import (
 	"errors"
@@ -9,54 +9,14 @@ import (
 	"syscall"
 	"time"
 
-	"instantenv/init/internal/boottime"
 	"instantenv/init/internal/gpt"
 	"instantenv/init/internal/imds"
 	"instantenv/init/internal/swap"
 	"instantenv/init/internal/sysfs"
-	"instantenv/init/internal/timeline"
 )
 
-// hibernate writes the machine's memory to the swap that the kernel's command line names as resume= and powers off.
-// At the next start the kernel finds it there, before it mounts the root, and goes on here. An image without
-// resume= is not made for it, and ignores the key: memory that nobody would read again is lost memory.
-func (m *machine) hibernate() {
-	select {
-	case <-m.grown: // the first start has made the swap
-	case <-time.After(configuredPatience):
-	}
-	device, err := resumeDevice("/sys")
-	if err != nil {
-		m.log.Consolef("the sleep key is ignored: %v", err)
-		return
-	}
-	m.log.Consolef("hibernating to %s", device)
-	begin := boottime.Now()
-	if err := suspendTo(device); err != nil {
-		m.log.Consolef("cannot hibernate: %v", err)
-		return
-	}
-	m.marks.Wake()
-	if err := m.marks.Write(timeline.File); err != nil { // now: somebody may be in before the key of the launch came
-		m.log.Consolef("timeline: %v", err)
-	}
-	m.log.Consolef("awake again, after %s", (boottime.Now() - begin).Round(time.Second))
-	m.hooksMutex.Lock()
-	defer m.hooksMutex.Unlock()
-	for _, hook := range m.hooks {
-		m.tasks.SpawnOptional("after the sleep", hook)
-	}
-}
-
-// onResume registers what is to be done each time the machine wakes up; an error of it is told.
-func (m *machine) onResume(hook func() error) {
-	m.hooksMutex.Lock()
-	defer m.hooksMutex.Unlock()
-	m.hooks = append(m.hooks, hook)
-}
-
-// resumeDevice finds the device of the kernel's resume= by its number in sysfs.
-func resumeDevice(sys string) (string, error) {
+// ResumeDevice finds the device of the kernel's resume= by its number in sysfs.
+func ResumeDevice(sys string) (string, error) {
 	number, err := sysfs.ReadLine(sys + "/power/resume")
 	if err != nil {
 		return "", fmt.Errorf("the kernel cannot hibernate: %w", err)
@@ -80,8 +40,8 @@ const (
 	resumeArgument = "resume=PARTUUID="
 	// configuredPath says true on a machine that was launched with HibernationOptions.
 	configuredPath = "/latest/meta-data/hibernation/configured"
-	// configuredPatience is for an answer; without one the root does not grow at this start.
-	configuredPatience = time.Minute
+	// ConfiguredPatience is for an answer; without one the root does not grow at this start.
+	ConfiguredPatience = time.Minute
 	// swapMargin is for swap's first page and what the image of the memory says of itself.
 	swapMargin = 16 << 20
 )
@@ -104,10 +64,10 @@ func hibernationSwap(sys, commandLine string, ask func(path string, deadline tim
 		return nil, err
 	}
 	swap := &gpt.Swap{ID: id}
-	if _, err := resumeDevice(sys); err == nil {
+	if _, err := ResumeDevice(sys); err == nil {
 		return swap, nil // it is there
 	}
-	answer, err := ask(configuredPath, time.Now().Add(configuredPatience))
+	answer, err := ask(configuredPath, time.Now().Add(ConfiguredPatience))
 	if errors.Is(err, imds.ErrNotFound) {
 		return nil, nil
 	}
@@ -125,36 +85,8 @@ func hibernationSwap(sys, commandLine string, ask func(path string, deadline tim
 	return swap, nil
 }
 
-// growRoot lets the root reach the end of its volume, or the swap behind it.
-func (m *machine) growRoot() error {
-	commandLine, err := sysfs.ReadLine("/proc/cmdline")
-	if err != nil {
-		return err
-	}
-	client := imds.New(imds.Default)
-	defer client.Close()
-	swap, err := hibernationSwap("/sys", commandLine, client.Get)
-	if err != nil {
-		return err
-	}
-	report, err := grow("/", swap, m.log)
-	if err != nil || report.Swap == "" {
-		return err
-	}
-	number, err := sysfs.ReadLine("/sys/class/block/" + report.Swap + "/dev")
-	if err != nil {
-		return err
-	}
-	// The kernel looks for an image there, and finds none: the partition is new.
-	if err := os.WriteFile("/sys/power/resume", []byte(number), 0); err != nil {
-		return fmt.Errorf("/sys/power/resume: %w", err)
-	}
-	m.log.Journalf("made /dev/%s to hibernate to", report.Swap)
-	return nil
-}
-
-// suspendTo returns when the machine is awake again, or could not go to sleep.
-func suspendTo(device string) error {
+// Suspend returns when the machine is awake again, or could not go to sleep.
+func Suspend(device string) error {
 	if err := swap.Prepare(device); err != nil {
 		return err
 	}

@@ -1,4 +1,6 @@
-package main
+// Package boot is process 1: it takes the machine from nothing to a login, composes what looks after it from then on,
+// and decides when it goes down.
+package boot
 
 import (
 	"errors"
@@ -18,11 +20,13 @@ import (
 	"instantenv/init/internal/mount"
 	"instantenv/init/internal/network"
 	"instantenv/init/internal/paths"
+	"instantenv/init/internal/shutdown"
 	"instantenv/init/internal/supervisor"
 	"instantenv/init/internal/sysfs"
 	"instantenv/init/internal/task"
 	"instantenv/init/internal/timeline"
 	"instantenv/init/internal/userdata"
+	"instantenv/init/internal/volumes"
 )
 
 // acpiTinyPowerButton is the signal that a kernel with CONFIG_ACPI_TINY_POWER_BUTTON sends by default.
@@ -44,11 +48,11 @@ type machine struct {
 	network   *network.Network
 	image     image
 	modules   func() (*kmod.Tree, error)
-	gate      chan struct{} // closed when the key is there: sshd may accept connections
-	serving   chan struct{} // closed when sshd accepts them for the first time
-	loggedIn  chan struct{} // closed when somebody is in for the first time
-	grown     chan struct{} // closed when the root has its size, and swap its place
-	ending    chan ending   // takes how and why the machine goes down; the first one counts
+	gate      chan struct{}        // closed when the key is there: sshd may accept connections
+	serving   chan struct{}        // closed when sshd accepts them for the first time
+	loggedIn  chan struct{}        // closed when somebody is in for the first time
+	grown     chan struct{}        // closed when the root has its size, and swap its place
+	ending    chan shutdown.Ending // takes how and why the machine goes down; the first one counts
 
 	sshdOptions []string // more arguments of sshd; set before the host keys are there
 
@@ -56,8 +60,8 @@ type machine struct {
 	hooks      []func() error // what to do when the machine wakes up
 }
 
-// boot does not return.
-func boot() {
+// Run is process 1. It does not return. early is nil when no sshd was started before Go's runtime.
+func Run(early *EarlyStart) {
 	// Signals first: what Go does with an early SIGHUP would end process 1, and the kernel would panic.
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, syscall.SIGCHLD)
@@ -74,13 +78,13 @@ func boot() {
 		serving:   make(chan struct{}),
 		loggedIn:  make(chan struct{}),
 		grown:     make(chan struct{}),
-		ending:    make(chan ending, 1),
+		ending:    make(chan shutdown.Ending, 1),
 	}
 	m.tasks = &task.Group{Log: m.log, Marks: m.marks, Fatal: m.fatal}
 	m.services = supervisor.New(supervisor.Config{
 		Log: m.log, Tasks: m.tasks, Processes: m.processes, Cgroups: supervisor.ServiceCgroups, IsServing: m.isServing,
 	})
-	m.image.early = adoptEarly(m.processes)
+	m.image.early = adoptEarly(early, m.processes)
 	m.network = network.New(network.Config{
 		Log: m.log, Marks: m.marks, Tasks: m.tasks, Modules: m.modules, Serving: m.serving,
 	})
@@ -98,7 +102,7 @@ func boot() {
 			case syscall.SIGTERM, syscall.SIGPWR, acpiTinyPowerButton:
 				m.powerOff("signal: " + s.String())
 			case syscall.SIGINT:
-				m.goDown(ending{reason: "Ctrl-Alt-Del", restart: true})
+				m.goDown(shutdown.Ending{Reason: "Ctrl-Alt-Del", Restart: true})
 			default:
 				m.log.Journalf("ignoring signal: %v", s)
 			}
@@ -106,7 +110,8 @@ func boot() {
 		return nil
 	})
 	m.tasks.Spawn("boot", m.bringUp)
-	m.shutDown(<-m.ending)
+	down := shutdown.Shutdown{Log: m.log, Processes: m.processes, StopServices: m.services.StopServices}
+	down.Run(<-m.ending)
 }
 
 // bringUp takes the machine from nothing to a login.
@@ -181,7 +186,8 @@ func (m *machine) finishBoot(admission *access.Admission, settings config.Config
 	if data.Hostname != "" {
 		m.network.SetHostname(data.Hostname)
 	}
-	m.mountVolumes(data.Mounts, user)
+	mounter := &volumes.Mounter{Log: m.log, Tasks: m.tasks, Modules: m.modules, Run: m.services.RunLogged, Keys: user}
+	mounter.Mount(data.Mounts)
 	m.services.StartServices(data.Services)
 	m.onResume(func() error {
 		return errors.Join(access.HandOverAgain(user, m.marks, m.log), m.marks.Write(timeline.File))
@@ -230,7 +236,7 @@ func (m *machine) completeSystem() error {
 	m.tasks.SpawnOptional("root volume", func() error {
 		defer close(m.grown)
 		m.awaitLogin(loginDelay)
-		return m.growRoot()
+		return volumes.GrowRoot(m.log)
 	})
 	if m.awaitLogin(loginLimit) {
 		time.Sleep(sessionLimit)
@@ -277,16 +283,10 @@ func (m *machine) makeHostKeys(told <-chan struct{}) error {
 	return err
 }
 
-// An ending is how the machine goes down: for good, or to start again.
-type ending struct {
-	reason  string
-	restart bool
-}
-
 // powerOff asks for the shutdown and returns.
-func (m *machine) powerOff(reason string) { m.goDown(ending{reason: reason}) }
+func (m *machine) powerOff(reason string) { m.goDown(shutdown.Ending{Reason: reason}) }
 
-func (m *machine) goDown(how ending) {
+func (m *machine) goDown(how shutdown.Ending) {
 	select {
 	case m.ending <- how:
 	default: // it is going down already

@@ -1,4 +1,4 @@
-package main
+package boot
 
 import (
 	"os"
@@ -11,10 +11,10 @@ import (
 )
 
 const (
-	gateFile = paths.Runtime + "/sshd.gate"
+	GateFile = paths.Runtime + "/sshd.gate"
 	// sshdPIDFile is where people look for the server's process id: its default, which the gate takes the place of.
 	sshdPIDFile       = "/run/sshd.pid"
-	sshdConfiguration = paths.SSH + "/sshd_config"
+	SSHDConfiguration = paths.SSH + "/sshd_config"
 )
 
 // startSSHD has the server running from now on, behind the gate. Where it can it does not wait for the host keys: sshd
@@ -27,9 +27,9 @@ func (m *machine) startSSHD(hostKeys <-chan error) error {
 		early = nil
 	}
 	server := &supervisor.Supervised{
-		Service:  supervisor.Service{Name: supervisor.SSHD, Argv: serverArguments(m.image.settings.SSHD)},
+		Service:  supervisor.Service{Name: supervisor.SSHD, Argv: ServerArguments(m.image.settings.SSHD)},
 		Log:      supervisor.NewServiceLog(supervisor.SSHD, m.watchSSHD),
-		Gate:     &supervisor.Gate{Path: gateFile, Open: m.gate, Passed: m.sshdAccepts},
+		Gate:     &supervisor.Gate{Path: GateFile, Open: m.gate, Passed: m.sshdAccepts},
 		Required: true,
 		Sessions: true,
 	}
@@ -70,9 +70,9 @@ func (m *machine) startSSHD(hostKeys <-chan error) error {
 	return nil
 }
 
-// serverArguments have it stay in the foreground and log to standard error, as there may be no syslog.
-func serverArguments(program string) []string {
-	return []string{program, "-D", "-e", "-o", "PidFile=" + gateFile}
+// ServerArguments have it stay in the foreground and log to standard error, as there may be no syslog.
+func ServerArguments(program string) []string {
+	return []string{program, "-D", "-e", "-o", "PidFile=" + GateFile}
 }
 
 // sshdAccepts is called each time that a server begins to accept connections.

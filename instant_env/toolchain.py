@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from instant_env import __version__
 from instant_env.arch import Arch
 from instant_env.errors import InstantEnvError, MissingToolError
 from instant_env.settings import CHECKOUT, ROOT, cache_home
@@ -25,6 +26,9 @@ _VERSION = re.compile(r"^go ?(\d+)\.(\d+)(?:\.(\d+))?", re.MULTILINE)
 #: Where the kernel enters a program that does something before Go's runtime starts: the linker's -E. See the
 #: function's comment.
 ENTRIES = {"init": "main.early"}
+
+#: Programs that say which version they are: the variable that the linker's -X sets.
+VERSIONS = {"init": "main.version"}
 
 
 class GoBuildError(InstantEnvError):
@@ -102,7 +106,9 @@ def go_build(
     output = directory / name
     temporary = directory / f".{name}.{os.getpid()}"
     entry = f" -E={ENTRIES[package]}" if package in ENTRIES else ""
-    command = [find_go(), "build", "-trimpath", "-buildvcs=false", f"-ldflags=-s -w -buildid={entry}"]
+    version = f" -X={VERSIONS[package]}={__version__}" if package in VERSIONS else ""
+    flags = f"-ldflags=-s -w -buildid={entry}{version}"
+    command = [find_go(), "build", "-trimpath", "-buildvcs=false", flags]
     if tags:
         command.append(f"-tags={tags}")
     if cover:

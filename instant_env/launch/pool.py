@@ -31,7 +31,7 @@ _POLL_S = 0.25
 
 #: Amazon's images get ready to hibernate by themselves, within two minutes of their start (EC2 User Guide,
 #: "Hibernation prerequisites"). An image that has this command gets ready by it, at once, and our init as
-#: process 1 finishes getting ready before it obeys the sleep key (init/hibernate.go).
+#: process 1 finishes getting ready before it obeys the sleep key (init/internal/boot/sleep.go).
 _GET_READY = (
     "if command -v hibinit >/dev/null; then hibinit; "
     'elif [ "$(cat /proc/1/comm)" != instant-init ]; then echo later; fi'

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"math/bits"
 	"os"
-	"slices"
 	"strings"
 	"syscall"
 )
@@ -67,11 +66,10 @@ func List(wanted func(name string) bool) ([]Interface, error) {
 	for _, nic := range found {
 		if wanted(nic.Name) {
 			// Before those with a higher index: the kernel goes by a hash.
-			place := len(nics)
-			for place > 0 && nics[place-1].Index > nic.Index {
-				place--
+			nics = append(nics, nic)
+			for i := len(nics) - 1; i > 0 && nics[i-1].Index > nics[i].Index; i-- {
+				nics[i-1], nics[i] = nics[i], nics[i-1]
 			}
-			nics = slices.Insert(nics, place, nic)
 		}
 	}
 	return nics, nil

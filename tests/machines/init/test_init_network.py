@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.boot, pytest.mark.slow]
 
 #: A message that nobody answers is sent again after this time (init/internal/dhcp/client.go).
 FIRST_REPETITION_MS = 100
-#: What a machine that has failed waits before it powers off (init/failure.go).
+#: What a machine that has failed waits before it powers off (init/internal/boot/failure.go).
 FATAL_PAUSE_S = 10
 
 

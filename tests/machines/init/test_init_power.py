@@ -19,7 +19,7 @@ pytest_plugins = ("support.tiny_cloud",)
 pytestmark = [pytest.mark.boot, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ZONE = "us-east-1a"
-#: What process 1 promises (init/shutdown.go), whatever hangs.
+#: What process 1 promises (init/internal/shutdown/shutdown.go), whatever hangs.
 SHUTDOWN_LIMIT_S = 10.0
 #: Between the end that a tag says and now: for what the test has to do to the machine before it sleeps.
 NOTICE_S = 30

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from instant_env import __version__
 from instant_env.arch import Arch
 from instant_env.settings import ROOT
 from instant_env.toolchain import find_go, go_build, go_environment
@@ -24,6 +26,13 @@ def test_is_at_most_3_megabytes(arch: Arch, tmp_path: Path) -> None:
     binary = go_build("init", arch, tmp_path)
     size = binary.stat().st_size
     assert size <= LIMIT, f"{size} bytes; go tool nm -size tells what takes them"
+
+
+@pytest.mark.slow
+def test_says_the_version_of_the_project(tmp_path: Path) -> None:
+    binary = go_build("init", Arch.parse(platform.machine()), tmp_path)
+    result = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"instant-init {__version__}\n"
 
 
 def test_imports_nothing_heavy() -> None:

@@ -18,15 +18,10 @@ from instant_env.launch.lag import LagMeter
 from instant_env.launch.launched import Launched
 from instant_env.launch.timeline import MarkName, Outcome, Timeline
 from instant_env.launch.watch import MachineEnded, Running, Watched, Watcher
+from instant_env.ssh import pauses
 from instant_env.ssh.connect_probe import DIRECT, Found, ProbeStats
 from instant_env.ssh.login import HandshakeFailed, KeyRefused, Login, authenticate, client_options
 from instant_env.ssh.probe_client import Prober
-
-#: Pauses after a refused key; the last one repeats. OpenSSH 9.8 and later charge a source 5 s per refused
-#: authentication and lock it out at 15 s (sshd_config(5), PerSourcePenalties): these stay below, with room
-#: for the 1 s that a probe's surplus connection may cost.
-_KEY_RETRY_S = (0.5, 1.0, 6.0)
-_HANDSHAKE_RETRY_S = 0.1
 
 #: Reading the machine's own account may take this long; it is off the clock and never fails an attempt.
 _GUEST_READ_S = 60.0
@@ -229,11 +224,11 @@ class Attempt:
             try:
                 login = self._login = await authenticate(found.sock, self._options)
             except KeyRefused:
-                pause_s = _KEY_RETRY_S[min(self.keys_refused, len(_KEY_RETRY_S) - 1)]
+                pause_s = pauses.after_refusal(self.keys_refused)
                 self.keys_refused += 1
             except HandshakeFailed as error:
                 self._trouble = str(error)
-                pause_s = _HANDSHAKE_RETRY_S
+                pause_s = pauses.HANDSHAKE_S
             else:
                 # Without a retry an ideal prober would have been ahead by t3's resolution; with one, sshd may
                 # have been willing since just after it last was not.

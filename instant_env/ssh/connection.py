@@ -11,13 +11,9 @@ import paramiko
 
 from instant_env.cloud.keys import KeyPair
 from instant_env.errors import InstantEnvError
+from instant_env.ssh import pauses
 from instant_env.ssh.connect_probe import DIRECT
 from instant_env.ssh.probe_loop import find
-
-#: Pauses after a refused key; the last one repeats. sshd 9.8 and later locks a source out at 15 s of
-#: penalties, and a refused login costs 5 s of them (sshd_config(5), PerSourcePenalties). Stock images write
-#: the key before they start sshd, so few come to the second.
-_REFUSED_PAUSES_S = (0.25, 0.25, 5.0)
 
 #: A channel opens at once or not at all. Paramiko waits an hour for it.
 _CHANNEL_TIMEOUT_S = 60
@@ -78,7 +74,7 @@ def wait_for_login(host: str, port: int, user: str, key: KeyPair, *, timeout_s: 
         except paramiko.AuthenticationException as error:
             # The key may not be there yet.
             reason = f"{user}'s key was refused ({error})"
-            time.sleep(_REFUSED_PAUSES_S[min(refused, len(_REFUSED_PAUSES_S) - 1)])
+            time.sleep(pauses.after_refusal(refused))
             refused += 1
         except (OSError, EOFError, paramiko.SSHException) as error:
             reason = str(error) or type(error).__name__

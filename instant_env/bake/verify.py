@@ -76,7 +76,7 @@ def _audit(
     with ExitStack() as stack:
         volume_id = stack.enter_context(
             volumes.temporary_volume(
-                cloud, image.snapshot_ids[0], found.availability_zone, run_id=run_id, expires_at=expires_at
+                cloud, image.root_snapshot_id, found.availability_zone, run_id=run_id, expires_at=expires_at
             )
         )
         stack.enter_context(volumes.attached(cloud, volume_id, found.instance_id, _AUDIT_DEVICE))

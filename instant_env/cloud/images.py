@@ -14,12 +14,13 @@ from instant_env.cloud.tags import PREFIX, PROJECT_FILTER, expiry, project_filte
 from instant_env.errors import UsageError
 
 if TYPE_CHECKING:
-    from mypy_boto3_ec2.type_defs import ImageTypeDef
+    from mypy_boto3_ec2.type_defs import EbsBlockDeviceTypeDef, ImageTypeDef
 
 
 @dataclass(frozen=True)
 class BakedImage:
-    """One AMI of ours. ``size_gib`` is the sum of its volumes; ``created`` is aware (UTC).
+    """One AMI of ours. ``size_gib`` is the sum of its volumes, ``root_gib`` and ``root_snapshot_id`` are
+    those of its root device; ``created`` is aware (UTC).
 
     ``manifest`` is the name of the file that says how it was made, where it was baked. ``encryption`` is
     none, default (the account's key), or the key that was asked for.
@@ -40,6 +41,8 @@ class BakedImage:
     size_gib: int
     snapshot_ids: tuple[str, ...]
     root_device: str = ""
+    root_gib: int = 0
+    root_snapshot_id: str = ""
     run_id: str = ""
     manifest: str = ""
     encryption: str = "default"
@@ -52,7 +55,12 @@ class BakedImage:
 
 def _from_description(image: ImageTypeDef) -> BakedImage:
     tags = read_tags(image.get("Tags"))
-    volumes = [m["Ebs"] for m in image.get("BlockDeviceMappings", []) if "Ebs" in m]
+    mappings = [mapping for mapping in image.get("BlockDeviceMappings", []) if "Ebs" in mapping]
+    volumes = [mapping["Ebs"] for mapping in mappings]
+    root_device = image.get("RootDeviceName", "")
+    root: EbsBlockDeviceTypeDef = next(
+        (mapping["Ebs"] for mapping in mappings if mapping.get("DeviceName") == root_device), {}
+    )
     return BakedImage(
         id=image["ImageId"],
         name=image.get("Name", ""),
@@ -66,7 +74,9 @@ def _from_description(image: ImageTypeDef) -> BakedImage:
         created=datetime.fromisoformat(image["CreationDate"].replace("Z", "+00:00")),
         size_gib=sum(volume.get("VolumeSize", 0) for volume in volumes),
         snapshot_ids=tuple(volume["SnapshotId"] for volume in volumes if "SnapshotId" in volume),
-        root_device=image.get("RootDeviceName", ""),
+        root_device=root_device,
+        root_gib=root.get("VolumeSize", 0),
+        root_snapshot_id=root.get("SnapshotId", ""),
         run_id=tags.get(f"{PREFIX}run", ""),
         manifest=tags.get(f"{PREFIX}manifest", ""),
         encryption=tags.get(f"{PREFIX}encryption", "default"),

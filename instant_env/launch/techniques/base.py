@@ -180,7 +180,7 @@ class BakedTechnique(Technique):
             plan_hash=image.plan_hash,
             base_ami=image.base_ami,
             root_device=image.root_device,
-            root_gib=image.size_gib,
+            root_gib=image.root_gib,
         )
 
     def launch(self, cloud: Cloud, prepared: Prepared, order: Order, place: Place) -> Launched:

@@ -1,4 +1,4 @@
-package main
+package uki
 
 import (
 	"bytes"
@@ -116,7 +116,7 @@ func read(t *testing.T, image []byte) map[string][]byte {
 	return found
 }
 
-func TestBuildUKI(t *testing.T) {
+func TestBuild(t *testing.T) {
 	for name, stub := range map[string]fakePE{"amd64": amd64Stub, "arm64": arm64Stub, "headers have to grow": tightStub} {
 		t.Run(name, func(t *testing.T) {
 			kernel := fakePE{machine: stub.machine, sections: 1, headerSize: 0x400, firstAddress: 0x1000, sectionAlignment: 0x1000}.build(t)
@@ -125,8 +125,8 @@ func TestBuildUKI(t *testing.T) {
 			writer.Write(kernel)
 			writer.Close()
 			for form, content := range map[string][]byte{"plain": kernel, "gzip": zipped.Bytes()} {
-				image, err := buildUKI(ukiParts{
-					stub: stub.build(t), kernel: content, osRelease: []byte("ID=x\n"), initrd: []byte("i"), cmdline: " root=/dev/x quiet\n",
+				image, err := Build(Parts{
+					Stub: stub.build(t), Kernel: content, OSRelease: []byte("ID=x\n"), Initrd: []byte("i"), Cmdline: " root=/dev/x quiet\n",
 				})
 				if err != nil {
 					t.Fatalf("%s: %v", form, err)
@@ -145,28 +145,28 @@ func TestBuildUKI(t *testing.T) {
 	}
 }
 
-func TestBuildUKIRefuses(t *testing.T) {
+func TestBuildRefuses(t *testing.T) {
 	stub := amd64Stub.build(t)
 	kernel := fakePE{machine: pe.IMAGE_FILE_MACHINE_AMD64, sections: 1, headerSize: 0x400, firstAddress: 0x1000, sectionAlignment: 0x1000}.build(t)
 	signed, full := amd64Stub, tightStub
 	signed.directory = securityDirectory
 	full.firstAddress = 0x200
-	done, err := buildUKI(ukiParts{stub: stub, kernel: kernel, cmdline: "x"})
+	done, err := Build(Parts{Stub: stub, Kernel: kernel, Cmdline: "x"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for want, parts := range map[string]ukiParts{
-		"stub: not a PE file":          {stub: []byte("x"), kernel: kernel, cmdline: "x"},
-		"stub: not a usable PE file":   {stub: stub[:0x60], kernel: kernel, cmdline: "x"},
-		"stub: signed":                 {stub: signed.build(t), kernel: kernel, cmdline: "x"},
-		"stub: no room for 2 more":     {stub: full.build(t), kernel: kernel, cmdline: "x"},
-		"stub: has a kernel already":   {stub: done, kernel: kernel, cmdline: "x"},
-		"kernel: not a PE file":        {stub: stub, kernel: []byte("\x7fELF"), cmdline: "x"},
-		"kernel: gzip: invalid header": {stub: stub, kernel: []byte("\x1f\x8bxxxxxxxxxx"), cmdline: "x"},
-		"the stub is for machine":      {stub: arm64Stub.build(t), kernel: kernel, cmdline: "x"},
-		"the command line holds":       {stub: stub, kernel: kernel, cmdline: "a\nb"},
+	for want, parts := range map[string]Parts{
+		"stub: not a PE file":          {Stub: []byte("x"), Kernel: kernel, Cmdline: "x"},
+		"stub: not a usable PE file":   {Stub: stub[:0x60], Kernel: kernel, Cmdline: "x"},
+		"stub: signed":                 {Stub: signed.build(t), Kernel: kernel, Cmdline: "x"},
+		"stub: no room for 2 more":     {Stub: full.build(t), Kernel: kernel, Cmdline: "x"},
+		"stub: has a kernel already":   {Stub: done, Kernel: kernel, Cmdline: "x"},
+		"kernel: not a PE file":        {Stub: stub, Kernel: []byte("\x7fELF"), Cmdline: "x"},
+		"kernel: gzip: invalid header": {Stub: stub, Kernel: []byte("\x1f\x8bxxxxxxxxxx"), Cmdline: "x"},
+		"the stub is for machine":      {Stub: arm64Stub.build(t), Kernel: kernel, Cmdline: "x"},
+		"the command line holds":       {Stub: stub, Kernel: kernel, Cmdline: "a\nb"},
 	} {
-		if _, err := buildUKI(parts); err == nil || !strings.HasPrefix(err.Error(), want) {
+		if _, err := Build(parts); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("got %v, want %s", err, want)
 		}
 	}
@@ -178,16 +178,17 @@ func TestRealStub(t *testing.T) {
 	if _, err := os.Stat(stub); err != nil {
 		t.Skip("systemd's EFI stub is not installed")
 	}
-	directory := t.TempDir()
-	kernel, output := filepath.Join(directory, "kernel"), filepath.Join(directory, "uki.efi")
-	os.WriteFile(kernel, fakePE{machine: pe.IMAGE_FILE_MACHINE_AMD64, sections: 1, headerSize: 0x400, firstAddress: 0x1000, sectionAlignment: 0x1000}.build(t), 0o600)
-	var stderr bytes.Buffer
-	arguments := []string{"uki", "--stub", stub, "--kernel", kernel, "--cmdline", "a=b", "--output", output}
-	if status := run(arguments, &stderr, &stderr); status != exitOK {
-		t.Fatalf("exit status %d: %s", status, stderr.String())
-	}
-	image, err := os.ReadFile(output)
+	content, err := os.ReadFile(stub)
 	if err != nil {
+		t.Fatal(err)
+	}
+	kernel := fakePE{machine: pe.IMAGE_FILE_MACHINE_AMD64, sections: 1, headerSize: 0x400, firstAddress: 0x1000, sectionAlignment: 0x1000}.build(t)
+	image, err := Build(Parts{Stub: content, Kernel: kernel, Cmdline: "a=b"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	output := filepath.Join(t.TempDir(), "uki.efi")
+	if err := os.WriteFile(output, image, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if got := string(read(t, image)[".cmdline"]); got != "a=b" {
@@ -197,25 +198,6 @@ func TestRealStub(t *testing.T) {
 		out, err := exec.Command(objdump, "-h", output).CombinedOutput()
 		if err != nil || !strings.Contains(string(out), ".linux") {
 			t.Errorf("objdump: %v\n%s", err, out)
-		}
-	}
-}
-
-func TestCommandLine(t *testing.T) {
-	for name, c := range map[string]struct {
-		arguments []string
-		want      string
-	}{
-		"nothing":      {nil, "usage: "},
-		"unknown verb": {[]string{"bake"}, "usage: "},
-		"missing flag": {[]string{"uki", "--stub", "x"}, "wrong command line: --stub, --kernel"},
-		"unknown flag": {[]string{"uki", "--colour"}, "wrong command line: flag provided"},
-		"left over":    {[]string{"uki", "--stub", "x", "y"}, `unexpected "y"`},
-		"no such file": {[]string{"uki", "--stub", "/nonexistent", "--kernel", "k", "--cmdline", "c", "--output", "o"}, "no such file"},
-	} {
-		var stderr bytes.Buffer
-		if status := run(c.arguments, &stderr, &stderr); status != exitError || !strings.Contains(stderr.String(), c.want) {
-			t.Errorf("%s: exit status %d, %q", name, status, stderr.String())
 		}
 	}
 }

@@ -58,9 +58,9 @@ def _from_description(image: ImageTypeDef) -> BakedImage:
     mappings = [mapping for mapping in image.get("BlockDeviceMappings", []) if "Ebs" in mapping]
     volumes = [mapping["Ebs"] for mapping in mappings]
     root_device = image.get("RootDeviceName", "")
-    root: EbsBlockDeviceTypeDef = next(
-        (mapping["Ebs"] for mapping in mappings if mapping.get("DeviceName") == root_device), {}
-    )
+    nothing: EbsBlockDeviceTypeDef = {}
+    roots = [mapping["Ebs"] for mapping in mappings if mapping.get("DeviceName") == root_device]
+    root = roots[0] if roots else nothing
     return BakedImage(
         id=image["ImageId"],
         name=image.get("Name", ""),

@@ -1,8 +1,8 @@
 """Ask sshd whether it would accept a public key, without its private half (RFC 4252, section 7).
 
 A client may send a public key without a signature, and the server answers SSH_MSG_USERAUTH_PK_OK when a login
-with it would be accepted. The connection ends there. OpenSSH 9.8 and later charge that as a failed login (5 s of
-15, see :mod:`instant_env.ssh.pauses`), and whoever then logs in from another address is not concerned.
+with it would be accepted. The connection ends there. OpenSSH 9.8 and later charge that as a failed login (5 s
+of 15, see :mod:`instant_env.ssh.pauses`), and whoever then logs in from another address is not concerned.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A public key from outside, parsed as a key: what is passed on are its parts, and nothing else of the text."""
+"""A public key from outside, parsed as a key: only its parts are passed on, nothing else of the text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PublicKeyError(UsageError):
 
 @dataclass(frozen=True)
 class PublicKey:
-    """``type`` and ``body`` (base64) as in a line of authorized_keys; ``comment`` has no control characters."""
+    """``type`` and ``body`` (base64) as in authorized_keys; ``comment`` has no control characters."""
 
     type: str
     body: str

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 import pytest
@@ -21,7 +22,7 @@ from instant_env.ssh.login import HandshakeFailed, KeyRefused
 from instant_env.ssh.public_key import PublicKey, PublicKeyError
 
 
-def new_key(kind: str = "ssh-ed25519", **options: int) -> str:
+def new_key(kind: str = "ssh-ed25519", **options: Any) -> str:
     return asyncssh.generate_private_key(kind, **options).export_public_key().decode().strip()
 
 

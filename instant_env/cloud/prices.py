@@ -72,8 +72,8 @@ def _asked(cloud: Cloud, kind: str) -> Price | None:
     }
     try:
         session = cloud.session or boto3.Session(profile_name=cloud.settings.profile)
-        client = session.client("pricing", region_name=_PRICING_REGION, endpoint_url=cloud.endpoint_url)
-        answer = client.get_products(
+        pricing = session.client("pricing", region_name=_PRICING_REGION, endpoint_url=cloud.endpoint_url)
+        answer = pricing.get_products(
             ServiceCode="AmazonEC2",
             Filters=[{"Type": "TERM_MATCH", "Field": k, "Value": v} for k, v in filters.items()],
         )

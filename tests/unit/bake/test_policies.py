@@ -130,7 +130,7 @@ NOT_OF_BENCH = {"describe_instance_type_offerings", "get_console_output", "delet
 def called_in(*patterns: str) -> set[str]:
     """Client methods that the sources name: ``run_instances``, and what paginators are made of."""
     text = "".join(path.read_text() for pattern in patterns for path in sorted(ROOT.glob(pattern)))
-    direct = re.findall(r"(?:ec2|ssm|instance_connect|pricing\"\))\.([a-z_]+)\(", text)
+    direct = re.findall(r"(?:ec2|ssm|instance_connect|pricing)\.([a-z_]+)\(", text)
     return {*direct, *re.findall(r'get_paginator\("([a-z_]+)"\)', text)} - {"get_paginator"}
 
 

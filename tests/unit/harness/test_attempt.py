@@ -152,7 +152,7 @@ def test_key_that_comes_late_is_retried_and_t4_says_how_exact_it_is(tmp_path: Pa
 def test_key_never_accepted_is_auth_failed_and_stays_below_sshds_penalties(tmp_path: Path) -> None:
     stranger = SshHost(public_key=fresh_key().public_openssh)
     with stranger.serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
-        done = attempt(cloud, timeout_s=3)
+        done = attempt(cloud, timeout_s=5)
     assert done.outcome is Outcome.AUTH_FAILED
     assert done.keys_refused == 3
     assert "refused the key" in done.error

@@ -36,7 +36,7 @@ from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role
 from instant_env.launch.attempt import Attempt
 from instant_env.launch.lag import short_pauses
-from instant_env.launch.techniques import Order, Prepared
+from instant_env.launch.techniques import LaunchSpec, Prepared
 from instant_env.launch.techniques.base import run_instance
 from instant_env.launch.timeline import MarkName, Outcome
 from instant_env.launch.watch import Watcher
@@ -101,8 +101,8 @@ def _figures(values: Sequence[float]) -> dict[str, float]:
     return {name: round(value, 2) for name, value in named.items()}
 
 
-def _order(number: int) -> Order:
-    return Order(
+def _order(number: int) -> LaunchSpec:
+    return LaunchSpec(
         run_id="calibration", name=f"calibration-{number}", role=Role.BENCH, instance_type="m7i.large",
         key_name="", security_group_id="", market=Market.ON_DEMAND, ttl_s=3600,
         expires_at=datetime.now(UTC) + timedelta(hours=1), client_token=f"calibration-{number}",

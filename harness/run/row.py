@@ -6,7 +6,7 @@ from harness.plan.experiment import Experiment, Planned
 from harness.results_file import Row
 from instant_env.cloud.session import Cloud
 from instant_env.launch.attempt import Attempt
-from instant_env.launch.techniques import Place, Prepared
+from instant_env.launch.techniques import PoolSlot, Prepared
 from instant_env.launch.timeline import MarkName, Outcome
 
 #: The guest's marks that have a column: instant-init's name for it, and the column.
@@ -28,7 +28,7 @@ def row_of(
     planned: Planned,
     experiment: Experiment,
     prepared: Prepared,
-    place: Place,
+    place: PoolSlot,
     cloud: Cloud,
     run_id: str,
     in_flight: int,

@@ -29,11 +29,11 @@ from instant_env.launch.attempt import Attempt
 from instant_env.launch.boot_records import RecordsError, read_boot_records
 from instant_env.launch.techniques import (
     HandOver,
+    LaunchContext,
     Launched,
-    Order,
-    Place,
+    LaunchSpec,
+    PoolSlot,
     Prepared,
-    Site,
     find_technique,
 )
 from instant_env.launch.timeline import MarkName, Outcome
@@ -66,7 +66,7 @@ class Access:
 
 
 @dataclass
-class Filling:
+class FillStats:
     """What filling the places of one technique took so far."""
 
     places: int = 0
@@ -91,7 +91,7 @@ class Conductor:
     progress: Progress
     on_row: Callable[[Row], None]
     rows: list[Row] = field(default_factory=list)
-    fillings: dict[str, Filling] = field(default_factory=dict)
+    fillings: dict[str, FillStats] = field(default_factory=dict)
     in_flight: int = 0
     _cpu_from_s: float = 0.0
     _prober: Prober | None = None
@@ -111,7 +111,7 @@ class Conductor:
         }
         gate = _Gate(self.experiment.launches_per_s if self.experiment.parallel > 1 else None)
 
-        async def one(item: Planned, site: Site) -> None:
+        async def one(item: Planned, site: LaunchContext) -> None:
             try:
                 await self._run_one(item, site)
             finally:
@@ -128,7 +128,7 @@ class Conductor:
                 asyncio.TaskGroup() as group,
             ):
                 self._prober = prober
-                site = Site(self.cloud, watcher, prober, self.access.key, self.experiment.timeout_s)
+                site = LaunchContext(self.cloud, watcher, prober, self.access.key, self.experiment.timeout_s)
                 for item in planned:
                     if item.technique in caps:
                         await caps[item.technique].acquire()
@@ -164,13 +164,13 @@ class Conductor:
             return True
         return self.spent_usd + self.reserved_usd + self._worst_usd(cell) <= self.max_usd
 
-    async def _run_one(self, planned: Planned, site: Site) -> None:
+    async def _run_one(self, planned: Planned, site: LaunchContext) -> None:
         technique = find_technique(planned.technique)
         prepared = self.prepared[planned.cell]
         pair = KeyPair.generate() if technique.hands_over_key else self.access.pair
         order = self._order(planned, pair)
         options = planned.cell.options
-        place = Place()
+        place = PoolSlot()
 
         def start() -> Launched:
             return technique.launch(self.cloud, prepared, order, place)
@@ -237,7 +237,7 @@ class Conductor:
         if records is not None:
             guests.append(self.results.path, planned, attempt, records)
 
-    async def _copy(self, prepared: Prepared, order: Order) -> str:
+    async def _copy(self, prepared: Prepared, order: LaunchSpec) -> str:
         """A copy of the AMI that nothing was launched from yet."""
         return await asyncio.to_thread(
             copies.fresh_copy,
@@ -248,7 +248,7 @@ class Conductor:
             expires_at=order.expires_at,
         )
 
-    def _cost_usd(self, attempt: Attempt, order: Order, place: Place) -> float | None:
+    def _cost_usd(self, attempt: Attempt, order: LaunchSpec, place: PoolSlot) -> float | None:
         """Of the attempt's machine, up to now; a pool's filling and its attempt are two starts, or one."""
         if not attempt.instance_id and not place.instance_id:
             return 0.0
@@ -262,16 +262,16 @@ class Conductor:
         cost = self.prices.cost_usd(order.instance_type, market, *lives_s)
         return None if cost is None else round(cost, 6)
 
-    def _count(self, technique: str, place: Place) -> None:
+    def _count(self, technique: str, place: PoolSlot) -> None:
         if place.fill_s:
-            filling = self.fillings.setdefault(technique, Filling())
+            filling = self.fillings.setdefault(technique, FillStats())
             filling.places += 1
             filling.machines += place.machines
             filling.seconds = round(filling.seconds + place.fill_s, 3)
 
-    def _order(self, planned: Planned, pair: KeyPair) -> Order:
+    def _order(self, planned: Planned, pair: KeyPair) -> LaunchSpec:
         cell = planned.cell
-        return Order(
+        return LaunchSpec(
             run_id=self.run_id,
             name=f"instant-env-bench-{cell.technique}-{planned.attempt}",
             role=Role.BENCH,
@@ -288,7 +288,7 @@ class Conductor:
             padding=cell.options.user_data_bytes or 0,
         )
 
-    async def _end(self, attempt: Attempt, planned: Planned, place: Place, watcher: Watcher) -> None:
+    async def _end(self, attempt: Attempt, planned: Planned, place: PoolSlot, watcher: Watcher) -> None:
         """End the attempt's machine and wait until it is gone, so that it takes nothing from the next one.
 
         The wait is the shared poll's: fifty machines that end at a time are asked for at once.
@@ -346,6 +346,6 @@ def end_leftovers(cloud: Cloud, run_id: str) -> None:
         terminate(cloud, alive)
 
 
-def fillings_as_json(fillings: Mapping[str, Filling]) -> dict[str, Any]:
+def fillings_as_json(fillings: Mapping[str, FillStats]) -> dict[str, Any]:
     """For the metadata: what the pools cost, apart from what was measured."""
     return {name: dataclasses.asdict(filling) for name, filling in fillings.items()}

@@ -20,7 +20,14 @@ from instant_env.cloud.instances import LaunchOptions, Market, describe, termina
 from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role
 from instant_env.launch.attempt import Attempt
-from instant_env.launch.techniques.base import FillError, Order, Place, Prepared, Site, run_instance
+from instant_env.launch.techniques.base import (
+    FillError,
+    LaunchContext,
+    LaunchSpec,
+    PoolSlot,
+    Prepared,
+    run_instance,
+)
 from instant_env.launch.timeline import Outcome
 
 T = TypeVar("T")
@@ -41,8 +48,13 @@ _AGENT_S = 120.0
 
 
 async def fill_running(
-    site: Site, prepared: Prepared, order: Order, *, user_data: str | None, hibernation: bool = False
-) -> Place:
+    site: LaunchContext,
+    prepared: Prepared,
+    order: LaunchSpec,
+    *,
+    user_data: str | None,
+    hibernation: bool = False,
+) -> PoolSlot:
     """Launch a machine and log in to it once. Raises FillError, and then the machine is gone; cancelled, it
     is the run's to end, by its tags."""
     started = time.monotonic()
@@ -67,7 +79,7 @@ async def fill_running(
         if filling.outcome is not Outcome.OK or filling.guest is None:
             why = filling.error or "; ".join(filling.notes)
             raise FillError(f"{filling.instance_id or 'no machine'}: {filling.outcome}: {why}")
-    return Place(
+    return PoolSlot(
         instance_id=filling.instance_id,
         address=filling.address,
         boot_id=filling.guest.boot_id,
@@ -98,14 +110,14 @@ async def _get_ready(connection: asyncssh.SSHClientConnection) -> None:
         await asyncio.sleep(_AGENT_S)
 
 
-async def put_to_rest(site: Site, place: Place, *, hibernate: bool = False) -> Place:
+async def stop_or_hibernate(site: LaunchContext, place: PoolSlot, *, hibernate: bool = False) -> PoolSlot:
     """Stop the place's machine, and wait until it is stopped. Raises FillError when it is not, or not asleep,
     and then the machine is gone."""
     async with _ended_on_failure(site.cloud, lambda: place.instance_id):
         return await _rested(site, place, hibernate=hibernate)
 
 
-async def _rested(site: Site, place: Place, *, hibernate: bool) -> Place:
+async def _rested(site: LaunchContext, place: PoolSlot, *, hibernate: bool) -> PoolSlot:
     started = time.monotonic()
     await _in_thread(
         lambda: site.cloud.ec2.stop_instances(InstanceIds=[place.instance_id], Hibernate=hibernate)
@@ -140,7 +152,7 @@ def _state(cloud: Cloud, instance_id: str) -> tuple[str, str]:
     return instance["State"]["Name"], instance.get("StateReason", {}).get("Code", "")
 
 
-def with_memory(cloud: Cloud, prepared: Prepared, order: Order) -> LaunchOptions:
+def with_memory(cloud: Cloud, prepared: Prepared, order: LaunchSpec) -> LaunchOptions:
     """Options of a machine that can hibernate: an encrypted root volume with room for its memory beside."""
     kinds = cloud.ec2.describe_instance_types(InstanceTypes=[order.instance_type])["InstanceTypes"]  # type: ignore[list-item]
     memory_gib = -(-kinds[0]["MemoryInfo"]["SizeInMiB"] // 1024)

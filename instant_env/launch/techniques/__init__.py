@@ -13,10 +13,10 @@ from instant_env.launch.techniques.base import (
     Combined,
     FillError,
     HandOver,
-    Order,
-    Place,
+    LaunchContext,
+    LaunchSpec,
+    PoolSlot,
     Prepared,
-    Site,
     Technique,
 )
 from instant_env.launch.techniques.cold import Cold
@@ -28,8 +28,17 @@ from instant_env.launch.techniques.warm_running import WarmRunning
 from instant_env.launch.techniques.warm_stopped import WarmStopped
 
 __all__ = [
-    "BASELINE", "TECHNIQUES", "FillError", "HandOver", "Launched", "Order", "Place", "Prepared", "Site",
-    "Technique", "find_technique",
+    "BASELINE",
+    "TECHNIQUES",
+    "FillError",
+    "HandOver",
+    "LaunchContext",
+    "LaunchSpec",
+    "Launched",
+    "PoolSlot",
+    "Prepared",
+    "Technique",
+    "find_technique",
 ]  # fmt: skip
 
 _IMAGES: dict[str, Technique] = {image.name: image for image in (Cold(), MinimalAmi(), CustomInit())}

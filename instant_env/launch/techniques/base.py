@@ -62,7 +62,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Order:
+class LaunchSpec:
     """One launch, as every technique is told it. ``ttl_s``: the machine's own timer, where it has one.
 
     ``public_key`` is the key that is to be let in; ``key_name`` names the key pair that EC2 gives to machines
@@ -87,7 +87,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Place:
+class PoolSlot:
     """What ``fill`` made for one attempt; empty for techniques that make nothing ahead.
 
     ``machines``: how many it launched. ``fill_s``: how long it took. ``boot_id``: of its machine, as it ran
@@ -109,7 +109,7 @@ class FillError(InstantEnvError):
 
 
 @dataclass(frozen=True)
-class Site:
+class LaunchContext:
     """Where places are made, and with what: the run's watch, its prober and the key of its key pair."""
 
     cloud: Cloud
@@ -141,23 +141,23 @@ class Technique(ABC):
         Raises UsageError when something it needs is not there.
         """
 
-    def user_data(self, order: Order) -> str | None:
+    def user_data(self, order: LaunchSpec) -> str | None:
         """What its machines are told at launch."""
         return ttl_user_data(order.ttl_s, order.padding)
 
-    async def fill(self, site: Site, prepared: Prepared, order: Order) -> Place:
+    async def fill(self, site: LaunchContext, prepared: Prepared, order: LaunchSpec) -> PoolSlot:
         """Make one place, before the clock starts. Raises FillError, and botocore's errors.
 
         What it made and did not return carries the run's tags and the pool's role.
         """
         del site, prepared, order
-        return Place(filled_ns=time.monotonic_ns())
+        return PoolSlot(filled_ns=time.monotonic_ns())
 
     @abstractmethod
-    def launch(self, cloud: Cloud, prepared: Prepared, order: Order, place: Place) -> Launched:
+    def launch(self, cloud: Cloud, prepared: Prepared, order: LaunchSpec, place: PoolSlot) -> Launched:
         """Ask for the machine: this is on the clock. botocore's errors are passed on."""
 
-    def release(self, cloud: Cloud, place: Place) -> None:  # noqa: B027 - most have nothing to undo
+    def release(self, cloud: Cloud, place: PoolSlot) -> None:  # noqa: B027 - most have nothing to undo
         """Undo ``fill``, after the machine is gone; machines themselves are the caller's to end."""
 
 
@@ -183,7 +183,7 @@ class BakedTechnique(Technique):
             root_gib=image.root_gib,
         )
 
-    def launch(self, cloud: Cloud, prepared: Prepared, order: Order, place: Place) -> Launched:
+    def launch(self, cloud: Cloud, prepared: Prepared, order: LaunchSpec, place: PoolSlot) -> Launched:
         del place
         return run_instance(cloud, prepared, order, user_data=self.user_data(order))
 
@@ -201,11 +201,11 @@ class Combined(Technique):
     def prepare(self, cloud: Cloud, images: Mapping[str, BakedImage]) -> Prepared:
         return self.image.prepare(cloud, images)
 
-    def user_data(self, order: Order) -> str | None:
+    def user_data(self, order: LaunchSpec) -> str | None:
         return self.image.user_data(order)
 
 
-def launch_request(prepared: Prepared, order: Order, *, user_data: str | None) -> LaunchRequest:
+def launch_request(prepared: Prepared, order: LaunchSpec, *, user_data: str | None) -> LaunchRequest:
     """The plain request of an order."""
     return LaunchRequest(
         image_id=prepared.image_id,
@@ -225,7 +225,12 @@ def launch_request(prepared: Prepared, order: Order, *, user_data: str | None) -
 
 
 def run_instance(
-    cloud: Cloud, prepared: Prepared, order: Order, *, user_data: str | None, interface_id: str | None = None
+    cloud: Cloud,
+    prepared: Prepared,
+    order: LaunchSpec,
+    *,
+    user_data: str | None,
+    interface_id: str | None = None,
 ) -> Launched:
     """RunInstances; a spot request that finds no capacity is repeated on demand, and the note says so.
 

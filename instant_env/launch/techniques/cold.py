@@ -10,7 +10,7 @@ from instant_env.cloud.images import BakedImage
 from instant_env.cloud.session import Cloud, error_code
 from instant_env.errors import UsageError
 from instant_env.launch.launched import Launched
-from instant_env.launch.techniques.base import Order, Place, Prepared, Technique, run_instance
+from instant_env.launch.techniques.base import LaunchSpec, PoolSlot, Prepared, Technique, run_instance
 
 
 class Cold(Technique):
@@ -57,10 +57,10 @@ class Cold(Technique):
             note=f"{', '.join(others)} baked from another base than {newest.base_ami}" if others else "",
         )
 
-    def user_data(self, order: Order) -> str | None:
+    def user_data(self, order: LaunchSpec) -> str | None:
         del order
         return None
 
-    def launch(self, cloud: Cloud, prepared: Prepared, order: Order, place: Place) -> Launched:
+    def launch(self, cloud: Cloud, prepared: Prepared, order: LaunchSpec, place: PoolSlot) -> Launched:
         del place
         return run_instance(cloud, prepared, order, user_data=self.user_data(order))

@@ -15,7 +15,14 @@ from instant_env.cloud.interfaces import (
 from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role
 from instant_env.launch.launched import Launched
-from instant_env.launch.techniques.base import Combined, Order, Place, Prepared, Site, run_instance
+from instant_env.launch.techniques.base import (
+    Combined,
+    LaunchContext,
+    LaunchSpec,
+    PoolSlot,
+    Prepared,
+    run_instance,
+)
 
 
 class PreallocEni(Combined):
@@ -30,7 +37,7 @@ class PreallocEni(Combined):
     way = "prealloc-eni"
     most_in_flight = ELASTIC_IP_QUOTA
 
-    async def fill(self, site: Site, prepared: Prepared, order: Order) -> Place:
+    async def fill(self, site: LaunchContext, prepared: Prepared, order: LaunchSpec) -> PoolSlot:
         del prepared
         started = time.monotonic()
         # A thread cannot be stopped: whoever cancels gets the interface deleted, not left.
@@ -40,7 +47,7 @@ class PreallocEni(Combined):
         except asyncio.CancelledError:
             await asyncio.gather(making, return_exceptions=True)
             raise  # the run ends what carries its tags
-        return Place(
+        return PoolSlot(
             interface_id=made.interface_id,
             allocation_id=made.allocation_id,
             address=made.address,
@@ -49,7 +56,7 @@ class PreallocEni(Combined):
         )
 
     @staticmethod
-    def _make(cloud: Cloud, order: Order) -> PublicInterface:
+    def _make(cloud: Cloud, order: LaunchSpec) -> PublicInterface:
         return make_public_interface(
             cloud,
             security_group_id=order.security_group_id,
@@ -60,11 +67,11 @@ class PreallocEni(Combined):
             zone=order.options.zone,
         )
 
-    def launch(self, cloud: Cloud, prepared: Prepared, order: Order, place: Place) -> Launched:
+    def launch(self, cloud: Cloud, prepared: Prepared, order: LaunchSpec, place: PoolSlot) -> Launched:
         launched = run_instance(
             cloud, prepared, order, user_data=self.user_data(order), interface_id=place.interface_id
         )
         return dataclasses.replace(launched, address=place.address)
 
-    def release(self, cloud: Cloud, place: Place) -> None:
+    def release(self, cloud: Cloud, place: PoolSlot) -> None:
         delete_public_interface(cloud, place.interface_id, place.allocation_id)

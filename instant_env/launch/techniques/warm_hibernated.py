@@ -11,7 +11,14 @@ from instant_env.cloud.instances import Market
 from instant_env.cloud.session import Cloud
 from instant_env.launch import pool
 from instant_env.launch.launched import Launched
-from instant_env.launch.techniques.base import Combined, HandOver, Order, Place, Prepared, Site
+from instant_env.launch.techniques.base import (
+    Combined,
+    HandOver,
+    LaunchContext,
+    LaunchSpec,
+    PoolSlot,
+    Prepared,
+)
 
 
 class WarmHibernated(Combined):
@@ -27,7 +34,7 @@ class WarmHibernated(Combined):
     on_demand_only = True
     hands_over_key = True
 
-    async def fill(self, site: Site, prepared: Prepared, order: Order) -> Place:
+    async def fill(self, site: LaunchContext, prepared: Prepared, order: LaunchSpec) -> PoolSlot:
         options = await asyncio.to_thread(pool.with_memory, site.cloud, prepared, order)
         options = dataclasses.replace(options, tags_in_metadata=order.hand_over is HandOver.TAG)
         place = await pool.fill_running(
@@ -37,9 +44,9 @@ class WarmHibernated(Combined):
             user_data=self.user_data(order),
             hibernation=True,
         )
-        return await pool.put_to_rest(site, place, hibernate=True)
+        return await pool.stop_or_hibernate(site, place, hibernate=True)
 
-    def launch(self, cloud: Cloud, prepared: Prepared, order: Order, place: Place) -> Launched:
+    def launch(self, cloud: Cloud, prepared: Prepared, order: LaunchSpec, place: PoolSlot) -> Launched:
         if order.hand_over is HandOver.TAG:
             handover.by_tag(cloud, place.instance_id, order.public_key)
         cloud.ec2.start_instances(InstanceIds=[place.instance_id])

@@ -10,7 +10,14 @@ from instant_env.cloud.instances import Market
 from instant_env.cloud.session import Cloud
 from instant_env.launch import pool
 from instant_env.launch.launched import Launched
-from instant_env.launch.techniques.base import Combined, HandOver, Order, Place, Prepared, Site
+from instant_env.launch.techniques.base import (
+    Combined,
+    HandOver,
+    LaunchContext,
+    LaunchSpec,
+    PoolSlot,
+    Prepared,
+)
 
 
 class WarmRunning(Combined):
@@ -26,13 +33,13 @@ class WarmRunning(Combined):
     on_demand_only = True
     hands_over_key = True
 
-    async def fill(self, site: Site, prepared: Prepared, order: Order) -> Place:
+    async def fill(self, site: LaunchContext, prepared: Prepared, order: LaunchSpec) -> PoolSlot:
         by_tag = order.hand_over is HandOver.TAG
         options = dataclasses.replace(order.options, tags_in_metadata=by_tag)
         order = dataclasses.replace(order, options=options)
         return await pool.fill_running(site, prepared, order, user_data=self.user_data(order))
 
-    def launch(self, cloud: Cloud, prepared: Prepared, order: Order, place: Place) -> Launched:
+    def launch(self, cloud: Cloud, prepared: Prepared, order: LaunchSpec, place: PoolSlot) -> Launched:
         if order.hand_over is HandOver.TAG:
             handover.by_tag(cloud, place.instance_id, order.public_key)
         else:

@@ -12,7 +12,7 @@ from instant_env.cloud.session import Cloud
 from instant_env.errors import UsageError
 from instant_env.launch import pool
 from instant_env.launch.launched import Launched
-from instant_env.launch.techniques.base import Combined, Order, Place, Prepared, Site
+from instant_env.launch.techniques.base import Combined, LaunchContext, LaunchSpec, PoolSlot, Prepared
 
 
 class WarmStopped(Combined):
@@ -36,11 +36,11 @@ class WarmStopped(Combined):
             )
         return super().prepare(cloud, images)
 
-    async def fill(self, site: Site, prepared: Prepared, order: Order) -> Place:
+    async def fill(self, site: LaunchContext, prepared: Prepared, order: LaunchSpec) -> PoolSlot:
         place = await pool.fill_running(site, prepared, order, user_data=self.user_data(order))
-        return await pool.put_to_rest(site, place)
+        return await pool.stop_or_hibernate(site, place)
 
-    def launch(self, cloud: Cloud, prepared: Prepared, order: Order, place: Place) -> Launched:
+    def launch(self, cloud: Cloud, prepared: Prepared, order: LaunchSpec, place: PoolSlot) -> Launched:
         del prepared
         handover.in_user_data(cloud, place.instance_id, order.public_key, order.ttl_s)
         cloud.ec2.start_instances(InstanceIds=[place.instance_id])

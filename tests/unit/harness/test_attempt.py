@@ -20,14 +20,14 @@ from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role
 from instant_env.launch.attempt import Attempt
 from instant_env.launch.guest import GuestReadError, parse_disk_statistics
-from instant_env.launch.techniques import Order, Prepared
+from instant_env.launch.techniques import LaunchSpec, Prepared
 from instant_env.launch.techniques.base import run_instance
 from instant_env.launch.timeline import MarkName, Outcome
 from instant_env.launch.watch import Watcher
 from instant_env.settings import CloudName
 from instant_env.ssh.probe_client import Prober, ProberError, probing
 
-ORDER = Order(
+ORDER = LaunchSpec(
     run_id="r",
     name="n",
     role=Role.BENCH,
@@ -45,7 +45,7 @@ def attempt(
     cloud: Cloud,
     *,
     timeout_s: float = 10,
-    order: Order = ORDER,
+    order: LaunchSpec = ORDER,
     meanwhile: Callable[[asyncio.Task[None], Attempt, Prober], None] | None = None,
 ) -> Attempt:
     """Run one attempt; ``meanwhile`` gets its task and the rest half a second later."""

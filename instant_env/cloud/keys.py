@@ -50,8 +50,8 @@ def imported_key_pair(
     cloud: Cloud, key: KeyPair, *, run_id: str, role: Role, expires_at: datetime,
     keep: Callable[[], bool] = lambda: False,
 ) -> Iterator[str]:  # fmt: skip
-    """Import the public half under the run's name; yield the name; delete it on the way out, unless ``keep``
-    says no by then."""
+    """Import the public half under the run's name; yield the name; delete it on the way out, unless
+    ``keep()`` is true by then."""
     name = f"instant-env-{role.value}-{run_id}"
     with or_undone(lambda: cloud.ec2.delete_key_pair(KeyName=name), f"importing key pair {name}"):
         cloud.ec2.import_key_pair(

@@ -83,7 +83,7 @@ def temporary_security_group(
     keep: Callable[[], bool] = lambda: False,
 ) -> Iterator[str]:  # fmt: skip
     """A security group that admits SSH from ``cidr`` only (the caller's address); deleted on the way
-    out, unless ``keep`` says no by then."""
+    out, unless ``keep()`` is true by then."""
     name = f"instant-env-{role.value}-{run_id}"
     cidr = cidr or caller_cidr(cloud)
     vpc_id = vpc_of(cloud)

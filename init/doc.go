@@ -4,29 +4,29 @@ Instant-init is the first process of a machine that exists to be logged into by 
 	instant-init              as process 1: boot to sshd, then look after it
 	instant-init key-agent    under another init: install the SSH key that EC2 has for this machine
 	instant-init login-keys USER
-	                          for sshd: print the keys that were handed over to this machine while it runs
-	instant-init grow         make the root file system as large as its volume; or the one on the mount point given
-	instant-init timeline     print when what happened in this boot, as JSON
+	                          for sshd: print the keys that were handed to this machine while it runs
+	instant-init grow         enlarge the root file system, or the one on a given mount point, to its volume
+	instant-init timeline     print the times of this boot's stages, as JSON
 	instant-init --version
 
 # As process 1
 
-Started by the kernel (init=/usr/sbin/instant-init), it mounts the kernel's file systems, loads the modules of the
-network interfaces when none is there, obtains an address by DHCP, fetches the public key that was named at launch
-from the instance metadata service (IMDSv2), adds it to authorized_keys of the login user, makes SSH host keys if
-there are none, and starts sshd. No shell and no other program but sshd is run. What does not depend on each
-other runs at the same time.
+The kernel starts it (init=/usr/sbin/instant-init). It mounts the kernel's file systems, loads the modules of the network
+interfaces if there is no interface yet, obtains an address by DHCP, fetches the public key that was named at launch from
+the instance metadata service (IMDSv2), adds it to authorized_keys of the login user, makes SSH host keys if there are
+none, and starts sshd. It runs no shell and no program but sshd. Steps that do not depend on each other run at the same
+time.
 
-sshd is executed before anything else, even before Go's runtime starts (early), because loading it takes longer than what
-it waits for. It does not read its configuration before there are host keys: a write lease holds sshd_config until then.
-It listens as soon as it can and accepts nobody before the key is there: whoever connects early waits in the
-backlog, and is not turned away. (Its pid file is a FIFO that it cannot open until then, which does not depend on
-sshd_config; /run/sshd.pid has the process id afterwards.)
+sshd is executed first, before Go's runtime starts (early), because it takes longer to load than the steps that it waits
+for. A write lease on sshd_config keeps sshd from reading its configuration before the host keys exist. sshd listens as
+soon as it can and accepts connections once the key is installed: a client that connects earlier waits in the backlog and
+is not rejected. (The pid file is a FIFO that sshd cannot open until then, whatever sshd_config says; /run/sshd.pid has
+the process id afterwards.)
 
-Then it stays: it keeps sshd and the services running, reaps orphans, makes the root file system as large as its
-volume, mounts what user data asks for, and goes down in order when it gets SIGTERM or SIGPWR, when the power button is
-pressed (EC2's StopInstances), or when the machine's time is up. On SIGINT, which is what Ctrl-Alt-Del comes as (EC2's
-RebootInstances), it restarts the machine in the same order.
+Then process 1 keeps sshd and the services running, reaps orphans, enlarges the root file system to its volume, and
+mounts the volumes of user data. It shuts the machine down in order on SIGTERM or SIGPWR, when the power button is pressed
+(EC2's StopInstances), or when the machine's time limit is reached. It restarts the machine in the same order on SIGINT,
+which the kernel sends for Ctrl-Alt-Del (EC2's RebootInstances).
 
 # Services
 
@@ -35,90 +35,91 @@ A file /etc/instant-init/services/NAME.json declares a program that runs for as 
 	{"argv": ["/usr/bin/dockerd"],          the program by its absolute path, and its arguments; it stays in the foreground
 	 "environment": {"LANG": "C.UTF-8"},    on top of PATH
 	 "start": "named",                      only when user data has its NAME in "services"; "always" is the default
-	 "after": ["chrony"],                   services to be started before it, and to be stopped after it
+	 "after": ["chrony"],                   services that start before it and stop after it
 	 "mounts": ["/var/lib/docker"],         mount points on which it waits for a file system
 	 "restart": "always"}                   or on-failure, or never
 
-Services start when sshd listens, so none of them delays a login, as root, in a cgroup of their own below
-/sys/fs/cgroup/services. One that ends is started again after 100 ms, then after twice as long each time, up to 10 s;
-after 30 s without an end it counts as steady. What it left behind ends with it. The console is told the first times, with
-the last words; all that it prints is in /run/instant-init/log/NAME.log, which is put aside as NAME.log.1 at 256 KiB. A
-declaration that is wrong is told of on the console and left out.
+Services start once sshd listens, so that none of them delays a login. They run as root, each in its own cgroup below
+/sys/fs/cgroup/services. A service that ends is started again after 100 ms; the pause doubles each time, up to 10 s, and
+starts afresh after a run of 30 s. Processes that the service left behind are ended with it. The console reports the
+first restarts, with the service's last lines. All output goes to /run/instant-init/log/NAME.log, which is renamed to
+NAME.log.1 at 256 KiB. An invalid declaration is reported on the console and ignored.
 
 All controllers of cgroup v2 are delegated to the groups below the root, process 1 is in /instant-init, and mounts are
-shared: what dockerd asks of its machine. It is done before the first service starts; without services, after the first
-login or ten seconds.
+shared, as dockerd requires. This happens before the first service starts or, without services, after the first login or
+ten seconds.
 
 # Going down
 
 Services are stopped in the reverse of the order in which they were started: SIGTERM, and SIGKILL after 2 s (4 s for all
-of them); then every other process, disks are synced, swap given back and file systems unmounted. Each part has its
-limit, and after 9.5 s the power goes off whatever hangs; the console has what did. With nothing stuck it takes tenths of
-a second, which the last line on the console tells.
+of them). Then every other process is ended, disks are synced, swap is switched off and file systems are unmounted. Each
+part has a time limit, and after 9.5 s the power goes off whatever hangs; the console names what did. A shutdown in which
+nothing hangs takes tenths of a second; the last line on the console has the time.
 
-The sleep key (EC2's StopInstances with Hibernate) writes the memory to the partition that the kernel's command line names
-as resume=, which is made swap when it is blank; at the next start the kernel goes on from there. Where resume= is a
-PARTUUID that no partition has, and the machine was launched to hibernate (the metadata say so), that partition is made at
-the first start, as large as the memory, and the root grows up to it and no further. An image without resume= ignores the
-key.
+On the sleep key (EC2's StopInstances with Hibernate) the memory is written to the partition that the kernel's command
+line names as resume=, which is formatted as swap if it is blank; at the next start the kernel resumes from it. If resume=
+is a PARTUUID that no partition has, and the metadata say that the machine was launched to hibernate, the first start
+makes that partition, as large as the memory, and the root grows up to it and no further. An image without resume= ignores
+the key.
 
 # When something is wrong
 
-A root that is read-only or full still lets people in: keys are kept in memory then. Everything else that a login can do
-without is told on the console and left. An error that leaves the machine without a login, sshd failing time after time
-included, is printed with its cause, memory, disk, network interfaces and the kernel's latest complaints, and the machine
-is powered off ten seconds later: a machine that nobody can reach should not be paid for. So is a fault of this program (a
-panic), after five minutes when sshd runs. It never restarts a machine by itself: what failed once would fail again.
+A login works with a read-only or full root: keys are kept in memory then. Every other failure that does not prevent a
+login is reported on the console and skipped. A failure that makes logins impossible, including an sshd that keeps
+failing, is printed with its cause, the state of memory, disk and network interfaces, and the kernel's latest warnings.
+The machine is powered off ten seconds later, because a machine that nobody can reach costs money. The same happens after
+a fault of this program (a panic), but after five minutes if sshd runs. The machine never restarts by itself: a failure
+would repeat.
 
 # Volumes
 
-The last partition of a disk with a GUID partition table is enlarged to its end when it holds the root, with the file system
-(ext4 or XFS) in it, after sshd listens. The order of writes is such that the machine starts again wherever it is cut
-short. `instant-init grow [MOUNT POINT]` does the same by hand or under another init; the key agent does it, too.
+If the root is on the last partition of a disk with a GUID partition table, the partition and the file system in it (ext4
+or XFS) are enlarged to the end of the disk, after sshd listens. The writes are ordered so that the machine still starts
+if it loses power at any point. `instant-init grow [MOUNT POINT]` does the same by hand or under another init, and so does
+the key agent.
 
-User data names further volumes, by id, by the name of their mapping or by path; each is waited for, formatted only where
-it says so and the device has nothing but zeros where anything could be recognised, and mounted:
+User data names further volumes, by id, by the name of their mapping or by path. Each is mounted when it is attached. It
+is formatted first only if user data asks for it and the device has only zeros where a signature could be:
 
 	{"instant-env": {"mounts": [{"device": "vol-0abc", "path": "/data", "filesystem": "ext4", "format": "blank"}]}}
 
 # User data
 
-With no network, no metadata service or no answer that makes sense it keeps trying and says on the console what it
-waits for, after 5 seconds and then every 30. That no key was named at launch is an answer: then the keys in user data
-are waited for (10 seconds at most), and sshd starts. So it does where keys of an earlier start are on the disk and the
-metadata service has been silent for 10 seconds.
+Without a network, a metadata service or a valid answer it keeps trying, and reports on the console what it waits for,
+after 5 seconds and then every 30. If no key was named at launch, it waits up to 10 seconds for the keys in user data and
+then lets sshd accept connections. It does the same if keys of an earlier start are on the disk and the metadata service
+has not answered for 10 seconds.
 
-User data may name more keys, limit the life of the machine, and more; see docs/user-data.md. It is read once sshd
-runs. What is wrong with it is said on the console and does not stop anything.
+User data may name more keys, set the machine's time limit, and more; see docs/user-data.md. It is read once sshd runs.
+Errors in it are reported on the console and stop nothing else.
 
 	{"instant-env": {"ttl_s": 3600, "ssh_keys": ["ssh-ed25519 AAAA..."]}}
 
-Of the image it asks: the root file system is named to the kernel, which mounts it; /dev on it has the nodes console
-and null unless the kernel mounts devtmpfs by itself (CONFIG_DEVTMPFS_MOUNT), because the Go runtime needs them
-before main; the login user exists; sshd is installed. /etc/fstab is not read.
+The image must meet these conditions: the kernel's command line names the root file system; /dev on it has the nodes
+console and null, which the Go runtime needs before main, unless the kernel mounts devtmpfs by itself
+(CONFIG_DEVTMPFS_MOUNT); the login user exists; sshd is installed. /etc/fstab is not read.
 
 # Network
 
-Every Ethernet card is configured by DHCP (IPv4), as soon as the kernel tells of it and beside the others, also one
-that is attached to a running machine; the driver of such a card is loaded. What goes is forgotten. IPv6 is left to
-the kernel's own configuration, and nothing waits for it. Without a network it keeps trying, and says on the console
-what it waits for, after five seconds and then every half minute.
+Every Ethernet card is configured by DHCP (IPv4) as soon as the kernel reports it, in parallel with the others. This
+includes cards that are attached to a running machine, whose drivers are loaded. The configuration of a card is removed
+when the card is. IPv6 is left to the kernel's own configuration, and nothing waits for it.
 
-The card with the lowest index comes first: its default route has the lowest metric (a hundred times the index), and
-the machine has the host name, search domain and name servers of its lease. "hostname" in user data comes before the
-server's. Every other card has a routing table (10000 and its index) that a rule leads packets with its address as
-their source to, since EC2 drops what leaves by another card than its own.
+The card with the lowest index is preferred: its default route has the lowest metric (a hundred times the index), and its
+lease sets the machine's host name, search domain and name servers. "hostname" in user data overrides the lease's. Every
+other card has its own routing table (10000 plus its index), and a rule that sends packets with its address as their
+source there, because EC2 drops packets that leave by another card.
 
-The DHCP client repeats a message after 100 ms, 200 ms and so on up to 4 s, with one xid. The server is asked to
-renew a lease when half of its time is over, by broadcast when seven eighths are, or when the server says; the lease
-is checked at once after hibernation and when a lost link is back. An address has no lifetime in the kernel. It stays
-when nobody answers, even when the lease has ended, and when the server refuses it, until there is another one: on EC2
-it belongs to the card, and a machine without any can be reached by nobody.
+The DHCP client repeats a message after 100 ms, 200 ms and so on up to 4 s, with one xid. It renews a lease after half of
+its time, and by broadcast after seven eighths, or at the times that the server sets. It checks the lease at once after
+hibernation and when a lost link is back. An address has no lifetime in the kernel. It stays if no server answers, even
+after the lease has ended, and if the server refuses it, until there is another one: on EC2 the address belongs to the
+card, and a machine without one is unreachable.
 
 # As key agent
 
-For images that keep their init, which is systemd. It does the same with keys, host keys and time limit, and stays to
-watch over the latter. A unit for it:
+The key agent is for images that keep systemd as their init. It handles keys, host keys and the time limit in the same
+way, and keeps running for the time limit. A unit for it:
 
 	[Unit]
 	Before=ssh.service sshd.service
@@ -130,31 +131,32 @@ watch over the latter. A unit for it:
 	[Install]
 	WantedBy=multi-user.target
 
-The unit counts as started when the key is written. It reads mounts and services in user data, too, and does nothing
-about them: that is systemd's.
+The unit counts as started when the key is written. Mounts and services in user data are parsed and ignored: they are
+systemd's business.
 
 # Keys for a machine that runs
 
-A machine that has been running for a while is handed to somebody by EC2 Instance Connect (SendSSHPublicKey, for 60
-seconds) or by the tag instant-env:ssh-key (an ed25519 key, for as long as the tag is there; tags in metadata have to be
-enabled for the instance). sshd asks for both when somebody offers a key that is not in authorized_keys:
+A running machine is handed to a user by EC2 Instance Connect (SendSSHPublicKey, for 60 seconds) or by the tag
+instant-env:ssh-key (an ed25519 key, for as long as the tag exists; the instance must have tags in metadata enabled). sshd
+asks for both when a client offers a key that is not in authorized_keys:
 
 	AuthorizedKeysCommand /usr/sbin/instant-init login-keys %u
 	AuthorizedKeysCommandUser nobody
 
-They are not written down anywhere, so they cannot be seen half, and are gone when EC2 has them no more.
+These keys are not stored anywhere, so they are never seen half-written, and end when EC2 no longer has them.
 
 # Files
 
 	/etc/instant-init.json            {"login_user": "admin", "sshd": "/usr/sbin/sshd", "ssm_keys": "/team/keys"};
-	                                  all may be left out, the defaults are ec2-user and /usr/sbin/sshd.
+	                                  each is optional; the defaults are ec2-user and /usr/sbin/sshd.
 	                                  ssm_keys names an SSM parameter with SSH keys, for /usr/sbin/instant-ssm
-	/etc/instant-init/services/       services, see there; their logs are in /run/instant-init/log/
-	/run/instant-init/timeline.json   marks in milliseconds of CLOCK_BOOTTIME; after a sleep there is "resumed",
-	                                  and the key's are those of its new hand-over
+	/etc/instant-init/services/       services (see above); their logs are in /run/instant-init/log/
+	/run/instant-init/timeline.json   marks in milliseconds of CLOCK_BOOTTIME; after hibernation there is
+	                                  "resumed", and the key's marks are those of the latest resume
 
 # Exit status
 
-0 on success, 1 when the key agent failed or the metadata service did not answer login-keys, 2 when it was called the wrong way. Process 1 does not exit.
+0 on success; 1 if the key agent failed, or the metadata service did not answer login-keys; 2 for wrong arguments. Process
+1 does not exit.
 */
 package main

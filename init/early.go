@@ -12,17 +12,16 @@ import (
 	"instantenv/init/internal/supervisor"
 )
 
-// early is where the kernel enters this program (toolchain.py tells the linker), before Go's runtime is there. As process
-// 1 it executes sshd, and goes on to the runtime's own entry. It takes sshd a while to be loaded and linked, and to set up
-// its cryptography, and nothing that is done here has to be done by then: it reads its configuration after that, and
-// sshd_config is under a lease (takeLease) until everything is in place. Where anything fails, no sshd runs, and startSSHD
-// starts it later.
+// early is the program's entry point (toolchain.py passes it to the linker), before Go's runtime starts. As process 1 it
+// executes sshd, and jumps to the runtime's own entry. sshd takes a while to load, link, and set up its cryptography. It
+// needs nothing from this program until it reads its configuration, and a lease on sshd_config delays that until
+// everything is in place. If a step fails, no sshd runs, and package boot starts it later.
 //
-// It is in assembly because the runtime takes a while to start itself: little where the disk and the processor are quick,
-// longer than all the rest where blocks of a new volume are read for the first time, or where a processor is emulated.
+// It is in assembly because the runtime itself takes a while to start: little on a fast disk and processor, but longer than
+// all the rest when blocks of a new volume are read for the first time, or under emulation.
 func early()
 
-// earlyWords are what early needs of this program's constants, as C has them: each ends with a zero byte.
+// earlyWords are the constants that early needs, as C strings: each ends with a zero byte.
 var earlyWords = [...]string{
 	"proc\x00", "/proc\x00", // sshd's libraries ask the kernel there whether it is in FIPS mode
 	"devtmpfs\x00", "/dev\x00", "mode=755\x00", // as in mounts; the kernel may have done so itself
@@ -32,7 +31,7 @@ var earlyWords = [...]string{
 	supervisor.SearchPath + "\x00",
 }
 
-// What early leaves.
+// Results and scratch space of early.
 var (
 	earlyPID       int64 // of sshd; 0: it was not started
 	earlyLease     int64 // the descriptor that holds its configuration
@@ -43,7 +42,7 @@ var (
 	earlyEnv       [2]uintptr
 )
 
-// earlyStart returns what early has done; nil: nothing.
+// earlyStart returns the sshd that early started, or nil.
 func earlyStart() *boot.EarlyStart {
 	if earlyPID == 0 {
 		return nil

@@ -27,8 +27,8 @@ const (
 	systemdPatience = 120 * time.Second
 )
 
-// keyAgent does what an init of another kind needs from us for a login, looks after the machine's time limit from
-// then on, and returns only when it failed, with the exit status.
+// keyAgent installs keys under another init, then enforces the machine's time limit. It returns only on failure, with the
+// exit status.
 func keyAgent(log *logging.Logger) int {
 	if os.Geteuid() != 0 {
 		log.Consolef("key-agent: permission denied: it needs to be root")
@@ -88,7 +88,7 @@ func prepareLogin(client *imds.Client, name string, marks *timeline.Timeline, lo
 	return admission, <-hostKeys
 }
 
-// endBySystemd powers the machine off, whatever its services think of it.
+// endBySystemd powers the machine off, by force if its services do not stop in time.
 func endBySystemd(log *logging.Logger) int {
 	for _, signal := range []syscall.Signal{systemdPowerOff, systemdPowerOffNow} {
 		if err := syscall.Kill(1, signal); err != nil {

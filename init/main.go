@@ -19,8 +19,8 @@ var version = "unknown"
 
 func main() { os.Exit(run(os.Args[1:], os.Getpid(), os.Stdout, os.Stderr)) }
 
-// run is the program; pid decides whether it is the machine's init, which takes no arguments: what the kernel
-// passes on are words of its command line that it did not know.
+// run returns the exit status. With pid 1 it is the machine's init and ignores its arguments: the kernel passes the words
+// of its command line that it does not know.
 func run(args []string, pid int, stdout, stderr io.Writer) int {
 	if pid == 1 {
 		boot.Run(earlyStart())
@@ -54,7 +54,7 @@ func usage(stderr io.Writer) int {
 	return 2
 }
 
-// printLoginKeys reads who the login user is and leaves the rest to package access.
+// printLoginKeys looks up the login user in the configuration and prints the keys of package access.
 func printLoginKeys(user string, stdout, stderr io.Writer) int {
 	settings, err := config.Load(config.File)
 	if err != nil {

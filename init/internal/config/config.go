@@ -22,8 +22,8 @@ type Config struct {
 	SSMKeys   string // ssm_keys: the SSM parameter that holds SSH keys, "" for none
 }
 
-// Load reads the file; without one, the defaults hold. A key that is not known is an error: the file is baked
-// together with this program, so it can only be a slip.
+// Load reads the file; without one it returns the defaults. An unknown key is an error: the file is baked together with
+// this program, so it can only be a typing error.
 func Load(path string) (Config, error) {
 	settings := Config{LoginUser: "ec2-user", SSHD: DefaultSSHD}
 	text, err := os.ReadFile(path)

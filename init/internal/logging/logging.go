@@ -9,8 +9,8 @@ import (
 	"syscall"
 )
 
-// A Logger writes for two readers: journal takes everything (the kernel's log, or systemd's), console only what a
-// person should see who reads the serial console of a machine that did not come up. Either may be nil.
+// A Logger writes to two places: Journal takes everything (the kernel's log, or systemd's), Console only what helps a
+// person at the serial console of a machine that did not come up. Either may be nil.
 type Logger struct {
 	mutex            sync.Mutex
 	Journal, Console io.Writer
@@ -46,8 +46,8 @@ func (l *Logger) write(loud bool, text string) {
 	}
 }
 
-// Open switches to the devices, once /dev is mounted, and gives the process standard files: the kernel could not,
-// if there was no /dev/console yet.
+// Open switches to the devices, once /dev is mounted, and makes the console the process's standard files: the kernel could
+// not do so if there was no /dev/console yet.
 func (l *Logger) Open() {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
@@ -67,8 +67,8 @@ func (l *Logger) Open() {
 // A kernelLog writes lines to /dev/kmsg.
 type kernelLog struct{ device io.Writer }
 
-// Write prefixes the priority "debug", which the kernel does not print on the console by default: the Logger does
-// that itself, for the lines that deserve it, even when the command line says quiet.
+// Write prefixes the priority "debug", which the kernel does not print on the console by default: the Logger writes the
+// console's lines itself, even if the command line says quiet.
 func (k kernelLog) Write(line []byte) (int, error) {
 	if _, err := k.device.Write(append([]byte("<7>"), line...)); err != nil {
 		return 0, err

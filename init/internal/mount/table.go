@@ -14,7 +14,7 @@ const (
 	noexec = syscall.MS_NOEXEC
 )
 
-// An Entry is one line of the table; an optional one may fail, because a login works without it.
+// An Entry is one line of the table. An optional one may fail, because a login works without it.
 type Entry struct {
 	Target, Kind, Options string
 
@@ -56,7 +56,7 @@ func (e Entry) mount() error {
 	return nil
 }
 
-// RemountWritable lets a file system be written unless it can be already.
+// RemountWritable remounts a read-only file system for writing.
 func RemountWritable(target string) error {
 	var status syscall.Statfs_t
 	if err := syscall.Statfs(target, &status); err != nil {

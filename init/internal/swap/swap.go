@@ -13,7 +13,7 @@ import (
 	"instantenv/init/internal/disk"
 )
 
-// Prepare makes swap of a blank device, and refuses what is neither that nor swap.
+// Prepare formats a blank device as swap. A device that is neither blank nor swap is an error.
 func Prepare(path string) error {
 	file, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {

@@ -1,4 +1,4 @@
-// Package task runs work beside everything else, and catches its errors and panics.
+// Package task runs named work in goroutines and catches its errors and panics.
 package task
 
 import (
@@ -9,14 +9,14 @@ import (
 	"instantenv/init/internal/timeline"
 )
 
-// A Group starts work. The zero value of its fields is not usable.
+// A Group starts work. All its fields must be set.
 type Group struct {
 	Log   *logging.Logger
 	Marks *timeline.Timeline // takes the stages of Async
 	Fatal func(cause error)  // called when spawned work fails
 }
 
-// Spawn runs work beside everything else. An error or a panic of it is fatal for the machine.
+// Spawn runs work in a goroutine. An error or a panic of it is fatal for the machine.
 func (g *Group) Spawn(what string, work func() error) {
 	go func() {
 		if err := g.guard(what, work); err != nil {
@@ -25,8 +25,8 @@ func (g *Group) Spawn(what string, work func() error) {
 	}()
 }
 
-// SpawnOptional runs work beside everything else that a login does without: an error of it is logged. A panic, which is
-// a fault of this program and not of the machine's surroundings, is fatal all the same.
+// SpawnOptional runs work that a login does not need in a goroutine: its error is logged. A panic is still fatal, because
+// it is a fault of this program and not of the machine's surroundings.
 func (g *Group) SpawnOptional(what string, work func() error) {
 	g.Spawn(what, func() error {
 		if err := work(); err != nil {
@@ -36,7 +36,7 @@ func (g *Group) SpawnOptional(what string, work func() error) {
 	})
 }
 
-// Async runs work beside everything else, as a stage of the timeline, and delivers its error.
+// Async runs work in a goroutine, as a stage of the timeline, and delivers its error.
 func (g *Group) Async(what string, work func() error) <-chan error {
 	done := make(chan error, 1)
 	ended := g.Marks.Stage(what)
@@ -50,7 +50,7 @@ func (g *Group) Async(what string, work func() error) <-chan error {
 	return done
 }
 
-// guard turns a panic into an error, with where it was, and says what failed.
+// guard turns a panic into an error with its stack, and prefixes errors with the name of the work.
 func (g *Group) guard(what string, work func() error) (err error) {
 	defer func() {
 		if cause := recover(); cause != nil {

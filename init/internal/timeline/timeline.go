@@ -20,8 +20,8 @@ import (
 
 const File = paths.Runtime + "/timeline.json"
 
-// A Timeline records when something happened for the first time in this boot, or since the machine woke up, how long
-// each stage took, and how much had been read from the root disk by then.
+// A Timeline records when events first happened in this boot (or since the machine resumed), how long each stage took, and
+// how much had been read from the root disk at some marks.
 type Timeline struct {
 	mutex  sync.Mutex
 	clock  func() time.Duration
@@ -36,7 +36,7 @@ type mark struct {
 	at   time.Duration // on the clock
 }
 
-// A stage is a piece of work; its end is zero until it has one, and stays so when the work failed.
+// A stage is a piece of work. Its end is zero until the work succeeds.
 type stage struct {
 	name       string
 	start, end time.Duration
@@ -52,7 +52,7 @@ func New(clock func() time.Duration, pid1 bool) *Timeline {
 	return &Timeline{clock: clock, pid1: pid1}
 }
 
-// Mark tells whether it is the first of its name: later ones are not recorded.
+// Mark records the first event of this name, and reports whether this was the first.
 func (t *Timeline) Mark(name string) bool { return t.MarkAt(name, t.clock()) }
 
 func (t *Timeline) MarkAt(name string, at time.Duration) bool {
@@ -67,7 +67,7 @@ func (t *Timeline) MarkAt(name string, at time.Duration) bool {
 	return true
 }
 
-// ofWaking are the marks that belong to the latest time that the machine woke up.
+// ofWaking are the marks that belong to the latest resume.
 var ofWaking = []string{Resumed, KeyReceived, KeyWritten}
 
 const (
@@ -76,7 +76,7 @@ const (
 	KeyWritten  = "key_written"
 )
 
-// Wake records that the machine goes on, and lets what it does again be recorded again.
+// Wake records a resume from hibernation, and forgets the marks that every resume sets again.
 func (t *Timeline) Wake() {
 	t.mutex.Lock()
 	t.marks = slices.DeleteFunc(t.marks, func(m mark) bool { return slices.Contains(ofWaking, m.name) })
@@ -84,7 +84,7 @@ func (t *Timeline) Wake() {
 	t.Mark(Resumed)
 }
 
-// Stage begins one; calling what it returns ends it.
+// Stage begins a stage; the returned function ends it.
 func (t *Timeline) Stage(name string) (end func()) {
 	begun := &stage{name: name, start: t.clock()}
 	t.mutex.Lock()
@@ -155,7 +155,7 @@ func (t *Timeline) Write(path string) error {
 // DiskReads counts what a block device has read since the kernel started.
 type DiskReads struct{ Requests, Bytes int64 }
 
-// RootReads asks the disk that the root file system is on, all of its partitions together.
+// RootReads returns the reads of the disk with the root file system, all partitions together.
 func RootReads() (DiskReads, error) {
 	var root syscall.Stat_t
 	if err := syscall.Stat("/", &root); err != nil {

@@ -76,8 +76,8 @@ func (a Account) Authorize(keys []sshkey.PublicKey) error {
 	})
 }
 
-// directory makes one that belongs to the user alone, unless it is there. What is there must be a real directory:
-// following a symbolic link, root would write where the user pointed it.
+// directory makes a directory that only the user can access, unless it exists. An existing one must be a real directory:
+// through a symbolic link of the user, root would write anywhere.
 func (a Account) directory(path string) error {
 	info, err := os.Lstat(path)
 	if err == nil {
@@ -95,7 +95,7 @@ func (a Account) directory(path string) error {
 	return os.Lchown(path, a.owner.UID, a.owner.GID)
 }
 
-// readPlain reads a file that is no symbolic link; one that is not there is empty.
+// readPlain reads a file that is not a symbolic link. A missing file counts as empty.
 func readPlain(path string) (string, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
 	if errors.Is(err, os.ErrNotExist) {

@@ -1,5 +1,5 @@
 // Package access decides who may log in: it installs the SSH keys that the machine's metadata names, makes host keys, and
-// answers sshd's questions for further keys.
+// prints further keys for sshd's AuthorizedKeysCommand.
 package access
 
 import (
@@ -19,10 +19,11 @@ import (
 	"instantenv/init/internal/userdata"
 )
 
-// askedQuickly is how long the key may take so that user data, which is likely to take as long, costs nobody time.
+// askedQuickly is the longest time for the key after which user data is requested before sshd: it is likely to take as
+// long, and so delays nobody.
 const askedQuickly = 250 * time.Millisecond
 
-// MemoryKeys is a file per user, in memory.
+// MemoryKeys is a directory in memory, with a file per user.
 const MemoryKeys = paths.Runtime + "/keys"
 
 // Of the metadata service.
@@ -31,13 +32,13 @@ const (
 	keyPath  = keysPath + "0/openssh-key"
 )
 
-// patience is how long to wait for the metadata service: before saying so, before saying so again, for keys that can
-// be done without because there are others, and before asking again for what was no good.
+// patience is how long to wait for the metadata service: before the first report on the console, before each further one,
+// for keys that are not needed because there are others, and before a request is repeated.
 type patience struct{ first, next, others, pause time.Duration }
 
 var bootPatience = patience{first: 5 * time.Second, next: 30 * time.Second, others: 10 * time.Second, pause: time.Second}
 
-// An Admission sees to it that those get in whom the machine's metadata names.
+// An Admission installs the keys that the machine's metadata names.
 type Admission struct {
 	Client   *imds.Client
 	User     Account
@@ -55,11 +56,11 @@ func New(client *imds.Client, user Account, marks *timeline.Timeline, log *loggi
 	return &Admission{Client: client, User: user, patience: bootPatience, held: MemoryKeys, marks: marks, log: log}
 }
 
-// BeforeSSHD installs the key that was named at launch and returns when sshd may start: nobody who has a right to
-// log in may be turned away because he was quick. Without such a key it is the keys in user data that are waited for;
-// where there are keys of an earlier start, none for long. Otherwise it waits for as long as it takes, and says so.
-// Where the service answers quickly, user data is asked for once in any case: sshd is still loading then.
-// An error means that there is no place for the keys, neither on the disk nor in memory.
+// BeforeSSHD installs the key that was named at launch and returns when sshd may accept connections: an early client with
+// a valid key must not be rejected. If no key was named, it waits for the keys in user data. If there are keys of an
+// earlier start, it does not wait long. Otherwise it waits without a limit, and reports that on the console. If the service
+// answers quickly, it also requests user data once, because sshd is still loading then.
+// An error means that the keys could be stored neither on the disk nor in memory.
 func (a *Admission) BeforeSSHD() error {
 	w := a.waitingFor("the SSH key")
 	for {
@@ -91,7 +92,7 @@ func (a *Admission) BeforeSSHD() error {
 	return nil
 }
 
-// tryUserData reads user data and lets in whom it names.
+// tryUserData reads user data and installs its keys.
 func (a *Admission) tryUserData(deadline time.Time) error {
 	data, err := userdata.Fetch(a.Client, deadline, a.log)
 	if err != nil {
@@ -102,7 +103,7 @@ func (a *Admission) tryUserData(deadline time.Time) error {
 	return nil
 }
 
-// launchKeys asks for the key that was named at launch for a few seconds.
+// launchKeys requests the key that was named at launch, for a few seconds.
 func (a *Admission) launchKeys() ([]sshkey.PublicKey, error) {
 	text, err := a.Client.Get(keyPath, time.Now().Add(a.patience.first))
 	if err != nil {
@@ -111,8 +112,8 @@ func (a *Admission) launchKeys() ([]sshkey.PublicKey, error) {
 	return sshkey.ParsePublicKeys(string(text))
 }
 
-// admit adds keys to authorized_keys. Where that cannot be written (the disk is full, or read-only), they go where
-// login-keys finds them: whoever is to repair such a machine has to get in.
+// admit adds keys to authorized_keys. If that cannot be written (the disk is full, or read-only), it stores them in memory
+// for login-keys, so that somebody can log in to repair the machine.
 func (a *Admission) admit(keys []sshkey.PublicKey) error {
 	if len(keys) == 0 {
 		return nil
@@ -135,8 +136,7 @@ func (a *Admission) admit(keys []sshkey.PublicKey) error {
 	return nil
 }
 
-// AfterSSHD reads user data, for as long as it takes, and lets in whom it names, and whoever else has a key in the
-// metadata.
+// AfterSSHD reads user data, without a time limit, and installs its keys and all others in the metadata.
 func (a *Admission) AfterSSHD() userdata.Data {
 	w := a.waitingFor("user data")
 	for !a.dataKnown {
@@ -182,14 +182,14 @@ func (a *Admission) install(keys []sshkey.PublicKey) {
 	}
 }
 
-// hasKeys tells whether there is anything in the user's authorized_keys.
+// hasKeys reports whether the user's authorized_keys has any content.
 func (a Account) hasKeys() bool {
 	info, err := os.Stat(a.keyFile())
 	return err == nil && info.Size() > 0
 }
 
-// HandOverAgain asks for the key of the launch once more: who keeps machines asleep wakes one for somebody else.
-// Its client is its own, since the other one is in use.
+// HandOverAgain installs the key of the launch again after a resume: a pool of hibernated machines hands them to users by
+// changing that key. It has a client of its own, because the other one is in use.
 func HandOverAgain(user Account, marks *timeline.Timeline, log *logging.Logger) error {
 	client := imds.New(imds.Default)
 	defer client.Close()
@@ -212,7 +212,7 @@ func HandOverAgain(user Account, marks *timeline.Timeline, log *logging.Logger) 
 	}
 }
 
-// waiting tells on the console what is being waited for, now and then, and keeps whoever waits from asking too often.
+// waiting reports on the console what is being waited for, and limits the rate of requests.
 type waiting struct {
 	what        string
 	patience    patience
@@ -225,7 +225,7 @@ func (a *Admission) waitingFor(what string) *waiting {
 	return &waiting{what: what, patience: a.patience, log: a.log, since: now, next: now.Add(a.patience.first)}
 }
 
-// tell is called after each failure; it returns how long the waiting has taken so far.
+// tell is called after each failure. It sleeps, and returns the time waited so far.
 func (w *waiting) tell(cause error) time.Duration {
 	time.Sleep(w.patience.pause)
 	now := time.Now()

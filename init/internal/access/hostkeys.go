@@ -13,11 +13,11 @@ import (
 )
 
 // EnsureHostKeys makes SSH host keys unless there are some: they are the machine's identity, made at its first
-// start and kept. It returns what to tell of those that it made.
+// start and kept. It returns log lines about the keys that it made.
 //
-// Nobody waits here until they are on the disk. The flush before authorized_keys has its name (authorize), which is
-// before anybody gets in, takes them along, and another one follows when sshd serves. A machine that loses power before
-// has shown its identity to nobody; what it is left with may be empty, and then makes another.
+// It does not flush them to the disk. The flush before authorized_keys gets its name (Authorize), which is before any
+// login, includes them, and another flush follows when sshd serves. A machine that loses power before that has shown its
+// identity to nobody; its key files may be empty then, and the next start makes others.
 func EnsureHostKeys(directory string, marks *timeline.Timeline) (made []string, err error) {
 	present, err := filepath.Glob(filepath.Join(directory, "ssh_host_*_key"))
 	if err != nil {
@@ -44,7 +44,7 @@ func EnsureHostKeys(directory string, marks *timeline.Timeline) (made []string, 
 	return made, nil
 }
 
-// isWholeKey tells a private key from what a power failure may leave of one: all that sshd reads is armoured text.
+// isWholeKey tells a private key from a file that a power failure cut short: every format that sshd reads is armoured text.
 func isWholeKey(path string) bool {
 	text, err := os.ReadFile(path)
 	key := bytes.TrimSpace(text)

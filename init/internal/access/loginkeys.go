@@ -24,9 +24,9 @@ const (
 // loginKeysLimit bounds how long a login waits for the metadata service.
 const loginKeysLimit = 3 * time.Second
 
-// LoginKeys prints the keys that were handed over to the machine for a user by now, as sshd's AuthorizedKeysCommand,
-// and returns the exit status. Only the login user gets any. sshd takes none when the status is not 0, so that is for
-// when there are none.
+// LoginKeys prints the keys that a user was given for the running machine, as sshd's AuthorizedKeysCommand, and returns
+// the exit status. Only the login user gets any. sshd ignores the output if the status is not 0, so it is 0 whenever there
+// are keys.
 func LoginKeys(user, login, held string, client *imds.Client, stdout, stderr io.Writer) int {
 	if user != login || !userdata.ConsistsOf(user, "-_.") {
 		return 0
@@ -56,8 +56,8 @@ func LoginKeys(user, login, held string, client *imds.Client, stdout, stderr io.
 	return 0
 }
 
-// publicKeysAmong picks the lines that are keys. Instance Connect's text has comments and signatures, too; the
-// signatures are not verified: the metadata service is trusted here for the key of the launch, which has none.
+// publicKeysAmong returns the lines that are keys. Instance Connect's text also has comments and signatures. The signatures
+// are not verified: the metadata service is trusted, as it is for the key of the launch, which has none.
 func publicKeysAmong(text string) (keys []sshkey.PublicKey) {
 	for line := range strings.Lines(text) {
 		if key, err := sshkey.ParsePublicKey(line); err == nil {

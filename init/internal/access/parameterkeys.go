@@ -8,16 +8,17 @@ import (
 	"instantenv/init/internal/sshkey"
 )
 
-// SSMProgram asks for what needs TLS; it is there in images of recipes that say ssm_keys.
+// SSMProgram makes the request that needs TLS; images have it if their recipe sets ssm_keys.
 const SSMProgram = "/usr/sbin/instant-ssm"
 
 // parameterLimit is more than a parameter can hold.
 const parameterLimit = 64 << 10
 
-// A Runner runs a program to its end, with its output going to a file. An error is one of the start, or a status.
+// A Runner runs a program to its end, with its output going to a file. It fails if the program cannot start, or ends with
+// a status other than 0.
 type Runner func(argv []string, stdout *os.File) error
 
-// AdmitParameter lets in whoever has a key in an SSM parameter. It says on the console what keeps it from that.
+// AdmitParameter installs the keys in an SSM parameter. It reports failures on the console.
 func (a *Admission) AdmitParameter(program, parameter string, run Runner) {
 	text, err := outputOf(run, []string{program, parameter})
 	if err == nil {

@@ -17,19 +17,18 @@ import (
 // options allow tags in metadata.
 const expiryTagPath = "/latest/meta-data/tags/instance/instant-env:expires-at"
 
-// How often the clock and the tag are looked at. The clock is CLOCK_BOOTTIME, which runs on while a machine sleeps
-// as no timer of Go's does, hence the short naps.
+// How often the clock and the tag are read. CLOCK_BOOTTIME runs on during hibernation and Go's timers do not, hence the
+// short pauses.
 const (
 	clockPause = time.Second
 	tagPause   = 5 * time.Second
 )
 
-// A Lifetime knows when the machine's time is up: by the tag if there is one, otherwise by the earlier one of what
-// user data says.
+// A Lifetime knows the machine's time limit: the tag's if there is one, otherwise the earlier one of user data.
 //
-// The end is a point of CLOCK_BOOTTIME, which nobody can set. A time of day is turned into one by the clock of the
-// metadata service, with every answer of it, so that the machine's own clock may be wrong or jump as it likes. Should
-// the service not tell its time, the machine's clock counts at the moment when a time of day is first seen.
+// The end is a point of CLOCK_BOOTTIME, which cannot be set. Every answer of the metadata service has the service's time,
+// by which a time of day is converted, so the machine's own clock may be wrong or jump. If the service sends no time, the
+// machine's clock counts at the moment when a time of day is first seen.
 type Lifetime struct {
 	clock func() time.Duration // CLOCK_BOOTTIME
 	now   func() time.Time     // the machine's time of day
@@ -56,7 +55,7 @@ func NewLifetime(data Data, date time.Time, log *logging.Logger) *Lifetime {
 	return l
 }
 
-// Watch looks at the tag for ever. The first look comes at once.
+// Watch reads the tag for ever, at once for the first time.
 func (l *Lifetime) Watch(client *imds.Client) {
 	for {
 		text, err := client.Get(expiryTagPath, time.Now())
@@ -119,7 +118,7 @@ func (l *Lifetime) end() (time.Duration, string) {
 	return 0, ""
 }
 
-// tell writes down each change of the end.
+// tell logs each change of the end.
 func (l *Lifetime) tell() {
 	end, why := l.end()
 	if why == l.told {
@@ -133,7 +132,7 @@ func (l *Lifetime) tell() {
 	l.log.Journalf("powering off in %s: %s", (end - l.clock()).Round(time.Second), why)
 }
 
-// Await returns when the time is up, and says why it is. It does not depend on anybody's answer.
+// Await returns the reason when the time is up. It works without the metadata service.
 func (l *Lifetime) Await(sleep func(time.Duration)) string {
 	l.mutex.Lock()
 	l.tell()

@@ -26,8 +26,7 @@ const (
 	hostNameMost = 64
 )
 
-// Data is what the machine's user wishes of it; docs/user-data.md describes the document. The zero value is no
-// wish at all.
+// Data is the machine's user data; docs/user-data.md describes the document. The zero value asks for nothing.
 type Data struct {
 	TTL       time.Duration // since the start of the kernel; 0: none
 	ExpiresAt time.Time     // the zero time: none
@@ -46,9 +45,9 @@ type MountRequest struct {
 	Format     string // "blank": make Filesystem when there is nothing on the device; "": never
 }
 
-// Parse reads {"instant-env": {...}}. It never fails: what is wrong with the document is told in complaints,
-// each of which names its field, and all other fields hold. User data that is no JSON object (a shell script,
-// cloud-config, gzip) or an object without that member is for somebody else, and not complained about.
+// Parse reads {"instant-env": {...}}. It never fails: complaints have the errors of the document, each
+// with the name of its field, and all other fields are used. User data that is not a JSON object (a shell script,
+// cloud-config, gzip), or an object without that member, is for another program and causes no complaint.
 func Parse(text []byte) (data Data, complaints []string) {
 	text = bytes.TrimSpace(bytes.TrimPrefix(text, []byte("\ufeff")))
 	if len(text) == 0 || text[0] != '{' {
@@ -141,7 +140,7 @@ func (d *Data) addService(value any) error {
 	return nil
 }
 
-// addMount takes the request as a whole or not at all: half of it could format or hide the wrong thing.
+// addMount ignores a request with any error: the rest of it could format or hide the wrong thing.
 func (d *Data) addMount(r *fieldReader, at string, value any) {
 	var request MountRequest
 	before := len(r.complaints)
@@ -189,7 +188,7 @@ func cleanPath(path string) bool {
 	return filepath.Clean(path) == path && !strings.ContainsFunc(path, func(c rune) bool { return c < ' ' || c == 0x7f })
 }
 
-// ConsistsOf tells whether a text has only ASCII letters, digits and the given others.
+// ConsistsOf reports whether a text has only ASCII letters, digits and the given others.
 func ConsistsOf(text, others string) bool {
 	return !strings.ContainsFunc(text, func(c rune) bool {
 		return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.ContainsRune(others, c))
@@ -258,7 +257,7 @@ func (r *fieldReader) choose(at string, value any, into *string, choices ...stri
 	*into = text
 }
 
-// Fetch asks for the machine's user data until the deadline. What is wrong with it is said on the console.
+// Fetch requests the machine's user data until the deadline. It reports errors in it on the console.
 func Fetch(client *imds.Client, deadline time.Time, log *logging.Logger) (Data, error) {
 	text, err := client.Get(Path, deadline)
 	if errors.Is(err, imds.ErrNotFound) {

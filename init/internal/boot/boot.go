@@ -35,10 +35,10 @@ const acpiTinyPowerButton = syscall.Signal(38)
 // runtimeHostKeys is where host keys are made when they cannot be in paths.SSH.
 const runtimeHostKeys = paths.Runtime + "/ssh"
 
-// servingLimit is when the boot goes on without a server that accepts connections. It is far more than sshd takes.
+// servingLimit is how long the boot waits for a server that accepts connections. It is far more than sshd needs.
 const servingLimit = time.Minute
 
-// A machine is what process 1 looks after.
+// A machine is the state of process 1.
 type machine struct {
 	log       *logging.Logger
 	marks     *timeline.Timeline
@@ -166,7 +166,7 @@ func (m *machine) bringUp() error {
 	return m.finishBoot(admission, m.image.settings)
 }
 
-// finishBoot is what can wait until sshd serves.
+// finishBoot does what can wait until sshd serves.
 func (m *machine) finishBoot(admission *access.Admission, settings config.Config) error {
 	select {
 	case <-m.serving:
@@ -207,7 +207,7 @@ func (m *machine) finishBoot(admission *access.Admission, settings config.Config
 	return nil
 }
 
-// tellTimeline writes it down as it is at a mark.
+// tellTimeline writes the timeline to its file and to the console.
 func (m *machine) tellTimeline(mark string) {
 	read, err := timeline.RootReads()
 	if err == nil {
@@ -220,8 +220,8 @@ func (m *machine) tellTimeline(mark string) {
 	m.log.Consolef("timeline %s", m.marks.JSON())
 }
 
-// loginDelay is how long after sshd serves buttons and the root's size wait for the first login: somebody who launched a
-// machine to log in is there at once.
+// loginDelay is how long buttons and the root's growth wait for the first login after sshd serves: a user who launched a
+// machine to log in does so at once.
 const loginDelay = time.Second
 
 // How long control groups that no service needs yet wait for it, and then for its session to start.
@@ -230,7 +230,7 @@ const (
 	sessionLimit = 2 * time.Second
 )
 
-// completeSystem makes the rest of what a running system has. A login works without any of it, and comes first.
+// completeSystem does what a login does not need, after sshd serves.
 func (m *machine) completeSystem() error {
 	m.services.StartServices(nil)
 	m.tasks.SpawnOptional("root volume", func() error {
@@ -245,7 +245,7 @@ func (m *machine) completeSystem() error {
 	return nil
 }
 
-// awaitLogin lets the first login go first, which needs processor and disk, and tells whether it came in time.
+// awaitLogin waits for the first login, which needs processor and disk, and reports whether it came in time.
 func (m *machine) awaitLogin(limit time.Duration) bool {
 	select {
 	case <-m.loggedIn:
@@ -255,8 +255,8 @@ func (m *machine) awaitLogin(limit time.Duration) bool {
 	}
 }
 
-// makeHostKeys falls back on keys in memory: a machine with a read-only or a full root has another identity at each
-// start, but somebody can log in and see to it.
+// makeHostKeys falls back on keys in memory: a machine with a read-only or full root has another identity at each start,
+// but people can log in and repair it.
 func (m *machine) makeHostKeys(told <-chan struct{}) error {
 	made, err := access.EnsureHostKeys(paths.SSH, m.marks)
 	if err == nil {

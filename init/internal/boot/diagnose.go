@@ -11,8 +11,8 @@ import (
 	"instantenv/init/kmsg"
 )
 
-// diagnose describes the machine in a few lines to somebody who has nothing but its console: memory, root file
-// system, network interfaces, the kernel's latest complaints. The directory is where /proc and /sys are.
+// diagnose describes the machine's condition in a few lines, for the console: memory, root file system, network
+// interfaces, the kernel's latest warnings. root is the directory that contains proc and sys.
 func diagnose(root string) (lines []string) {
 	if text, err := os.ReadFile(filepath.Join(root, "proc/meminfo")); err == nil {
 		var memory []string
@@ -47,7 +47,7 @@ func diagnose(root string) (lines []string) {
 	return lines
 }
 
-// kernelComplaints are the last of the kernel's own messages at level warning or worse.
+// kernelComplaints returns the last of the kernel's own messages at level warning or worse.
 func kernelComplaints(path string, most int) (found []string) {
 	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {

@@ -25,7 +25,7 @@ type earlyServer struct {
 	at    time.Duration // when it was executed, on CLOCK_BOOTTIME
 }
 
-// adoptEarly registers it with the reaper; nil: there is none.
+// adoptEarly registers the early sshd with the reaper. It returns nil if there is none.
 func adoptEarly(early *EarlyStart, processes *supervisor.Reaper) *earlyServer {
 	if early == nil {
 		return nil
@@ -43,7 +43,7 @@ func adoptEarly(early *EarlyStart, processes *supervisor.Reaper) *earlyServer {
 	}
 }
 
-// end is for a machine whose sshd is another one.
+// end kills the early sshd, on a machine that is configured to run another one.
 func (e *earlyServer) end(processes *supervisor.Reaper) error {
 	processes.Signal(e.PID, syscall.SIGKILL)
 	e.lease.release()

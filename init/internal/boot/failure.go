@@ -15,7 +15,7 @@ const (
 	servingPause = 5 * time.Minute
 )
 
-// fatal tells why the machine is of no use, and how it stands, and powers it off when that had time to be read.
+// fatal prints the cause and the machine's condition, and powers the machine off after a pause for reading them.
 func (m *machine) fatal(cause error) {
 	m.log.Consolef("fatal: %v", cause)
 	pause := servingPause
@@ -30,7 +30,7 @@ func (m *machine) fatal(cause error) {
 	m.powerOff("a fatal error")
 }
 
-// isServing tells whether sshd has ever accepted connections.
+// isServing reports whether sshd has ever accepted connections.
 func (m *machine) isServing() bool {
 	select {
 	case <-m.serving:

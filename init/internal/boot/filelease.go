@@ -8,12 +8,12 @@ import (
 // fSetLease is F_SETLEASE of linux/fcntl.h, which package syscall lacks.
 const fSetLease = 1024
 
-// A hold keeps every other program from opening a file: who opens it waits until it is let go. It is a write lease
-// (fcntl(2)), so nothing of the file or of the others has to do with it, and who waits can be killed. The kernel lets go
-// by itself after 45 s (fs.lease-break-time).
+// A fileLease blocks every other process in opening a file until the lease is released. It is a write lease (fcntl(2)): the
+// file and the other programs need no changes, and a blocked process can be killed. The kernel breaks the lease after 45 s
+// (fs.lease-break-time).
 type fileLease struct{ descriptor int }
 
-// takeLease fails where somebody has the file open.
+// takeLease fails if a process has the file open.
 func takeLease(path string) (fileLease, error) {
 	descriptor, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
 	if err != nil {
@@ -26,5 +26,5 @@ func takeLease(path string) (fileLease, error) {
 	return fileLease{descriptor}, nil
 }
 
-// release ends it. The kernel's word that somebody waits (SIGIO) is one of the signals that Go ignores.
+// release ends the lease. The kernel's notice that a process is blocked (SIGIO) is one of the signals that Go ignores.
 func (l fileLease) release() { syscall.Close(l.descriptor) }

@@ -7,7 +7,7 @@ import (
 	"instantenv/init/internal/config"
 )
 
-// An image is what the root file system says of the machine. It is read while the others are mounted.
+// An image is the configuration on the root file system. It is read while the other file systems are mounted.
 type image struct {
 	settings config.Config
 	user     access.Account
@@ -25,7 +25,7 @@ func (i *image) read() (err error) {
 	return err
 }
 
-// leaseConfiguration is for the system's sshd; another one may have its own elsewhere.
+// leaseConfiguration takes the lease for the system's sshd; another server may have its configuration elsewhere.
 func (i *image) leaseConfiguration() (fileLease, error) {
 	if i.settings.SSHD != config.DefaultSSHD {
 		return fileLease{}, fmt.Errorf("%s is not %s", i.settings.SSHD, config.DefaultSSHD)

@@ -27,10 +27,10 @@ const lockDirectory = "/run/lock" // anybody's, as /tmp
 // openFiles is what systemd gives to services and sessions; the kernel's own limit is 4096.
 var openFiles = syscall.Rlimit{Cur: 1024, Max: 524288}
 
-// Preparing the system is what programs expect beside the mounts. A login may well work without some of it (the root may
-// be read-only, or full), so both halves go on to their end.
+// prepareServer and prepareLogins set up what programs expect beside the mounts. A login may work without some of it (the
+// root may be read-only, or full), so both continue after an error.
 
-// prepareServer sets up what sshd finds, or inherits, when it starts.
+// prepareServer sets up what sshd needs, or inherits, when it starts.
 func prepareServer() error {
 	syscall.Umask(0o022)
 	var failures errs

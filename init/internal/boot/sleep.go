@@ -8,9 +8,9 @@ import (
 	"instantenv/init/internal/volumes"
 )
 
-// hibernate writes the machine's memory to the swap that the kernel's command line names as resume= and powers off.
-// At the next start the kernel finds it there, before it mounts the root, and goes on here. An image without
-// resume= is not made for it, and ignores the key: memory that nobody would read again is lost memory.
+// hibernate writes the machine's memory to the swap that the kernel's command line names as resume= and powers off. At the
+// next start the kernel finds it there, before it mounts the root, and continues here. An image without resume= ignores
+// the key, because nothing would read the memory again.
 func (m *machine) hibernate() {
 	select {
 	case <-m.grown: // the first start has made the swap
@@ -39,7 +39,7 @@ func (m *machine) hibernate() {
 	}
 }
 
-// onResume registers what is to be done each time the machine wakes up; an error of it is told.
+// onResume registers a function to call after each resume; its error is logged.
 func (m *machine) onResume(hook func() error) {
 	m.hooksMutex.Lock()
 	defer m.hooksMutex.Unlock()

@@ -17,9 +17,9 @@ const (
 	SSHDConfiguration = paths.SSH + "/sshd_config"
 )
 
-// startSSHD has the server running from now on, behind the gate. Where it can it does not wait for the host keys: sshd
-// links its libraries and sets up its cryptography for far longer than it takes to make them, then reads sshd_config,
-// and then the keys. So that file has a lease on it until they are there. In most cases sshd runs already, see early.
+// startSSHD starts the server behind the gate. If possible it does not wait for the host keys: sshd links its libraries and
+// sets up its cryptography for far longer than it takes to make them, then reads sshd_config, and then the keys. A lease on
+// that file delays sshd until they exist. In most cases sshd runs already, see early in package main.
 func (m *machine) startSSHD(hostKeys <-chan error) error {
 	early := m.image.early
 	if early != nil && m.image.noLease != nil {
@@ -85,8 +85,8 @@ func (m *machine) sshdAccepts(pid string) {
 	}
 }
 
-// watchSSHD learns from the server's log when somebody is in, and completes the timeline. With a LogLevel below INFO
-// sshd does not tell, and the timeline goes without.
+// watchSSHD recognises the first login in the server's log, and completes the timeline. With a LogLevel below INFO sshd
+// does not log it, and the timeline lacks it.
 func (m *machine) watchSSHD(line string) {
 	m.log.Journalf("sshd: %s", line)
 	if !strings.HasPrefix(line, "Accepted publickey for ") || !m.marks.Mark("first_login") {

@@ -12,15 +12,15 @@ import (
 	"instantenv/init/internal/sysfs"
 )
 
-// networkBuses say how a network device is known on a bus, by its modalias, before it has a driver. A virtio device
-// shows on its own bus only after the driver of the PCI device behind it is there, hence the order.
+// networkBuses have the part of a modalias that marks a network device on a bus, before it has a driver. A virtio device
+// appears on its own bus only after the driver of the PCI device behind it is loaded, hence the order.
 var networkBuses = []struct{ name, network string }{
 	{"pci", "bc02"},          // base class 02: network controller
 	{"virtio", "d00000001v"}, // device type 1: network card
 }
 
-// loadMissingDrivers loads what drives the network devices that have no driver, and does nothing when there are none. The
-// error names a device that stays without.
+// loadMissingDrivers loads the drivers of network devices that have none. The error names a device that stays without
+// one.
 func loadMissingDrivers(modules func() (*kmod.Tree, error), log *logging.Logger) error {
 	for _, bus := range networkBuses {
 		devices := withoutDriver("/sys/bus/"+bus.name+"/devices", bus.network)
@@ -69,7 +69,7 @@ func withoutDriver(directory, text string) []string {
 	return found
 }
 
-// isNetworkDevice tells whether the kernel's word to udev is of a network device that has just come.
+// isNetworkDevice reports whether a device event of the kernel is of a new network device.
 func isNetworkDevice(event []byte) bool {
 	action, variables, _ := strings.Cut(string(event), "\x00")
 	if !strings.HasPrefix(action, "add@") {

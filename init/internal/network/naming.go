@@ -11,8 +11,8 @@ import (
 	"instantenv/init/internal/dhcp"
 )
 
-// setNames tells the machine its name and who resolves others. A login works without, so errors are only logged.
-// The name that is wished for, unless empty, comes before the server's.
+// setNames sets the host name and the name servers. A login works without them, so errors are only logged. A wished name,
+// unless empty, overrides the server's.
 func (n *Network) setNames(lease dhcp.Lease, wished string) {
 	name, domain := hostName(lease), lease.Domain
 	if wished != "" {
@@ -41,8 +41,8 @@ func hostName(lease dhcp.Lease) string {
 	return strings.ReplaceAll("ip-"+dhcp.Dotted(lease.IP), ".", "-")
 }
 
-// writeResolvConf writes what a symbolic link into /run points at, as systemd-resolved leaves one behind, and
-// replaces anything else.
+// writeResolvConf replaces the file. If it is a symbolic link into /run, as systemd-resolved makes one, it replaces the
+// link's target.
 func writeResolvConf(path string, lease dhcp.Lease) error {
 	text := "# written by instant-init\n"
 	if lease.Domain != "" {
@@ -65,7 +65,7 @@ func writeResolvConf(path string, lease dhcp.Lease) error {
 	return replace(path, text)
 }
 
-// hostsMark ends the line of /etc/hosts that is ours.
+// hostsMark ends the line of /etc/hosts that this program writes.
 const hostsMark = "# instant-init"
 
 func writeHosts(path, name, domain string) error {
@@ -89,7 +89,7 @@ func writeHosts(path, name, domain string) error {
 	return replace(path, text+"127.0.1.1 "+names+" "+hostsMark+"\n")
 }
 
-// replace writes a file that root owns and all may read, unless it has that content.
+// replace writes a file of root's that all may read, unless it has that content already.
 func replace(path, text string) error {
 	if old, err := os.ReadFile(path); err == nil && string(old) == text {
 		return nil

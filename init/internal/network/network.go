@@ -19,7 +19,7 @@ import (
 	"instantenv/init/internal/timeline"
 )
 
-// A machine without a network says after these times what it waits for, and goes on waiting.
+// A machine without a network reports on the console what it waits for: after firstWord, then every nextWord.
 const (
 	firstWord = 5 * time.Second
 	nextWord  = 30 * time.Second
@@ -42,12 +42,11 @@ type Config struct {
 	Serving <-chan struct{}            // closed when people can log in, and drivers of further cards may be loaded
 }
 
-// A Network is all network interfaces of the machine. Each is configured by DHCP as it comes, beside the others, and
-// forgotten when it goes. The one with the lowest index, which is the first that the kernel found, has the preferred
-// default route and names the machine; IPv6 is left to the kernel, and nothing waits for it.
+// A Network is all network interfaces of the machine. Each is configured by DHCP when it appears, in parallel with the
+// others, and removed when it disappears. The one with the lowest index, which is the first that the kernel found, has the
+// preferred default route and names the machine. IPv6 is left to the kernel, and nothing waits for it.
 //
-// What has an address of another interface as its source leaves by that interface, by a rule for each address: EC2
-// drops packets that leave by the wrong one.
+// A rule for each address sends packets with that source by its interface: EC2 drops packets that leave by another one.
 type Network struct {
 	Config
 	wanted            func(name string) bool // which interfaces are ours
@@ -84,7 +83,7 @@ func New(config Config) *Network {
 	}
 }
 
-// BringUp returns when one interface has an address, however long that takes.
+// BringUp returns when one interface has an address. It has no time limit.
 func (n *Network) BringUp() error {
 	if err := n.start(); err != nil {
 		return err
@@ -103,7 +102,7 @@ func (n *Network) BringUp() error {
 	}
 }
 
-// Resumed has all leases checked: the machine slept, and their time went on.
+// Resumed makes every client check its lease after hibernation, during which the leases' time went on.
 func (n *Network) Resumed() error {
 	n.mutex.Lock()
 	defer n.mutex.Unlock()
@@ -113,7 +112,7 @@ func (n *Network) Resumed() error {
 	return nil
 }
 
-// start listens before it looks, so that nothing comes unseen.
+// start subscribes to changes before it lists the interfaces, so that none is missed.
 func (n *Network) start() error {
 	links, err := netlink.WatchLinks()
 	if err != nil {
@@ -180,7 +179,7 @@ func (n *Network) watch() error {
 	}
 }
 
-// lookAgain looks, and once more a second later if the kernel does not tell: it is no reason to give up a machine.
+// lookAgain lists the interfaces, and tries again a second later if that fails: an error is no reason to give up a machine.
 func (n *Network) lookAgain() {
 	if err := n.look(); err != nil {
 		n.Log.Journalf("network interfaces: %v", err)
@@ -206,7 +205,7 @@ func (n *Network) loadDrivers() {
 	}
 }
 
-// look compares the interfaces that are there with those that are known.
+// look compares the interfaces that exist with those that are known.
 func (n *Network) look() error {
 	present, err := netif.List(n.wanted)
 	if err != nil {
@@ -249,7 +248,7 @@ func (n *Network) look() error {
 	return nil
 }
 
-// adopt begins to look after an interface.
+// adopt starts a DHCP client for an interface.
 func (n *Network) adopt(found netif.Interface) {
 	n.Marks.Mark("nic_found")
 	added := &nic{Interface: found, table: n.table(found.Index)}
@@ -267,7 +266,7 @@ func (n *Network) adopt(found netif.Interface) {
 	})
 }
 
-// drop forgets an interface that has gone.
+// drop removes an interface that has disappeared.
 func (n *Network) drop(gone *nic) {
 	delete(n.nics, gone.Index)
 	gone.client.Close()
@@ -294,7 +293,7 @@ func (n *Network) troubled(nic *nic, err error) {
 	}
 }
 
-// leased installs what the server gave.
+// leased configures an interface by its lease.
 func (n *Network) leased(nic *nic, lease dhcp.Lease) error {
 	n.mutex.Lock()
 	defer n.mutex.Unlock()
@@ -352,7 +351,7 @@ func (n *Network) first() *nic {
 	return first
 }
 
-// rename gives the machine the names that its first interface brings.
+// rename gives the machine the names of its first interface's lease.
 func (n *Network) rename() {
 	if first := n.first(); first != nil && first.lease != n.named {
 		n.named = first.lease
@@ -360,7 +359,7 @@ func (n *Network) rename() {
 	}
 }
 
-// SetHostname gives the machine a name that no DHCP server changes, for example build-7 or build-7.example.org.
+// SetHostname sets the machine's name, which no DHCP server changes then, for example build-7 or build-7.example.org.
 func (n *Network) SetHostname(name string) {
 	n.mutex.Lock()
 	defer n.mutex.Unlock()
@@ -368,7 +367,7 @@ func (n *Network) SetHostname(name string) {
 	n.rename()
 }
 
-// waitingFor says, for people, what is missing before the machine has a network.
+// waitingFor describes what is missing before the machine has a network.
 func (n *Network) waitingFor() string {
 	n.mutex.Lock()
 	defer n.mutex.Unlock()

@@ -101,7 +101,7 @@ func (s *Shutdown) end(grace time.Duration, signals ...syscall.Signal) (left boo
 	return false
 }
 
-// withTimeout runs what may hang in the kernel, and tells whether it returned in time. If not, its thread stays behind.
+// withTimeout runs work that may hang in the kernel, and reports whether it returned in time. If not, its thread is left.
 func withTimeout(limit time.Duration, work func()) bool {
 	done := make(chan struct{})
 	go func() {
@@ -116,7 +116,7 @@ func withTimeout(limit time.Duration, work func()) bool {
 	}
 }
 
-// stuckProcesses names the processes that SIGKILL did not end: those that wait in the kernel, for a disk mostly.
+// stuckProcesses lists the processes that SIGKILL did not end: they wait in the kernel, mostly for a disk.
 func stuckProcesses() string {
 	// Not os.ReadDir: its sorting makes the binary larger by 12 kB.
 	files, err := filepath.Glob("/proc/[0-9]*/stat")
@@ -139,7 +139,7 @@ func stuckProcesses() string {
 	return strings.Join(found[:min(len(found), 10)], ", ")
 }
 
-// swapOff gives swap files back, which would keep their file system from being unmounted.
+// swapOff switches all swap off: a swap file keeps its file system from being unmounted.
 func swapOff() {
 	text, err := os.ReadFile("/proc/swaps")
 	if err != nil {
@@ -152,8 +152,8 @@ func swapOff() {
 	}
 }
 
-// unmountAll takes away what is mounted beside the kernel's own file systems, the latest first, and leaves the root
-// read-only. What cannot be unmounted, because something below it could not, is made read-only.
+// unmountAll unmounts all but the kernel's own file systems, the latest first, and makes the root read-only. A file system
+// that cannot be unmounted is made read-only, too.
 func (s *Shutdown) unmountAll(deadline time.Time) {
 	text, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
@@ -190,8 +190,8 @@ func readOnly(target string) error {
 	return syscall.Mount("", target, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, "")
 }
 
-// nicsDown keeps the kernel from what happened to Debian's 6.1.192: it breaks virtio devices before it powers off, and
-// virtio_net then tries for ever to reap what it had just sent, with the power on.
+// nicsDown prevents a hang of Debian's kernel 6.1.192: it breaks virtio devices before it powers off, and virtio_net then
+// tries for ever to reap the packets that it has just sent, with the power on.
 func (s *Shutdown) nicsDown() {
 	nics, err := netif.List(netif.HasDevice)
 	if err != nil {
@@ -238,7 +238,7 @@ func unescapeMount(path string) string {
 	}
 }
 
-// restartNow falls back on powering off: a machine that is down can be started, one that hangs cannot.
+// restartNow powers off if the restart fails: a stopped machine can be started again, a hanging one cannot.
 func restartNow() {
 	_ = syscall.Reboot(syscall.LINUX_REBOOT_CMD_RESTART)
 	powerOffNow()

@@ -9,14 +9,14 @@ import (
 	"unsafe"
 )
 
-// An Adopted process was started before the reaper was there, and becomes the first one of a Supervised.
+// An Adopted process was started before the reaper existed, and becomes the first process of a Supervised service.
 type Adopted struct {
 	Child
 	Output    *os.File
 	OpenFiles syscall.Rlimit // what it is to have
 }
 
-// settle gives it what a child gets that is started later.
+// settle gives it the limits and the cgroup that a process started by the supervisor has.
 func (a *Adopted) settle(group *cgroup) error {
 	var failures []error
 	_, _, errno := syscall.RawSyscall6(syscall.SYS_PRLIMIT64, uintptr(a.PID), syscall.RLIMIT_NOFILE,

@@ -59,8 +59,8 @@ func (c *cgroup) processes() []int {
 	return pids
 }
 
-// end asks what is left in the group to end, gives it the time, and kills what is left then, in groups below, too.
-// It tells whether it had to kill.
+// end sends SIGTERM to the group's processes, and kills those that are left after the grace period, also in groups below.
+// It reports whether it had to kill.
 func (c *cgroup) end(grace time.Duration) (killed bool) {
 	if c == nil {
 		return false
@@ -82,7 +82,7 @@ func (c *cgroup) end(grace time.Duration) (killed bool) {
 	return false
 }
 
-// populated tells whether a live process is in the group or in one below it.
+// populated reports whether a live process is in the group or in one below it.
 func (c *cgroup) populated() bool {
 	text, err := os.ReadFile(c.path + "/cgroup.events")
 	return err == nil && strings.Contains(string(text), "populated 1")

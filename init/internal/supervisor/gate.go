@@ -9,19 +9,19 @@ import (
 	"time"
 )
 
-// A Gate keeps a server that listens from accepting connections until it is open: whoever connects by then waits in
-// the backlog, and no authentication can fail for a key that has not come yet.
+// A Gate keeps a listening server from accepting connections until it is open. Clients wait in the backlog until then, so
+// no authentication fails because the key is not installed yet.
 //
 // It is the server's pid file, a FIFO. sshd writes that file after it has bound its sockets and before it accepts
-// anybody (main() in sshd.c), and cannot open a FIFO that nobody reads. No other part of its configuration has to do
-// with that; what it logs, and when, depends on LogLevel.
+// anybody (main() in sshd.c), and cannot open a FIFO without a reader. This depends on no other part of its configuration,
+// unlike its log, which depends on LogLevel.
 type Gate struct {
 	Path   string
 	Open   <-chan struct{}  // closed to open it
 	Passed func(pid string) // called when a server goes on to accept connections
 }
 
-// prepare makes the FIFO for a server that is about to be started: one that ends in order removes it.
+// prepare makes the FIFO for a server that is about to be started: a server that ends normally removes it.
 func (g *Gate) prepare() error {
 	if err := os.Remove(g.Path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("gate: %w", err)
@@ -41,7 +41,7 @@ func (g *Gate) isOpen() bool {
 	}
 }
 
-// attend lets a server through when the gate is open, and returns then, or when gone is closed because it ended.
+// attend waits for the gate to open and lets the server continue. It also returns when gone is closed: the server ended.
 func (g *Gate) attend(gone <-chan struct{}) error {
 	select {
 	case <-g.Open:

@@ -6,8 +6,8 @@ import (
 	"syscall"
 )
 
-// A Reaper is the only caller of wait4 in process 1, which inherits every orphan of the machine. Whoever starts a
-// process through it learns the status from it.
+// A Reaper is the only caller of wait4 in process 1, which inherits every orphan of the machine. It starts processes and
+// delivers their status.
 type Reaper struct {
 	mutex  sync.Mutex
 	exits  map[int]chan syscall.WaitStatus
@@ -58,7 +58,7 @@ func (r *Reaper) Adopt(pid int) Child {
 	return Child{pid, exit}
 }
 
-// Signal reaches a child that has not been reaped yet: a pid that is waited for cannot be somebody else's.
+// Signal sends a signal to a child that has not been reaped yet: until then its pid cannot belong to another process.
 func (r *Reaper) Signal(pid int, s syscall.Signal) {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
@@ -67,7 +67,7 @@ func (r *Reaper) Signal(pid int, s syscall.Signal) {
 	}
 }
 
-// Close has start refuse from now on, so that a shutdown ends.
+// Close makes every later start fail, so that a shutdown comes to an end.
 func (r *Reaper) Close() {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
@@ -80,7 +80,7 @@ func (r *Reaper) IsClosed() bool {
 	return r.closed
 }
 
-// Reap collects every child that has ended: SIGCHLD comes once for many. It tells whether any child is left.
+// Reap collects every child that has ended: one SIGCHLD may stand for many. It reports whether any child is left.
 func (r *Reaper) Reap() (left bool) {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()

@@ -24,7 +24,7 @@ const (
 	tailLines = 3
 )
 
-// A ServiceLog takes what a service prints: to a bounded file, and the last lines to memory.
+// A ServiceLog writes a service's output to a file of bounded size, and keeps the last lines in memory.
 type ServiceLog struct {
 	path   string
 	size   int64             // of the file at which it is put aside
@@ -39,8 +39,8 @@ func NewServiceLog(name string, onLine func(string)) *ServiceLog {
 	return &ServiceLog{path: filepath.Join(logDirectory, name+".log"), size: logSize, onLine: onLine, clock: time.Now}
 }
 
-// follow reads lines to the end. It always reads on, or the service would block or be killed by its own output: a
-// line that cannot be written is lost.
+// follow reads lines to the end of the output. A line that cannot be written is lost: if it stopped reading, the service
+// would block on its own output.
 func (l *ServiceLog) follow(output io.Reader) {
 	file, length := l.open()
 	defer func() { file.Close() }()
@@ -65,7 +65,7 @@ func (l *ServiceLog) follow(output io.Reader) {
 	}
 }
 
-// open appends to the file. Without one (memory is short) writing fails, which is borne.
+// open opens the file for appending. If that fails (memory is short), so do writes, which are ignored.
 func (l *ServiceLog) open() (*os.File, int64) {
 	_ = os.MkdirAll(filepath.Dir(l.path), 0o755)
 	file, err := os.OpenFile(l.path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)

@@ -31,8 +31,8 @@ const (
 	restartAlways, restartOnFailure, restartNot = "always", "on-failure", "never"
 )
 
-// loadServices reads all declarations, in the order of their names. One that is wrong is left out and told of in
-// complaints; the others hold.
+// loadServices reads all declarations, in the order of their names. An invalid one is left out, and complaints has its
+// error.
 func loadServices(directory string) (found []Service, complaints []error) {
 	files, _ := filepath.Glob(filepath.Join(directory, "*.json")) // the only error is a bad pattern
 	for _, file := range files {
@@ -160,8 +160,8 @@ func chooseServices(declared []Service, named []string) (chosen []Service, compl
 	return chosen, complaints
 }
 
-// StartServices starts what the image and user data ask for and does not run yet, each when those it comes after have
-// been started. It returns at once: nothing here may hold up the rest of the boot.
+// StartServices starts the services of the image and of user data that do not run yet, each after those in its "after". It
+// returns at once, so that it never delays the boot.
 func (v *Supervisor) StartServices(named []string) {
 	declared, complaints := loadServices(servicesDirectory)
 	chosen, more := chooseServices(declared, named)
@@ -200,7 +200,7 @@ func (v *Supervisor) StartServices(named []string) {
 	}
 }
 
-// waitForMounts returns when a file system is mounted on each of the service's mount points.
+// waitForMounts returns when all the service's mount points have a file system.
 func (v *Supervisor) waitForMounts(s Service) {
 	for _, path := range s.Mounts {
 		for tries := 0; !isMountPoint(path); tries++ {

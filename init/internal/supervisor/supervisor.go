@@ -16,7 +16,7 @@ import (
 	"instantenv/init/internal/task"
 )
 
-// Pauses before a service is started again, by doubling; one that ran for a while starts afresh.
+// Pauses before a service is started again: they double, and start afresh after a run of restartSteady.
 const (
 	restartPause     = 100 * time.Millisecond
 	restartPauseMost = 10 * time.Second
@@ -32,10 +32,10 @@ const serviceGrace = 2 * time.Second
 // SSHD is the name of the one service that no file declares.
 const SSHD = "sshd"
 
-// ErrNoServer says that nobody can log in any more.
+// ErrNoServer is the cause of errors after which nobody can log in any more.
 var ErrNoServer = errors.New("there is no server to log in to")
 
-// SearchPath is in the environment of everything that is started.
+// SearchPath is in the environment of every program that is started.
 const SearchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // A Config is what a Supervisor needs of the machine.
@@ -65,13 +65,13 @@ func New(config Config) *Supervisor { return &Supervisor{Config: config} }
 type Supervised struct {
 	Service
 	Log      *ServiceLog
-	Required bool     // without it the machine is of no use
+	Required bool     // the machine is useless without it
 	Gate     *Gate    // at which it waits before it accepts connections; may be nil
-	Sessions bool     // its children are people's sessions, which stay when it ends by itself
-	Adopted  *Adopted // what is its first process; nil: it has to be started
+	Sessions bool     // its children are login sessions, which stay when it ends by itself
+	Adopted  *Adopted // its first process, if that runs already; may be nil
 	Options  []string // more arguments of its next start
 
-	quiet bool    // the console knows that it fails again and again
+	quiet bool    // the console has been told that it keeps failing
 	group *cgroup // set before it is remembered, if at all
 	mutex sync.Mutex
 	main  *loggedProcess // its main process, at its latest start
@@ -96,8 +96,8 @@ func (p *loggedProcess) finish() {
 	}
 }
 
-// Supervise keeps a service running until the machine goes down; started is called after its first start. Of a
-// required one it returns the error for which the program cannot be run.
+// Supervise keeps a service running until the machine goes down; started is called after its first start. It returns an
+// error if the program of a required service cannot run.
 func (v *Supervisor) Supervise(s *Supervised, started func()) error {
 	pause := restartPause
 	for running := false; ; {
@@ -143,8 +143,7 @@ func (v *Supervisor) Supervise(s *Supervised, started func()) error {
 	}
 }
 
-// tellRestart keeps the console quiet about a service that fails for ever: the last time it speaks is when the pause
-// has reached its limit.
+// tellRestart logs a restart. The console gets no more lines about a service once the pause has reached its limit.
 func (v *Supervisor) tellRestart(s *Supervised, what string, pause time.Duration) {
 	words := s.Log.last()
 	if words != "" {
@@ -162,7 +161,7 @@ func (v *Supervisor) tellRestart(s *Supervised, what string, pause time.Duration
 	}
 }
 
-// transient tells whether a program that could not be run now may be run later: when memory or pids are short.
+// transient reports whether a start may succeed later: memory, pids or files are short.
 func transient(err error) bool {
 	return errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.ENOMEM) || errors.Is(err, syscall.EMFILE) ||
 		errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.EBUSY) || errors.Is(err, syscall.EIO)
@@ -209,7 +208,7 @@ func (v *Supervisor) startOrTake(s *Supervised) (*loggedProcess, error) {
 	return v.follow(adopted.Child, adopted.Output, s.Argv[0], s.Log), nil
 }
 
-// StartAgain ends a service that has been started, at once, for supervise to start it with other arguments.
+// StartAgain kills a running service, so that Supervise starts it again with further arguments.
 func (v *Supervisor) StartAgain(s *Supervised, options []string) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
@@ -273,7 +272,7 @@ func (v *Supervisor) start(argv, environment []string, group *cgroup, log *Servi
 	return v.follow(process, reader, argv[0], log), nil
 }
 
-// follow takes what a process prints to its log.
+// follow copies a process's output to its log.
 func (v *Supervisor) follow(process Child, output *os.File, name string, log *ServiceLog) *loggedProcess {
 	started := &loggedProcess{process, make(chan struct{}), make(chan struct{})}
 	v.Tasks.Spawn("log of "+name, func() error {
@@ -285,8 +284,8 @@ func (v *Supervisor) follow(process Child, output *os.File, name string, log *Se
 	return started
 }
 
-// pipe has a reading end that the Go runtime polls, instead of keeping a thread in read, and a writing end that blocks,
-// as a program expects of its standard error.
+// pipe returns a reading end that the Go runtime polls, so that no thread waits in read, and a writing end that blocks, as
+// a program expects of its standard error.
 func pipe() (reader *os.File, writer int, err error) {
 	var ends [2]int
 	if err := syscall.Pipe2(ends[:], syscall.O_CLOEXEC); err != nil {
@@ -307,8 +306,8 @@ func (v *Supervisor) remember(s *Supervised) {
 	v.services = append(v.services, s)
 }
 
-// StopServices stops all in the reverse of the order in which they were started, sshd last, and returns by the
-// deadline. Nothing is started any more: the reaper is closed.
+// StopServices stops all services in the reverse order of their start, sshd last, and returns by the deadline. The reaper
+// must be closed, so that none is started meanwhile.
 func (v *Supervisor) StopServices(deadline time.Time) {
 	v.mutex.Lock()
 	order := slices.Clone(v.services)
@@ -319,7 +318,7 @@ func (v *Supervisor) StopServices(deadline time.Time) {
 	}
 }
 
-// stop asks the main process to end, then what it left behind; what has not ended by then is killed.
+// stop ends the main process, then the processes that it left behind, and kills those that do not end in time.
 func (v *Supervisor) stop(s *Supervised, grace time.Duration) {
 	begin := time.Now()
 	s.mutex.Lock()

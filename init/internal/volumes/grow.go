@@ -11,7 +11,7 @@ import (
 	"instantenv/init/internal/sysfs"
 )
 
-// GrowRoot lets the root reach the end of its volume, or the swap behind it.
+// GrowRoot enlarges the root to the end of its volume, or to the swap behind it.
 func GrowRoot(log *logging.Logger) error {
 	commandLine, err := sysfs.ReadLine("/proc/cmdline")
 	if err != nil {

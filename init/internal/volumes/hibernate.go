@@ -34,8 +34,8 @@ func ResumeDevice(sys string) (string, error) {
 	return "/dev/" + filepath.Base(target), nil
 }
 
-// Of the image that asks for it: the partition named by the kernel's resume= is made when a machine that may hibernate
-// starts for the first time, as large as its memory. The image cannot have it: it does not know the memory.
+// The partition that the kernel's resume= names is made when a machine that may hibernate starts for the first time, as
+// large as its memory. The image cannot contain it, because the size of the memory is not known when it is baked.
 const (
 	resumeArgument = "resume=PARTUUID="
 	// configuredPath says true on a machine that was launched with HibernationOptions.
@@ -57,7 +57,7 @@ func resumePartition(commandLine string) (id [16]byte, named bool, err error) {
 	return id, false, nil
 }
 
-// hibernationSwap is the swap that the root leaves room for; nil: none.
+// hibernationSwap returns the swap for which the root leaves room, or nil.
 func hibernationSwap(sys, commandLine string, ask func(path string, deadline time.Time) ([]byte, error)) (*gpt.Swap, error) {
 	id, named, err := resumePartition(commandLine)
 	if err != nil || !named {
@@ -85,7 +85,7 @@ func hibernationSwap(sys, commandLine string, ask func(path string, deadline tim
 	return swap, nil
 }
 
-// Suspend returns when the machine is awake again, or could not go to sleep.
+// Suspend hibernates to a device. It returns when the machine has resumed, or could not hibernate.
 func Suspend(device string) error {
 	if err := swap.Prepare(device); err != nil {
 		return err

@@ -19,14 +19,14 @@ import (
 	"instantenv/init/internal/userdata"
 )
 
-// How often a volume that is not there is looked for: EC2 attaches within seconds of the launch, people when they like.
+// Pauses between looks for a missing volume: EC2 attaches within seconds of the launch, people at any time.
 const (
 	volumePause     = 100 * time.Millisecond
 	volumePauseLate = time.Second
 	volumeLate      = 10 * time.Second
 )
 
-// taken are places where a volume would hide what the machine runs on, beside those of the table of mounts.
+// taken are mount points, beside those of mount.Table, where a volume would hide files that the machine needs.
 var taken = []string{"/bin", "/boot", "/etc", "/lib", "/lib64", "/root", "/sbin", "/sys/fs", "/usr"}
 
 // A Mounter mounts volumes.
@@ -44,8 +44,8 @@ type KeyFile interface {
 	Authorize(keys []sshkey.PublicKey) error
 }
 
-// Mount mounts what user data asks for, each when its volume is there, and returns at once. A volume is
-// waited for for as long as the machine runs.
+// Mount mounts each volume when it is attached, and returns at once. It waits for a volume for as long as the machine
+// runs.
 func (m *Mounter) Mount(requests []userdata.MountRequest) {
 	ready := make([]chan struct{}, len(requests))
 	for i, request := range requests {
@@ -111,7 +111,7 @@ func (m *Mounter) waitForVolume(request userdata.MountRequest) string {
 	}
 }
 
-// fileSystemFor tells what to mount the device as, after formatting it if that was asked for and nothing is on it.
+// fileSystemFor returns the type of the device's file system, after formatting a blank device if the request says so.
 func (m *Mounter) fileSystemFor(path string, request userdata.MountRequest) (string, error) {
 	// Exclusive: a device that is mounted, or has a partition that is, is not to be touched.
 	device, err := os.OpenFile(path, os.O_RDONLY|syscall.O_EXCL, 0)

@@ -1,5 +1,9 @@
 // Package boot is process 1: it takes the machine from nothing to a login, composes what looks after it from then on,
 // and decides when it goes down.
+//
+// sshd, the buttons, hibernation and fatal errors are files of this package and not packages: each waits for and changes
+// most of the machine's state (gate, serving, loggedIn, grown, ending), so that a package of their own would be handed
+// all of it.
 package boot
 
 import (

@@ -2,11 +2,12 @@
 
 Environment variables are ``INSTANT_ENV_<FIELD>`` in capitals (``INSTANT_ENV_CLOUD=aws``). The file is
 ``instant-env.yml`` in the working directory, or the one ``INSTANT_ENV_CONFIG`` names. Unknown keys are
-errors.
+errors, and so are unknown variables that begin with ``INSTANT_ENV_``.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping
 from enum import StrEnum
@@ -17,6 +18,23 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from instant_env.errors import UsageError
+
+_PREFIX = "INSTANT_ENV_"
+
+#: Variables that are not settings: the file's name, mirrors of distributions, and what the tests read.
+_OTHER_VARIABLES = frozenset(
+    _PREFIX + name
+    for name in (
+        "CONFIG",
+        "DEBIAN_MIRROR",
+        "DEBIAN_SECURITY_MIRROR",
+        "AL2023_MIRROR",
+        "IMDS",
+        "AWS_TESTS",
+        "E2E_DIR",
+        "FUZZ_INPUTS",
+    )
+)
 
 _PACKAGE = Path(__file__).resolve().parent
 #: The checkout that this package runs from, or None when it was installed from a wheel.
@@ -104,8 +122,9 @@ class Settings(BaseModel):
 def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
     """Merge the layers into Settings. ``None`` and empty flags do not count as given.
 
-    Raises UsageError for a file that is no mapping, an unknown key or a value of the wrong kind.
+    Raises UsageError for a file that is not a mapping, an unknown key or variable, or a wrong value.
     """
+    _check_variables(environ)
     config = Path(environ.get("INSTANT_ENV_CONFIG", "instant-env.yml"))
     values: dict[str, Any] = {}
     if config.is_file():
@@ -119,7 +138,7 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os
     elif "INSTANT_ENV_CONFIG" in environ:
         raise UsageError(f"no such file: {config}", hint="INSTANT_ENV_CONFIG names it")
     for name in Settings.model_fields:
-        if value := environ.get(f"INSTANT_ENV_{name.upper()}"):
+        if value := environ.get(_PREFIX + name.upper()):
             values[name] = value
     values.update({key: value for key, value in (flags or {}).items() if value not in (None, "")})
     try:
@@ -128,6 +147,18 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os
         raise UsageError(
             explain(error, "settings"), hint="see instant_env/settings.py for the keys"
         ) from error
+
+
+def _check_variables(environ: Mapping[str, str]) -> None:
+    """A misspelt INSTANT_ENV_CLOUD or INSTANT_ENV_SUBNET must not mean the default."""
+    known = {_PREFIX + name.upper() for name in Settings.model_fields} | _OTHER_VARIABLES
+    for name in sorted(environ):
+        if name.startswith(_PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
+            hint = (
+                f"did you mean {near[0]}?" if near else "see instant_env/settings.py for the names; unset it"
+            )
+            raise UsageError(f"unknown environment variable {name}", hint=hint)
 
 
 def explain(error: ValidationError, what: str) -> str:

@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from instant_env.settings import ROOT
+from instant_env.settings import CHECKOUT
 
 _TIMEOUT_S = 10
 
@@ -28,8 +28,13 @@ class GitState:
         return {"revision": self.commit, "dirty": self.dirty}
 
 
-def git_state(root: Path = ROOT) -> GitState:
-    """Ask git. A new file counts as a change: an uncommitted recipe or script is rendered like any other."""
+def git_state(root: Path | None = CHECKOUT) -> GitState:
+    """Ask git. A new file counts as a change: an uncommitted recipe or script is rendered like any other.
+
+    An installed package has no commit, even when its environment lies within some other repository.
+    """
+    if root is None:
+        return GitState(None, None)
 
     def git(*arguments: str) -> str | None:
         try:

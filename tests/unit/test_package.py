@@ -91,8 +91,16 @@ import os
 print(settings.ROOT, os.environ["MOTO_AMIS_PATH"], prices._TABLE, report._TEMPLATES / "report.html.j2",
     account.POLICIES, settings.ROOT / "experiments" / "README.md", settings.ROOT / "go.sum", sep="\\n")
 print(settings.load().results_dir.resolve())
+from instant_env.provenance import git_state
+print(git_state())
 """
-    *paths, results = run(installed / "bin" / "python", "-c", code, cwd=tmp_path).splitlines()
+    # Environments are often made within a repository of their user's.
+    repository = installed.parent
+    run("git", "init", "--quiet", cwd=repository)
+    author = ("-c", "user.name=x", "-c", "user.email=x@localhost")
+    run("git", *author, "commit", "--quiet", "--allow-empty", "--message", "x", cwd=repository)
+    *paths, results, commit = run(installed / "bin" / "python", "-c", code, cwd=tmp_path).splitlines()
+    assert commit == "unknown"
     for path in paths:
         assert Path(path).is_relative_to(installed)
         assert Path(path).exists(), path

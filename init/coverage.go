@@ -13,7 +13,7 @@ import (
 
 // coverageDirectory is where a test build (go build -cover -tags coverage) leaves what it has run, on the root's disk:
 // process 1 never exits, which is when other programs write it. Each start has a directory of its own there.
-// benchmarks/coverage.py fetches them.
+// benchmarks/init_coverage.py fetches them.
 const coverageDirectory = "/var/lib/instant-init-coverage"
 
 // coverageInterval is how much of a shutdown may be missing.

@@ -1,6 +1,6 @@
 """Which statements of the init run on a booted machine, by function: no test in a process has a PID 1.
 
-    .venv/bin/python benchmarks/coverage.py [--below 60]
+    .venv/bin/python benchmarks/init_coverage.py [--below 60]
 
 A tiny machine gets an init that counts (go build -cover -tags coverage), and goes through what a machine goes
 through: volumes, services, a second card, keys that are handed over, orphans, sshd killed, a sleep, the power

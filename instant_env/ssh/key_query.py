@@ -47,7 +47,6 @@ class _Client(asyncssh.SSHClient):
     """Keeps the connection, for what is known of it when the login ends as it must, without success."""
 
     connection: asyncssh.SSHClientConnection | None = None
-    host_key_fingerprint = ""
 
     def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
         self.connection = conn

@@ -22,7 +22,7 @@ import (
 )
 
 // These tests want a network namespace of their own, in which they may do everything, and dnsmasq;
-// tests/boot/test_dhcp_dnsmasq.py runs them in one.
+// tests/machines/init/test_dhcp_dnsmasq.py runs them in one.
 const namespaceVariable = "INSTANT_INIT_TEST_NAMESPACE"
 
 const longEnough = 30 * time.Second

@@ -222,11 +222,6 @@ def _without_numbers(name: str) -> str:
     return ".".join(part for part in name.split(".") if not part.isdigit())
 
 
-def is_mutating(action: str) -> bool:
-    """Whether an action that got past :func:`refusal` changes something."""
-    return action in ACTIONS
-
-
 def refusal(action: str, parameters: Iterable[tuple[str, str]]) -> str | None:
     """Why a request is not served, as a sentence; None when it is."""
     if READ_ONLY.fullmatch(action):

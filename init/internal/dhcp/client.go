@@ -41,11 +41,6 @@ type Client struct {
 	mutex  sync.Mutex
 	link   Link // while something is being asked
 	closed bool
-
-	// Tests have a clock of their own.
-	now   func() time.Time
-	after func(time.Duration) <-chan time.Time
-	limit time.Duration
 }
 
 // Hooks are what a Client needs of its interface. All are called by Run alone.
@@ -63,10 +58,7 @@ type Hooks struct {
 
 // NewClient makes a client for Run.
 func NewClient(hooks Hooks) *Client {
-	return &Client{
-		hooks: hooks, checks: make(chan struct{}, 1), done: make(chan struct{}),
-		now: time.Now, after: time.After, limit: answerLimit,
-	}
+	return &Client{hooks: hooks, checks: make(chan struct{}, 1), done: make(chan struct{})}
 }
 
 // Run obtains a lease and keeps it, until Close.
@@ -86,7 +78,7 @@ func (c *Client) Run() {
 		c.hooks.OnTrouble(err)
 		// A server that always refuses, or a device that always fails, is not asked all the time.
 		select {
-		case <-c.after(pause):
+		case <-time.After(pause):
 		case <-c.done:
 			return
 		}
@@ -132,9 +124,9 @@ func (c *Client) obtain() (lease Lease, asked time.Time, err error) {
 			if err != nil {
 				return err
 			}
-			asked = c.now()
+			asked = time.Now()
 			ask.ours.kind, ask.ours.requested, ask.ours.server = request, offered.lease.IP, offered.server
-			answer, err := ask.run(ack, time.Now().Add(c.limit))
+			answer, err := ask.run(ack, time.Now().Add(answerLimit))
 			if errors.Is(err, ErrTimeout) {
 				continue // that server is gone; another may be there
 			}
@@ -152,7 +144,7 @@ func (c *Client) keep(lease Lease, asked time.Time) error {
 	for {
 		var due <-chan time.Time // never, unless the lease has an end
 		if lease.Duration != 0 {
-			due = c.after(lease.rest(c.now().Sub(asked)))
+			due = time.After(lease.rest(time.Since(asked)))
 		}
 		checked := false
 		select {
@@ -162,7 +154,7 @@ func (c *Client) keep(lease Lease, asked time.Time) error {
 			checked = true
 		case <-due:
 		}
-		begin := c.now()
+		begin := time.Now()
 		age := begin.Sub(asked)
 		server := lease.Server
 		if checked || age >= lease.T2 {
@@ -188,7 +180,7 @@ func (c *Client) keep(lease Lease, asked time.Time) error {
 func (c *Client) renew(lease Lease, server [4]byte) (fresh Lease, err error) {
 	err = c.with(func() (Link, error) { return c.hooks.UDP(server) }, func(link Link) error {
 		ask := exchange{c, link, message{kind: request, xid: rand.Uint32(), mac: c.hooks.MAC, current: lease.IP}}
-		answer, err := ask.run(ack, time.Now().Add(c.limit))
+		answer, err := ask.run(ack, time.Now().Add(answerLimit))
 		if err == nil {
 			fresh, err = answer.lease.usable()
 		}

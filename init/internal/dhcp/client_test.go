@@ -9,17 +9,22 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
+
+// The tests with a Client run in a bubble of synctest: its clock jumps to the next timer when every goroutine waits,
+// so an hour's lease takes no time and messages go out at exact times, however slow the machine is.
 
 // A server answers the messages it is sent by its script, one line for each; it is silent when that is over.
 type server struct {
 	mutex  sync.Mutex
 	script []line
-	deaf   bool     // to whoever has an address, which takes nothing of the script
-	errors []error  // of Send, before the script
-	kinds  []byte   // of the messages
-	asked  []string // how: raw, unicast, broadcast; with the current address if there is one
+	deaf   bool        // to whoever has an address, which takes nothing of the script
+	errors []error     // of Send, before the script
+	kinds  []byte      // of the messages
+	asked  []string    // how: raw, unicast, broadcast; with the current address if there is one
+	times  []time.Time // of the messages
 	xids   map[uint32]bool
 }
 
@@ -62,6 +67,7 @@ func (w *wire) Send(bootp []byte) error {
 		how += " from " + Dotted(current)
 	}
 	s.asked = append(s.asked, how)
+	s.times = append(s.times, time.Now())
 	if s.xids == nil {
 		s.xids = map[uint32]bool{}
 	}
@@ -107,7 +113,7 @@ var (
 )
 
 func clientOf(s *server) *Client {
-	c := NewClient(Hooks{
+	return NewClient(Hooks{
 		MAC: mac,
 		Raw: func() (Link, error) { return s.open("raw"), nil },
 		UDP: func(to [4]byte) (Link, error) {
@@ -117,8 +123,6 @@ func clientOf(s *server) *Client {
 			return s.open("unicast"), nil
 		},
 	})
-	c.limit = 250 * time.Millisecond
-	return c
 }
 
 func TestObtain(t *testing.T) {
@@ -144,25 +148,30 @@ func TestObtain(t *testing.T) {
 		{name: "NAK", script: []line{offered, answer(nak, home)}, kinds: []byte{1, 3}, err: errRefused},
 		{name: "link not up", errors: []error{syscall.ENETDOWN}, script: []line{offered, given}, kinds: []byte{1, 3}},
 		{name: "link gone", errors: []error{syscall.ENXIO}, err: syscall.ENXIO},
-		// Within its limit a request goes out twice; then that server counts as gone.
-		{name: "the server dies", script: []line{offered, silent, silent, offered, given}, kinds: []byte{1, 3, 3, 1, 3}},
+		// Within its limit a request goes out six times; then that server counts as gone.
+		{
+			name:   "the server dies",
+			script: slices.Concat([]line{offered}, slices.Repeat([]line{silent}, 6), []line{offered, given}),
+			kinds:  []byte{1, 3, 3, 3, 3, 3, 3, 1, 3},
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			s := &server{script: test.script, errors: test.errors}
-			lease, _, err := clientOf(s).obtain()
-			if !errors.Is(err, test.err) {
-				t.Fatalf("lease %+v, error %v", lease, err)
-			}
-			if test.err == nil && lease.IP != home {
-				t.Fatalf("lease %+v", lease)
-			}
-			if !bytes.Equal(s.kinds, test.kinds) {
-				t.Fatalf("sent %v, want %v", s.kinds, test.kinds)
-			}
-			if len(s.xids) > 1 {
-				t.Fatalf("the xid changed: %v", s.xids)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				s := &server{script: test.script, errors: test.errors}
+				lease, _, err := clientOf(s).obtain()
+				if !errors.Is(err, test.err) {
+					t.Fatalf("lease %+v, error %v", lease, err)
+				}
+				if test.err == nil && lease.IP != home {
+					t.Fatalf("lease %+v", lease)
+				}
+				if !bytes.Equal(s.kinds, test.kinds) {
+					t.Fatalf("sent %v, want %v", s.kinds, test.kinds)
+				}
+				if len(s.xids) > 1 {
+					t.Fatalf("the xid changed: %v", s.xids)
+				}
+			})
 		})
 	}
 }
@@ -211,41 +220,29 @@ func TestTimesOfALease(t *testing.T) {
 	}
 }
 
-// A life is a Client on a clock of its own: waiting for a renewal takes no time, messages take theirs.
+// A life is a Client that runs, until the test ends.
 type life struct {
 	*Client
 	leases   chan Lease
 	troubles chan error
-	ended    chan struct{}
 }
 
 func live(t *testing.T, s *server) *life {
 	t.Helper()
 	c := clientOf(s)
-	l := &life{c, make(chan Lease, 10), make(chan error, 10), make(chan struct{})}
+	l := &life{c, make(chan Lease, 10), make(chan error, 10)}
 	c.hooks.OnLease = func(lease Lease) error { l.leases <- lease; return nil }
 	c.hooks.OnTrouble = func(err error) { l.troubles <- err }
-	var skipped time.Duration
-	started := time.Now()
-	c.now = func() time.Time { return time.Now().Add(skipped) }
-	c.after = func(wait time.Duration) <-chan time.Time {
-		if s.silentNow() && time.Since(started) > time.Second {
-			return nil // the story is over
-		}
-		skipped += wait
-		over := make(chan time.Time, 1)
-		over <- time.Time{}
-		return over
-	}
+	ended := make(chan struct{})
 	go func() {
 		c.Run()
-		close(l.ended)
+		close(ended)
 	}()
 	t.Cleanup(func() {
 		c.Close()
 		c.Close() // does no harm
 		select {
-		case <-l.ended:
+		case <-ended:
 		case <-time.After(10 * time.Second):
 			t.Error("Run did not return after Close")
 		}
@@ -253,25 +250,25 @@ func live(t *testing.T, s *server) *life {
 	return l
 }
 
-func (s *server) silentNow() bool {
+// until lets the client run until this long after its first message, if that is still to come, and returns how all
+// messages were sent, and how long after the first.
+func (s *server) until(t *testing.T, end time.Duration) (asked []string, times []time.Duration) {
+	t.Helper()
+	synctest.Wait()
+	s.mutex.Lock()
+	if len(s.times) == 0 {
+		t.Fatal("the client sent nothing")
+	}
+	first := s.times[0]
+	s.mutex.Unlock()
+	time.Sleep(time.Until(first.Add(end)))
+	synctest.Wait()
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
-	return len(s.script) == 0
-}
-
-// messages returns how the first n messages were sent, when there were so many.
-func (s *server) messages(t *testing.T, n int) []string {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		s.mutex.Lock()
-		if len(s.asked) >= n {
-			defer s.mutex.Unlock()
-			return s.asked[:n]
-		}
-		s.mutex.Unlock()
+	for _, at := range s.times {
+		times = append(times, at.Sub(first))
 	}
-	t.Fatalf("only %q", s.asked)
-	return nil
+	return slices.Clone(s.asked), times
 }
 
 func (l *life) lease(t *testing.T) Lease {
@@ -279,18 +276,16 @@ func (l *life) lease(t *testing.T) Lease {
 	select {
 	case lease := <-l.leases:
 		return lease
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Hour):
 		t.Fatal("no lease")
 		return Lease{}
 	}
 }
 
-func equal(t *testing.T, got, want []string) {
+func equal[T comparable](t *testing.T, what string, got, want []T) {
 	t.Helper()
-	for i := range want {
-		if got[i] != want[i] {
-			t.Fatalf("message %d was sent %q, want %q; all: %q", i, got[i], want[i], got)
-		}
+	if !slices.Equal(got, want) {
+		t.Fatalf("%s of the messages: %v, want %v", what, got, want)
 	}
 }
 
@@ -300,104 +295,124 @@ const (
 )
 
 func TestALeaseIsRenewedByItsServer(t *testing.T) {
-	t.Parallel()
-	given := answer(ack, home, hour...)
-	s := &server{script: []line{answer(offer, home), given, given, given, given}}
-	l := live(t, s)
-	equal(t, s.messages(t, 5), []string{"raw", "raw", unicast, unicast, unicast})
-	l.lease(t)
-	if len(l.leases) != 0 {
-		t.Error("a lease that did not change was told of again")
-	}
+	synctest.Test(t, func(t *testing.T) {
+		given := answer(ack, home, hour...)
+		s := &server{script: []line{answer(offer, home), given, given, given, given}}
+		l := live(t, s)
+		asked, times := s.until(t, 100*time.Minute)
+		equal(t, "kinds", asked, []string{"raw", "raw", unicast, unicast, unicast})
+		equal(t, "times", times, []time.Duration{0, 0, 30 * time.Minute, 60 * time.Minute, 90 * time.Minute})
+		l.lease(t)
+		if len(l.leases) != 0 {
+			t.Error("a lease that did not change was reported again")
+		}
+	})
 }
 
 func TestARenewalThatChangesSomethingIsToldOf(t *testing.T) {
-	t.Parallel()
-	s := &server{script: []line{
-		answer(offer, home), answer(ack, home, hour...), answer(ack, home, append(bytes.Clone(hour), 6, 4, 1, 1, 1, 1)...),
-	}}
-	l := live(t, s)
-	if first, second := l.lease(t), l.lease(t); len(first.DNS) != 0 || len(second.DNS) != 1 || second.IP != home {
-		t.Fatalf("%+v, then %+v", first, second)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		s := &server{script: []line{
+			answer(offer, home), answer(ack, home, hour...), answer(ack, home, append(bytes.Clone(hour), 6, 4, 1, 1, 1, 1)...),
+		}}
+		l := live(t, s)
+		if first, second := l.lease(t), l.lease(t); len(first.DNS) != 0 || len(second.DNS) != 1 || second.IP != home {
+			t.Fatalf("%+v, then %+v", first, second)
+		}
+	})
 }
 
 func TestAnotherServerIsAskedAndThenAll(t *testing.T) {
-	t.Parallel()
-	given := answer(ack, home, hour...)
-	s := &server{deaf: true, script: []line{answer(offer, home), given, answer(offer, home), given}}
-	l := live(t, s)
-	l.lease(t)
-	// It ends; the client begins again, and the new lease is told of.
-	if again := l.lease(t); again.IP != home {
-		t.Fatalf("got %+v", again)
-	}
-	s.mutex.Lock()
-	phases := slices.Compact(slices.Clone(s.asked))
-	s.mutex.Unlock()
-	equal(t, phases, []string{"raw", unicast, broadcast, "raw"})
-	if err := <-l.troubles; !errors.Is(err, ErrTimeout) {
-		t.Fatalf("got %v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		given := answer(ack, home, hour...)
+		s := &server{deaf: true, script: []line{answer(offer, home), given, answer(offer, home), given}}
+		l := live(t, s)
+		l.lease(t)
+		// It ends; the client begins again, and reports the new lease.
+		if again := l.lease(t); again.IP != home {
+			t.Fatalf("got %+v", again)
+		}
+		asked, times := s.until(t, 0)
+		begin := func(how string) time.Duration { return times[slices.Index(asked, how)] }
+		equal(t, "kinds", slices.Compact(slices.Clone(asked)), []string{"raw", unicast, broadcast, "raw"})
+		if t1, t2 := begin(unicast), begin(broadcast); t1 != 30*time.Minute || t2 != 3150*time.Second {
+			t.Errorf("its server was asked from %s on, all from %s on", t1, t2)
+		}
+		if err := <-l.troubles; !errors.Is(err, ErrTimeout) {
+			t.Fatalf("got %v", err)
+		}
+	})
 }
 
 func TestARefusedLeaseIsReplaced(t *testing.T) {
-	t.Parallel()
-	next := [4]byte{10, 0, 0, 6}
-	s := &server{script: []line{
-		answer(offer, home), answer(ack, home, hour...), answer(nak, [4]byte{}), answer(offer, next), answer(ack, next, hour...),
-	}}
-	l := live(t, s)
-	if first, second := l.lease(t), l.lease(t); first.IP != home || second.IP != next {
-		t.Fatalf("%v, then %v", first.IP, second.IP)
-	}
-	equal(t, s.messages(t, 5), []string{"raw", "raw", unicast, "raw", "raw"})
-	if err := <-l.troubles; !errors.Is(err, errRefused) {
-		t.Fatalf("got %v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		next := [4]byte{10, 0, 0, 6}
+		s := &server{script: []line{
+			answer(offer, home), answer(ack, home, hour...), answer(nak, [4]byte{}), answer(offer, next), answer(ack, next, hour...),
+		}}
+		l := live(t, s)
+		if first, second := l.lease(t), l.lease(t); first.IP != home || second.IP != next {
+			t.Fatalf("%v, then %v", first.IP, second.IP)
+		}
+		asked, times := s.until(t, 31*time.Minute)
+		equal(t, "kinds", asked, []string{"raw", "raw", unicast, "raw", "raw"})
+		again := 30*time.Minute + firstPause
+		equal(t, "times", times, []time.Duration{0, 0, 30 * time.Minute, again, again})
+		if err := <-l.troubles; !errors.Is(err, errRefused) {
+			t.Fatalf("got %v", err)
+		}
+	})
+}
+
+// repeats are when a message goes out that nobody answers within answerLimit, and when the last answer is waited for.
+var repeats = []time.Duration{
+	0, 100 * time.Millisecond, 300 * time.Millisecond, 700 * time.Millisecond, 1500 * time.Millisecond,
+	3100 * time.Millisecond, 6300 * time.Millisecond,
 }
 
 func TestCheckAsksAllAndTellsOfTheLease(t *testing.T) {
-	t.Parallel()
+	again := repeats[6] + firstPause
 	for name, test := range map[string]struct {
-		then []line
-		want []string
+		then  []line
+		asked []string
+		times []time.Duration
 	}{
-		"it holds": {[]line{answer(ack, home, mask...)}, []string{"raw", "raw", broadcast}},
+		"it holds": {[]line{answer(ack, home, mask...)}, []string{broadcast}, repeats[:1]},
 		"nobody knows of it": {
-			[]line{silent, silent, answer(offer, home), answer(ack, home, mask...)},
-			[]string{"raw", "raw", broadcast, broadcast, "raw", "raw"},
+			append(slices.Repeat([]line{silent}, 6), answer(offer, home), answer(ack, home, mask...)),
+			append(slices.Repeat([]string{broadcast}, 6), "raw", "raw"),
+			append(slices.Clone(repeats[:6]), again, again),
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			// Without an end: nothing but the check makes the client ask.
-			s := &server{script: append([]line{answer(offer, home), answer(ack, home, mask...)}, test.then...)}
-			l := live(t, s)
-			l.lease(t)
-			l.Check()
-			l.lease(t)
-			equal(t, s.messages(t, len(test.want)), test.want)
+			synctest.Test(t, func(t *testing.T) {
+				// Without an end: nothing but the check makes the client ask.
+				s := &server{script: append([]line{answer(offer, home), answer(ack, home, mask...)}, test.then...)}
+				l := live(t, s)
+				l.lease(t)
+				synctest.Wait() // until it keeps the lease
+				l.Check()
+				l.lease(t)
+				asked, times := s.until(t, 24*time.Hour)
+				equal(t, "kinds", asked, append([]string{"raw", "raw"}, test.asked...))
+				equal(t, "times", times, append([]time.Duration{0, 0}, test.times...))
+			})
 		})
 	}
 }
 
 func TestCheckRepeatsAtOnceWhatWasLostWithoutALink(t *testing.T) {
-	t.Parallel()
-	s := &server{}
-	c := clientOf(s)
-	leases := make(chan Lease, 1)
-	c.hooks.OnLease = func(lease Lease) error { leases <- lease; return nil }
-	go c.Run()
-	defer c.Close()
-	s.messages(t, 6) // the next one would come after 3.2 s, and the one after that after 4 s
-	s.mutex.Lock()
-	s.script = []line{answer(offer, home), answer(ack, home, mask...)}
-	s.mutex.Unlock()
-	started := time.Now()
-	c.Check()
-	<-leases
-	if took := time.Since(started); took > 2*time.Second {
-		t.Fatalf("took %s", took)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		s := &server{}
+		l := live(t, s)
+		const check = 3500 * time.Millisecond // the next message would go out after 6.3 s
+		_, times := s.until(t, check)
+		equal(t, "times", times, repeats[:6])
+		s.mutex.Lock()
+		s.script = []line{silent, answer(offer, home), answer(ack, home, mask...)}
+		s.mutex.Unlock()
+		l.Check()
+		l.lease(t)
+		_, times = s.until(t, time.Minute)
+		equal(t, "times", times, append(slices.Clone(repeats[:6]), check, check+firstPause, check+firstPause))
+	})
 }

@@ -30,17 +30,17 @@ from typing import Any
 
 import stand_ins
 
-from instant_env.cloud.instances import Market, request_end
+from harness.run.lag import LagMeter, short_pauses
+from instant_env.cloud.instances import Market
 from instant_env.cloud.keys import KeyPair
-from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role
-from instant_env.launch.attempt import Attempt
-from instant_env.launch.lag import short_pauses
-from instant_env.launch.techniques import LaunchSpec, Prepared
-from instant_env.launch.techniques.base import run_instance
+from instant_env.launch.guest import GuestReadError
+from instant_env.launch.launch import Launch
+from instant_env.launch.launcher import Launcher
+from instant_env.launch.login_check import PrivateKeyLogin
+from instant_env.launch.techniques import LaunchSpec, PoolSlot, Prepared
+from instant_env.launch.techniques.cold import Cold
 from instant_env.launch.timeline import MarkName, Outcome
-from instant_env.launch.watch import Watcher
-from instant_env.ssh.probe_client import Prober, probing
 
 #: Of the project, p99 with 20 in flight on two cores.
 TARGET_MS = 15.0
@@ -109,20 +109,36 @@ def _order(number: int) -> LaunchSpec:
     )  # fmt: skip
 
 
-async def _one(
-    cloud: Cloud, watcher: Watcher, prober: Prober, prepared: Prepared, key: KeyPair, number: int
-) -> Attempt:
-    attempt = Attempt(
-        cloud, watcher, prober,
-        start=lambda: run_instance(cloud, prepared, _order(number), user_data=None),
-        username="stand-in", key=key.for_asyncssh(), timeout_s=60.0,
-    )  # fmt: skip
-    await attempt.run()
-    if attempt.instance_id:
-        known = await asyncio.to_thread(request_end, cloud, attempt.instance_id)
-        if known:
-            await watcher.until_gone(attempt.instance_id, 60.0)
-    return attempt
+@dataclass
+class Measured:
+    """One launch and how late the loop was meanwhile, as harness.run.attempt has them."""
+
+    launch: Launch
+    lag: LagMeter = field(default_factory=LagMeter)
+    trouble: str = ""
+
+    @property
+    def lag_ms(self) -> float:
+        return max(self.lag.worst_ms, self.launch.probes.worst_late_ns / 1e6)
+
+
+async def _one(launcher: Launcher, prepared: Prepared, key: KeyPair, number: int) -> Measured:
+    technique, slot = Cold(), PoolSlot()
+    measured = Measured(launcher.launch(technique, prepared, _order(number), slot))
+    login = PrivateKeyLogin(prepared.username, key.for_asyncssh())
+    async with measured.lag.measuring():
+        await launcher.follow(measured.launch, login)
+    if measured.launch.outcome is Outcome.OK:
+        try:
+            await login.report()
+        except GuestReadError as error:  # a stand-in that does not answer what guests are asked
+            measured.trouble = str(error)
+        finally:
+            login.close()
+    else:
+        measured.trouble = f"{measured.launch.outcome}: {measured.launch.error}"
+    await launcher.end(technique, measured.launch.instance_id, slot)
+    return measured
 
 
 def calibrate(
@@ -145,19 +161,19 @@ def calibrate(
         placement.register(cloud.ec2)
         key = KeyPair.generate()
 
-        async def work() -> list[Attempt]:
+        async def work() -> list[Measured]:
             slots = asyncio.Semaphore(in_flight)
 
-            async def limited(number: int, watcher: Watcher, prober: Prober) -> Attempt:
+            async def limited(number: int, launcher: Launcher) -> Measured:
                 async with slots:
-                    return await _one(cloud, watcher, prober, prepared, key, number)
+                    return await _one(launcher, prepared, key, number)
 
-            async with Watcher(cloud) as watcher, probing() as prober:
-                done = [limited(number, watcher, prober) for number in range(attempts)]
+            async with Launcher(cloud, key=key.for_asyncssh(), timeout_s=60.0) as launcher:
+                done = [limited(number, launcher) for number in range(attempts)]
                 try:
                     return await asyncio.gather(*done)
                 finally:
-                    result.cpu_s += prober.cpu_s
+                    result.cpu_s += launcher.cpu_s
 
         began, cpu_s = time.monotonic(), time.process_time()
         with short_pauses():
@@ -165,21 +181,19 @@ def calibrate(
         result.took_s = time.monotonic() - began
         result.cpu_s += time.process_time() - cpu_s
         result.calls = dict(placement.calls)
-        for attempt in done:
-            if attempt.outcome is not Outcome.OK:
-                result.failures.append(f"{attempt.outcome}: {attempt.error}")
+        for measured in done:
+            if measured.trouble:
+                result.failures.append(measured.trouble)
                 continue
-            if attempt.notes:  # such as a stand-in that did not tell what guests are asked
-                result.failures.append("; ".join(attempt.notes))
-                continue
-            truth = machines.truths[placement.addresses[attempt.instance_id]]
-            marks, t0_ns = attempt.timeline.marks, attempt.timeline.t0_ns
+            launch = measured.launch
+            truth = machines.truths[placement.addresses[launch.instance_id]]
+            marks, t0_ns = launch.timeline.marks, launch.timeline.t0_ns
             result.connect_ms.append(marks[MarkName.T3_TCP].ms - (truth.listening_ns - t0_ns) / 1e6)
             result.answer_ms.append(marks[MarkName.T3].ms - (truth.answered_ns - t0_ns) / 1e6)
             result.t3_ms.append(result.connect_ms[-1] + result.answer_ms[-1])
             result.t4_ms.append(marks[MarkName.T4].ms - (truth.authenticated_ns - t0_ns) / 1e6)
-            result.lag_ms.append(attempt.lag_ms)
-            result.late_ms.append(attempt.stats.worst_late_ns / 1e6)
+            result.lag_ms.append(measured.lag_ms)
+            result.late_ms.append(launch.probes.worst_late_ns / 1e6)
     return result
 
 

@@ -7,20 +7,22 @@ import json
 import os
 from pathlib import Path
 
-from harness.plan.experiment import Planned
 from harness.results_file import guests_path
-from instant_env.launch.attempt import Attempt
+from harness.run.attempt import Attempt
 from instant_env.launch.boot_records import BootRecords
 
 
-def append(csv_path: Path, planned: Planned, attempt: Attempt, records: BootRecords) -> None:
-    """Add an attempt's records; on the disk when this returns. ``boot_ms`` joins them to the row: its t0 is
-    0."""
+def append(csv_path: Path, attempt: Attempt, records: BootRecords) -> None:
+    """Add an attempt's records; on the disk when this returns.
+
+    ``boot_ms`` joins them to the row, whose t0 is 0.
+    """
+    planned = attempt.planned
     line = {
         "attempt": planned.attempt,
         "technique": planned.technique,
         "variant": planned.cell.variant,
-        "instance_id": attempt.instance_id,
+        "instance_id": attempt.launch.instance_id,
         "boot_ms": attempt.timeline.ms(attempt.guest.boot_at_ns) if attempt.guest else None,
         **dataclasses.asdict(records),
     }

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from harness.plan.experiment import Experiment, Planned
+from harness.plan.experiment import Experiment
 from harness.results_file import Row
-from instant_env.cloud.session import Cloud
-from instant_env.launch.attempt import Attempt
-from instant_env.launch.techniques import PoolSlot, Prepared
+from harness.run.attempt import Attempt
 from instant_env.launch.timeline import MarkName, Outcome
 
 #: The guest's marks that have a column: instant-init's name for it, and the column.
@@ -23,18 +21,11 @@ GUEST_MARKS = {
 }
 
 
-def row_of(
-    attempt: Attempt,
-    planned: Planned,
-    experiment: Experiment,
-    prepared: Prepared,
-    place: PoolSlot,
-    cloud: Cloud,
-    run_id: str,
-    in_flight: int,
-) -> Row:
+def row_of(attempt: Attempt, experiment: Experiment, run_id: str, in_flight: int) -> Row:
     """Everything known of an attempt, as a row."""
-    timeline, stats, guest = attempt.timeline, attempt.stats, attempt.guest
+    launch, timeline, guest, slot = attempt.launch, attempt.timeline, attempt.guest, attempt.slot
+    planned, prepared, cloud, stats = attempt.planned, attempt.prepared, attempt.cloud, launch.probes
+    filled = attempt.fill_s > 0
 
     def ms(name: MarkName) -> float | None:
         mark = timeline.marks.get(name)
@@ -46,7 +37,7 @@ def row_of(
 
     reads = guest.root_reads if guest is not None and guest.boot_at_ns > timeline.t0_ns else None
     # Of a machine that ran before t0 it has the reads of its filling, too.
-    volume = None if place.machines and place.address else attempt.root_reads
+    volume = None if slot.runs else attempt.root_reads
     marks = {
         column: round(guest.marks_ms[name], 3)
         for name, column in GUEST_MARKS.items()
@@ -64,18 +55,18 @@ def row_of(
         cloud=cloud.name.value,
         accelerator=cloud.accelerator_for(planned.cell.arch),
         region=cloud.region,
-        zone=attempt.zone or None,
+        zone=launch.zone or None,
         instance_type=planned.cell.instance_type,
-        market=attempt.market.value if attempt.market else None,
+        market=launch.market.value if launch.market else None,
         in_flight=in_flight,
-        fill_ms=round(place.fill_s * 1000, 3) if place.fill_s else None,
-        pool_age_ms=round((timeline.t0_ns - place.filled_ns) / 1e6, 3) if place.fill_s else None,
+        fill_ms=round(attempt.fill_s * 1000, 3) if filled else None,
+        pool_age_ms=round((timeline.t0_ns - slot.filled_ns) / 1e6, 3) if filled else None,
         resumed=None if attempt.resumed is None else "yes" if attempt.resumed else "no",
         ami=prepared.image_id,
-        instance_id=attempt.instance_id or None,
-        outcome=attempt.outcome.value,
-        error=attempt.error or None,
-        note="; ".join(attempt.notes) or None,
+        instance_id=launch.instance_id or None,
+        outcome=launch.outcome.value,
+        error=launch.error or None,
+        note="; ".join(launch.notes) or None,
         timeout_s=experiment.timeout_s,
         t0_utc=timeline.t0_utc.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         t1_ms=ms(MarkName.T1),
@@ -96,7 +87,7 @@ def row_of(
             if stats.first_refused_ns and cloud.refusals_from_guest
             else None
         ),
-        keys_refused=attempt.keys_refused,
+        keys_refused=attempt.login.keys_refused,
         guest_boot_ms=timeline.ms(guest.boot_at_ns) if guest else None,
         guest_clock_error_ms=guest.clock_error_ms if guest else None,
         **marks,
@@ -106,8 +97,8 @@ def row_of(
         volume_bytes=volume[1] if volume else None,
         boot_id=guest.boot_id if guest else None,
         kernel=guest.kernel if guest else None,
-        ssh_version=attempt.banner or None,
-        host_key=attempt.host_key_fingerprint or None,
+        ssh_version=launch.banner or None,
+        host_key=attempt.login.host_key_fingerprint or None,
         harness_lag_ms=attempt.lag_ms,
     )
 

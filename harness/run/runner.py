@@ -23,8 +23,9 @@ from harness.plan import planning, prices
 from harness.plan.experiment import Cell, Experiment, check_limits
 from harness.plan.planning import Plan, Planner
 from harness.results_file import SCHEMA_VERSION, ResultFile, Row, check_name, read_rows
+from harness.run.lag import short_pauses
 from harness.run.row import progress_line
-from harness.run.scheduler import Access, Conductor, end_leftovers, fillings_as_json
+from harness.run.scheduler import Access, AttemptScheduler, end_leftovers, fillings_as_json
 from instant_env import stopping
 from instant_env.arch import Arch
 from instant_env.cloud import copies, runs
@@ -34,7 +35,6 @@ from instant_env.cloud.network import temporary_security_group
 from instant_env.cloud.session import Cloud, CloudError, connect
 from instant_env.cloud.tags import Role, new_run_id
 from instant_env.errors import InstantEnvError, UsageError
-from instant_env.launch.lag import short_pauses
 from instant_env.launch.techniques import Prepared, Technique, find_technique
 from instant_env.launch.timeline import Outcome
 from instant_env.provenance import git_state
@@ -234,7 +234,7 @@ class Run:
         expires_at = datetime.now(UTC) + timedelta(seconds=self._ttl_s * self.experiment.total)
         pair = KeyPair.generate()
         status = "failed"
-        conductor: Conductor | None = None
+        scheduler: AttemptScheduler | None = None
         for cell, prepared in self.prepared.items():
             if prepared.note:
                 self._progress(f"note: {cell.label}: {prepared.note}")
@@ -258,7 +258,7 @@ class Run:
                 stack.callback(copies.delete_copies_of_run, self.cloud, self.run_id)
                 self._apply_boot_modes(expires_at)
                 stack.callback(end_leftovers, self.cloud, self.run_id)
-                conductor = Conductor(
+                scheduler = AttemptScheduler(
                     cloud=self.cloud,
                     experiment=self.experiment,
                     prepared=self.prepared,
@@ -270,30 +270,30 @@ class Run:
                     max_usd=self.max_usd,
                     stop=self._stop,
                     progress=self._progress,
-                    on_row=lambda row: self._tell(row, conductor),
+                    on_row=lambda row: self._tell(row, scheduler),
                     spent_usd=float(self.plan.before.get("spent_usd") or 0.0),
                 )
                 with short_pauses():
-                    asyncio.run(self._run_all(conductor))
-            status = "over_budget" if conductor.over_budget else "finished"
+                    asyncio.run(self._run_all(scheduler))
+            status = "over_budget" if scheduler.over_budget else "finished"
         except (KeyboardInterrupt, asyncio.CancelledError):
             status = "stopped"
             raise KeyboardInterrupt from None
         finally:
             if metadata_path.exists():
                 ended = {"status": status, "finished_utc": _utc_text(), "load_at_end": metadata.load()}
-                about["sessions"][-1] |= ended | _done(conductor)
-                metadata.write(metadata_path, about | ended | _total(about["sessions"], conductor))
+                about["sessions"][-1] |= ended | _done(scheduler)
+                metadata.write(metadata_path, about | ended | _total(about["sessions"], scheduler))
         # Of a resumed run, also those from before.
-        rows = tuple(read_rows(csv_path)) if self.plan.csv_path else tuple(conductor.rows)
+        rows = tuple(read_rows(csv_path)) if self.plan.csv_path else tuple(scheduler.rows)
         return BenchResult(
             csv_path,
             metadata_path,
             summarise_kinds([record_of(row) for row in rows], [cell.label for cell in self.experiment.cells]),
             rows,
-            fillings_as_json(conductor.fillings),
-            spent_usd=round(conductor.spent_usd, 6),
-            left_out=len(self.plan.left()) - len(conductor.rows),
+            fillings_as_json(scheduler.fillings),
+            spent_usd=round(scheduler.spent_usd, 6),
+            left_out=len(self.plan.left()) - len(scheduler.rows),
         )
 
     def _apply_boot_modes(self, expires_at: datetime) -> None:
@@ -309,26 +309,26 @@ class Run:
                     )
                 self.prepared[cell] = dataclasses.replace(prepared, image_id=made[key])
 
-    def _tell(self, row: Row, conductor: Conductor | None) -> None:
+    def _tell(self, row: Row, scheduler: AttemptScheduler | None) -> None:
         self._progress(progress_line(row, self.experiment.total))
-        if self._watch is not None and conductor is not None:
+        if self._watch is not None and scheduler is not None:
             took_s = time.monotonic() - self._begun_s
             self._watch(
                 Standing(
-                    rows=tuple(conductor.rows),
+                    rows=tuple(scheduler.rows),
                     to_do=len(self.plan.left()),
-                    spent_usd=conductor.spent_usd,
+                    spent_usd=scheduler.spent_usd,
                     took_s=took_s,
                 )
             )
 
-    async def _run_all(self, conductor: Conductor) -> None:
+    async def _run_all(self, scheduler: AttemptScheduler) -> None:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None  # noqa: S101 - asyncio.run made one
         # A Python signal handler runs between any two bytecodes: the loop is only told to cancel.
         self._stop.hook = lambda: _forget(loop.call_soon_threadsafe(task.cancel))
         try:
-            await conductor.run(self.plan.left())
+            await scheduler.run(self.plan.left())
         finally:
             self._stop.hook = _note_only  # what follows is cleaning up
 
@@ -393,26 +393,26 @@ def _cell(cell: Cell, cloud: Cloud) -> dict[str, str]:
     }
 
 
-def _done(conductor: Conductor | None) -> dict[str, Any]:
+def _done(scheduler: AttemptScheduler | None) -> dict[str, Any]:
     """What is known of a run when it ends, however it ends."""
-    if conductor is None:
+    if scheduler is None:
         return {"attempts_done": 0}
     return {
-        "attempts_done": len(conductor.rows),
-        "pools": fillings_as_json(conductor.fillings),
-        "api_calls": conductor.api_calls.as_json(),
-        "cpu_s": round(conductor.cpu_s(), 3),
+        "attempts_done": len(scheduler.rows),
+        "pools": fillings_as_json(scheduler.fillings),
+        "api_calls": scheduler.api_calls.as_json(),
+        "cpu_s": round(scheduler.cpu_s(), 3),
     }
 
 
-def _total(sessions: Sequence[Mapping[str, Any]], conductor: Conductor | None) -> dict[str, Any]:
+def _total(sessions: Sequence[Mapping[str, Any]], scheduler: AttemptScheduler | None) -> dict[str, Any]:
     """What all sessions of a run took: sums of what each has, whatever is inside of it."""
     total: dict[str, Any] = {}
     summed = ("attempts_done", "pools", "api_calls", "cpu_s")
     for session in sessions:
         _add(total, {key: session[key] for key in summed if key in session})
-    # The conductor goes on with what was spent before.
-    return total | ({"spent_usd": round(conductor.spent_usd, 6)} if conductor else {})
+    # The scheduler goes on with what was spent before.
+    return total | ({"spent_usd": round(scheduler.spent_usd, 6)} if scheduler else {})
 
 
 def _add(total: dict[str, Any], more: Mapping[str, Any]) -> None:

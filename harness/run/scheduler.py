@@ -1,4 +1,4 @@
-"""Conduct attempts: fill a place, run the attempt, write its row, end its machine. At most k at a time."""
+"""Run planned attempts, at most k at a time: each is a row, and each machine is ended."""
 
 from __future__ import annotations
 
@@ -18,27 +18,23 @@ from harness.plan.prices import Prices, market_of
 from harness.results_file import ResultFile, Row
 from harness.run import guests
 from harness.run.api_calls import ApiCalls
+from harness.run.attempt import Attempt
 from harness.run.row import row_of
 from instant_env.cloud import copies
-from instant_env.cloud.instances import console_tail, request_end, terminate
+from instant_env.cloud.instances import console_tail, terminate
 from instant_env.cloud.keys import KeyPair
 from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role, project_filter
 from instant_env.errors import InstantEnvError
-from instant_env.launch.attempt import Attempt
 from instant_env.launch.boot_records import RecordsError, read_boot_records
+from instant_env.launch.launcher import Launcher
 from instant_env.launch.techniques import (
     HandOver,
-    LaunchContext,
-    Launched,
     LaunchSpec,
-    PoolSlot,
     Prepared,
     find_technique,
 )
 from instant_env.launch.timeline import MarkName, Outcome
-from instant_env.launch.watch import Watcher
-from instant_env.ssh.probe_client import Prober, probing
 from instant_env.stopping import StopSignals
 
 if TYPE_CHECKING:
@@ -48,9 +44,6 @@ Progress = Callable[[str], None]
 
 #: Lines of the serial console kept of a machine that did not let us in.
 _CONSOLE_LINES = 400
-
-#: EC2 takes a minute or two for a guest that does not go down by itself.
-_END_TIMEOUT_S = 300.0
 
 _LIVE_STATES = ["pending", "running", "stopping", "stopped", "shutting-down"]
 
@@ -75,7 +68,7 @@ class FillStats:
 
 
 @dataclass
-class Conductor:
+class AttemptScheduler:
     """Runs planned attempts of one run. ``rows`` are those written so far, ``fillings`` by technique."""
 
     cloud: Cloud
@@ -94,7 +87,7 @@ class Conductor:
     fillings: dict[str, FillStats] = field(default_factory=dict)
     in_flight: int = 0
     _cpu_from_s: float = 0.0
-    _prober: Prober | None = None
+    _launcher: Launcher | None = None
     spent_usd: float = 0.0
     reserved_usd: float = 0.0
     api_calls: ApiCalls = field(default_factory=ApiCalls)
@@ -111,9 +104,9 @@ class Conductor:
         }
         gate = _Gate(self.experiment.launches_per_s if self.experiment.parallel > 1 else None)
 
-        async def one(item: Planned, site: LaunchContext) -> None:
+        async def one(item: Planned, launcher: Launcher) -> None:
             try:
-                await self._run_one(item, site)
+                await self._run_one(item, launcher)
             finally:
                 slots.release()
                 if item.technique in caps:
@@ -123,12 +116,10 @@ class Conductor:
         try:
             async with (
                 self.api_calls.counting(self.cloud),
-                Watcher(self.cloud) as watcher,
-                probing() as prober,
+                Launcher(self.cloud, key=self.access.key, timeout_s=self.experiment.timeout_s) as launcher,
                 asyncio.TaskGroup() as group,
             ):
-                self._prober = prober
-                site = LaunchContext(self.cloud, watcher, prober, self.access.key, self.experiment.timeout_s)
+                self._launcher = launcher
                 for item in planned:
                     if item.technique in caps:
                         await caps[item.technique].acquire()
@@ -146,13 +137,13 @@ class Conductor:
                     await gate.wait()
                     self.in_flight += 1
                     self.reserved_usd += self._worst_usd(item.cell)
-                    group.create_task(one(item, site))
+                    group.create_task(one(item, launcher))
         except BaseExceptionGroup as errors:  # of one attempt: the group has ended the others
             raise errors.exceptions[0] from None
 
     def cpu_s(self) -> float:
         """CPU time of this process and the prober's since the first attempt was planned."""
-        prober_s = self._prober.cpu_s if self._prober else 0.0
+        prober_s = self._launcher.cpu_s if self._launcher else 0.0
         return time.process_time() - self._cpu_from_s + prober_s
 
     def _worst_usd(self, cell: Cell) -> float:
@@ -164,112 +155,106 @@ class Conductor:
             return True
         return self.spent_usd + self.reserved_usd + self._worst_usd(cell) <= self.max_usd
 
-    async def _run_one(self, planned: Planned, site: LaunchContext) -> None:
+    async def _run_one(self, planned: Planned, launcher: Launcher) -> None:
         technique = find_technique(planned.technique)
-        prepared = self.prepared[planned.cell]
         pair = KeyPair.generate() if technique.hands_over_key else self.access.pair
-        order = self._order(planned, pair)
-        options = planned.cell.options
-        place = PoolSlot()
-
-        def start() -> Launched:
-            return technique.launch(self.cloud, prepared, order, place)
-
         attempt = Attempt(
-            self.cloud,
-            site.watcher,
-            site.prober,
-            start=start,
-            username=prepared.username,
-            key=pair.for_asyncssh(),
-            timeout_s=self.experiment.timeout_s,
+            launcher,
+            planned,
+            technique,
+            self.prepared[planned.cell],
+            self._spec(planned, pair),
+            pair.for_asyncssh(),
         )
-        attempt.afterwards = lambda connection: self._ask_for_records(connection, planned, attempt)
         in_flight = self.in_flight
         try:
-            try:
-                if options.fresh_copy:
-                    prepared = dataclasses.replace(prepared, image_id=await self._copy(prepared, order))
-                if options.pause_s:
-                    await asyncio.sleep(options.pause_s)
-                place = await technique.fill(site, prepared, order)
-                self._count(planned.technique, place)
-                if options.rest_s:
-                    await asyncio.sleep(options.rest_s)
-            except (InstantEnvError, ClientError, BotoCoreError) as error:
-                attempt.outcome = Outcome.LAUNCH_ERROR
-                attempt.error = " ".join(f"filling its place: {error}".split())
-            else:
+            if await self._filled(attempt):
                 in_flight = self.in_flight
-                await attempt.run()
+                await attempt.measure(lambda connection: self._read_boot_records(connection, attempt))
         except asyncio.CancelledError:
             if attempt.outcome is not Outcome.OK:  # else it was only the guest's report that was cut off
-                attempt.outcome = Outcome.INTERRUPTED
                 stopped_by = self.stop.received.name if self.stop.received else "the caller"
-                attempt.error = f"stopped by {stopped_by}"
+                attempt.launch.fail(Outcome.INTERRUPTED, f"stopped by {stopped_by}")
             raise
         finally:
-            row = row_of(
-                attempt, planned, self.experiment, prepared, place, self.cloud, self.run_id, in_flight
-            )
-            row = dataclasses.replace(row, cost_usd=self._cost_usd(attempt, order, place))
+            row = row_of(attempt, self.experiment, self.run_id, in_flight)
+            row = dataclasses.replace(row, cost_usd=self._cost_usd(attempt))
             self.spent_usd += row.cost_usd or 0.0
             self.reserved_usd -= self._worst_usd(planned.cell)
             self.results.append(row)
             self.rows.append(row)
             self.on_row(row)
-            await self._end(attempt, planned, place, site.watcher)
-            if options.fresh_copy and prepared is not self.prepared[planned.cell]:
-                await asyncio.to_thread(copies.delete_copy, self.cloud, prepared.image_id)
+            await self._end(attempt, launcher)
+            if attempt.prepared is not self.prepared[planned.cell]:
+                await asyncio.to_thread(copies.delete_copy, self.cloud, attempt.prepared.image_id)
             self.in_flight -= 1
 
-    async def _ask_for_records(
-        self, connection: asyncssh.SSHClientConnection, planned: Planned, attempt: Attempt
-    ) -> None:
+    async def _filled(self, attempt: Attempt) -> bool:
+        """Make what the attempt starts from, off the clock. A failure is the attempt's outcome."""
+        options = attempt.planned.cell.options
+        try:
+            if options.fresh_copy:
+                image_id = await self._copy(attempt.prepared, attempt.spec)
+                attempt.prepared = dataclasses.replace(attempt.prepared, image_id=image_id)
+            if options.pause_s:
+                await asyncio.sleep(options.pause_s)
+            await attempt.fill()
+        except (InstantEnvError, ClientError, BotoCoreError) as error:
+            attempt.launch.fail(Outcome.LAUNCH_ERROR, f"filling its slot: {error}")
+            return False
+        self._count(attempt)
+        if options.rest_s:
+            await asyncio.sleep(options.rest_s)
+        return True
+
+    async def _read_boot_records(self, connection: asyncssh.SSHClientConnection, attempt: Attempt) -> None:
         """A systemd machine's own account of this boot, to the side file; what it cannot tell is a note."""
-        if attempt.guest is None or attempt.guest.pid1 or attempt.guest.boot_at_ns < attempt.timeline.t0_ns:
+        guest = attempt.guest
+        if guest is None or guest.pid1 or guest.boot_at_ns < attempt.timeline.t0_ns:
             return
         try:
             records = await read_boot_records(connection)
         except RecordsError as error:
-            attempt.notes.append(f"boot records: {error}")
+            attempt.launch.notes.append(f"boot records: {error}")
             return
         if records is not None:
-            guests.append(self.results.path, planned, attempt, records)
+            guests.append(self.results.path, attempt, records)
 
-    async def _copy(self, prepared: Prepared, order: LaunchSpec) -> str:
+    async def _copy(self, prepared: Prepared, spec: LaunchSpec) -> str:
         """A copy of the AMI that nothing was launched from yet."""
         return await asyncio.to_thread(
             copies.fresh_copy,
             self.cloud,
             prepared.image_id,
             run_id=self.run_id,
-            name=f"{order.name}-{self.run_id}",
-            expires_at=order.expires_at,
+            name=f"{spec.name}-{self.run_id}",
+            expires_at=spec.expires_at,
         )
 
-    def _cost_usd(self, attempt: Attempt, order: LaunchSpec, place: PoolSlot) -> float | None:
-        """Of the attempt's machine, up to now; a pool's filling and its attempt are two starts, or one."""
-        if not attempt.instance_id and not place.instance_id:
+    def _cost_usd(self, attempt: Attempt) -> float | None:
+        """Of the attempt's machine, up to now; a pool's fill and its attempt are two starts, or one."""
+        launch, slot = attempt.launch, attempt.slot
+        if not attempt.machine:
             return 0.0
-        lives_s = [(time.monotonic_ns() - attempt.timeline.t0_ns) / 1e9] if attempt.instance_id else []
-        if place.machines:
-            if MarkName.T2 in attempt.timeline.marks and place.address:  # it ran all the time
-                lives_s[0] += (attempt.timeline.t0_ns - place.filled_ns) / 1e9 + place.fill_s
+        t0_ns = attempt.timeline.t0_ns
+        lives_s = [(time.monotonic_ns() - t0_ns) / 1e9] if launch.instance_id else []
+        if slot.instance_id:
+            if MarkName.T2 in attempt.timeline.marks and slot.runs:
+                lives_s[0] += (t0_ns - slot.filled_ns) / 1e9 + attempt.fill_s
             else:
-                lives_s.append(place.fill_s)
-        market = attempt.market or order.market
-        cost = self.prices.cost_usd(order.instance_type, market, *lives_s)
+                lives_s.append(attempt.fill_s)
+        market = launch.market or attempt.spec.market
+        cost = self.prices.cost_usd(attempt.spec.instance_type, market, *lives_s)
         return None if cost is None else round(cost, 6)
 
-    def _count(self, technique: str, place: PoolSlot) -> None:
-        if place.fill_s:
-            filling = self.fillings.setdefault(technique, FillStats())
-            filling.places += 1
-            filling.machines += place.machines
-            filling.seconds = round(filling.seconds + place.fill_s, 3)
+    def _count(self, attempt: Attempt) -> None:
+        if attempt.fill_s:
+            stats = self.fillings.setdefault(attempt.planned.technique, FillStats())
+            stats.places += 1
+            stats.machines += 1 if attempt.slot.instance_id else 0
+            stats.seconds = round(stats.seconds + attempt.fill_s, 3)
 
-    def _order(self, planned: Planned, pair: KeyPair) -> LaunchSpec:
+    def _spec(self, planned: Planned, pair: KeyPair) -> LaunchSpec:
         cell = planned.cell
         return LaunchSpec(
             run_id=self.run_id,
@@ -288,23 +273,17 @@ class Conductor:
             padding=cell.options.user_data_bytes or 0,
         )
 
-    async def _end(self, attempt: Attempt, planned: Planned, place: PoolSlot, watcher: Watcher) -> None:
-        """End the attempt's machine and wait until it is gone, so that it takes nothing from the next one.
-
-        The wait is the shared poll's: fifty machines that end at a time are asked for at once.
-        """
-        machine = attempt.instance_id or place.instance_id
+    async def _end(self, attempt: Attempt, launcher: Launcher) -> None:
+        """End the attempt's machine and wait until it is gone, so that it takes nothing from the next one."""
+        machine = attempt.machine
         if machine and attempt.outcome not in (Outcome.OK, Outcome.INTERRUPTED):
-            await self._keep_console(machine, planned)
+            await self._keep_console(machine, attempt.planned)
         try:
-            if machine:
-                known = await asyncio.to_thread(request_end, self.cloud, machine)
-                if known:
-                    await watcher.until_gone(machine, _END_TIMEOUT_S)
-            await asyncio.to_thread(find_technique(planned.technique).release, self.cloud, place)
+            await launcher.end(attempt.technique, machine, attempt.slot)
         except (InstantEnvError, ClientError, BotoCoreError, TimeoutError) as error:
             # Tried again before the next attempt and at the end of the run, and there it counts.
-            self.progress(f"warning: {machine or place.interface_id} is not ended yet: {error}")
+            left = machine or attempt.slot.interface_id
+            self.progress(f"warning: {left} is not ended yet: {error or type(error).__name__}")
 
     async def _keep_console(self, instance_id: str, planned: Planned) -> None:
         text = await asyncio.to_thread(console_tail, self.cloud, instance_id, _CONSOLE_LINES)

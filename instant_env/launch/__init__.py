@@ -1,5 +1,5 @@
-"""One launch, from the request to a login: techniques, timeline, probes.
+"""From the request for a machine to a login: techniques, timeline, login checks.
 
-What asks for machines (the harness, later the service) picks a technique and hands it to
-:class:`instant_env.launch.attempt.Attempt`, which launches, watches, probes, logs in and fills one timeline.
+Who asks for machines (the harness, later the service) picks a technique and hands it to a
+:class:`instant_env.launch.launcher.Launcher`, which fills, launches, watches, delivers the key and ends.
 """

@@ -1,7 +1,7 @@
 """Fill a place of a pool: launch a machine on demand, log in once, perhaps put it to sleep.
 
-A filling is an attempt of its own, off everybody's clock, by the run's key pair. So a machine is known to
-work before it counts, and its boot id is known.
+A fill is a launch of its own, off everybody's clock, by the run's key pair. So a machine is known to work
+before it counts, and its boot id is known.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 from instant_env.cloud.instances import LaunchOptions, Market, describe, terminate
 from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role
-from instant_env.launch.attempt import Attempt
+from instant_env.launch.follow import follow
+from instant_env.launch.guest import GuestReadError
+from instant_env.launch.launch import Launch
+from instant_env.launch.login_check import PrivateKeyLogin
 from instant_env.launch.techniques.base import (
     FillError,
     LaunchContext,
@@ -57,36 +60,43 @@ async def fill_running(
 ) -> PoolSlot:
     """Launch a machine and log in to it once. Raises FillError, and then the machine is gone; cancelled, it
     is the run's to end, by its tags."""
-    started = time.monotonic()
     made = dataclasses.replace(
         order,
         role=Role.POOL,
         market=Market.ON_DEMAND,  # a one-time spot machine cannot be stopped and started
         client_token=f"{order.client_token}-pool",
     )
-    filling = Attempt(
+    filling = Launch(
         site.cloud,
         site.watcher,
         site.prober,
-        start=lambda: run_instance(site.cloud, prepared, made, user_data=user_data),
-        username=prepared.username,
-        key=site.key,
-        timeout_s=site.timeout_s,
-        afterwards=_get_ready if hibernation else None,
+        lambda: run_instance(site.cloud, prepared, made, user_data=user_data),
     )
+    login = PrivateKeyLogin(prepared.username, site.key)
     async with _ended_on_failure(site.cloud, lambda: filling.instance_id):
-        await filling.run()
-        if filling.outcome is not Outcome.OK or filling.guest is None:
-            why = filling.error or "; ".join(filling.notes)
-            raise FillError(f"{filling.instance_id or 'no machine'}: {filling.outcome}: {why}")
+        try:
+            await follow(filling, login, timeout_s=site.timeout_s)
+            if filling.outcome is not Outcome.OK:
+                machine = filling.instance_id or "no machine"
+                raise FillError(f"{machine}: {filling.outcome}: {filling.error}")
+            boot_id = await _boot_id(login)
+            if hibernation:
+                await _get_ready(login)
+        finally:
+            login.close()
     return PoolSlot(
         instance_id=filling.instance_id,
         address=filling.address,
-        boot_id=filling.guest.boot_id,
-        machines=1,
-        fill_s=time.monotonic() - started,
+        boot_id=boot_id,
         filled_ns=time.monotonic_ns(),
     )
+
+
+async def _boot_id(login: PrivateKeyLogin) -> str:
+    try:
+        return (await login.report()).boot_id
+    except GuestReadError as error:
+        raise FillError(f"the guest's report cannot be read: {error}") from error
 
 
 @asynccontextmanager
@@ -100,13 +110,13 @@ async def _ended_on_failure(cloud: Cloud, instance_id: Callable[[], str]) -> Asy
         raise
 
 
-async def _get_ready(connection: asyncssh.SSHClientConnection) -> None:
+async def _get_ready(login: PrivateKeyLogin) -> None:
     """Wait until the guest can hibernate; on images whose agent tells nobody, the time that it may take."""
     try:
-        result = await connection.run(_GET_READY, timeout=_GET_READY_TIMEOUT_S, check=True)
+        result = await login.run_command(_GET_READY, timeout_s=_GET_READY_TIMEOUT_S)
     except (asyncssh.Error, OSError, TimeoutError) as error:
         raise FillError(f"the guest does not get ready to hibernate: {error}") from error
-    if "later" in str(result.stdout):
+    if "later" in result:
         await asyncio.sleep(_AGENT_S)
 
 
@@ -129,8 +139,7 @@ async def _rested(site: LaunchContext, place: PoolSlot, *, hibernate: bool) -> P
         if state == "stopped":
             if hibernate and reason != "Client.UserInitiatedHibernate":
                 raise FillError(f"{place.instance_id} stopped instead of hibernating: {reason}")
-            took_s = place.fill_s + time.monotonic() - started
-            return dataclasses.replace(place, address="", fill_s=took_s, filled_ns=time.monotonic_ns())
+            return dataclasses.replace(place, address="", filled_ns=time.monotonic_ns())
         if state in ("terminated", "shutting-down"):
             break
         await asyncio.sleep(_POLL_S)

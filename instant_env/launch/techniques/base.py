@@ -88,10 +88,9 @@ class LaunchSpec:
 
 @dataclass(frozen=True)
 class PoolSlot:
-    """What ``fill`` made for one attempt; empty for techniques that make nothing ahead.
+    """What ``fill`` made for one launch; empty for techniques that make nothing ahead.
 
-    ``machines``: how many it launched. ``fill_s``: how long it took. ``boot_id``: of its machine, as it ran
-    then. ``filled_ns``: ``time.monotonic_ns()`` when it was ready.
+    ``boot_id``: of its machine, as it ran then. ``filled_ns``: ``time.monotonic_ns()`` when it was ready.
     """
 
     instance_id: str = ""
@@ -99,9 +98,17 @@ class PoolSlot:
     allocation_id: str = ""
     address: str = ""
     boot_id: str = ""
-    machines: int = 0
-    fill_s: float = 0.0
     filled_ns: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was made ahead."""
+        return not (self.instance_id or self.interface_id)
+
+    @property
+    def runs(self) -> bool:
+        """Whether its machine runs: it has an address, and is neither stopped nor hibernated."""
+        return bool(self.instance_id and self.address)
 
 
 class FillError(InstantEnvError):
@@ -110,7 +117,7 @@ class FillError(InstantEnvError):
 
 @dataclass(frozen=True)
 class LaunchContext:
-    """Where places are made, and with what: the run's watch, its prober and the key of its key pair."""
+    """What slots are filled with: the shared poll, the prober and the key that logs in during a fill."""
 
     cloud: Cloud
     watcher: Watcher

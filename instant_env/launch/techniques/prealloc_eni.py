@@ -39,7 +39,6 @@ class PreallocEni(Combined):
 
     async def fill(self, site: LaunchContext, prepared: Prepared, order: LaunchSpec) -> PoolSlot:
         del prepared
-        started = time.monotonic()
         # A thread cannot be stopped: whoever cancels gets the interface deleted, not left.
         making = asyncio.create_task(asyncio.to_thread(self._make, site.cloud, order))
         try:
@@ -51,7 +50,6 @@ class PreallocEni(Combined):
             interface_id=made.interface_id,
             allocation_id=made.allocation_id,
             address=made.address,
-            fill_s=time.monotonic() - started,
             filled_ns=time.monotonic_ns(),
         )
 

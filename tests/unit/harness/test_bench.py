@@ -248,7 +248,7 @@ def test_a_place_that_cannot_be_filled_is_a_row_and_leaves_nothing(tmp_path: Pat
         assert_nothing_left(cloud)
     first, second = result.rows
     assert first.outcome == "launch_error"
-    assert "filling its place" in (first.error or "")
+    assert "filling its slot" in (first.error or "")
     assert "InsufficientInstanceCapacity" in (first.error or "")
     assert second.outcome == "ok"
     assert second.t2_ms == second.t1_ms

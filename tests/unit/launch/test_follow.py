@@ -1,4 +1,4 @@
-"""Whole attempts: RunInstances by moto, a real SSH login, and every way in which it can go wrong."""
+"""Launches followed to a login: RunInstances by moto, a real SSH login, and every way to fail."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,14 +19,17 @@ from support.harness_cloud import Ec2Faults, SshHost, cloud_in_process, free_por
 from instant_env.cloud.instances import Market
 from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role
-from instant_env.launch.attempt import Attempt
-from instant_env.launch.guest import GuestReadError, parse_disk_statistics
+from instant_env.launch.follow import follow
+from instant_env.launch.guest import GuestReadError, GuestReport, parse_disk_statistics
+from instant_env.launch.launch import Launch
+from instant_env.launch.login_check import LoginCheck, PrivateKeyLogin, PublicKeyQuery
 from instant_env.launch.techniques import LaunchSpec, Prepared
 from instant_env.launch.techniques.base import run_instance
 from instant_env.launch.timeline import MarkName, Outcome
 from instant_env.launch.watch import Watcher
 from instant_env.settings import CloudName
 from instant_env.ssh.probe_client import Prober, ProberError, probing
+from instant_env.ssh.public_key import PublicKey
 
 ORDER = LaunchSpec(
     run_id="r",
@@ -41,33 +45,49 @@ ORDER = LaunchSpec(
 )
 
 
-def attempt(
+@dataclass
+class Followed:
+    """A launch that was followed, and what its login found."""
+
+    launch: Launch
+    login: LoginCheck
+    guest: GuestReport | None = None
+
+
+def follow_one(
     cloud: Cloud,
     *,
     timeout_s: float = 10,
     order: LaunchSpec = ORDER,
-    meanwhile: Callable[[asyncio.Task[None], Attempt, Prober], None] | None = None,
-) -> Attempt:
-    """Run one attempt; ``meanwhile`` gets its task and the rest half a second later."""
+    public_key: PublicKey | None = None,
+    meanwhile: Callable[[asyncio.Task[None], Launch, Prober], None] | None = None,
+) -> Followed:
+    """Follow one launch to a login, or with ``public_key`` to sshd's word that it would let that key in.
+
+    ``meanwhile`` gets its task and the rest half a second later.
+    """
     image = register_image(cloud)
     key = fresh_key().for_asyncssh()
 
-    async def work() -> Attempt:
+    async def work() -> Followed:
         async with Watcher(cloud) as watcher, probing() as prober:
-            made = Attempt(
+            launch = Launch(
                 cloud,
                 watcher,
                 prober,
-                start=lambda: run_instance(cloud, Prepared(image, "admin"), order, user_data=None),
-                username="admin",
-                key=key,
-                timeout_s=timeout_s,
+                lambda: run_instance(cloud, Prepared(image, "admin"), order, user_data=None),
             )
-            task = asyncio.create_task(made.run())
+            done = Followed(launch, PrivateKeyLogin("admin", key))
+            if public_key is not None:
+                done.login = PublicKeyQuery("admin", public_key)
+            task = asyncio.create_task(follow(launch, done.login, timeout_s=timeout_s))
             if meanwhile is not None:
-                asyncio.get_running_loop().call_later(0.5, meanwhile, task, made, prober)
+                asyncio.get_running_loop().call_later(0.5, meanwhile, task, launch, prober)
             await asyncio.gather(task, return_exceptions=meanwhile is not None)
-            return made
+            if launch.outcome is Outcome.OK and isinstance(done.login, PrivateKeyLogin):
+                done.guest = await done.login.report()
+                done.login.close()
+            return done
 
     return asyncio.run(work())
 
@@ -80,17 +100,17 @@ def test_ok_has_every_mark_in_order_with_resolutions(tmp_path: Path) -> None:
         SshHost(timeline=timeline).serving() as ssh,
         cloud_in_process(tmp_path, ssh.port, Ec2Faults(pending_s=0.3)) as cloud,
     ):
-        done = attempt(cloud)
-    assert (done.outcome, done.error, done.notes) == (Outcome.OK, "", [])
-    t1, t2 = done.timeline.marks[MarkName.T1], done.timeline.marks[MarkName.T2]
-    tcp, t3, t4 = (done.timeline.marks[name] for name in (MarkName.T3_TCP, MarkName.T3, MarkName.T4))
+        done = follow_one(cloud)
+    assert (done.launch.outcome, done.launch.error, done.launch.notes) == (Outcome.OK, "", [])
+    t1, t2 = done.launch.timeline.marks[MarkName.T1], done.launch.timeline.marks[MarkName.T2]
+    tcp, t3, t4 = (done.launch.timeline.marks[name] for name in (MarkName.T3_TCP, MarkName.T3, MarkName.T4))
     assert 0 < t1.ms < t2.ms
     assert t2.ms - t1.ms >= 300
     assert tcp.ms < t3.ms < t4.ms
     assert 0 < t2.resolution_ms < 250
     assert ssh.usernames == ["admin"]
-    assert done.banner.startswith("SSH-2.0-AsyncSSH")
-    assert done.host_key_fingerprint.startswith("SHA256:")
+    assert done.launch.banner.startswith("SSH-2.0-AsyncSSH")
+    assert done.login.host_key_fingerprint.startswith("SHA256:")
     assert done.guest is not None
     assert done.guest.pid1
     assert done.guest.marks_ms == {"init_start": 812.4, "sshd_started": 1500.0}
@@ -100,7 +120,7 @@ def test_ok_has_every_mark_in_order_with_resolutions(tmp_path: Path) -> None:
 def test_guest_tells_what_its_root_disk_read(tmp_path: Path) -> None:
     """The "guest" is this host: its own files are asked, as the shell does it."""
     with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
-        done = attempt(cloud)
+        done = follow_one(cloud)
     assert done.guest is not None
     device = Path("/").stat().st_dev
     there = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
@@ -128,7 +148,7 @@ def test_disk_statistics_count_sectors_of_512_bytes() -> None:
 def test_guest_clock_is_joined_within_its_stated_error(tmp_path: Path) -> None:
     """The "guest" is this host, so the true answer is known."""
     with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
-        done = attempt(cloud)
+        done = follow_one(cloud)
     assert done.guest is not None
     truth_ns = time.monotonic_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     assert abs(done.guest.boot_at_ns - truth_ns) / 1e6 <= done.guest.clock_error_ms + 1
@@ -139,12 +159,12 @@ def test_guest_clock_is_joined_within_its_stated_error(tmp_path: Path) -> None:
 def test_key_that_comes_late_is_retried_and_t4_says_how_exact_it_is(tmp_path: Path) -> None:
     late = SshHost(refusals=2)
     with late.serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
-        done = attempt(cloud)
-    assert done.outcome is Outcome.OK
-    assert done.keys_refused == 2
-    t4 = done.timeline.marks[MarkName.T4]
+        done = follow_one(cloud)
+    assert done.launch.outcome is Outcome.OK
+    assert done.login.keys_refused == 2
+    t4 = done.launch.timeline.marks[MarkName.T4]
     assert t4.resolution_ms >= 500
-    late_by_ms = t4.ms - done.timeline.ms(late.refused_last_ns)
+    late_by_ms = t4.ms - done.launch.timeline.ms(late.refused_last_ns)
     assert 0 <= late_by_ms <= t4.resolution_ms + 500  # the handshake itself takes its time
 
 
@@ -152,33 +172,53 @@ def test_key_that_comes_late_is_retried_and_t4_says_how_exact_it_is(tmp_path: Pa
 def test_key_never_accepted_is_auth_failed_and_stays_below_sshds_penalties(tmp_path: Path) -> None:
     stranger = SshHost(public_key=fresh_key().public_openssh)
     with stranger.serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
-        done = attempt(cloud, timeout_s=5)
-    assert done.outcome is Outcome.AUTH_FAILED
-    assert done.keys_refused == 3
-    assert "refused the key" in done.error
-    assert MarkName.T3 in done.timeline.marks
-    assert MarkName.T4 not in done.timeline.marks
+        done = follow_one(cloud, timeout_s=5)
+    assert done.launch.outcome is Outcome.AUTH_FAILED
+    assert done.login.keys_refused == 3
+    assert "refused the key" in done.launch.error
+    assert MarkName.T3 in done.launch.timeline.marks
+    assert MarkName.T4 not in done.launch.timeline.marks
+
+
+def test_a_public_key_alone_proves_that_its_owner_would_be_let_in(tmp_path: Path) -> None:
+    key = PublicKey.parse(fresh_key().public_openssh)
+    host = SshHost(public_key=str(key))
+    with host.serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
+        done = follow_one(cloud, public_key=key)
+    assert (done.launch.outcome, done.launch.error) == (Outcome.OK, "")
+    t3, t4 = (done.launch.timeline.marks[name] for name in (MarkName.T3, MarkName.T4))
+    assert t3.ms < t4.ms
+    assert done.login.host_key_fingerprint.startswith("SHA256:")
+
+
+def test_a_public_key_that_sshd_does_not_know_yet_is_asked_for_again(tmp_path: Path) -> None:
+    host = SshHost(refusals=1)
+    with host.serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
+        done = follow_one(cloud, public_key=PublicKey.parse(fresh_key().public_openssh))
+    assert done.launch.outcome is Outcome.OK
+    assert done.login.keys_refused == 1
+    assert done.launch.timeline.marks[MarkName.T4].resolution_ms >= 500
 
 
 def test_nobody_listening_is_ssh_refused(tmp_path: Path) -> None:
     with cloud_in_process(tmp_path, free_port(), Ec2Faults()) as cloud:
-        done = attempt(cloud, timeout_s=0.8)
-    assert done.outcome is Outcome.SSH_REFUSED
-    assert "as far as t2" in done.error
+        done = follow_one(cloud, timeout_s=0.8)
+    assert done.launch.outcome is Outcome.SSH_REFUSED
+    assert "as far as t2" in done.launch.error
 
 
 def test_where_the_host_refuses_for_the_guest_it_is_a_timeout(tmp_path: Path) -> None:
     with cloud_in_process(tmp_path, free_port(), Ec2Faults()) as cloud:
-        done = attempt(dataclasses.replace(cloud, refusals_from_guest=False), timeout_s=0.8)
-    assert done.outcome is Outcome.TIMEOUT
-    assert done.stats.refused > 0
+        done = follow_one(dataclasses.replace(cloud, refusals_from_guest=False), timeout_s=0.8)
+    assert done.launch.outcome is Outcome.TIMEOUT
+    assert done.launch.probes.refused > 0
 
 
 def test_silence_is_timeout(tmp_path: Path) -> None:
     # TEST-NET-1 (RFC 5737) answers nobody; or has no route at all, which is silence too.
     with cloud_in_process(tmp_path, 22, Ec2Faults(address="192.0.2.1")) as cloud:
-        done = attempt(cloud, timeout_s=0.8)
-    assert done.outcome in (Outcome.TIMEOUT, Outcome.SSH_REFUSED)
+        done = follow_one(cloud, timeout_s=0.8)
+    assert done.launch.outcome in (Outcome.TIMEOUT, Outcome.SSH_REFUSED)
 
 
 @pytest.mark.parametrize(
@@ -191,10 +231,10 @@ def test_silence_is_timeout(tmp_path: Path) -> None:
 )
 def test_refused_launch(tmp_path: Path, code: str, outcome: Outcome) -> None:
     with cloud_in_process(tmp_path, 22, Ec2Faults(launch_errors=[code])) as cloud:
-        done = attempt(cloud)
-    assert done.outcome is outcome
-    assert code in done.error
-    assert done.instance_id == ""
+        done = follow_one(cloud)
+    assert done.launch.outcome is outcome
+    assert code in done.launch.error
+    assert done.launch.instance_id == ""
 
 
 def test_spot_without_capacity_is_launched_on_demand_with_another_token(tmp_path: Path) -> None:
@@ -203,10 +243,10 @@ def test_spot_without_capacity_is_launched_on_demand_with_another_token(tmp_path
         SshHost().serving() as ssh,
         cloud_in_process(tmp_path, ssh.port, faults, name=CloudName.AWS) as cloud,
     ):
-        done = attempt(cloud, order=dataclasses.replace(ORDER, market=Market.SPOT))
-    assert done.outcome is Outcome.OK
-    assert done.market is Market.ON_DEMAND
-    assert done.notes == ["spot: InsufficientInstanceCapacity, on demand instead"]
+        done = follow_one(cloud, order=dataclasses.replace(ORDER, market=Market.SPOT))
+    assert done.launch.outcome is Outcome.OK
+    assert done.launch.market is Market.ON_DEMAND
+    assert done.launch.notes == ["spot: InsufficientInstanceCapacity, on demand instead"]
     first, second = faults.run_bodies
     assert "InstanceMarketOptions" in first
     assert "InstanceMarketOptions" not in second
@@ -223,52 +263,52 @@ def test_spot_without_capacity_is_launched_on_demand_with_another_token(tmp_path
 )
 def test_machine_that_ends_by_itself(tmp_path: Path, reason: str, outcome: Outcome) -> None:
     with cloud_in_process(tmp_path, 22, Ec2Faults(pending_s=0.2, ended={"*": reason})) as cloud:
-        done = attempt(cloud)
-    assert done.outcome is outcome
-    assert reason in done.error
-    assert MarkName.T2 not in done.timeline.marks
+        done = follow_one(cloud)
+    assert done.launch.outcome is outcome
+    assert reason in done.launch.error
+    assert MarkName.T2 not in done.launch.timeline.marks
 
 
-def test_throttled_and_failing_polls_back_off_and_the_attempt_goes_on(tmp_path: Path) -> None:
+def test_throttled_and_failing_polls_back_off_and_the_launch_goes_on(tmp_path: Path) -> None:
     faults = Ec2Faults(pending_s=0.2, describe_errors=["RequestLimitExceeded", "InternalError"])
     with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, faults) as cloud:
-        done = attempt(cloud)
-    assert done.outcome is Outcome.OK
+        done = follow_one(cloud)
+    assert done.launch.outcome is Outcome.OK
     # The polls that were not made show in the resolution: it spans the back-off.
-    assert done.timeline.marks[MarkName.T2].resolution_ms >= 400
+    assert done.launch.timeline.marks[MarkName.T2].resolution_ms >= 400
     assert faults.describes < 12
 
 
 def test_polling_stops_being_eager_once_the_machine_runs(tmp_path: Path) -> None:
     faults = Ec2Faults()
     with cloud_in_process(tmp_path, free_port(), faults) as cloud:
-        attempt(cloud, timeout_s=1.5)
+        follow_one(cloud, timeout_s=1.5)
     assert faults.describes <= 4
 
 
-def test_cancelled_attempt_keeps_the_instance_id(tmp_path: Path) -> None:
+def test_cancelled_launch_keeps_the_instance_id(tmp_path: Path) -> None:
     with cloud_in_process(tmp_path, free_port(), Ec2Faults()) as cloud:
-        done = attempt(cloud, meanwhile=_cancel)
-    assert done.outcome is Outcome.CANCELLED
-    assert done.instance_id.startswith("i-")
+        done = follow_one(cloud, meanwhile=_cancel)
+    assert done.launch.outcome is Outcome.CANCELLED
+    assert done.launch.instance_id.startswith("i-")
 
 
 def _cancel(task: asyncio.Task[None], *_: object) -> None:
     task.cancel()
 
 
-def test_prober_that_dies_is_the_attempts_error_and_the_runs(tmp_path: Path) -> None:
-    attempts: list[Attempt] = []
+def test_prober_that_dies_is_the_launchs_error_and_the_callers(tmp_path: Path) -> None:
+    launches: list[Launch] = []
 
-    def kill(_: asyncio.Task[None], made: Attempt, prober: Prober) -> None:
-        attempts.append(made)
+    def kill(_: asyncio.Task[None], launch: Launch, prober: Prober) -> None:
+        launches.append(launch)
         os.kill(prober.pid, signal.SIGKILL)
 
     with (
         cloud_in_process(tmp_path, free_port(), Ec2Faults()) as cloud,
         pytest.raises(ProberError, match="SIGKILL"),
     ):
-        attempt(cloud, meanwhile=kill)
-    assert attempts[0].outcome is Outcome.LAUNCH_ERROR
-    assert attempts[0].error == "ProberError: the prober has ended: SIGKILL"
-    assert attempts[0].instance_id.startswith("i-")
+        follow_one(cloud, meanwhile=kill)
+    assert launches[0].outcome is Outcome.LAUNCH_ERROR
+    assert launches[0].error == "ProberError: the prober has ended: SIGKILL"
+    assert launches[0].instance_id.startswith("i-")

@@ -1,0 +1,69 @@
+"""Follow a launch to its login check, and name the way it ended."""
+
+from __future__ import annotations
+
+import asyncio
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from instant_env.cloud.instances import CAPACITY_ERRORS
+from instant_env.cloud.session import error_code
+from instant_env.launch.launch import Launch
+from instant_env.launch.login_check import LoginCheck
+from instant_env.launch.timeline import MarkName, Outcome
+from instant_env.launch.watch import MachineEnded
+
+
+async def follow(launch: Launch, check: LoginCheck, *, timeout_s: float) -> None:
+    """Start ``launch`` and run ``check`` on it, within ``timeout_s``.
+
+    Every failure that is foreseen ends in ``launch.outcome`` and ``launch.error``; cancellation is raised,
+    and so is any other error, after it was recorded.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            await launch.start()
+            await launch.while_it_lives(check.run(launch))
+        launch.outcome = Outcome.OK
+    except TimeoutError:
+        launch.fail(*_after_timeout(launch, check, timeout_s))
+    except MachineEnded as error:
+        launch.fail(_outcome_of_end(error), str(error))
+    except ClientError as error:
+        capacity = error_code(error) in CAPACITY_ERRORS
+        launch.fail(Outcome.CAPACITY if capacity else Outcome.LAUNCH_ERROR, str(error))
+    except BotoCoreError as error:
+        launch.fail(Outcome.LAUNCH_ERROR, str(error))
+    except Exception as error:
+        launch.fail(Outcome.LAUNCH_ERROR, f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        await launch.close()
+        if launch.outcome is not Outcome.OK:
+            check.close()
+
+
+def _after_timeout(launch: Launch, check: LoginCheck, timeout_s: float) -> tuple[Outcome, str]:
+    after = f"after {timeout_s:.0f} s"
+    if check.keys_refused:
+        return (
+            Outcome.AUTH_FAILED,
+            f"sshd still refused the key {after}, {check.keys_refused} times in all",
+        )
+    trouble = check.trouble or launch.last_poll_error
+    marks = launch.timeline.marks
+    reached = max(marks, key=lambda name: marks[name].ms, default="t0")
+    detail = f"no login {after}; got as far as {reached}" + (f"; {trouble}" if trouble else "")
+    refused = launch.cloud.refusals_from_guest and launch.probes.first_refused_ns is not None
+    if refused and MarkName.T3 not in marks:
+        return Outcome.SSH_REFUSED, f"{detail}; {launch.probes.refused} connects refused"
+    return Outcome.TIMEOUT, detail
+
+
+def _outcome_of_end(error: MachineEnded) -> Outcome:
+    """EC2 gives the cause of a machine's end in its state reason (API reference, StateReason)."""
+    if error.code in ("Server.SpotInstanceTermination", "Server.SpotInstanceShutdown"):
+        return Outcome.INTERRUPTED
+    if error.code == "Server.InsufficientInstanceCapacity":
+        return Outcome.CAPACITY
+    return Outcome.LAUNCH_ERROR

@@ -1,0 +1,90 @@
+"""Get machines by a technique and follow them to a login: fill, launch, deliver, end.
+
+Whoever hands out or measures machines (the harness, a service) has one :class:`Launcher`. It owns the shared
+poll of DescribeInstances and the prober, and knows neither rows nor money nor leases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from types import TracebackType
+
+import asyncssh
+
+from instant_env.cloud.instances import request_end
+from instant_env.cloud.session import Cloud
+from instant_env.launch.follow import follow
+from instant_env.launch.launch import Launch
+from instant_env.launch.login_check import LoginCheck
+from instant_env.launch.techniques.base import LaunchContext, LaunchSpec, PoolSlot, Prepared, Technique
+from instant_env.launch.watch import Watcher
+from instant_env.ssh.probe_client import Prober, probing
+
+#: EC2 takes a minute or two for a guest that does not shut down by itself.
+_END_TIMEOUT_S = 300.0
+
+
+class Launcher:
+    """``async with Launcher(cloud, key=key, timeout_s=600) as launcher:``, for one event loop.
+
+    ``key`` logs in to the machines of pools while they are filled. ``timeout_s``: within this a machine lets
+    us in, or its launch has failed.
+    """
+
+    def __init__(self, cloud: Cloud, *, key: asyncssh.SSHKey, timeout_s: float) -> None:
+        self.cloud = cloud
+        self.timeout_s = timeout_s
+        self._key = key
+        self._stack = contextlib.AsyncExitStack()
+        self._watcher: Watcher | None = None
+        self._prober: Prober | None = None
+
+    async def __aenter__(self) -> Launcher:
+        async with contextlib.AsyncExitStack() as stack:
+            self._watcher = await stack.enter_async_context(Watcher(self.cloud))
+            self._prober = await stack.enter_async_context(probing())
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Raises ProberError when the prober has failed and nobody was told."""
+        await self._stack.__aexit__(kind, error, trace)
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU time that the prober's process had used when its newest probe ended."""
+        return self._prober.cpu_s if self._prober is not None else 0.0
+
+    def _parts(self) -> tuple[Watcher, Prober]:
+        if self._watcher is None or self._prober is None:
+            raise RuntimeError("a Launcher works inside of `async with`")
+        return self._watcher, self._prober
+
+    async def fill(self, technique: Technique, prepared: Prepared, spec: LaunchSpec) -> PoolSlot:
+        """Make one slot of the technique's pool. Raises FillError, and botocore's errors."""
+        context = LaunchContext(self.cloud, *self._parts(), self._key, self.timeout_s)
+        return await technique.fill(context, prepared, spec)
+
+    def launch(self, technique: Technique, prepared: Prepared, spec: LaunchSpec, slot: PoolSlot) -> Launch:
+        """A launch that :meth:`follow` starts. It delivers the key where the technique has to."""
+        return Launch(self.cloud, *self._parts(), lambda: technique.launch(self.cloud, prepared, spec, slot))
+
+    async def follow(self, launch: Launch, check: LoginCheck) -> None:
+        """See :func:`instant_env.launch.follow.follow`."""
+        await follow(launch, check, timeout_s=self.timeout_s)
+
+    async def end(self, technique: Technique, instance_id: str, slot: PoolSlot) -> None:
+        """End the machine, wait until it is gone, and release the slot; without a machine the slot alone.
+
+        The wait is the shared poll's: fifty machines that end at a time are asked for at once. Raises
+        CloudError, botocore's errors, and TimeoutError when the machine is still there after five minutes.
+        """
+        watcher, _ = self._parts()
+        if instance_id:
+            known = await asyncio.to_thread(request_end, self.cloud, instance_id)
+            if known:
+                await watcher.until_gone(instance_id, _END_TIMEOUT_S)
+        await asyncio.to_thread(technique.release, self.cloud, slot)

@@ -1,0 +1,121 @@
+"""The proof that a key is let in (t4), by the private key or, where only the public one is known, without.
+
+A check takes the version line that :class:`instant_env.launch.launch.Launch` waits for, and asks again while
+sshd does not know the key yet, with the pauses of :mod:`instant_env.ssh.pauses`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from abc import ABC, abstractmethod
+
+import asyncssh
+
+from instant_env.launch.guest import GuestReadError, GuestReport, read_guest
+from instant_env.launch.launch import Launch
+from instant_env.launch.timeline import MarkName
+from instant_env.ssh import key_query, pauses
+from instant_env.ssh.connect_probe import Found
+from instant_env.ssh.login import HandshakeFailed, KeyRefused, authenticate, client_options
+from instant_env.ssh.public_key import PublicKey
+
+#: Reading the machine's own account may take this long; it is off the clock and never fails a launch.
+_GUEST_READ_S = 60.0
+
+
+class LoginCheck(ABC):
+    """One proof for one launch. The fields are set as it goes on."""
+
+    def __init__(self) -> None:
+        self.keys_refused = 0
+        self.host_key_fingerprint = ""
+        """``SHA256:...`` as ssh-keygen prints it."""
+        self.trouble = ""
+        """Why the newest connection ended before sshd had decided."""
+
+    @abstractmethod
+    async def _prove(self, sock: socket.socket) -> int:
+        """Ask over ``sock``; the instant of sshd's yes. Raises KeyRefused or HandshakeFailed."""
+
+    def close(self) -> None:  # noqa: B027 - only a login leaves something open
+        """Close what the proof has left open."""
+
+    async def run(self, launch: Launch) -> None:
+        """Ask until sshd accepts the key, and mark t4; the deadline is the caller's."""
+        previous: Found | None = None
+        not_before_ns: int | None = None
+        while True:
+            found = await launch.version_line(not_before_ns=not_before_ns)
+            try:
+                accepted_ns = await self._prove(found.sock)
+            except KeyRefused:
+                pause_s = pauses.after_refusal(self.keys_refused)
+                self.keys_refused += 1
+            except HandshakeFailed as error:
+                self.trouble = str(error)
+                pause_s = pauses.HANDSHAKE_S
+            else:
+                # Without a retry an ideal prober would have been ahead by t3's resolution; with one, sshd may
+                # have been willing since just after it last was not.
+                resolution_ns = found.banner_ns - previous.banner_ns if previous else found.resolution_ns
+                launch.timeline.mark(MarkName.T4, accepted_ns, resolution_ns)
+                return
+            previous = found
+            await asyncio.sleep(pause_s)
+            not_before_ns = time.monotonic_ns()
+
+
+class PrivateKeyLogin(LoginCheck):
+    """A login. ``connection`` stays open after it, for :meth:`report` and the caller's own questions."""
+
+    def __init__(self, username: str, key: asyncssh.SSHKey) -> None:
+        super().__init__()
+        self._options = client_options(username, key)
+        self.connection: asyncssh.SSHClientConnection | None = None
+
+    async def _prove(self, sock: socket.socket) -> int:
+        login = await authenticate(sock, self._options)
+        self.connection = login.connection
+        self.host_key_fingerprint = login.host_key_fingerprint
+        return login.authenticated_ns
+
+    async def run_command(self, command: str, *, timeout_s: float) -> str:
+        """What a command of ours prints. Raises asyncssh.Error, OSError and TimeoutError."""
+        result = await self._open().run(command, timeout=timeout_s, check=True)
+        return str(result.stdout)
+
+    async def report(self) -> GuestReport:
+        """The machine's own account of its boot. Raises GuestReadError, also when it takes too long."""
+        try:
+            async with asyncio.timeout(_GUEST_READ_S):
+                return await read_guest(self._open())
+        except TimeoutError:
+            raise GuestReadError(f"no report within {_GUEST_READ_S:.0f} s") from None
+
+    def close(self) -> None:
+        if self.connection is not None:
+            self.connection.abort()
+
+    def _open(self) -> asyncssh.SSHClientConnection:
+        if self.connection is None:
+            raise RuntimeError("run() comes first")
+        return self.connection
+
+
+class PublicKeyQuery(LoginCheck):
+    """The question whether a login would be accepted, for those who hold only the public key.
+
+    Newer sshds charge each question to the asking address, see :mod:`instant_env.ssh.key_query`.
+    """
+
+    def __init__(self, username: str, key: PublicKey) -> None:
+        super().__init__()
+        self._username = username
+        self._key = key
+
+    async def _prove(self, sock: socket.socket) -> int:
+        acceptance = await key_query.query(sock, self._username, self._key)
+        self.host_key_fingerprint = acceptance.host_key_fingerprint
+        return acceptance.accepted_ns

@@ -6,6 +6,7 @@ file and, where there is one, the key or line.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from enum import StrEnum
@@ -14,7 +15,15 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import jinja2
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from instant_env.arch import Arch
 from instant_env.bake.parameters import Parameter, Value
@@ -51,6 +60,21 @@ class Boot(StrEnum):
     BLS = "bls"  # the base's own GRUB starts the kernel by its Boot Loader Specification entry
 
 
+def _check_name(name: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) is None:
+        raise ValueError(
+            f"{name!r} cannot be part of an AMI's name and of an SSM parameter's: use up to 64 ASCII "
+            "letters, digits, dots, dashes and underscores, and begin with a letter or a digit"
+        )
+    return name
+
+
+#: AMI names have 3 to 128 characters of letters, digits and ( ) [ ] blank . / - ' @ _ (API_CreateImage), SSM
+#: parameters letters, digits and . - _ / (API_PutParameter). A name that only one of them takes fails at the
+#: end of a bake.
+Name = Annotated[str, AfterValidator(_check_name)]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,7 +82,7 @@ class _Strict(BaseModel):
 class Base(_Strict):
     """Where a base comes from, and what is known of it (recipes/bases/<name>.yml)."""
 
-    base: str
+    base: Name
     description: str
     family: Family
     vendor: str = Field(pattern=r"^[a-z0-9.-]+$", description="of its packages, as package URLs name it")
@@ -132,7 +156,7 @@ class StepSpec(_Strict):
 class Recipe(_Strict):
     """One recipe as written (recipes/<name>/recipe.yml)."""
 
-    recipe: str
+    recipe: Name
     description: str
     extends: str | None = None
     families: list[Family] = ["apt", "dnf"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ from instant_env.arch import Arch
 from instant_env.bake import recipe as recipes
 from instant_env.bake.plan import File, Script, Upload, make_plan
 from instant_env.bake.recipe import Phase, load_base, load_recipe, resolve
+from instant_env.bake.request import Request
 from instant_env.bake.seal import seal_script
 from instant_env.errors import UsageError
 from instant_env.settings import ROOT
@@ -141,6 +143,23 @@ def test_recipes_that_make_no_sense(copied: Path, recipe: str, message: str) -> 
     (copied / "loop" / "recipe.yml").write_text(recipe)
     with pytest.raises(UsageError, match=message):
         resolve(copied, "loop", "apt")
+
+
+@pytest.mark.parametrize("name", ["web+php", "größe", "100 x a", "web (1)", "-a", "a" * 65, "web\n"])
+def test_a_name_that_an_ami_or_a_parameter_cannot_have_is_refused_at_once(copied: Path, name: str) -> None:
+    (copied / name).mkdir()
+    (copied / name / "recipe.yml").write_text(f"recipe: {json.dumps(name)}\ndescription: x\n")
+    with pytest.raises(UsageError, match=r"recipe\.yml: recipe: .*cannot be part of an AMI's name"):
+        load_recipe(copied, name)
+
+
+def test_the_longest_name_fits_into_an_amis(copied: Path) -> None:
+    name = "a" * 64
+    (copied / name).mkdir()
+    (copied / name / "recipe.yml").write_text(f"recipe: {name}\ndescription: x\n")
+    load_recipe(copied, name)
+    for arch in Arch:
+        assert len(Request(name, arch).image_name) <= 128  # API_CreateImage, Name
 
 
 @pytest.mark.parametrize("name", ["minimal", "custom-init"])

@@ -2,19 +2,17 @@
 
 Environment variables are ``INSTANT_ENV_<FIELD>`` in capitals (``INSTANT_ENV_CLOUD=aws``). The file is
 ``instant-env.yml`` in the working directory, or the one ``INSTANT_ENV_CONFIG`` names. Unknown keys are
-errors, and so are unknown variables that begin with ``INSTANT_ENV_``.
+errors, and so are unknown variables that begin with ``INSTANT_ENV_``. layers.py merges them.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from instant_env.errors import UsageError
@@ -75,7 +73,10 @@ def cache_home() -> Path:
 
 
 class Settings(BaseModel):
-    """Everything that can be set, with its default. Frozen: a run sees one set of values."""
+    """Everything that can be set, with its default. Frozen: a run sees one set of values.
+
+    Making one reads no file and no environment; :func:`load` does.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -83,7 +84,10 @@ class Settings(BaseModel):
     region: str = "us-east-1"
     profile: str | None = Field(default=None, description="AWS profile (aws only)")
     endpoint_url: str | None = Field(
-        default=None, pattern=r"^https?://", description="where all of AWS's services are (aws only)"
+        default=None,
+        repr=False,
+        pattern=r"^https?://",
+        description="where all of AWS's services are (aws only)",
     )
     base: str | None = Field(
         default=None, description="base to bake from; default debian-12 (local), al2023 (aws)"
@@ -99,7 +103,9 @@ class Settings(BaseModel):
         default=None, description="instance profile of builders; default: none, so that they can call nothing"
     )
     caller_ip_url: str | None = Field(
-        default=None, description="URL that answers with the caller's address; localec2 serves its own"
+        default=None,
+        repr=False,
+        description="URL that answers with the caller's address; localec2 serves its own",
     )
     ssh_port: int | None = Field(
         default=None, ge=1, le=65535, description="port of SSH on machines; default 22"
@@ -124,41 +130,27 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os
 
     Raises UsageError for a file that is not a mapping, an unknown key or variable, or a wrong value.
     """
-    _check_variables(environ)
-    config = Path(environ.get("INSTANT_ENV_CONFIG", "instant-env.yml"))
-    values: dict[str, Any] = {}
-    if config.is_file():
-        try:
-            loaded = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-        except yaml.YAMLError as error:
-            raise UsageError(f"{config} is not YAML: {error}".replace("\n", " ")) from error
-        if not isinstance(loaded, dict):
-            raise UsageError(f"{config} must hold keys and values", hint="for example: cloud: aws")
-        values.update(loaded)
-    elif "INSTANT_ENV_CONFIG" in environ:
-        raise UsageError(f"no such file: {config}", hint="INSTANT_ENV_CONFIG names it")
-    for name in Settings.model_fields:
-        if value := environ.get(_PREFIX + name.upper()):
-            values[name] = value
-    values.update({key: value for key, value in (flags or {}).items() if value not in (None, "")})
-    try:
-        return Settings.model_validate(values)
-    except ValidationError as error:
-        raise UsageError(
-            explain(error, "settings"), hint="see instant_env/settings.py for the keys"
-        ) from error
+    from instant_env import layers
 
-
-def _check_variables(environ: Mapping[str, str]) -> None:
-    """A misspelt INSTANT_ENV_CLOUD or INSTANT_ENV_SUBNET must not mean the default."""
     known = {_PREFIX + name.upper() for name in Settings.model_fields} | _OTHER_VARIABLES
     for name in sorted(environ):
+        # A misspelt INSTANT_ENV_CLOUD or INSTANT_ENV_SUBNET must not mean the default.
         if name.startswith(_PREFIX) and name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
-            hint = (
-                f"did you mean {near[0]}?" if near else "see instant_env/settings.py for the names; unset it"
-            )
+            hint = layers.nearest(name, list(known)) or "see instant_env/settings.py for the names; unset it"
             raise UsageError(f"unknown environment variable {name}", hint=hint)
+    given = {key: value for key, value in (flags or {}).items() if value not in (None, "")}
+    return layers.merge(Settings, flags=given, prefix=_PREFIX, environ=environ, file=_config_file(environ))
+
+
+def _config_file(environ: Mapping[str, str]) -> Path | None:
+    """The settings file, or None; one that is named has to be there."""
+    named = environ.get("INSTANT_ENV_CONFIG")
+    path = Path(named or "instant-env.yml")
+    if path.is_file():
+        return path
+    if named:
+        raise UsageError(f"no such file: {path}", hint="INSTANT_ENV_CONFIG names it")
+    return None
 
 
 def explain(error: ValidationError, what: str) -> str:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import asyncssh
 
+from instant_env.public_key import PublicKey
 from instant_env.ssh.login import HandshakeFailed, KeyRefused
-from instant_env.ssh.public_key import PublicKey
 
 
 @dataclass(frozen=True)

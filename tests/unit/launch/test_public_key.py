@@ -17,9 +17,9 @@ import pytest
 from support import ssh_server
 from support.launch_servers import free_port
 
+from instant_env.public_key import PublicKey, PublicKeyError
 from instant_env.ssh import key_query
 from instant_env.ssh.login import HandshakeFailed, KeyRefused
-from instant_env.ssh.public_key import PublicKey, PublicKeyError
 
 
 def new_key(kind: str = "ssh-ed25519", **options: Any) -> str:
@@ -44,6 +44,7 @@ def test_what_is_no_single_key_is_refused() -> None:
         (f"{kind} {body[:-8]}", "not a ssh-ed25519 public key"),
         (f"ssh-rsa {body}", "ssh-rsa"),
         (f"{line} a\x1bb", "control characters"),
+        (f"{line} a\ud800b", "control characters"),
         (new_key("ssh-rsa", key_size=1024), "at least 2048 bits, this one 1024"),
         (new_key("ssh-dss"), "is not a type"),
     ):

@@ -46,7 +46,7 @@ class PublicKey:
                 f"{kind[:40]!r} is not a type of public key",
                 f"pass 'type base64 [comment]' without options; types: {', '.join(sorted(TYPES))}",
             )
-        if any(ord(character) < 32 or ord(character) == 127 for character in comment):
+        if not is_plain(comment):
             raise _error("the comment of a public key has no control characters", "remove the comment")
         try:
             key = asyncssh.import_public_key(f"{kind} {body}")
@@ -70,12 +70,25 @@ class PublicKey:
         return " ".join(part for part in (self.type, self.body, self.comment) if part)
 
     @property
+    def bare(self) -> str:
+        """The line without the comment, for places with little room or few characters."""
+        return f"{self.type} {self.body}"
+
+    @property
     def fingerprint(self) -> str:
         """``SHA256:...`` as ssh-keygen prints it."""
         return self.for_asyncssh().get_fingerprint()
 
     def for_asyncssh(self) -> asyncssh.SSHKey:
-        return asyncssh.import_public_key(f"{self.type} {self.body}")
+        return asyncssh.import_public_key(self.bare)
+
+
+def is_plain(text: str) -> bool:
+    """Whether the text has no control characters and no half of a surrogate pair, which UTF-8 cannot hold."""
+    return not any(
+        ord(character) < 32 or ord(character) == 127 or 0xD800 <= ord(character) < 0xE000
+        for character in text
+    )
 
 
 def rsa_bits(key: asyncssh.SSHKey) -> int:

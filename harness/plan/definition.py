@@ -23,9 +23,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from harness.plan.experiment import Cell, Experiment, Options
 from instant_env.arch import Arch
+from instant_env.cloud.handover import HandOver
 from instant_env.cloud.instances import Market, fits
 from instant_env.errors import UsageError
-from instant_env.launch.techniques import HandOver, find_technique
+from instant_env.launch.techniques import find_technique
 from instant_env.settings import explain
 
 

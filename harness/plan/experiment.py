@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, fields
 
 from harness.results_file import label
 from instant_env.arch import Arch
+from instant_env.cloud.handover import HandOver
 from instant_env.cloud.instances import LaunchOptions, Market
 from instant_env.errors import UsageError
-from instant_env.launch.techniques import HandOver
 
 
 def check_limits(iterations: int, timeout_s: float) -> None:

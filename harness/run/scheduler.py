@@ -21,6 +21,7 @@ from harness.run.api_calls import ApiCalls
 from harness.run.attempt import Attempt
 from harness.run.row import row_of
 from instant_env.cloud import copies
+from instant_env.cloud.handover import HandOver
 from instant_env.cloud.instances import console_tail, terminate
 from instant_env.cloud.keys import KeyPair
 from instant_env.cloud.session import Cloud
@@ -29,7 +30,6 @@ from instant_env.errors import InstantEnvError
 from instant_env.launch.boot_records import RecordsError, read_boot_records
 from instant_env.launch.launcher import Launcher
 from instant_env.launch.techniques import (
-    HandOver,
     LaunchSpec,
     Prepared,
     find_technique,
@@ -267,7 +267,7 @@ class AttemptScheduler:
             expires_at=datetime.now(UTC) + timedelta(seconds=self.ttl_s),
             ttl_s=self.ttl_s,
             client_token=f"{self.run_id}-{planned.attempt}",
-            public_key=pair.public_openssh,
+            public_key=pair.public_key,
             options=cell.options.for_launch(),
             hand_over=cell.options.hand_over or HandOver.CONNECT,
             padding=cell.options.user_data_bytes or 0,

@@ -34,6 +34,7 @@ from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError, UsageError
 from instant_env.provenance import git_state
 from instant_env.settings import Settings
+from instant_env.user_data import UserData
 
 #: A builder or verifying machine older than this is nobody's. The machine's own timer uses the same.
 MACHINE_TTL_S = 3600
@@ -222,10 +223,11 @@ def bake(
                 cloud, image,
                 order=dataclasses.replace(
                     order, image_id=image.id, role=Role.VERIFY, login_user=image.login_user,
-                    user_data=instances.ttl_user_data(MACHINE_TTL_S), options=LaunchOptions(), root_device="",
+                    user_data=UserData(ttl_s=MACHINE_TTL_S).as_json(), options=LaunchOptions(),
+                    root_device="",
                 ),
                 imagetool=artefacts.build({"imagetool"}, request.arch, settings.cache_dir)["imagetool"],
-                forbidden=[builder.key.body], allow_modes=plan.recipe.allow_modes,
+                forbidden=[builder.key.public_key.body], allow_modes=plan.recipe.allow_modes,
                 allow_accounts=plan.recipe.allow_accounts, log=log,
                 progress=progress,
             )  # fmt: skip

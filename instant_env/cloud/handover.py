@@ -1,39 +1,50 @@
-"""Give a key to a machine that is there already: the three ways that EC2 has for it.
+"""Give a public key to a machine that a launch's own key pair does not reach: one that was there before.
 
-Each is a control-plane call; the machine finds the key by itself, in IMDS. What a way costs and needs:
+Three ways, each read by instant-init or the key agent of our images, and each has its needs:
 
 - ``in_user_data``: the machine is stopped; it reads its user data at the next start.
 - ``by_instance_connect``: the machine runs; its sshd asks IMDS for the key at the login, for 60 s.
-- ``by_tag``: the machine runs, with tags in its metadata, and looks out for the tag.
+- ``by_tag``: the machine runs, with tags in its metadata, and its sshd asks for the tag at the login.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from enum import StrEnum
 
 from botocore.exceptions import ClientError
 
 from instant_env.cloud.session import Cloud, error_code
 from instant_env.cloud.tags import PREFIX
+from instant_env.errors import UsageError
+from instant_env.public_key import PublicKey
+from instant_env.user_data import UserData
 
-#: The tag a machine's key agent looks out for.
+#: The tag that a machine's key agent reads.
 KEY_TAG = f"{PREFIX}ssh-key"
+#: EC2's limit for a tag's value (EC2 User Guide, "Tag restrictions").
+_TAG_CHARACTERS = 256
 
 #: A machine that DescribeInstances calls running may be unknown to Instance Connect for a moment.
 _NOT_YET = frozenset({"EC2InstanceStateInvalidException", "EC2InstanceNotFoundException"})
 _RETRY_S = 0.1
 
 
-def key_user_data(ttl_s: int, public_keys: list[str]) -> str:
-    """User data with a time limit and SSH keys, as instant-init reads it."""
-    return json.dumps({"instant-env": {"ttl_s": ttl_s, "ssh_keys": public_keys}})
+class HandOver(StrEnum):
+    """How a machine that runs gets a key; a stopped one always gets it in its user data."""
+
+    CONNECT = "connect"
+    TAG = "tag"
 
 
-def in_user_data(cloud: Cloud, instance_id: str, public_key: str, ttl_s: int) -> None:
-    """Put a key into the user data of a stopped machine. botocore's ClientError is passed on."""
-    document = key_user_data(ttl_s, [public_key])
+def in_user_data(cloud: Cloud, instance_id: str, public_key: PublicKey, user_data: UserData) -> None:
+    """Replace the user data of a stopped machine: ``user_data`` with ``public_key`` as its only key.
+
+    botocore's ClientError is passed on.
+    """
+    document = replace(user_data, ssh_keys=(public_key,)).as_json()
     cloud.ec2.modify_instance_attribute(InstanceId=instance_id, UserData={"Value": document.encode()})
 
 
@@ -41,7 +52,7 @@ def by_instance_connect(
     cloud: Cloud,
     instance_id: str,
     username: str,
-    public_key: str,
+    public_key: PublicKey,
     *,
     patience_s: float = 10.0,
     sleep: Callable[[float], None] = time.sleep,
@@ -51,7 +62,7 @@ def by_instance_connect(
     while True:
         try:
             cloud.instance_connect.send_ssh_public_key(
-                InstanceId=instance_id, InstanceOSUser=username, SSHPublicKey=public_key
+                InstanceId=instance_id, InstanceOSUser=username, SSHPublicKey=public_key.bare
             )
             return
         except ClientError as error:
@@ -60,6 +71,12 @@ def by_instance_connect(
         sleep(_RETRY_S)
 
 
-def by_tag(cloud: Cloud, instance_id: str, public_key: str) -> None:
-    """Tag a machine with a key: an ed25519 one, since a tag's value has at most 256 characters."""
-    cloud.ec2.create_tags(Resources=[instance_id], Tags=[{"Key": KEY_TAG, "Value": public_key}])
+def by_tag(cloud: Cloud, instance_id: str, public_key: PublicKey) -> None:
+    """Tag a machine with a key. Raises UsageError for a key that a tag's value cannot hold, as RSA's."""
+    if len(public_key.bare) > _TAG_CHARACTERS:
+        raise UsageError(
+            f"a tag holds {_TAG_CHARACTERS} characters, this {public_key.type} key has "
+            f"{len(public_key.bare)}",
+            hint="use an ed25519 key, or hand it over by Instance Connect",
+        )
+    cloud.ec2.create_tags(Resources=[instance_id], Tags=[{"Key": KEY_TAG, "Value": public_key.bare}])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -130,17 +129,6 @@ class LaunchRequest:
     options: LaunchOptions = field(default_factory=LaunchOptions)
     root_device: str = ""
     interface_id: str | None = None
-
-
-def ttl_user_data(ttl_s: int, padding: int = 0) -> str:
-    """User data that tells instant-init to power the machine off after ``ttl_s`` seconds.
-
-    ``padding`` makes it that many bytes longer, under a key of its own, which instant-init ignores.
-    """
-    document: dict[str, Any] = {"instant-env": {"ttl_s": ttl_s}}
-    if padding:
-        document["padding"] = "x" * padding
-    return json.dumps(document)
 
 
 def request_body(cloud: Cloud, request: LaunchRequest) -> RunInstancesRequestTypeDef:

@@ -16,27 +16,28 @@ import paramiko
 
 from instant_env.cloud.session import Cloud, insist, or_undone
 from instant_env.cloud.tags import Role, tag_specifications
+from instant_env.public_key import PublicKey
 
 
 @dataclass(frozen=True)
 class KeyPair:
-    """An ed25519 key pair. ``public_openssh`` is one line without a newline."""
+    """An ed25519 key pair."""
 
-    public_openssh: str
+    public_key: PublicKey
     private_openssh: str = field(repr=False)
 
     @classmethod
     def generate(cls, comment: str = "instant-env") -> KeyPair:
         key = asyncssh.generate_private_key("ssh-ed25519", comment=comment)
         return cls(
-            public_openssh=key.export_public_key().decode().strip(),
+            public_key=PublicKey.parse(key.export_public_key().decode()),
             private_openssh=key.export_private_key().decode(),
         )
 
     @property
-    def body(self) -> str:
-        """The base64 body of the public key: what must not be found in an image."""
-        return self.public_openssh.split()[1]
+    def public_openssh(self) -> str:
+        """The line for authorized_keys, without a newline."""
+        return str(self.public_key)
 
     def for_asyncssh(self) -> asyncssh.SSHKey:
         return asyncssh.import_private_key(self.private_openssh)
@@ -56,7 +57,7 @@ def imported_key_pair(
     with or_undone(lambda: cloud.ec2.delete_key_pair(KeyName=name), f"importing key pair {name}"):
         cloud.ec2.import_key_pair(
             KeyName=name,
-            PublicKeyMaterial=key.public_openssh.encode(),
+            PublicKeyMaterial=str(key.public_key).encode(),
             TagSpecifications=tag_specifications(
                 "key-pair", run_id=run_id, role=role, name=name, expires_at=expires_at
             ),

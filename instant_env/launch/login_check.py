@@ -16,10 +16,10 @@ import asyncssh
 from instant_env.launch.guest import GuestReadError, GuestReport, read_guest
 from instant_env.launch.launch import Launch
 from instant_env.launch.timeline import MarkName
+from instant_env.public_key import PublicKey
 from instant_env.ssh import key_query, pauses
 from instant_env.ssh.connect_probe import Found
 from instant_env.ssh.login import HandshakeFailed, KeyRefused, authenticate, client_options
-from instant_env.ssh.public_key import PublicKey
 
 #: Reading the machine's own account may take this long; it is off the clock and never fails a launch.
 _GUEST_READ_S = 60.0

@@ -1,4 +1,4 @@
-"""Fill a place of a pool: launch a machine on demand, log in once, perhaps put it to sleep.
+"""Fill a slot of a pool: launch a machine on demand, log in once, perhaps put it to sleep.
 
 A fill is a launch of its own, off everybody's clock, by the run's key pair. So a machine is known to work
 before it counts, and its boot id is known.
@@ -51,9 +51,9 @@ _AGENT_S = 120.0
 
 
 async def fill_running(
-    site: LaunchContext,
+    context: LaunchContext,
     prepared: Prepared,
-    order: LaunchSpec,
+    spec: LaunchSpec,
     *,
     user_data: str | None,
     hibernation: bool = False,
@@ -61,21 +61,21 @@ async def fill_running(
     """Launch a machine and log in to it once. Raises FillError, and then the machine is gone; cancelled, it
     is the run's to end, by its tags."""
     made = dataclasses.replace(
-        order,
+        spec,
         role=Role.POOL,
         market=Market.ON_DEMAND,  # a one-time spot machine cannot be stopped and started
-        client_token=f"{order.client_token}-pool",
+        client_token=f"{spec.client_token}-pool",
     )
     filling = Launch(
-        site.cloud,
-        site.watcher,
-        site.prober,
-        lambda: run_instance(site.cloud, prepared, made, user_data=user_data),
+        context.cloud,
+        context.watcher,
+        context.prober,
+        lambda: run_instance(context.cloud, prepared, made, user_data=user_data),
     )
-    login = PrivateKeyLogin(prepared.username, site.key)
-    async with _ended_on_failure(site.cloud, lambda: filling.instance_id):
+    login = PrivateKeyLogin(prepared.username, context.key)
+    async with _ended_on_failure(context.cloud, lambda: filling.instance_id):
         try:
-            await follow(filling, login, timeout_s=site.timeout_s)
+            await follow(filling, login, timeout_s=context.timeout_s)
             if filling.outcome is not Outcome.OK:
                 machine = filling.instance_id or "no machine"
                 raise FillError(f"{machine}: {filling.outcome}: {filling.error}")
@@ -101,7 +101,7 @@ async def _boot_id(login: PrivateKeyLogin) -> str:
 
 @asynccontextmanager
 async def _ended_on_failure(cloud: Cloud, instance_id: Callable[[], str]) -> AsyncIterator[None]:
-    """The machine of a place that comes to nothing ends before anything else is measured beside it."""
+    """The machine of a slot that comes to nothing ends before anything else is measured beside it."""
     try:
         yield
     except FillError:
@@ -120,30 +120,30 @@ async def _get_ready(login: PrivateKeyLogin) -> None:
         await asyncio.sleep(_AGENT_S)
 
 
-async def stop_or_hibernate(site: LaunchContext, place: PoolSlot, *, hibernate: bool = False) -> PoolSlot:
-    """Stop the place's machine, and wait until it is stopped. Raises FillError when it is not, or not asleep,
+async def stop_or_hibernate(context: LaunchContext, slot: PoolSlot, *, hibernate: bool = False) -> PoolSlot:
+    """Stop the slot's machine, and wait until it is stopped. Raises FillError when it is not, or not asleep,
     and then the machine is gone."""
-    async with _ended_on_failure(site.cloud, lambda: place.instance_id):
-        return await _rested(site, place, hibernate=hibernate)
+    async with _ended_on_failure(context.cloud, lambda: slot.instance_id):
+        return await _rested(context, slot, hibernate=hibernate)
 
 
-async def _rested(site: LaunchContext, place: PoolSlot, *, hibernate: bool) -> PoolSlot:
+async def _rested(context: LaunchContext, slot: PoolSlot, *, hibernate: bool) -> PoolSlot:
     started = time.monotonic()
     await _in_thread(
-        lambda: site.cloud.ec2.stop_instances(InstanceIds=[place.instance_id], Hibernate=hibernate)
+        lambda: context.cloud.ec2.stop_instances(InstanceIds=[slot.instance_id], Hibernate=hibernate)
     )
     deadline = started + _STOP_TIMEOUT_S
     state = ""
     while time.monotonic() < deadline:
-        state, reason = await _in_thread(lambda: _state(site.cloud, place.instance_id))
+        state, reason = await _in_thread(lambda: _state(context.cloud, slot.instance_id))
         if state == "stopped":
             if hibernate and reason != "Client.UserInitiatedHibernate":
-                raise FillError(f"{place.instance_id} stopped instead of hibernating: {reason}")
-            return dataclasses.replace(place, address="", filled_ns=time.monotonic_ns())
+                raise FillError(f"{slot.instance_id} stopped instead of hibernating: {reason}")
+            return dataclasses.replace(slot, address="", filled_ns=time.monotonic_ns())
         if state in ("terminated", "shutting-down"):
             break
         await asyncio.sleep(_POLL_S)
-    raise FillError(f"{place.instance_id} is {state} {time.monotonic() - started:.0f} s after StopInstances")
+    raise FillError(f"{slot.instance_id} is {state} {time.monotonic() - started:.0f} s after StopInstances")
 
 
 async def _in_thread(call: Callable[[], T]) -> T:
@@ -161,9 +161,9 @@ def _state(cloud: Cloud, instance_id: str) -> tuple[str, str]:
     return instance["State"]["Name"], instance.get("StateReason", {}).get("Code", "")
 
 
-def with_memory(cloud: Cloud, prepared: Prepared, order: LaunchSpec) -> LaunchOptions:
+def with_memory(cloud: Cloud, prepared: Prepared, spec: LaunchSpec) -> LaunchOptions:
     """Options of a machine that can hibernate: an encrypted root volume with room for its memory beside."""
-    kinds = cloud.ec2.describe_instance_types(InstanceTypes=[order.instance_type])["InstanceTypes"]  # type: ignore[list-item]
+    kinds = cloud.ec2.describe_instance_types(InstanceTypes=[spec.instance_type])["InstanceTypes"]  # type: ignore[list-item]
     memory_gib = -(-kinds[0]["MemoryInfo"]["SizeInMiB"] // 1024)
-    root_gib = (order.options.root_gib or prepared.root_gib) + memory_gib
-    return dataclasses.replace(order.options, root_gib=root_gib, hibernation=True)
+    root_gib = (spec.options.root_gib or prepared.root_gib) + memory_gib
+    return dataclasses.replace(spec.options, root_gib=root_gib, hibernation=True)

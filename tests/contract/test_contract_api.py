@@ -134,14 +134,14 @@ def test_key_pairs(contract: ContractCloud) -> None:
         TagSpecifications=contract.tags("key-pair"),
     )
     # Of an ed25519 key: base64 of the SHA-256 of its body, as ssh-keygen -l prints it.
-    digest = base64.b64encode(hashlib.sha256(base64.b64decode(key.body)).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(base64.b64decode(key.public_key.body)).digest()).decode()
     assert imported["KeyFingerprint"].rstrip("=") == digest.rstrip("=")
     with refused("InvalidKeyPair.Duplicate"):
         ec2.import_key_pair(KeyName=name, PublicKeyMaterial=key.public_openssh.encode())
     (pair,) = ec2.describe_key_pairs(KeyPairIds=[imported["KeyPairId"]], IncludePublicKey=True)["KeyPairs"]
     assert pair["KeyName"] == name
     assert pair["KeyType"] == "ed25519"
-    assert pair["PublicKey"].split()[1] == key.body
+    assert pair["PublicKey"].split()[1] == key.public_key.body
     assert read_tags(pair["Tags"])["instant-env:run"] == contract.run_id
     ec2.delete_key_pair(KeyName=name)
     ec2.delete_key_pair(KeyName=name)  # no error on EC2

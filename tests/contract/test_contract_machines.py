@@ -157,7 +157,7 @@ def test_metadata_of_a_guest(contract: ContractCloud, first: str) -> None:
     mac = meta("mac")
     assert mac == machine["NetworkInterfaces"][0]["MacAddress"]
     assert meta(f"network/interfaces/macs/{mac}/subnet-id") == machine["SubnetId"]
-    assert contract.key.body in meta("public-keys/0/openssh-key")
+    assert contract.key.public_key.body in meta("public-keys/0/openssh-key")
     assert "instance-id" in meta("").splitlines()
     assert guest.imds("user-data") == "first"
     identity = document(guest.imds("dynamic/instance-identity/document"))

@@ -12,7 +12,6 @@ from instant_env.launch.launched import Launched
 from instant_env.launch.techniques.base import (
     Combined,
     FillError,
-    HandOver,
     LaunchContext,
     LaunchSpec,
     PoolSlot,
@@ -31,7 +30,6 @@ __all__ = [
     "BASELINE",
     "TECHNIQUES",
     "FillError",
-    "HandOver",
     "LaunchContext",
     "LaunchSpec",
     "Launched",

@@ -8,16 +8,17 @@ worker thread. ``fill`` may wait for a machine for minutes, and whoever waits mu
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 
 import asyncssh
 from botocore.exceptions import ClientError
 
+from instant_env.cloud.handover import HandOver
 from instant_env.cloud.images import BakedImage
 from instant_env.cloud.instances import (
     CAPACITY_ERRORS,
@@ -25,23 +26,17 @@ from instant_env.cloud.instances import (
     LaunchRequest,
     Market,
     launch,
-    ttl_user_data,
 )
 from instant_env.cloud.session import Cloud, error_code
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError, UsageError
 from instant_env.launch.launched import Launched
 from instant_env.launch.watch import Watcher
+from instant_env.public_key import PublicKey
 from instant_env.ssh.probe_client import Prober
+from instant_env.user_data import UserData
 
 _PLAIN = LaunchOptions()
-
-
-class HandOver(StrEnum):
-    """How a running machine gets a key: see :mod:`instant_env.cloud.handover`."""
-
-    CONNECT = "connect"
-    TAG = "tag"
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ class LaunchSpec:
     expires_at: datetime
     ttl_s: int
     client_token: str
-    public_key: str = ""
+    public_key: PublicKey
     options: LaunchOptions = _PLAIN
     hand_over: HandOver = HandOver.CONNECT
     padding: int = 0
@@ -112,7 +107,7 @@ class PoolSlot:
 
 
 class FillError(InstantEnvError):
-    """A place could not be made."""
+    """A slot could not be made."""
 
 
 @dataclass(frozen=True)
@@ -148,23 +143,26 @@ class Technique(ABC):
         Raises UsageError when something it needs is not there.
         """
 
-    def user_data(self, order: LaunchSpec) -> str | None:
+    def user_data(self, spec: LaunchSpec) -> str | None:
         """What its machines are told at launch."""
-        return ttl_user_data(order.ttl_s, order.padding)
+        document = UserData(ttl_s=spec.ttl_s).document()
+        if spec.padding:
+            document["padding"] = "x" * spec.padding
+        return json.dumps(document)
 
-    async def fill(self, site: LaunchContext, prepared: Prepared, order: LaunchSpec) -> PoolSlot:
-        """Make one place, before the clock starts. Raises FillError, and botocore's errors.
+    async def fill(self, context: LaunchContext, prepared: Prepared, spec: LaunchSpec) -> PoolSlot:
+        """Make one slot, before the clock starts. Raises FillError, and botocore's errors.
 
         What it made and did not return carries the run's tags and the pool's role.
         """
-        del site, prepared, order
+        del context, prepared, spec
         return PoolSlot(filled_ns=time.monotonic_ns())
 
     @abstractmethod
-    def launch(self, cloud: Cloud, prepared: Prepared, order: LaunchSpec, place: PoolSlot) -> Launched:
+    def launch(self, cloud: Cloud, prepared: Prepared, spec: LaunchSpec, slot: PoolSlot) -> Launched:
         """Ask for the machine: this is on the clock. botocore's errors are passed on."""
 
-    def release(self, cloud: Cloud, place: PoolSlot) -> None:  # noqa: B027 - most have nothing to undo
+    def release(self, cloud: Cloud, slot: PoolSlot) -> None:  # noqa: B027 - most have nothing to undo
         """Undo ``fill``, after the machine is gone; machines themselves are the caller's to end."""
 
 
@@ -190,9 +188,9 @@ class BakedTechnique(Technique):
             root_gib=image.root_gib,
         )
 
-    def launch(self, cloud: Cloud, prepared: Prepared, order: LaunchSpec, place: PoolSlot) -> Launched:
-        del place
-        return run_instance(cloud, prepared, order, user_data=self.user_data(order))
+    def launch(self, cloud: Cloud, prepared: Prepared, spec: LaunchSpec, slot: PoolSlot) -> Launched:
+        del slot
+        return run_instance(cloud, prepared, spec, user_data=self.user_data(spec))
 
 
 class Combined(Technique):
@@ -208,25 +206,25 @@ class Combined(Technique):
     def prepare(self, cloud: Cloud, images: Mapping[str, BakedImage]) -> Prepared:
         return self.image.prepare(cloud, images)
 
-    def user_data(self, order: LaunchSpec) -> str | None:
-        return self.image.user_data(order)
+    def user_data(self, spec: LaunchSpec) -> str | None:
+        return self.image.user_data(spec)
 
 
-def launch_request(prepared: Prepared, order: LaunchSpec, *, user_data: str | None) -> LaunchRequest:
-    """The plain request of an order."""
+def launch_request(prepared: Prepared, spec: LaunchSpec, *, user_data: str | None) -> LaunchRequest:
+    """The plain request of a spec."""
     return LaunchRequest(
         image_id=prepared.image_id,
-        instance_type=order.instance_type,
-        run_id=order.run_id,
-        role=order.role,
-        name=order.name,
-        expires_at=order.expires_at,
-        client_token=order.client_token,
-        key_name=order.key_name,
-        security_group_id=order.security_group_id,
-        market=order.market,
+        instance_type=spec.instance_type,
+        run_id=spec.run_id,
+        role=spec.role,
+        name=spec.name,
+        expires_at=spec.expires_at,
+        client_token=spec.client_token,
+        key_name=spec.key_name,
+        security_group_id=spec.security_group_id,
+        market=spec.market,
         user_data=user_data,
-        options=order.options,
+        options=spec.options,
         root_device=prepared.root_device,
     )
 
@@ -234,7 +232,7 @@ def launch_request(prepared: Prepared, order: LaunchSpec, *, user_data: str | No
 def run_instance(
     cloud: Cloud,
     prepared: Prepared,
-    order: LaunchSpec,
+    spec: LaunchSpec,
     *,
     user_data: str | None,
     interface_id: str | None = None,
@@ -243,7 +241,7 @@ def run_instance(
 
     The refused request's time stays in t1: whoever asked for the machine has waited for it.
     """
-    request = launch_request(prepared, order, user_data=user_data)
+    request = launch_request(prepared, spec, user_data=user_data)
     request = dataclasses.replace(request, interface_id=interface_id)
     note = ""
     try:

@@ -57,10 +57,10 @@ class Cold(Technique):
             note=f"{', '.join(others)} baked from another base than {newest.base_ami}" if others else "",
         )
 
-    def user_data(self, order: LaunchSpec) -> str | None:
-        del order
+    def user_data(self, spec: LaunchSpec) -> str | None:
+        del spec
         return None
 
-    def launch(self, cloud: Cloud, prepared: Prepared, order: LaunchSpec, place: PoolSlot) -> Launched:
-        del place
-        return run_instance(cloud, prepared, order, user_data=self.user_data(order))
+    def launch(self, cloud: Cloud, prepared: Prepared, spec: LaunchSpec, slot: PoolSlot) -> Launched:
+        del slot
+        return run_instance(cloud, prepared, spec, user_data=self.user_data(spec))

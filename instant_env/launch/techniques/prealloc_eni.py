@@ -37,10 +37,10 @@ class PreallocEni(Combined):
     way = "prealloc-eni"
     most_in_flight = ELASTIC_IP_QUOTA
 
-    async def fill(self, site: LaunchContext, prepared: Prepared, order: LaunchSpec) -> PoolSlot:
+    async def fill(self, context: LaunchContext, prepared: Prepared, spec: LaunchSpec) -> PoolSlot:
         del prepared
         # A thread cannot be stopped: whoever cancels gets the interface deleted, not left.
-        making = asyncio.create_task(asyncio.to_thread(self._make, site.cloud, order))
+        making = asyncio.create_task(asyncio.to_thread(self._make, context.cloud, spec))
         try:
             made = await asyncio.shield(making)
         except asyncio.CancelledError:
@@ -54,22 +54,22 @@ class PreallocEni(Combined):
         )
 
     @staticmethod
-    def _make(cloud: Cloud, order: LaunchSpec) -> PublicInterface:
+    def _make(cloud: Cloud, spec: LaunchSpec) -> PublicInterface:
         return make_public_interface(
             cloud,
-            security_group_id=order.security_group_id,
-            run_id=order.run_id,
+            security_group_id=spec.security_group_id,
+            run_id=spec.run_id,
             role=Role.POOL,
-            name=order.name,
-            expires_at=order.expires_at,
-            zone=order.options.zone,
+            name=spec.name,
+            expires_at=spec.expires_at,
+            zone=spec.options.zone,
         )
 
-    def launch(self, cloud: Cloud, prepared: Prepared, order: LaunchSpec, place: PoolSlot) -> Launched:
+    def launch(self, cloud: Cloud, prepared: Prepared, spec: LaunchSpec, slot: PoolSlot) -> Launched:
         launched = run_instance(
-            cloud, prepared, order, user_data=self.user_data(order), interface_id=place.interface_id
+            cloud, prepared, spec, user_data=self.user_data(spec), interface_id=slot.interface_id
         )
-        return dataclasses.replace(launched, address=place.address)
+        return dataclasses.replace(launched, address=slot.address)
 
-    def release(self, cloud: Cloud, place: PoolSlot) -> None:
-        delete_public_interface(cloud, place.interface_id, place.allocation_id)
+    def release(self, cloud: Cloud, slot: PoolSlot) -> None:
+        delete_public_interface(cloud, slot.interface_id, slot.allocation_id)

@@ -7,13 +7,13 @@ import dataclasses
 import time
 
 from instant_env.cloud import handover
+from instant_env.cloud.handover import HandOver
 from instant_env.cloud.instances import Market
 from instant_env.cloud.session import Cloud
 from instant_env.launch import pool
 from instant_env.launch.launched import Launched
 from instant_env.launch.techniques.base import (
     Combined,
-    HandOver,
     LaunchContext,
     LaunchSpec,
     PoolSlot,
@@ -34,32 +34,32 @@ class WarmHibernated(Combined):
     on_demand_only = True
     hands_over_key = True
 
-    async def fill(self, site: LaunchContext, prepared: Prepared, order: LaunchSpec) -> PoolSlot:
-        options = await asyncio.to_thread(pool.with_memory, site.cloud, prepared, order)
-        options = dataclasses.replace(options, tags_in_metadata=order.hand_over is HandOver.TAG)
-        place = await pool.fill_running(
-            site,
+    async def fill(self, context: LaunchContext, prepared: Prepared, spec: LaunchSpec) -> PoolSlot:
+        options = await asyncio.to_thread(pool.with_memory, context.cloud, prepared, spec)
+        options = dataclasses.replace(options, tags_in_metadata=spec.hand_over is HandOver.TAG)
+        slot = await pool.fill_running(
+            context,
             prepared,
-            dataclasses.replace(order, options=options),
-            user_data=self.user_data(order),
+            dataclasses.replace(spec, options=options),
+            user_data=self.user_data(spec),
             hibernation=True,
         )
-        return await pool.stop_or_hibernate(site, place, hibernate=True)
+        return await pool.stop_or_hibernate(context, slot, hibernate=True)
 
-    def launch(self, cloud: Cloud, prepared: Prepared, order: LaunchSpec, place: PoolSlot) -> Launched:
-        if order.hand_over is HandOver.TAG:
-            handover.by_tag(cloud, place.instance_id, order.public_key)
-        cloud.ec2.start_instances(InstanceIds=[place.instance_id])
+    def launch(self, cloud: Cloud, prepared: Prepared, spec: LaunchSpec, slot: PoolSlot) -> Launched:
+        if spec.hand_over is HandOver.TAG:
+            handover.by_tag(cloud, slot.instance_id, spec.public_key)
+        cloud.ec2.start_instances(InstanceIds=[slot.instance_id])
         returned_ns = time.monotonic_ns()
 
         def deliver() -> None:
-            handover.by_instance_connect(cloud, place.instance_id, prepared.username, order.public_key)
+            handover.by_instance_connect(cloud, slot.instance_id, prepared.username, spec.public_key)
 
         return Launched(
-            place.instance_id,
+            slot.instance_id,
             Market.ON_DEMAND,
             returned_ns,
             restarted=True,
-            deliver=deliver if order.hand_over is HandOver.CONNECT else None,
-            resumes=place.boot_id,
+            deliver=deliver if spec.hand_over is HandOver.CONNECT else None,
+            resumes=slot.boot_id,
         )

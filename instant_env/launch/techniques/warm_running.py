@@ -6,13 +6,13 @@ import dataclasses
 import time
 
 from instant_env.cloud import handover
+from instant_env.cloud.handover import HandOver
 from instant_env.cloud.instances import Market
 from instant_env.cloud.session import Cloud
 from instant_env.launch import pool
 from instant_env.launch.launched import Launched
 from instant_env.launch.techniques.base import (
     Combined,
-    HandOver,
     LaunchContext,
     LaunchSpec,
     PoolSlot,
@@ -33,21 +33,21 @@ class WarmRunning(Combined):
     on_demand_only = True
     hands_over_key = True
 
-    async def fill(self, site: LaunchContext, prepared: Prepared, order: LaunchSpec) -> PoolSlot:
-        by_tag = order.hand_over is HandOver.TAG
-        options = dataclasses.replace(order.options, tags_in_metadata=by_tag)
-        order = dataclasses.replace(order, options=options)
-        return await pool.fill_running(site, prepared, order, user_data=self.user_data(order))
+    async def fill(self, context: LaunchContext, prepared: Prepared, spec: LaunchSpec) -> PoolSlot:
+        by_tag = spec.hand_over is HandOver.TAG
+        options = dataclasses.replace(spec.options, tags_in_metadata=by_tag)
+        spec = dataclasses.replace(spec, options=options)
+        return await pool.fill_running(context, prepared, spec, user_data=self.user_data(spec))
 
-    def launch(self, cloud: Cloud, prepared: Prepared, order: LaunchSpec, place: PoolSlot) -> Launched:
-        if order.hand_over is HandOver.TAG:
-            handover.by_tag(cloud, place.instance_id, order.public_key)
+    def launch(self, cloud: Cloud, prepared: Prepared, spec: LaunchSpec, slot: PoolSlot) -> Launched:
+        if spec.hand_over is HandOver.TAG:
+            handover.by_tag(cloud, slot.instance_id, spec.public_key)
         else:
-            handover.by_instance_connect(cloud, place.instance_id, prepared.username, order.public_key)
+            handover.by_instance_connect(cloud, slot.instance_id, prepared.username, spec.public_key)
         return Launched(
-            place.instance_id,
+            slot.instance_id,
             Market.ON_DEMAND,
             time.monotonic_ns(),
-            address=place.address,
+            address=slot.address,
             running=True,
         )

@@ -13,6 +13,7 @@ from instant_env.errors import UsageError
 from instant_env.launch import pool
 from instant_env.launch.launched import Launched
 from instant_env.launch.techniques.base import Combined, LaunchContext, LaunchSpec, PoolSlot, Prepared
+from instant_env.user_data import UserData
 
 
 class WarmStopped(Combined):
@@ -36,12 +37,12 @@ class WarmStopped(Combined):
             )
         return super().prepare(cloud, images)
 
-    async def fill(self, site: LaunchContext, prepared: Prepared, order: LaunchSpec) -> PoolSlot:
-        place = await pool.fill_running(site, prepared, order, user_data=self.user_data(order))
-        return await pool.stop_or_hibernate(site, place)
+    async def fill(self, context: LaunchContext, prepared: Prepared, spec: LaunchSpec) -> PoolSlot:
+        slot = await pool.fill_running(context, prepared, spec, user_data=self.user_data(spec))
+        return await pool.stop_or_hibernate(context, slot)
 
-    def launch(self, cloud: Cloud, prepared: Prepared, order: LaunchSpec, place: PoolSlot) -> Launched:
+    def launch(self, cloud: Cloud, prepared: Prepared, spec: LaunchSpec, slot: PoolSlot) -> Launched:
         del prepared
-        handover.in_user_data(cloud, place.instance_id, order.public_key, order.ttl_s)
-        cloud.ec2.start_instances(InstanceIds=[place.instance_id])
-        return Launched(place.instance_id, Market.ON_DEMAND, time.monotonic_ns(), restarted=True)
+        handover.in_user_data(cloud, slot.instance_id, spec.public_key, UserData(ttl_s=spec.ttl_s))
+        cloud.ec2.start_instances(InstanceIds=[slot.instance_id])
+        return Launched(slot.instance_id, Market.ON_DEMAND, time.monotonic_ns(), restarted=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import pytest
 from support.init_guest import console, start, stop, wait_for_line, wait_until
 
 from instant_env.debian.command import search_path
+from instant_env.user_data import Mount, UserData
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,11 +36,12 @@ def test_root_and_extra_volumes(tiny_cloud: TinyCloud, tmp_path: Path) -> None:
     ec2 = tiny_cloud.ec2
     blank, late, odd, xfs = (ec2.create_volume(Size=1, AvailabilityZone=ZONE)["VolumeId"] for _ in range(4))
     mounts = [
-        {"device": blank, "path": "/data", "filesystem": "ext4", "format": "blank"},
-        {"device": late, "path": "/data/late", "filesystem": "ext4", "format": "blank"},
+        Mount(blank, "/data", "ext4", format_blank=True),
+        Mount(late, "/data/late", "ext4", format_blank=True),
     ]
     root: Any = [{"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": ROOT_GIB}}]
-    instance_id = tiny_cloud.launch_tiny(UserData=wishes(mounts), BlockDeviceMappings=root)
+    user_data = UserData(mounts=tuple(mounts)).as_json()
+    instance_id = tiny_cloud.launch_tiny(UserData=user_data, BlockDeviceMappings=root)
     guest = tiny_cloud.login(instance_id)
 
     # The root reaches the end of its volume, which the table says at both ends; sshd did not wait for it.
@@ -70,11 +71,9 @@ def test_root_and_extra_volumes(tiny_cloud: TinyCloud, tmp_path: Path) -> None:
     put_small_xfs(guest, guest.device(xfs), tmp_path)
     stop(tiny_cloud, instance_id)
 
-    mounts += [
-        {"device": odd, "path": "/odd", "filesystem": "ext4", "format": "blank"},
-        {"device": xfs, "path": "/xfs"},
-    ]
-    ec2.modify_instance_attribute(InstanceId=instance_id, UserData={"Value": wishes(mounts).encode()})
+    mounts += [Mount(odd, "/odd", "ext4", format_blank=True), Mount(xfs, "/xfs")]
+    user_data = UserData(mounts=tuple(mounts)).as_json()
+    ec2.modify_instance_attribute(InstanceId=instance_id, UserData={"Value": user_data.encode()})
     guest = start(tiny_cloud, instance_id)
     # What was there is mounted and kept, what is not known is left alone, and no table is written.
     wait_until(guest, "grep -q precious /data/file && grep -q later /data/late/file")
@@ -87,10 +86,6 @@ def test_root_and_extra_volumes(tiny_cloud: TinyCloud, tmp_path: Path) -> None:
     guest.run("instant-init grow /xfs")
     assert int(guest.run(SIZE_MIB.format("/xfs"))) > 900
     assert "unmount" not in stop(tiny_cloud, instance_id)
-
-
-def wishes(mounts: list[dict[str, str]]) -> str:
-    return json.dumps({"instant-env": {"mounts": mounts}})
 
 
 def put_small_xfs(guest: Guest, device: str, directory: Path) -> None:

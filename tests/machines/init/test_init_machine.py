@@ -9,6 +9,7 @@ import pytest
 from support.init_guest import console, start, stop, wait_for_line, wait_until, write_file
 
 from instant_env.localec2 import starter
+from instant_env.user_data import UserData
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,8 +51,8 @@ SERVICES = {
 
 @pytest.fixture(scope="module")
 def instance_id(shared_tiny_cloud: TinyCloud) -> str:
-    wishes = {"instant-env": {"services": ["wanted", "absent"]}}
-    return shared_tiny_cloud.launch_tiny(UserData=json.dumps(wishes))
+    user_data = UserData(services=("wanted", "absent"))
+    return shared_tiny_cloud.launch_tiny(UserData=user_data.as_json())
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import pytest
 from support.init_guest import console, wait_for_line, wait_until
 
 from instant_env.localec2 import starter
+from instant_env.user_data import UserData
 
 if TYPE_CHECKING:
     from support.tiny_cloud import TinyCloud
@@ -26,14 +26,13 @@ TTL_S = 40
 NOTICE_S = 30
 
 
-def launch(cloud: TinyCloud, **wishes: object) -> tuple[str, float]:
+def launch(cloud: TinyCloud, *, ttl_s: int) -> tuple[str, float]:
     """A machine without a key pair, whose one key is in user data; and when that was."""
     started = time.monotonic()
-    wishes["ssh_keys"] = [cloud.key.public_openssh]
     instance_id = cloud.launch(
         cloud.image_id,
         SecurityGroupIds=[cloud.group_id],
-        UserData=json.dumps({"instant-env": wishes}),
+        UserData=UserData(ttl_s=ttl_s, ssh_keys=(cloud.key.public_key,)).as_json(),
         MetadataOptions={"InstanceMetadataTags": "enabled"},
     )
     return instance_id, started

@@ -14,8 +14,9 @@ from harness.plan.experiment import Cell, Experiment, Options
 from harness.plan.planning import Plan
 from harness.results_file import Row
 from harness.run.runner import BenchResult, Run
+from instant_env.cloud.handover import HandOver
 from instant_env.cloud.session import Cloud, connect
-from instant_env.launch.techniques import HandOver, Prepared
+from instant_env.launch.techniques import Prepared
 from instant_env.stopping import StopSignals
 
 pytest_plugins = ("support.tiny_cloud",)

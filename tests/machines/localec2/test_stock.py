@@ -29,6 +29,7 @@ from instant_env.localec2.stock import disk
 from instant_env.settings import ROOT, load
 from instant_env.ssh.connection import wait_for_login
 from instant_env.toolchain import go_build
+from instant_env.user_data import UserData
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +67,7 @@ def instance_id(shared_tiny_cloud: TinyCloud) -> str:
     return shared_tiny_cloud.launch(
         starter.ensure_stock(shared_tiny_cloud.settings, "debian-12", shared_tiny_cloud.arch),
         KeyName="tests", SecurityGroupIds=[shared_tiny_cloud.group_id], BlockDeviceMappings=root,
-        UserData=json.dumps({"instant-env": {"ttl_s": 3000, "ssh_keys": [WISHED.public_openssh]}}),
+        UserData=UserData(ttl_s=3000, ssh_keys=(WISHED.public_key,)).as_json(),
         MetadataOptions={"InstanceMetadataTags": "enabled"},
     )  # fmt: skip
 

@@ -23,6 +23,7 @@ from instant_env.cloud.network import temporary_security_group
 from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role, expired, new_run_id, read_tags, tag_list, tag_specifications
 from instant_env.errors import UsageError
+from instant_env.user_data import UserData
 
 pytest_plugins = ("support.moto_cloud",)
 
@@ -30,7 +31,7 @@ pytest_plugins = ("support.moto_cloud",)
 def test_a_launch_is_tagged_imdsv2_only_and_spot_when_asked(cloud: Cloud) -> None:
     request = LaunchRequest(
         image_id="ami-1", instance_type="m7i.large", run_id="r1", role=Role.BENCH, name="n", expires_at=LATER,
-        client_token="t", market=Market.SPOT, user_data=instances.ttl_user_data(60),
+        client_token="t", market=Market.SPOT, user_data=UserData(ttl_s=60).as_json(),
     )  # fmt: skip
     body = instances.request_body(cloud, request)
     assert body["MetadataOptions"]["HttpTokens"] == "required"

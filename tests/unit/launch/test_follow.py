@@ -27,9 +27,9 @@ from instant_env.launch.techniques import LaunchSpec, Prepared
 from instant_env.launch.techniques.base import run_instance
 from instant_env.launch.timeline import MarkName, Outcome
 from instant_env.launch.watch import Watcher
+from instant_env.public_key import PublicKey
 from instant_env.settings import CloudName
 from instant_env.ssh.probe_client import Prober, ProberError, probing
-from instant_env.ssh.public_key import PublicKey
 
 ORDER = LaunchSpec(
     run_id="r",
@@ -42,6 +42,7 @@ ORDER = LaunchSpec(
     expires_at=datetime.now(UTC) + timedelta(hours=1),
     ttl_s=1800,
     client_token="token",
+    public_key=fresh_key().public_key,
 )
 
 

@@ -12,6 +12,9 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from instant_env.localec2.api.requests.defaults import as_it_is
+from instant_env.localec2.api.requests.fields import typed, without_numbers
+
 #: In every request of the query protocol.
 _PROTOCOL = frozenset({"Action", "Version", "DryRun"})
 _TAGS = frozenset({"TagSpecification.ResourceType", "TagSpecification.Tag.Key", "TagSpecification.Tag.Value"})
@@ -24,6 +27,8 @@ _EBS = frozenset(
         "Ebs.VolumeType",
         "Ebs.DeleteOnTermination",
         "Ebs.Encrypted",
+        "Ebs.Iops",
+        "Ebs.Throughput",
         "NoDevice",
     )
 )
@@ -55,8 +60,15 @@ ACTIONS: dict[str, frozenset[str]] = {
         "NetworkInterface.DeleteOnTermination", "NetworkInterface.NetworkInterfaceId",
         "DisableApiTermination", "DisableApiStop",
         "HibernationOptions.Configured",
-        "IamInstanceProfile.Name", "IamInstanceProfile.Arn",
+        "IamInstanceProfile.Name", "IamInstanceProfile.Arn", "CreditSpecification.CpuCredits",
+        "CpuOptions.CoreCount", "CpuOptions.ThreadsPerCore", "Monitoring.Enabled", "PrivateIpAddress",
+        "NetworkInterface.PrivateIpAddress",
     },
+    "ModifyInstanceCreditSpecification": frozenset(
+        {"ClientToken", "InstanceCreditSpecification.InstanceId", "InstanceCreditSpecification.CpuCredits"}
+    ),
+    "MonitorInstances": frozenset({"InstanceId"}),
+    "UnmonitorInstances": frozenset({"InstanceId"}),
     "CancelSpotInstanceRequests": frozenset({"SpotInstanceRequestId"}),
     "StartInstances": frozenset({"InstanceId"}),
     "StopInstances": frozenset({"InstanceId", "Force", "SkipOsShutdown", "Hibernate"}),
@@ -103,7 +115,8 @@ ACTIONS: dict[str, frozenset[str]] = {
     "CreateSnapshot": _TAGS | {"VolumeId", "Description"},
     "DeleteSnapshot": frozenset({"SnapshotId"}),
     "CreateVolume": _TAGS | {
-        "AvailabilityZone", "Size", "SnapshotId", "VolumeType", "ClientToken", "Encrypted",
+        "AvailabilityZone", "Size", "SnapshotId", "VolumeType", "ClientToken", "Encrypted", "Iops",
+        "Throughput",
     },
     "AttachVolume": frozenset({"VolumeId", "InstanceId", "Device"}),
     "DetachVolume": frozenset({"VolumeId", "InstanceId", "Device"}),
@@ -213,13 +226,9 @@ def query_refusal(service: str, action: str, parameters: Iterable[tuple[str, str
         return f"localec2 does not support {service.upper()}'s {action}."
     if service == "iam":
         for name, _ in parameters:
-            if _without_numbers(name) not in IAM_ACTIONS[action].parameters | _PROTOCOL:
+            if without_numbers(name) not in IAM_ACTIONS[action].parameters | _PROTOCOL:
                 return f"localec2 does not support the parameter {name} of IAM's {action}."
     return None
-
-
-def _without_numbers(name: str) -> str:
-    return ".".join(part for part in name.split(".") if not part.isdigit())
 
 
 def refusal(action: str, parameters: Iterable[tuple[str, str]]) -> str | None:
@@ -228,11 +237,15 @@ def refusal(action: str, parameters: Iterable[tuple[str, str]]) -> str | None:
         return None
     if action not in ACTIONS:
         return f"localec2 does not support {action}."
-    for name, value in parameters:
-        plain = _without_numbers(name)
-        if plain not in ACTIONS[action] and plain not in _PROTOCOL:
-            return f"localec2 does not support the parameter {name} of {action}."
-        allowed = ONLY_VALUES.get((action, plain))
-        if allowed is not None and value not in allowed:
-            return f"localec2 does not support the value {value!r} of {name} in {action}."
+    for field in typed(action, parameters):
+        if field.plain not in ACTIONS[action] | _PROTOCOL and not as_it_is(field):
+            return f"localec2 does not support the parameter {field.name} of {action}{_of(field.value)}."
+        allowed = ONLY_VALUES.get((action, field.plain))
+        if allowed is not None and field.value not in allowed:
+            return f"localec2 does not support the value {field.value!r} of {field.name} in {action}."
     return None
+
+
+def _of(value: str) -> str:
+    """A value in a refusal: what would have been accepted may be another one."""
+    return f" with the value {value!r}" if len(value) <= 40 else ""

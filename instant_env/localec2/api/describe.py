@@ -7,6 +7,7 @@ from typing import Any
 from instant_env.localec2.api.base import Action
 from instant_env.localec2.api.pages import is_pattern, matches, page
 from instant_env.localec2.instances.spot import FILTERS as SPOT_FILTERS
+from instant_env.localec2.instances.volume_types import described
 from instant_env.localec2.records.records import ImageMapping, ImageRecord, SpotRequestRecord, VolumeRecord
 from instant_env.localec2.state.moto_api import (
     INSTANCE_FILTERS,
@@ -133,7 +134,7 @@ class Descriptions(Action):
             "SnapshotId": mapping.snapshot_id, "VolumeSize": mapping.size_gib,
             "VolumeType": mapping.volume_type, "DeleteOnTermination": mapping.delete_on_termination,
             "Encrypted": mapping.encrypted,
-        }  # fmt: skip
+        } | described(mapping.volume_type, mapping.performance)  # fmt: skip
         return {"DeviceName": mapping.device, "Ebs": {k: v for k, v in ebs.items() if v is not None}}
 
     def describe_snapshots(self) -> ActionResult:

@@ -27,7 +27,6 @@ class ImageRegistration(Action):
         """Only what boots here is taken, and said outright: EC2's defaults are paravirtual, i386 and BIOS."""
         state = self.services.state
         tags = self._parse_tag_specification()
-        self._check_taggable(tags, {"image"})
         name, architecture = self._get_param("Name") or "", self._get_param("Architecture")
         self.services.images.check_name(name)
         if architecture not in ARCHITECTURES:
@@ -74,7 +73,8 @@ class ImageRegistration(Action):
             description=self._get_param("Description") or "", owner_id=ACCOUNT_ID, architecture=architecture,
             state="available", creation_date=now(), root_device_name=root_device,
             snapshot_id=root.snapshot_id, size_gib=root.size_gib,
-            root_delete_on_termination=root.delete_on_termination, root_volume_type=root.volume_type,
+            root_delete_on_termination=root.delete_on_termination,
+            root_volume_type=root.volume_type, root_performance=root.performance,
             mappings=list(found.values()), boot_mode=boot_mode or "uefi",
             ena_support=bool(self._get_bool_param("EnaSupport", False)), imds_support=support,
         )  # fmt: skip
@@ -83,7 +83,6 @@ class ImageRegistration(Action):
 
     def copy_image(self) -> ActionResult:
         tags = self._parse_tag_specification()
-        self._check_taggable(tags, {"image", "snapshot"})
         region = self.services.state.region
         if self._get_param("SourceRegion") != region:
             raise EC2ClientError("UnsupportedOperation", f"localec2 has one region, {region}.")

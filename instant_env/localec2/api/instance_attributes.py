@@ -6,8 +6,9 @@ from datetime import timedelta
 from typing import Any
 
 from instant_env.localec2.api.base import Action
-from instant_env.localec2.instances.launches import check_type, user_data
+from instant_env.localec2.instances.launches import user_data
 from instant_env.localec2.instances.state_reasons import HIBERNATION
+from instant_env.localec2.instances.types import check_type, cpu_credits, default_credits
 from instant_env.localec2.records.records import InstanceRecord
 from instant_env.localec2.state.mirror import STATE_CODES
 from instant_env.localec2.state.moto_api import ActionResult, EC2ClientError, EmptyResult
@@ -60,6 +61,8 @@ class InstanceAttributes(Action):
         self.error_on_dryrun()
         for field, value in changes.items():
             setattr(instance, field, value)
+        if default_credits(instance.instance_type) is None:
+            instance.cpu_credits = None
         if groups:
             instance.security_group_ids = list(groups)
         for volume, attachment in kept:
@@ -145,6 +148,71 @@ class InstanceAttributes(Action):
         else:
             raise EC2ClientError("UnsupportedOperation", f"localec2 does not know the attribute {attribute}.")
         return ActionResult(answer)
+
+    def describe_instance_credit_specifications(self) -> ActionResult:
+        """Of instances whose types have CPU credits, as on EC2."""
+        self.error_on_dryrun()
+        state = self.services.state
+        asked = [state.instance(i) for i in dict.fromkeys(self._get_param("InstanceIds", []))]
+        for instance in asked:
+            if instance.cpu_credits is None and default_credits(instance.instance_type) is None:
+                raise EC2ClientError(
+                    "InvalidParameterCombination",
+                    f"The instance type of '{instance.id}' has no CPU credits: {instance.instance_type}",
+                )
+        found = asked or [item for item in state.instances.values() if item.state != "terminated"]
+        shown = [(item.id, item.cpu_credits or default_credits(item.instance_type)) for item in found]
+        return ActionResult(
+            {
+                "InstanceCreditSpecifications": [
+                    {"InstanceId": instance_id, "CpuCredits": option}
+                    for instance_id, option in shown
+                    if option is not None
+                ]
+            }
+        )
+
+    def modify_instance_credit_specification(self) -> ActionResult:
+        state = self.services.state
+        self.error_on_dryrun()
+        changed, failed = [], []
+        for item in self._get_param("InstanceCreditSpecifications", []):
+            try:
+                instance = state.instance(item.get("InstanceId") or "")
+                instance.cpu_credits = cpu_credits(item.get("CpuCredits"), instance.instance_type)
+            except EC2ClientError as error:
+                refused = {"Code": error.code, "Message": error.message}
+                failed.append({"InstanceId": item.get("InstanceId"), "Error": refused})
+            else:
+                state.save(instance)
+                changed.append({"InstanceId": instance.id})
+        return ActionResult(
+            {
+                "SuccessfulInstanceCreditSpecifications": changed,
+                "UnsuccessfulInstanceCreditSpecifications": failed,
+            }
+        )
+
+    def monitor_instances(self) -> ActionResult:
+        return self._monitored(True)
+
+    def unmonitor_instances(self) -> ActionResult:
+        return self._monitored(False)
+
+    def _monitored(self, monitoring: bool) -> ActionResult:
+        """Detailed monitoring is recorded; there are no metrics here."""
+        state = self.services.state
+        instances = [state.instance(i) for i in dict.fromkeys(self._get_param("InstanceIds", []))]
+        if not instances:
+            raise EC2ClientError("MissingParameter", "The request must contain the parameter InstanceId")
+        self.error_on_dryrun()
+        for instance in instances:
+            instance.monitoring = monitoring
+            state.save(instance)
+        shown = {"State": "enabled" if monitoring else "disabled"}
+        return ActionResult(
+            {"InstanceMonitorings": [{"InstanceId": item.id, "Monitoring": shown} for item in instances]}
+        )
 
     # Status checks
 

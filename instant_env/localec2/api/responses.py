@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from botocore.model import OperationNotFoundError
@@ -22,6 +21,9 @@ from instant_env.localec2.api.instance_profiles import InstanceProfiles
 from instant_env.localec2.api.keys_and_groups import KeysAndGroups
 from instant_env.localec2.api.network_interfaces import NetworkInterfaces
 from instant_env.localec2.api.pages import PAGED, invalid_token
+from instant_env.localec2.api.requests.checks import check
+from instant_env.localec2.api.requests.fields import given
+from instant_env.localec2.api.requests.tags import check_metadata_keys
 from instant_env.localec2.api.services import Services
 from instant_env.localec2.instances.hibernation import check_stop
 from instant_env.localec2.instances.launches import metadata_options, run_instances
@@ -34,6 +36,17 @@ from instant_env.localec2.state.moto_api import ActionResult, EC2ClientError, EC
 from instant_env.localec2.state.state import now
 
 log = logging.getLogger(__name__)
+
+
+class _Given:
+    """A request for moto's parser, with the fields that count."""
+
+    def __init__(self, request: Any, values: dict[str, str]) -> None:
+        self._request = request
+        self.values = values
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._request, name)
 
 
 class LocalResponse(
@@ -62,18 +75,28 @@ class LocalResponse(
         return self.services.state.mirror.ec2
 
     def parse_parameters(self, request: Any) -> None:
-        """Refuse what is not served before moto reads it."""
+        """Let moto read what was given and can be read; :meth:`call_action` answers the refusals."""
+        self.params: dict[str, Any] = {}
+        self.refusal: EC2ClientError | None = None
+        self.querystring = given(self._get_action(), self.querystring)
+        wire = [(name, values[0]) for name, values in self.querystring.items()]
         try:
-            super().parse_parameters(request)
+            check(self._get_action(), wire)
+            if sentence := allowed.refusal(self._get_action(), wire):
+                raise EC2ClientError("UnsupportedOperation", sentence)
+            super().parse_parameters(_Given(request, dict(wire)))
+        except EC2ClientError as error:
+            self.refusal = error
         except OperationNotFoundError:
-            self.params: dict[str, Any] = {}  # an action that botocore does not know: call_action refuses it
+            pass  # an action that botocore does not know, and that only reads: moto says that it has none
+        except ValueError as error:  # a blob or a time
+            self.refusal = EC2ClientError("InvalidParameterValue", f"A parameter cannot be read: {error}.")
 
     def call_action(self) -> Any:
         action = self._get_action()
         try:
-            wire = [(name, values[0]) for name, values in self.querystring.items()]
-            if sentence := allowed.refusal(action, wire):
-                raise EC2ClientError("UnsupportedOperation", sentence)
+            if self.refusal is not None:
+                raise self.refusal
             if "NextToken" in self.querystring and action not in PAGED:
                 raise invalid_token(self.querystring["NextToken"][0])
             return super().call_action()
@@ -118,8 +141,9 @@ class LocalResponse(
     def run_instances(self) -> ActionResult:
         state, lifecycle = self.services.state, self.services.lifecycle
         tags = self._parse_tag_specification()
-        self._check_taggable(tags, {"instance", "volume", "network-interface", "spot-instances-request"})
         self.error_on_dryrun()
+        if (self._get_param("MetadataOptions") or {}).get("InstanceMetadataTags") == "enabled":
+            check_metadata_keys(tags.get("instance", {}))
         self.services.purge()
         known = set(state.instances)
         made = run_instances(state, self._get_param, tags, request_digest(self.querystring))
@@ -210,8 +234,10 @@ class LocalResponse(
         state = self.services.state
         instance = state.instance(self._get_param("InstanceId"))
         names = ("HttpTokens", "HttpEndpoint", "HttpPutResponseHopLimit", "InstanceMetadataTags")
-        given = {name: value for name in names if (value := self._get_param(name)) is not None}
-        options = metadata_options(given, instance.metadata_options)
+        changes = {name: value for name in names if (value := self._get_param(name)) is not None}
+        options = metadata_options(changes, instance.metadata_options)
+        if options.instance_tags:
+            check_metadata_keys(instance.tags)
         self.error_on_dryrun()
         instance.metadata_options = options
         state.save(instance)
@@ -237,7 +263,6 @@ class LocalResponse(
 
     def create_image(self) -> ActionResult:
         tags = self._parse_tag_specification()
-        self._check_taggable(tags, {"image", "snapshot"})
         self.error_on_dryrun()
         image = self.services.images.create(
             self._get_param("InstanceId"), self._get_param("Name") or "",
@@ -258,7 +283,6 @@ class LocalResponse(
 
     def create_snapshot(self) -> ActionResult:
         tags = self._parse_tag_specification()
-        self._check_taggable(tags, {"snapshot"})
         self.error_on_dryrun()
         snapshot = self.services.snapshots.create(
             self._get_param("VolumeId"), self._get_param("Description") or "", tags.get("snapshot", {})
@@ -275,13 +299,13 @@ class LocalResponse(
 
     def create_volume(self) -> ActionResult:
         tags = self._parse_tag_specification()
-        self._check_taggable(tags, {"volume"})
         self.error_on_dryrun()
         size = self._get_param("Size")
         volume = self.services.volumes.create(
             size_gib=None if size is None else int(size), snapshot_id=self._get_param("SnapshotId"),
             zone=self._get_param("AvailabilityZone") or "",
             volume_type=self._get_param("VolumeType") or "gp2",
+            order={name: self._get_param(name) for name in ("Iops", "Throughput")},
             token=self._get_param("ClientToken"), digest=request_digest(self.querystring),
             encrypted=self._get_bool_param("Encrypted", False),
             tags=tags.get("volume", {}),
@@ -310,8 +334,11 @@ class LocalResponse(
     # Tags
 
     def create_tags(self) -> ActionResult:
-        _check_keys(tag["Key"] for tag in self._get_param("Tags", []))
         self._check_resources()
+        instances = self.services.state.instances
+        for resource_id in self._get_param("Resources", []):
+            if resource_id in instances and instances[resource_id].metadata_options.instance_tags:
+                check_metadata_keys(tag["Key"] for tag in self._get_param("Tags", []))
         result = super().create_tags()
         self.services.capture_tags(self._get_param("Resources", []))
         return result
@@ -334,16 +361,6 @@ class LocalResponse(
         for resource_id in self._get_param("Resources", []):
             self.services.state.check_resource(resource_id)
 
-    @staticmethod
-    def _check_taggable(tags: dict[str, Any], allowed_types: set[str]) -> None:
-        for resource_type, values in tags.items():
-            if resource_type not in allowed_types:
-                raise EC2ClientError(
-                    "InvalidParameterValue",
-                    f"'{resource_type}' is not a valid taggable resource type for this operation.",
-                )
-            _check_keys(values)
-
     def get_console_output(self) -> ActionResult:
         instance = self.services.state.instance(self._get_param("InstanceId"))
         return ActionResult(
@@ -353,14 +370,3 @@ class LocalResponse(
                 "Output": self.services.console_output(instance.id),
             }
         )
-
-
-def _check_keys(keys: Iterable[str]) -> None:
-    """Tags of `aws:` are Amazon's own."""
-    for key in keys:
-        if key.lower().startswith("aws:"):
-            raise EC2ClientError(
-                "InvalidParameterValue",
-                f"Value ( {key} ) for parameter key is invalid. "
-                "Tag keys starting with 'aws:' are reserved for internal use",
-            )

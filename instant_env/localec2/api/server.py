@@ -16,7 +16,6 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
-from xml.sax.saxutils import escape
 
 from pydantic import ValidationError
 
@@ -32,6 +31,7 @@ from instant_env.localec2.qemu.qmp import QmpError
 from instant_env.localec2.records.journal import StorageError
 from instant_env.localec2.state import faults
 from instant_env.localec2.state.moto_api import Request, new_id
+from instant_env.localec2.state.xml_text import xml_text
 from instant_env.localec2.volumes.images import StockRegistration
 from instant_env.settings import explain
 
@@ -314,7 +314,7 @@ def _refusal(service: str, content_type: str, code: str, message: str, status: i
     if "json" in content_type:
         body = json.dumps({"__type": code, "message": message})
         return status or 400, {"Content-Type": content_type}, body.encode()
-    error = f"<Error><Code>{escape(code)}</Code><Message>{escape(message)}</Message></Error>"
+    error = f"<Error><Code>{xml_text(code)}</Code><Message>{xml_text(message)}</Message></Error>"
     if service != "s3":
         error = f"<Response><Errors>{error}</Errors><RequestID>{new_id('req')}</RequestID></Response>"
     status = status or (400 if code == "UnsupportedOperation" else 401)

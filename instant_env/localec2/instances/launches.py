@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from instant_env.localec2.instances.hibernation import check_configuration
 from instant_env.localec2.instances.mappings import changed, device_of
 from instant_env.localec2.instances.spot_terms import new_request, spot_terms
+from instant_env.localec2.instances.types import check_cpu_options, check_type, cpu_credits
 from instant_env.localec2.qemu import command_line
 from instant_env.localec2.records.records import (
     Attachment,
@@ -32,7 +33,7 @@ from instant_env.localec2.records.records import (
     VolumeRecord,
 )
 from instant_env.localec2.state.client_tokens import made_with
-from instant_env.localec2.state.moto_api import INSTANCE_TYPES, EC2ClientError, new_id
+from instant_env.localec2.state.moto_api import EC2ClientError, new_id
 from instant_env.localec2.state.profile_associations import associate
 from instant_env.localec2.state.state import State, now
 
@@ -54,6 +55,7 @@ class Placement:
     subnet: Any
     group_ids: list[str]
     public_ip: bool
+    private_ip: str | None  # the one that the launch wants
     existing: list[tuple[InterfaceRecord, int, bool]]  # interfaces, device indexes, whether they end with it
 
     @property
@@ -83,6 +85,8 @@ def run_instances(
     for name in ("MinCount", "MaxCount"):
         if get(name) is None:
             raise EC2ClientError("MissingParameter", f"The request must contain the parameter {name}")
+    credit = cpu_credits(get("CreditSpecification.CpuCredits"), instance_type)
+    check_cpu_options(get("CpuOptions") or {}, instance_type)
     least, most = int(get("MinCount")), int(get("MaxCount"))
     if not 1 <= least <= most:
         raise EC2ClientError(
@@ -101,7 +105,7 @@ def run_instances(
     public_key = _public_key(state, key_name)
     associate(state.identities, get("IamInstanceProfile"))  # refuse before anything is made
     # As many as there are addresses for, and at least MinCount.
-    addresses = [place.primary.private_ip] if place.primary else free_ips(state, place.subnet, least, most)
+    addresses = [place.primary.private_ip] if place.primary else _addresses(state, place, least, most)
     reservation, launched = new_id("r"), now()
     made = []
     for index, address in enumerate(addresses):
@@ -123,7 +127,8 @@ def run_instances(
             hibernation=hibernation,
             ebs_optimized=bool(get("EbsOptimized")), metadata_options=options,
             disable_api_termination=bool(get("DisableApiTermination")),
-            disable_api_stop=bool(get("DisableApiStop")),
+            disable_api_stop=bool(get("DisableApiStop")), cpu_credits=credit,
+            monitoring=bool(get("Monitoring.Enabled")),
             profile=associate(state.identities, get("IamInstanceProfile")),
         )  # fmt: skip
         state.save(instance)
@@ -156,25 +161,11 @@ def _metadata_defaults(image: ImageRecord) -> MetadataOptions:
     return MetadataOptions(hop_limit=2) if image.imds_support == "v2.0" else MetadataOptions()
 
 
-def check_type(instance_type: str, architecture: str) -> None:
-    """Refuse a type that does not exist, or that an image of this architecture does not run on."""
-    facts = INSTANCE_TYPES.get(instance_type)
-    if facts is None:
-        raise EC2ClientError("InvalidParameterValue", f"Invalid value '{instance_type}' for InstanceType.")
-    supported = facts["ProcessorInfo"]["SupportedArchitectures"]
-    if architecture not in supported:
-        raise EC2ClientError(
-            "InvalidParameterValue",
-            f"The architecture '{','.join(supported)}' of the specified instance type does not match the "
-            f"architecture '{architecture}' of the specified AMI. Specify an instance type and an AMI "
-            "that have matching architectures, and try again.",
-        )
-
-
 def _placement(state: State, get: Params) -> Placement:
     interfaces = get("NetworkInterfaces") or []
     subnet_id, group_ids = get("SubnetId"), list(get("SecurityGroupIds") or [])
     public: bool | None = None
+    wanted = get("PrivateIpAddress")
     existing: list[tuple[InterfaceRecord, int, bool]] = []
     if interfaces:
         indexes = [int(item.get("DeviceIndex", 0)) for item in interfaces]
@@ -194,11 +185,11 @@ def _placement(state: State, get: Params) -> Placement:
             raise EC2ClientError(
                 "UnsupportedOperation", "localec2 makes only the first interface with an instance."
             )
-        if subnet_id or group_ids or get("SecurityGroups"):
+        if subnet_id or group_ids or get("SecurityGroups") or wanted:
             raise EC2ClientError(
                 "InvalidParameterCombination",
-                "Network interfaces and an instance-level subnet ID or security groups may not be specified "
-                "on the same request",
+                "Network interfaces and an instance-level subnet ID, private IP address or security groups "
+                "may not be specified on the same request",
             )
         if interfaces and interfaces[0].get("DeleteOnTermination") is False:
             raise EC2ClientError(
@@ -207,6 +198,7 @@ def _placement(state: State, get: Params) -> Placement:
         if interfaces:
             subnet_id, group_ids = interfaces[0].get("SubnetId"), list(interfaces[0].get("Groups") or [])
             public = interfaces[0].get("AssociatePublicIpAddress")
+            wanted = interfaces[0].get("PrivateIpAddress")
         if existing:
             public = False  # EC2 gives none to an existing interface, nor to the first of several
             subnet_id = subnet_id or existing[0][0].subnet_id
@@ -236,8 +228,19 @@ def _placement(state: State, get: Params) -> Placement:
     if not group_ids:
         group_ids = [ec2.get_default_security_group(subnet.vpc_id).id]
     return Placement(
-        subnet, group_ids, subnet.map_public_ip_on_launch if public is None else public, existing
+        subnet, group_ids, subnet.map_public_ip_on_launch if public is None else public, wanted, existing
     )
+
+
+def _addresses(state: State, place: Placement, least: int, most: int) -> list[str]:
+    """The private addresses of new instances."""
+    if place.private_ip is None:
+        return free_ips(state, place.subnet, least, most)
+    if most > 1:
+        raise EC2ClientError(
+            "InvalidParameterCombination", "A private IP address is one instance's: MaxCount must be 1."
+        )
+    return [private_ip(state, place.subnet, place.private_ip)]
 
 
 def _existing(
@@ -309,7 +312,7 @@ def volume_of(
     snapshot = state.snapshots[mapping.snapshot_id] if mapping.snapshot_id else None
     return VolumeRecord(
         id=new_id("vol"), tags=tags, size_gib=mapping.size_gib, zone=instance.zone,
-        volume_type=mapping.volume_type, snapshot_id=mapping.snapshot_id,
+        volume_type=mapping.volume_type, performance=mapping.performance, snapshot_id=mapping.snapshot_id,
         layers=snapshot.layers if snapshot else [], encrypted=mapping.encrypted,
         create_time=instance.launch_time,
         attachment=Attachment(
@@ -341,6 +344,7 @@ def user_data(value: Any) -> str | None:
     if value is None:
         return None
     text = value if isinstance(value, str) else value.decode("ascii", "replace")
+    text = "".join(text.split())  # `base64` of coreutils breaks its lines, and EC2 takes them (RFC 2045)
     try:
         size = len(base64.b64decode(text, validate=True))
     except (binascii.Error, ValueError) as error:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from instant_env.localec2.instances.volume_types import check_volume_type, ordered
 from instant_env.localec2.records.records import ImageMapping, VolumeRecord
 from instant_env.localec2.state.moto_api import EC2ClientError
 from instant_env.localec2.state.state import State
-
-#: EC2 has more; these are all the same disk here.
-VOLUME_TYPES = ("gp3", "gp2", "standard")
 
 
 def mappings_of(
@@ -25,7 +23,7 @@ def mappings_of(
         kept = volume.attachment is None or volume.attachment.delete_on_termination
         found[device] = ImageMapping(
             device=device, snapshot_id=None, size_gib=volume.size_gib, volume_type=volume.volume_type,
-            delete_on_termination=kept, encrypted=volume.encrypted,
+            performance=volume.performance, delete_on_termination=kept, encrypted=volume.encrypted,
         )  # fmt: skip
     for change in changes:
         device = device_of(change)
@@ -67,10 +65,7 @@ def changed(base: ImageMapping | None, device: str, ebs: dict[str, Any], state: 
             f"Volume of size {size}GB is smaller than {whose}, expect size >= {least}GB",
         )
     volume_type = ebs.get("VolumeType") or (base.volume_type if base else "gp3")
-    if volume_type not in VOLUME_TYPES:
-        raise EC2ClientError(
-            "UnsupportedOperation", f"localec2 has no volumes of type {volume_type}, only {VOLUME_TYPES}."
-        )
+    check_volume_type(volume_type)
     ends = ebs.get("DeleteOnTermination")
     encrypted = ebs.get("Encrypted")
     was_encrypted = snapshot.encrypted if snapshot else base.encrypted if base else False
@@ -80,6 +75,7 @@ def changed(base: ImageMapping | None, device: str, ebs: dict[str, Any], state: 
         )
     return ImageMapping(
         device=device, snapshot_id=snapshot_id, size_gib=size, volume_type=volume_type,
+        performance=ordered(ebs, volume_type, size, base.performance if base else None),
         delete_on_termination=(base.delete_on_termination if base else True) if ends is None else ends,
         encrypted=bool(encrypted) or was_encrypted,
     )  # fmt: skip

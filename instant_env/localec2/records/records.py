@@ -82,6 +82,15 @@ class SnapshotRecord(ResourceRecord):
     upload: UploadTerms | None = None
 
 
+class Performance(BaseModel):
+    """What was ordered of a gp3 volume beyond what every one has. It is recorded; no disk here is slower."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    iops: int | None = None
+    throughput_mib_s: int | None = None
+
+
 class ImageMapping(BaseModel):
     """A volume that comes with an image, beside the root."""
 
@@ -91,6 +100,7 @@ class ImageMapping(BaseModel):
     snapshot_id: str | None
     size_gib: int
     volume_type: str = "gp3"
+    performance: Performance = Performance()
     delete_on_termination: bool = True
     encrypted: bool = False
 
@@ -118,6 +128,7 @@ class ImageRecord(ResourceRecord):
     ssm_parameter: str | None = None
     root_delete_on_termination: bool = True
     root_volume_type: str = "gp3"
+    root_performance: Performance = Performance()
     mappings: list[ImageMapping] = Field(default_factory=list)
     ena_support: bool = True
     imds_support: Literal["v2.0"] | None = None
@@ -137,8 +148,8 @@ class ImageRecord(ResourceRecord):
         """The mappings of all volumes, the root's first."""
         root = ImageMapping(
             device=self.root_device_name, snapshot_id=self.snapshot_id, size_gib=self.size_gib,
-            volume_type=self.root_volume_type, delete_on_termination=self.root_delete_on_termination,
-            encrypted=root_encrypted,
+            volume_type=self.root_volume_type, performance=self.root_performance,
+            delete_on_termination=self.root_delete_on_termination, encrypted=root_encrypted,
         )  # fmt: skip
         return [root, *self.mappings]
 
@@ -161,6 +172,7 @@ class VolumeRecord(ResourceRecord):
     size_gib: int
     zone: str
     volume_type: str
+    performance: Performance = Performance()
     snapshot_id: str | None
     layers: list[str] = Field(default_factory=list)  # snapshots under snapshot_id, the nearest first
     encrypted: bool = False
@@ -275,6 +287,8 @@ class InstanceRecord(ResourceRecord):
     ebs_optimized: bool = False
     disable_api_termination: bool = False
     disable_api_stop: bool = False
+    cpu_credits: Literal["standard", "unlimited"] | None = None
+    monitoring: bool = False
     spot_request_id: str | None = None
     one_time: bool = False  # its spot request is; such an instance cannot be stopped
     interruption: Interruption | None = None

@@ -22,6 +22,7 @@ from instant_env.localec2.records.records import (
     VolumeRecord,
 )
 from instant_env.localec2.state import moto_api as moto
+from instant_env.localec2.state.instance_types import cpu_options
 
 #: EC2's state codes (API_InstanceState).
 STATE_CODES = {
@@ -31,6 +32,19 @@ STATE_CODES = {
     "terminated": 48,
     "stopping": 64,
     "stopped": 80,
+}
+
+
+#: What every instance has, in moto's names of EC2's members: the values that a launch may ask for.
+AS_IT_IS: dict[str, dict[str, Any]] = {
+    "capacity_reservation_specification": {"CapacityReservationPreference": "open"},
+    "enclave_options": {"Enabled": False},
+    "maintenance_options": {"AutoRecovery": "default", "RebootMigration": "default"},
+    "private_dns_name_options": {
+        "HostnameType": "ip-name",
+        "EnableResourceNameDnsARecord": False,
+        "EnableResourceNameDnsAAAARecord": False,
+    },
 }
 
 
@@ -98,7 +112,8 @@ class Mirror:
         volume = moto.block_store.Volume(
             self.ec2, record.id, record.size_gib, zone, snapshot_id=record.snapshot_id,
             volume_type=record.volume_type,
-            iops=moto.block_store.GP3_DEFAULT_IOPS if record.volume_type == "gp3" else None,
+            iops=(record.performance.iops or moto.block_store.GP3_DEFAULT_IOPS) if record.volume_type == "gp3"
+            else None,
         )  # fmt: skip
         volume.create_time = record.create_time.replace(tzinfo=None)
         self.ec2.volumes[record.id] = volume
@@ -139,10 +154,12 @@ class Mirror:
             else None
         )
         instance.launch_time = record.launch_time.replace(tzinfo=None)
+        instance.monitoring_state = "enabled" if record.monitoring else "disabled"
         instance.spot_instance_request_id = record.spot_request_id
         instance.hibernation_options = {"Configured": record.hibernation}
         instance.instance_initiated_shutdown_behavior = record.shutdown_behavior
         instance.instance_type, instance.ebs_optimized = record.instance_type, record.ebs_optimized
+        instance.cpu_options = cpu_options(record.instance_type)
         alive = record.state != "terminated"  # EC2 shows no groups of an instance that has ended
         instance.security_groups = self._groups(record.security_group_ids) if alive else []
         options = record.metadata_options
@@ -202,6 +219,8 @@ class Mirror:
         instance.architecture, instance.root_device_name = record.architecture, record.root_device_name
         instance.virtualization_type, instance.boot_mode = "hvm", "uefi"
         instance.ena_support, instance.current_instance_boot_mode = True, "uefi"
+        for name, value in AS_IT_IS.items():
+            setattr(instance, name, value)
         reservation = self.ec2.reservations.get(record.reservation_id)
         if reservation is None:
             reservation = moto.instances.Reservation(record.reservation_id, owner_id=self.ec2.account_id)

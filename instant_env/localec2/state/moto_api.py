@@ -70,6 +70,7 @@ __all__ = [
     "generic_filter",
     "iam_backend",
     "iam_models",
+    "input_types",
     "instances",
     "interfaces",
     "key_pairs",
@@ -153,6 +154,33 @@ def known_actions() -> frozenset[str]:
     """The names of all actions of the services that are served (botocore's models, which moto has loaded)."""
     services = ("ec2", "ssm", "sts", "iam", "ec2-instance-connect", "ebs")
     return frozenset(name for service in services for name in get_service_model(service).operation_names)
+
+
+@functools.cache
+def input_types(action: str) -> dict[str, str]:
+    """The types of all fields of an action of EC2, by their names on the wire, without numbers."""
+    service = get_service_model("ec2")
+    found: dict[str, str] = {}
+
+    def walk(shape: Any, name: str) -> None:
+        if shape.type_name == "structure":
+            for key, member in shape.members.items():
+                walk(member, f"{name}.{_wire_name(key, member)}" if name else _wire_name(key, member))
+        elif shape.type_name == "list":
+            walk(shape.member, name)
+        else:
+            found[name] = shape.type_name
+
+    if action in service.operation_names and (shape := service.operation_model(action).input_shape):
+        walk(shape, "")
+    return found
+
+
+def _wire_name(key: str, member: Any) -> str:
+    """The query protocol of EC2 capitalises names; moto's parser has the same rule."""
+    own = member.serialization.get("queryName")
+    name = str(own or member.serialization.get("name", key))
+    return name if own else name[0].upper() + name[1:]
 
 
 def new_id(prefix: str) -> str:

@@ -15,10 +15,11 @@ import base64
 import functools
 from collections.abc import Callable
 from typing import Any
-from xml.sax.saxutils import escape
 
 from moto.core import serialize as moto
 from moto.core.model import ListShape, OperationModel, Shape, StructureShape
+
+from instant_env.localec2.state.xml_text import xml_text
 
 MISSING = moto.MISSING
 
@@ -134,7 +135,7 @@ def _element(shape: Shape, tag: str, path: str, transformers: tuple[tuple[str, T
 
     def write_scalar(value: Any, out: list[str]) -> None:
         text = text_of(value)
-        out.append(f"{start}{escape(text)}{end}" if text else empty)
+        out.append(f"{start}{xml_text(text)}{end}" if text else empty)
 
     return write_scalar
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from instant_env.errors import InstantEnvError
 from instant_env.localec2.instances.lifecycle import Lifecycle
-from instant_env.localec2.instances.mappings import VOLUME_TYPES
+from instant_env.localec2.instances.volume_types import check_volume_type, described, ordered
 from instant_env.localec2.qemu import command_line
 from instant_env.localec2.records.records import Attachment, InstanceRecord, VolumeRecord
 from instant_env.localec2.state.client_tokens import made_with
@@ -39,17 +40,15 @@ class Volumes:
 
     def create(
         self, *, size_gib: int | None, snapshot_id: str | None, zone: str, volume_type: str,
-        token: str | None, digest: str, encrypted: bool, tags: dict[str, str],
+        order: Mapping[str, int | None], token: str | None, digest: str, encrypted: bool,
+        tags: dict[str, str],
     ) -> VolumeRecord:  # fmt: skip
-        """CreateVolume; the same client token gives the same volume."""
+        """CreateVolume; the same client token gives the same volume. ``order``: its Iops and Throughput."""
         if earlier := made_with(self.state.volumes.values(), token, digest):
             return earlier[0]
         if self.state.mirror.ec2.get_zone_by_name(zone) is None:
             raise EC2ClientError("InvalidZone.NotFound", f"The zone '{zone}' does not exist.")
-        if volume_type not in VOLUME_TYPES:
-            raise EC2ClientError(
-                "UnsupportedOperation", f"localec2 has no volumes of type {volume_type}, only {VOLUME_TYPES}."
-            )
+        check_volume_type(volume_type)
         least, snapshot = 1, None
         if snapshot_id:
             snapshot = self.state.snapshot(snapshot_id)
@@ -65,6 +64,7 @@ class Volumes:
             )
         volume = VolumeRecord(
             id=new_id("vol"), tags=tags, size_gib=size, zone=zone, volume_type=volume_type,
+            performance=ordered(order, volume_type, size),
             snapshot_id=snapshot_id, layers=snapshot.layers if snapshot else [],
             encrypted=encrypted or (snapshot is not None and snapshot.encrypted),
             create_time=now(), client_token=token, request_digest=digest,
@@ -199,8 +199,7 @@ class Volumes:
             "CreateTime": volume.create_time.replace(tzinfo=None), "VolumeType": volume.volume_type,
             "Encrypted": volume.encrypted, "MultiAttachEnabled": False, "Tags": tags, "Attachments": [],
         }  # fmt: skip
-        if volume.volume_type == "gp3":
-            answer |= {"Iops": 3000, "Throughput": 125}
+        answer |= described(volume.volume_type, volume.performance)
         if attachment:
             answer["Attachments"] = [
                 {

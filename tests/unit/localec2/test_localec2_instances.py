@@ -128,7 +128,7 @@ def test_several_at_once_share_a_reservation(served: Served) -> None:
          "InvalidBlockDeviceMapping"),
         ({"IamInstanceProfile": {"Name": "x"}}, "InvalidParameterValue"),
         ({"HibernationOptions": {"Configured": True}}, "UnsupportedHibernationConfiguration"),
-        ({"CpuOptions": {"CoreCount": 1}}, "UnsupportedOperation"),
+        ({"CpuOptions": {"CoreCount": 2}}, "UnsupportedOperation"),
         ({"DryRun": True}, "DryRunOperation"),
     ],
 )  # fmt: skip

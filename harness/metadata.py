@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 import platform
 import statistics
@@ -14,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from instant_env import files
 from instant_env.cloud.network import caller_cidr
 from instant_env.cloud.session import Cloud, CloudError
 from instant_env.cloud.tags import PREFIX, read_tags
@@ -114,9 +114,4 @@ def command_line() -> list[str]:
 
 def write(path: Path, metadata: Mapping[str, Any]) -> None:
     """Replace the file in one step, so that no reader ever sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.write_json(path, metadata)

@@ -17,6 +17,7 @@ from pathlib import Path
 from instant_env import __version__
 from instant_env.arch import Arch
 from instant_env.errors import InstantEnvError, MissingToolError
+from instant_env.files import replacing
 from instant_env.settings import CHECKOUT, ROOT, cache_home
 
 #: go1.26 (a development version), go1.26.3; go.mod writes it with a space.
@@ -101,10 +102,6 @@ def go_build(
     name = {"init": "instant-init", "init/ssm": "instant-ssm"}.get(package, name)
     directory = output_dir or build_dir() / arch.value
     directory.mkdir(parents=True, exist_ok=True)
-    # Built under a private name and renamed: two commands may build at once, and a running binary
-    # cannot be overwritten (ETXTBSY).
-    output = directory / name
-    temporary = directory / f".{name}.{os.getpid()}"
     entry = f" -E={ENTRIES[package]}" if package in ENTRIES else ""
     version = f" -X={VERSIONS[package]}={__version__}" if package in VERSIONS else ""
     flags = f"-ldflags=-s -w -buildid={entry}{version}"
@@ -113,7 +110,8 @@ def go_build(
         command.append(f"-tags={tags}")
     if cover:
         command += ["-cover", "-covermode=atomic", "-coverpkg=./init/..."]
-    try:
+    # Two commands may build at once, and a running binary cannot be overwritten (ETXTBSY).
+    with replacing(directory / name) as temporary:
         result = subprocess.run(
             [*command, "-o", str(temporary), f"./{package}"],
             cwd=ROOT, env=go_environment(arch), capture_output=True, text=True, check=False,
@@ -123,7 +121,4 @@ def go_build(
             raise GoBuildError(
                 f"building {package} for {arch} failed: {last}", hint=f"run: go vet ./{package}"
             )
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return output
+    return directory / name

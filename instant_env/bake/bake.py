@@ -19,7 +19,7 @@ from instant_env.bake.bases import BaseImage
 from instant_env.bake.builder import Machine, Order, machine
 from instant_env.bake.execute import StepTime, make_work_dir, run_as_root, run_steps, start_detached, step_log
 from instant_env.bake.forecast import Forecast, forecast
-from instant_env.bake.manifest import manifest, write_atomically
+from instant_env.bake.manifest import manifest
 from instant_env.bake.packages import LIST_COMMANDS, Package, bill_of_materials
 from instant_env.bake.plan import BakePlan, make_plan
 from instant_env.bake.recipe import Base, load_base, resolve
@@ -32,6 +32,7 @@ from instant_env.cloud.instances import LaunchOptions
 from instant_env.cloud.session import Cloud, Progress, cloud_error, connect, default_base, undisturbed
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError, UsageError
+from instant_env.files import write_json
 from instant_env.provenance import git_state
 from instant_env.settings import Settings
 from instant_env.user_data import UserData
@@ -258,9 +259,9 @@ def bake(
         total_s=total_s,
         method=options.method.value,
     )
-    write_atomically(path, record)
+    write_json(path, record)
     components = record["packages"]["after"]["components"]
-    write_atomically(path.with_suffix(".cdx.json"), bill_of_materials(image.id, image.name, components))
+    write_json(path.with_suffix(".cdx.json"), bill_of_materials(image.id, image.name, components))
     _publish(cloud, image)
     return BakeResult(image, False, path, log_path, total_s)
 

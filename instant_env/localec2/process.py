@@ -12,6 +12,7 @@ from pathlib import Path
 
 from instant_env.arch import Arch
 from instant_env.errors import InstantEnvError
+from instant_env.files import write_atomically
 from instant_env.localec2 import restore
 from instant_env.localec2.api.server import LocalServer
 from instant_env.localec2.api.services import Services
@@ -22,7 +23,7 @@ from instant_env.localec2.network.addresses import AddressBlock
 from instant_env.localec2.network.network import Network
 from instant_env.localec2.qemu import accelerator, command_line
 from instant_env.localec2.records.layout import Layout
-from instant_env.localec2.records.store import RecordStore, write_atomically
+from instant_env.localec2.records.store import RecordStore
 from instant_env.localec2.state.state import State, now
 from instant_env.settings import AcceleratorChoice
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from instant_env.arch import Arch
+from instant_env.files import replacing
 from instant_env.localec2.network import metadata
 from instant_env.localec2.network.addresses import NetworkError
 from instant_env.localec2.network.netd_client import ANSWER_TIMEOUT_S, Answer
@@ -54,9 +55,8 @@ class MachineBuilder:
         platform = command_line.find_platform(Arch(instance.architecture))
         variables = directory / "variables.fd"
         if not variables.exists():
-            part = variables.with_suffix(".part")  # a full disk must not leave half of it
-            disks.copy_sparse(platform.firmware_variables, part)
-            part.replace(variables)
+            with replacing(variables) as temporary:
+                disks.copy_sparse(platform.firmware_variables, temporary)
         instance.qmp_socket = str(layout.qmp_socket(instance.id))
         nics = self.connect(instance)
         vcpus, memory_mib = machine_size(instance.instance_type)

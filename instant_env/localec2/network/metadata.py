@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from instant_env.arch import Arch
+from instant_env.files import write_atomically
 from instant_env.localec2.records.records import InstanceRecord, Interruption, VolumeRecord
-from instant_env.localec2.records.store import write_atomically
 
 #: The account that everything belongs to; moto's default.
 ACCOUNT_ID = "123456789012"

@@ -21,8 +21,8 @@ from typing import Literal
 from pydantic import BaseModel, ValidationError
 
 from instant_env.errors import InstantEnvError
+from instant_env.files import write_atomically
 from instant_env.localec2.qemu.command_line import Platform, machine_type
-from instant_env.localec2.records.store import write_atomically
 from instant_env.settings import AcceleratorChoice
 
 Accelerator = Literal["kvm", "tcg"]

@@ -12,13 +12,13 @@ never made.
 from __future__ import annotations
 
 import logging
-import os
 import re
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
 
+from instant_env import files
 from instant_env.errors import InstantEnvError
 from instant_env.localec2.records.records import Record
 
@@ -48,7 +48,7 @@ class RecordStore:
         """Write the record; when this returns, it outlives the server."""
         path = self._path(record.kind, record.key)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(path, record.model_dump_json(indent=1).encode())
+        files.write_atomically(path, record.model_dump_json(indent=1).encode())
 
     def delete(self, record_class: type[Record], key: str) -> None:
         """Remove the record, if it is there."""
@@ -87,16 +87,3 @@ class RecordStore:
                     f"cannot read {path}: {first_line}", hint="move the file away and start again"
                 ) from error
         return found
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content``, mode 0600: the old content or the new, never a mixture."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

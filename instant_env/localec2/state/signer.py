@@ -20,8 +20,8 @@ from cryptography.x509 import ocsp
 from cryptography.x509.oid import NameOID
 
 from instant_env.errors import InstantEnvError
+from instant_env.files import write_atomically
 from instant_env.localec2.network.metadata import Node
-from instant_env.localec2.records.store import write_atomically
 
 CA_NAME = "localec2 Instance Connect CA"
 #: Certificates begin this long before now, for guests whose clocks are behind, and outlast any server.

@@ -24,6 +24,7 @@ from instant_env.arch import Arch
 from instant_env.debian import foreign
 from instant_env.debian.command import BuildError, Runner, require
 from instant_env.debian.mirrors import SUITE, Mirrors, check_keyring
+from instant_env.files import replacing
 from instant_env.localec2.stock import debian_contents as contents
 from instant_env.localec2.stock import disk as disks
 from instant_env.localec2.stock.model import (
@@ -104,20 +105,15 @@ def _build(arch: Arch, cache_dir: Path, digest: str, mirrors: Mirrors, progress:
 
     directory = stock_dir(cache_dir)
     final = directory / f"{image_stem(BASE, arch, digest)}.qcow2"
-    temporary = directory / f".{final.name}.{os.getpid()}"
     ids = disks.Identifiers.from_digest(digest)
     runner = Runner(directory / f"{BASE}-{arch.value}.log")
     say("building from Debian's packages")
-    try:
-        with _workspace(runner) as work:
-            _bootstrap(runner, work, arch, ids, mirrors, say)
-            say("making the disk")
-            _make_disk(runner, work, arch, ids)
-            runner.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", work / "disk.raw", temporary])
-            shutil.copyfile(work / "packages", final.with_suffix(".manifest"))
-        temporary.replace(final)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(final) as temporary, _workspace(runner) as work:
+        _bootstrap(runner, work, arch, ids, mirrors, say)
+        say("making the disk")
+        _make_disk(runner, work, arch, ids)
+        runner.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", work / "disk.raw", temporary])
+        shutil.copyfile(work / "packages", final.with_suffix(".manifest"))
     image = StockImage(
         base=BASE,
         arch=arch,

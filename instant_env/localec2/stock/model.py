@@ -8,7 +8,6 @@ place, so a reader never sees half a file.
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -17,6 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from instant_env.arch import Arch
+from instant_env.files import write_json
 
 #: Takes one line of text for the person who waits.
 Progress = Callable[[str], None]
@@ -74,12 +74,7 @@ def load_cached(cache_dir: Path, base: str, arch: Arch, digest: str) -> StockIma
 def save(image: StockImage) -> StockImage:
     """Write the record beside the disk, by rename; returns the image."""
     record = image.disk.with_suffix(".json")
-    temporary = record.with_name(f".{record.name}.{os.getpid()}")
-    try:
-        temporary.write_text(image.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        temporary.replace(record)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_json(record, image.model_dump(mode="json"))
     return image
 
 

@@ -20,6 +20,7 @@ from instant_env.arch import Arch
 from instant_env.debian import apt
 from instant_env.debian.command import BuildError, Runner, require
 from instant_env.debian.mirrors import Mirrors, check_keyring
+from instant_env.files import replacing
 from instant_env.localec2.stock import disk, modules
 from instant_env.localec2.stock import tiny_contents as contents
 from instant_env.localec2.stock.model import (
@@ -101,12 +102,8 @@ def _build(
     if (size := small.stat().st_size) > MOST_BYTES:
         raise BuildError(f"the image has {size} bytes, more than {MOST_BYTES}", hint=f"see {runner.log}")
     final.with_suffix(".manifest").write_text("\n".join([*names, ""]), encoding="utf-8")
-    temporary = final.with_suffix(".part")
-    try:
+    with replacing(final) as temporary:
         shutil.copyfile(small, temporary)
-        temporary.replace(final)
-    finally:
-        temporary.unlink(missing_ok=True)
     progress(f"{BASE}: {size / 1e6:.0f} MB in {time.monotonic() - started:.0f} s")
     return save(
         StockImage(

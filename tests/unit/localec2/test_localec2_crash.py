@@ -17,9 +17,9 @@ import pytest
 from botocore.exceptions import ClientError
 from support.patience import until
 
+from instant_env import files
 from instant_env.localec2 import restore
 from instant_env.localec2.qemu import disks
-from instant_env.localec2.records import store
 from instant_env.localec2.records.layout import Layout
 from instant_env.localec2.records.records import VolumeRecord
 
@@ -78,9 +78,9 @@ def run_killed(directory: Path, image_id: str, at: int, where: str) -> bool:
 
     pid = os.fork()
     if pid == 0:
-        write, count, lock = store.write_atomically, [0], threading.Lock()
+        write, count, lock = files.write_atomically, [0], threading.Lock()
 
-        def killing(path: Path, content: bytes) -> None:
+        def killing(path: Path, content: bytes, mode: int = 0o600) -> None:
             with lock:
                 count[0] += 1
                 if count[0] == at and where == "before":
@@ -88,14 +88,14 @@ def run_killed(directory: Path, image_id: str, at: int, where: str) -> bool:
                 if count[0] == at and where == "within":
                     path.with_name(f".{path.name}.1.abcd").write_bytes(content[:10])
                     os.kill(os.getpid(), signal.SIGKILL)
-                write(path, content)
+                write(path, content, mode)
                 if count[0] == at:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         try:
             PretendAssembly.make_disk = make_real_disk  # type: ignore[method-assign]
             served = Served(directory)
-            store.write_atomically = killing
+            files.write_atomically = killing
             job(served, image_id)
         finally:
             os._exit(3 if count[0] < at else 4)
@@ -180,16 +180,16 @@ def test_killed_anywhere_the_next_server_finds_what_is_whole(tmp_path: Path, fir
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """After calling it with n, n more records can be written; with -1, all."""
-    room, write = [-1], store.write_atomically
+    room, write = [-1], files.write_atomically
 
-    def limited(path: Path, content: bytes) -> None:
+    def limited(path: Path, content: bytes, mode: int = 0o600) -> None:
         if path.parent.parent.name == "records":
             if room[0] == 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             room[0] -= 1
-        write(path, content)
+        write(path, content, mode)
 
-    monkeypatch.setattr(store, "write_atomically", limited)
+    monkeypatch.setattr(files, "write_atomically", limited)
 
     def fill(left: int) -> None:
         room[0] = left

@@ -1,0 +1,44 @@
+"""Files that are written whole or not at all: beside their place first, then renamed over it.
+
+A reader sees the old content or the new, never a mixture. Nothing is fsynced: after a power cut the
+new name may hold an empty file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+#: The mode of files that others may read; the umask takes from it, as from any that `open` makes.
+_PUBLIC = 0o666
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A hidden name beside ``path`` for the block to write to; it is renamed when the block ends without an
+    error, and removed otherwise."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Replace ``path`` by ``content``. The file is its owner's alone unless ``mode`` says otherwise."""
+    with replacing(path) as temporary:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace ``path`` by a JSON document that others may read; its directory is made if needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode(), _PUBLIC)

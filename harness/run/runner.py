@@ -37,11 +37,11 @@ from instant_env.cloud.tags import Role, new_run_id
 from instant_env.errors import InstantEnvError, UsageError
 from instant_env.launch.techniques import Prepared, Technique, find_technique
 from instant_env.launch.timeline import Outcome
+from instant_env.progress import Progress
 from instant_env.provenance import git_state
 from instant_env.settings import Settings
 from instant_env.stopping import StopSignals
 
-Progress = Callable[[str], None]
 Watch = Callable[[Standing], None]
 OpenCloud = Callable[[Settings, Progress], Cloud]
 

@@ -35,12 +35,12 @@ from instant_env.launch.techniques import (
     find_technique,
 )
 from instant_env.launch.timeline import MarkName, Outcome
+from instant_env.progress import Progress
 from instant_env.stopping import StopSignals
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.type_defs import FilterTypeDef
 
-Progress = Callable[[str], None]
 
 #: Lines of the serial console kept of a machine that did not let us in.
 _CONSOLE_LINES = 400

@@ -29,10 +29,11 @@ from instant_env.bake.verify import VerifyError, verify
 from instant_env.cloud import instances, runs
 from instant_env.cloud.images import BakedImage, list_baked, mark_verified, parameter_name
 from instant_env.cloud.instances import LaunchOptions
-from instant_env.cloud.session import Cloud, Progress, cloud_error, connect, default_base, undisturbed
+from instant_env.cloud.session import Cloud, cloud_error, connect, default_base, undisturbed
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError, UsageError
 from instant_env.files import write_json
+from instant_env.progress import Progress
 from instant_env.provenance import git_state
 from instant_env.settings import Settings
 from instant_env.user_data import UserData

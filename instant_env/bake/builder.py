@@ -20,9 +20,10 @@ from instant_env.cloud import instances
 from instant_env.cloud.instances import LaunchOptions, LaunchRequest
 from instant_env.cloud.keys import KeyPair, imported_key_pair
 from instant_env.cloud.network import caller_cidr, private_cidr, temporary_security_group
-from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, insist, undisturbed
+from instant_env.cloud.session import Cloud, CloudError, cloud_error, insist, undisturbed
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError
+from instant_env.progress import Progress
 from instant_env.ssh.connection import LoginError, wait_for_login
 
 #: From request to `running`. EC2 publishes no bound; minutes mean that something is wrong.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,11 @@ from invoke.runners import Result
 
 from instant_env.bake.plan import File, Script, Step, Upload
 from instant_env.errors import InstantEnvError
+from instant_env.progress import Progress
 
 WORK_DIR = "/run/instant-bake"
 #: Paramiko's, of a command that a signal ended, or that the connection did not outlive.
 _NO_STATUS = -1
-
-Progress = Callable[[str], None]
 
 
 class StepError(InstantEnvError):

@@ -23,8 +23,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from instant_env import stopping
 from instant_env.bake.bake import BakeResult
 from instant_env.bake.request import Request
-from instant_env.cloud.session import Progress
 from instant_env.errors import InstantEnvError
+from instant_env.progress import Progress
 from instant_env.settings import Settings
 from instant_env.stopping import STOPPED_CODES, interrupts
 

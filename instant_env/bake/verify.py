@@ -22,8 +22,10 @@ from instant_env.bake.builder import Machine, Order, machine
 from instant_env.bake.execute import WORK_DIR, StepLog, make_work_dir, put_bytes, run_as_root
 from instant_env.cloud import volumes
 from instant_env.cloud.images import BakedImage
-from instant_env.cloud.session import Cloud, Progress, cloud_error
+from instant_env.cloud.session import Cloud, cloud_error
 from instant_env.errors import InstantEnvError
+from instant_env.progress import Progress
+from instant_env.waiting import wait_until
 
 #: The device name asked for; Nitro and localec2 both show it as NVMe, found again by the volume's serial.
 _AUDIT_DEVICE = "/dev/sdf"
@@ -46,8 +48,8 @@ class Verdict:
 def _device_of(found: Machine, volume_id: str, log: StepLog, timeout_s: float = 60.0) -> str:
     """The NVMe block device whose serial is the volume's id (EBS puts it there without the dash)."""
     wanted = volume_id.replace("-", "")
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
+
+    def device() -> str:
         serials = run_as_root(
             found.connection, ["sh", "-c", "grep -H . /sys/class/block/nvme*n1/device/serial || true"], log
         )
@@ -55,7 +57,10 @@ def _device_of(found: Machine, volume_id: str, log: StepLog, timeout_s: float = 
             path, _, serial = line.partition(":")
             if serial.strip() == wanted:
                 return f"/dev/{Path(path).parent.parent.name}"
-        time.sleep(0.25)
+        return ""
+
+    if path := wait_until(device, timeout_s, 0.25):
+        return path
     raise VerifyError(f"volume {volume_id} did not appear in the machine within {timeout_s:.0f} s")
 
 

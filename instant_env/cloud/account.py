@@ -16,9 +16,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 from instant_env.arch import Arch
 from instant_env.cloud.instances import default_type
 from instant_env.cloud.network import caller_cidr, delete_group
-from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, error_code
+from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code
 from instant_env.cloud.tags import PROJECT, PROJECT_FILTER, read_tags
 from instant_env.errors import UsageError
+from instant_env.progress import Progress
 from instant_env.settings import ROOT, CloudName, Settings
 
 #: Names of what is made; the role and its instance profile share one.

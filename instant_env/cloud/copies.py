@@ -6,7 +6,6 @@ run's tags; those that it shares with the original do not, and stay.
 
 from __future__ import annotations
 
-import time
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +14,7 @@ from botocore.exceptions import ClientError
 from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code
 from instant_env.cloud.tags import PREFIX, Role, project_filter, read_tags, tag_specifications
 from instant_env.errors import UsageError
+from instant_env.waiting import wait_until
 
 #: CopyImage copies the snapshots' blocks; minutes on EC2.
 _COPY_TIMEOUT_S = 1800.0
@@ -70,17 +70,19 @@ def fresh_copy(cloud: Cloud, image_id: str, *, run_id: str, name: str, expires_a
                 "image", "snapshot", run_id=run_id, role=Role.POOL, name=name, expires_at=expires_at
             ),
         )["ImageId"]
-        deadline = time.monotonic() + _COPY_TIMEOUT_S
-        while time.monotonic() < deadline:
-            image = cloud.ec2.describe_images(ImageIds=[copy_id])["Images"][0]
-            if image["State"] == "available":
-                return copy_id
-            if image["State"] in ("failed", "invalid", "error", "deregistered"):
-                break
-            time.sleep(_POLL_S)
+
+        def end_state() -> str:
+            state = cloud.ec2.describe_images(ImageIds=[copy_id])["Images"][0]["State"]
+            return state if state in ("available", "failed", "invalid", "error", "deregistered") else ""
+
+        state = wait_until(end_state, _COPY_TIMEOUT_S, _POLL_S)
     except ClientError as error:
         raise cloud_error(error, f"copying {image_id}") from error
-    raise CloudError(f"the copy {copy_id} of {image_id} is {image['State']}")
+    if state == "available":
+        return copy_id
+    raise CloudError(
+        f"the copy {copy_id} of {image_id} is {state or f'not available after {_COPY_TIMEOUT_S:.0f} s'}"
+    )
 
 
 def delete_copy(cloud: Cloud, image_id: str) -> None:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from botocore.exceptions import BotoCoreError, ClientError
 
 from instant_env.arch import Arch
-from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, error_code, insist
+from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code, insist
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
 from instant_env.errors import UsageError
+from instant_env.progress import Progress
 from instant_env.settings import CloudName
 
 if TYPE_CHECKING:

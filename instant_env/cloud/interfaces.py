@@ -6,14 +6,13 @@ region unless it asked for more (EC2 User Guide, "Elastic IP address quota").
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from datetime import datetime
 
 from botocore.exceptions import ClientError
 
 from instant_env.cloud.network import vpc_of
-from instant_env.cloud.session import Cloud, cloud_error, error_code
+from instant_env.cloud.session import Cloud, cloud_error, delete_once_unused, error_code
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
 
 #: Elastic IPs per region, unless the quota L-0263D0A3 was raised.
@@ -21,6 +20,8 @@ ELASTIC_IP_QUOTA = 5
 
 #: An interface stays in use for a little while after its machine is gone.
 _RELEASE_TIMEOUT_S = 60.0
+#: EC2 says one of these of an interface that is attached, and another while it detaches.
+_IN_USE = ("InvalidParameterValue", "InvalidNetworkInterface.InUse", "OperationNotPermitted")
 
 
 @dataclass(frozen=True)
@@ -95,26 +96,15 @@ def delete_public_interface(
 
 
 def _until_released(cloud: Cloud, interface_id: str, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            cloud.ec2.delete_network_interface(NetworkInterfaceId=interface_id)
-            return
-        except ClientError as error:
-            code = error_code(error)
-            if code == "InvalidNetworkInterfaceID.NotFound":
-                return
-            # EC2 says the one for an attached interface and the other while it detaches.
-            in_use = code in (
-                "InvalidParameterValue",
-                "InvalidNetworkInterface.InUse",
-                "OperationNotPermitted",
-            )
-            if not in_use or time.monotonic() > deadline:
-                raise cloud_error(
-                    error, f"deleting network interface {interface_id}", hint="run: invoke clean"
-                ) from error
-        time.sleep(0.5)
+    try:
+        delete_once_unused(
+            lambda: cloud.ec2.delete_network_interface(NetworkInterfaceId=interface_id), _IN_USE, timeout_s
+        )
+    except ClientError as error:
+        if error_code(error) != "InvalidNetworkInterfaceID.NotFound":
+            raise cloud_error(
+                error, f"deleting network interface {interface_id}", hint="run: invoke clean"
+            ) from error
 
 
 def _release(cloud: Cloud, allocation_id: str) -> None:

@@ -19,7 +19,7 @@ from instant_env.cloud.copies import delete_copy
 from instant_env.cloud.images import BakedImage, deregister, list_baked
 from instant_env.cloud.interfaces import delete_public_interface
 from instant_env.cloud.network import delete_group
-from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, error_code
+from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code
 from instant_env.cloud.tags import (
     PREFIX,
     PROJECT,
@@ -31,6 +31,7 @@ from instant_env.cloud.tags import (
     read_tags,
 )
 from instant_env.errors import UsageError
+from instant_env.progress import Progress
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.type_defs import ImageTypeDef

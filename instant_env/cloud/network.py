@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,14 @@ from datetime import datetime
 
 from botocore.exceptions import ClientError
 
-from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code, insist, or_undone
+from instant_env.cloud.session import (
+    Cloud,
+    CloudError,
+    cloud_error,
+    delete_once_unused,
+    insist,
+    or_undone,
+)
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
 
 #: A group stays in use for a little while after its last machine is gone.
@@ -120,17 +126,11 @@ def temporary_security_group(
 
 def delete_group(cloud: Cloud, group_id: str, timeout_s: float = _GROUP_RELEASE_TIMEOUT_S) -> None:
     """Delete a group, waiting while EC2 still counts a dying machine as its user."""
-    deadline = time.monotonic() + timeout_s
 
     def delete() -> None:
-        while True:
-            try:
-                cloud.ec2.delete_security_group(GroupId=group_id)
-                return
-            except ClientError as error:
-                if error_code(error) != "DependencyViolation" or time.monotonic() > deadline:
-                    raise
-            time.sleep(0.25)
+        delete_once_unused(
+            lambda: cloud.ec2.delete_security_group(GroupId=group_id), ("DependencyViolation",), timeout_s
+        )
 
     try:
         insist(delete, gone="InvalidGroup.NotFound")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -21,13 +21,14 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from instant_env.arch import Arch
 from instant_env.errors import InstantEnvError
+from instant_env.progress import Progress, quiet
 from instant_env.settings import CloudName, Settings
+from instant_env.waiting import wait_until
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
     from mypy_boto3_ssm import SSMClient
 
-Progress = Callable[[str], None]
 
 #: Answers with the caller's public IPv4 address as plain text; AWS runs it.
 AWS_CALLER_IP_URL = "https://checkip.amazonaws.com"
@@ -49,10 +50,6 @@ class CloudError(InstantEnvError):
     """The cloud refused or failed a call."""
 
     exit_code = 4
-
-
-def _quiet(_: str) -> None:
-    """Progress that nobody wants to see."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,7 @@ def default_base(settings: Settings) -> str:
     return settings.base or ("debian-12" if settings.cloud is CloudName.LOCAL else "al2023")
 
 
-def connect(settings: Settings, progress: Progress = _quiet) -> Cloud:
+def connect(settings: Settings, progress: Progress = quiet) -> Cloud:
     """Open the cloud that the settings name; localec2 is started when it is not up.
 
     Raises CloudError when AWS has no credentials for us, MissingToolError when localec2 lacks a program.
@@ -255,6 +252,28 @@ def insist(call: Callable[[], Any], *, gone: str = "", sleep: Callable[[float], 
     know yet, so it is believed the second time; the answer is then False. The last try's error is passed on.
     """
     return undisturbed(lambda: _insist(call, gone, sleep))
+
+
+def delete_once_unused(delete: Callable[[], Any], in_use: Collection[str], timeout_s: float) -> None:
+    """Delete what EC2 still counts as used for a while after its machine has ended.
+
+    ``in_use`` are the codes that say so. After ``timeout_s`` the last of these errors is passed on.
+    """
+    refusal: ClientError | None = None
+
+    def is_deleted() -> bool:
+        nonlocal refusal
+        try:
+            delete()
+        except ClientError as error:
+            if error_code(error) not in in_use:
+                raise
+            refusal = error
+            return False
+        return True
+
+    if not wait_until(is_deleted, timeout_s, 0.25) and refusal is not None:
+        raise refusal
 
 
 def _insist(call: Callable[[], Any], gone: str, sleep: Callable[[float], None] | None) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -12,23 +11,25 @@ from botocore.exceptions import ClientError
 
 from instant_env.cloud.session import Cloud, CloudError, error_code, insist, or_undone
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
+from instant_env.waiting import wait_until
 
 _TIMEOUT_S = 120.0
 
 
 def _wait(cloud: Cloud, volume_id: str, wanted: str) -> None:
-    deadline = time.monotonic() + _TIMEOUT_S
-    state = "unknown"
-    while time.monotonic() < deadline:
+    state: str = "unknown"
+
+    def is_there() -> bool:
+        nonlocal state
         try:
             state = cloud.ec2.describe_volumes(VolumeIds=[volume_id])["Volumes"][0]["State"]
         except ClientError as error:
             if error_code(error) != "InvalidVolume.NotFound":
                 raise
-        if state == wanted:
-            return
-        time.sleep(0.25)
-    raise CloudError(f"volume {volume_id} is {state} after {_TIMEOUT_S:.0f} s, wanted {wanted}")
+        return state == wanted
+
+    if not wait_until(is_there, _TIMEOUT_S, 0.25):
+        raise CloudError(f"volume {volume_id} is {state} after {_TIMEOUT_S:.0f} s, wanted {wanted}")
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from instant_env.localec2.records.store import RecordStore
 from instant_env.localec2.state.moto_api import ACCOUNT_ID
 from instant_env.localec2.state.state import State
 from instant_env.localec2.volumes.images import Images
+from instant_env.waiting import wait_until
 
 log = logging.getLogger(__name__)
 
@@ -112,9 +113,7 @@ def end_processes(layout: Layout) -> set[str]:
                 os.kill(int(directory.name), signal.SIGKILL)
             found.append(directory)
             ended |= {words[words.index("-name") + 1]} if "-name" in words else set()
-    deadline = time.monotonic() + KILL_TIMEOUT_S
-    while any(_lives(directory) for directory in found) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: not any(_lives(directory) for directory in found), KILL_TIMEOUT_S, 0.02)
     return ended
 
 

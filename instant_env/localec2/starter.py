@@ -14,10 +14,9 @@ import platform
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,9 @@ from instant_env.errors import InstantEnvError
 from instant_env.localec2 import stock
 from instant_env.localec2.qemu import command_line
 from instant_env.localec2.records.layout import Layout
+from instant_env.progress import Progress, quiet
 from instant_env.settings import Settings
-
-Progress = Callable[[str], None]
+from instant_env.waiting import wait_until
 
 #: Importing moto and reading the records; more on a busy machine.
 START_TIMEOUT_S = 60.0
@@ -89,7 +88,7 @@ class Status(BaseModel):
     low_disk_space: bool = False  # machines are paused until there is space on the disk
 
 
-def up(settings: Settings, progress: Progress = lambda _: None) -> Endpoint:
+def up(settings: Settings, progress: Progress = quiet) -> Endpoint:
     """The endpoint of a running server; starts one when there is none.
 
     Two programs may call this at once. Raises MissingToolError before anything is started, LocalEc2Error when
@@ -144,17 +143,14 @@ def down(settings: Settings) -> bool:
         return False
     # The pid is only believed because the server has just answered with our token from this state directory.
     os.kill(endpoint.pid, signal.SIGTERM)
-    deadline = time.monotonic() + DOWN_TIMEOUT_S
     lock = Layout(endpoint.state_dir).server_lock
-    while _is_locked(lock):
-        if time.monotonic() > deadline:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(endpoint.pid, signal.SIGQUIT)  # it writes where its threads are into its log
-            raise LocalEc2Error(
-                f"localec2 (pid {endpoint.pid}) does not end",
-                hint=f"{Layout(endpoint.state_dir).log} says what it waits for",
-            )
-        time.sleep(0.05)
+    if not wait_until(lambda: not _is_locked(lock), DOWN_TIMEOUT_S, 0.05):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(endpoint.pid, signal.SIGQUIT)  # it writes where its threads are into its log
+        raise LocalEc2Error(
+            f"localec2 (pid {endpoint.pid}) does not end",
+            hint=f"{Layout(endpoint.state_dir).log} says what it waits for",
+        )
     return True
 
 
@@ -215,7 +211,7 @@ def root_reads(endpoint: Endpoint, instance_id: str) -> tuple[int, int]:
     return int(answer["requests"]), int(answer["bytes"])
 
 
-def ensure_stock(settings: Settings, base: str, arch: Arch, progress: Progress = lambda _: None) -> str:
+def ensure_stock(settings: Settings, base: str, arch: Arch, progress: Progress = quiet) -> str:
     """AMI id of a stock image: built when it is not cached, registered when it is not yet.
 
     The same bytes are registered once: localec2 knows them by their digest.

@@ -19,9 +19,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 from instant_env.arch import Arch
 from instant_env.cloud import runs
 from instant_env.cloud.images import BakedImage, find_baked, list_baked
-from instant_env.cloud.session import Cloud, CloudError, Progress, cloud_error, error_code
+from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code
 from instant_env.cloud.tags import PREFIX, Role, new_run_id, project_filter, read_tags, tag_list
 from instant_env.errors import UsageError
+from instant_env.progress import Progress
 from instant_env.publish import journal as journals
 from instant_env.publish import transfer
 from instant_env.publish.journal import Journal

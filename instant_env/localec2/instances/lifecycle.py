@@ -11,7 +11,6 @@ import contextlib
 import logging
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -26,6 +25,7 @@ from instant_env.localec2.qemu.machine import Machine
 from instant_env.localec2.records.records import InstanceRecord, InstanceState, TagsRecord
 from instant_env.localec2.state.moto_api import EC2ClientError
 from instant_env.localec2.state.state import State, now
+from instant_env.waiting import wait_until
 
 log = logging.getLogger(__name__)
 
@@ -284,12 +284,12 @@ class Lifecycle:
 
     def _await_record(self, machine: Machine) -> None:
         """Wait until a machine's end is recorded; it leaves the table then."""
-        deadline = time.monotonic() + RECORD_TIMEOUT_S
-        while time.monotonic() < deadline:
+
+        def is_recorded() -> bool:
             with self.state.lock:
-                if self.machines.get(machine.spec.instance_id) is not machine:
-                    return
-            time.sleep(0.01)
+                return self.machines.get(machine.spec.instance_id) is not machine
+
+        wait_until(is_recorded, RECORD_TIMEOUT_S, 0.01)
 
     def _unplugged(self, instance_id: str) -> None:
         """The machine is no more."""

@@ -14,7 +14,6 @@ import platform
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +23,7 @@ from instant_env.errors import InstantEnvError
 from instant_env.files import write_atomically
 from instant_env.localec2.qemu.command_line import Platform, machine_type
 from instant_env.settings import AcceleratorChoice
+from instant_env.waiting import wait_until
 
 Accelerator = Literal["kvm", "tcg"]
 
@@ -94,15 +94,17 @@ def probe(machine: Platform, accelerator: str, timeout_s: float = PROBE_TIMEOUT_
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr
             )
+
+        def boots() -> bool:
+            return console.exists() and b"BdsDxe" in console.read_bytes()
+
+        def has_failed() -> bool:
+            # After an internal error QEMU stays, paused.
+            return process.poll() is not None or b"internal error" in complaints.read_bytes()
+
         try:
-            deadline = time.monotonic() + timeout_s
-            while time.monotonic() < deadline and process.poll() is None:
-                if console.exists() and b"BdsDxe" in console.read_bytes():
-                    return True
-                if b"internal error" in complaints.read_bytes():
-                    return False  # QEMU says so and stays, paused
-                time.sleep(0.05)
-            return False
+            wait_until(lambda: boots() or has_failed(), timeout_s, 0.05)
+            return boots()
         finally:
             process.kill()
             process.wait()

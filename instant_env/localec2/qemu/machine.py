@@ -23,6 +23,7 @@ from instant_env.localec2.qemu.backup import Backups, Copy
 from instant_env.localec2.qemu.disks import COPY_TIMEOUT_S
 from instant_env.localec2.qemu.lockup_watchdog import reset_when_locked_up
 from instant_env.localec2.qemu.qmp import Qmp, QmpError
+from instant_env.waiting import wait_until
 
 log = logging.getLogger(__name__)
 
@@ -101,10 +102,9 @@ class Machine:
             timeout_s=deadline - time.monotonic(),
             gone=lambda: process.poll() is not None,
         )
-        while not self.qmp.execute("query-status")["running"]:
-            if time.monotonic() > deadline:
-                raise QmpError("the machine stays paused")
-            time.sleep(0.005)
+        left_s = deadline - time.monotonic()
+        if not wait_until(lambda: self.qmp.execute("query-status")["running"], left_s, 0.005):
+            raise QmpError("the machine stays paused")
 
     @property
     def qmp(self) -> Qmp:
@@ -375,13 +375,15 @@ def end_lost(socket: Path, timeout_s: float = QUIT_TIMEOUT_S) -> bool:
         return False
     with contextlib.suppress(QmpError):
         qmp.execute("quit")
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
+
+    def is_silent() -> bool:
         try:
             qmp.execute("query-status", timeout_s=1.0)
         except QmpError:
-            break  # the socket is closed: QEMU is gone or past the point of return
-        time.sleep(0.02)
+            return True  # the socket is closed: QEMU is gone or past the point of return
+        return False
+
+    wait_until(is_silent, timeout_s, 0.02)
     qmp.close()
     socket.unlink(missing_ok=True)
     return True

@@ -11,7 +11,8 @@ from instant_env.arch import Arch
 from instant_env.debian.command import BuildError
 from instant_env.errors import UsageError
 from instant_env.localec2.stock import al2023, debian, tiny
-from instant_env.localec2.stock.model import Progress, StockImage
+from instant_env.localec2.stock.model import StockImage
+from instant_env.progress import Progress
 
 __all__ = ["BASES", "BuildError", "StockImage", "build"]
 

@@ -19,7 +19,6 @@ from instant_env.arch import Arch
 from instant_env.debian import download
 from instant_env.debian.command import BuildError, require, search_path
 from instant_env.localec2.stock.model import (
-    Progress,
     StockImage,
     exclusive,
     image_stem,
@@ -27,6 +26,7 @@ from instant_env.localec2.stock.model import (
     save,
     stock_dir,
 )
+from instant_env.progress import Progress
 
 BASE = "al2023"
 #: Amazon's account for its own AMIs.

@@ -28,7 +28,6 @@ from instant_env.files import replacing
 from instant_env.localec2.stock import debian_contents as contents
 from instant_env.localec2.stock import disk as disks
 from instant_env.localec2.stock.model import (
-    Progress,
     StockImage,
     exclusive,
     image_stem,
@@ -36,6 +35,7 @@ from instant_env.localec2.stock.model import (
     save,
     stock_dir,
 )
+from instant_env.progress import Progress
 
 BASE = "debian-12"
 #: Debian's account on EC2 (https://wiki.debian.org/Cloud/AmazonEC2Image/Bookworm).

@@ -8,7 +8,7 @@ place, so a reader never sees half a file.
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -17,9 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from instant_env.arch import Arch
 from instant_env.files import write_json
-
-#: Takes one line of text for the person who waits.
-Progress = Callable[[str], None]
+from instant_env.progress import Progress
 
 
 class StockImage(BaseModel):

@@ -24,7 +24,6 @@ from instant_env.files import replacing
 from instant_env.localec2.stock import disk, modules
 from instant_env.localec2.stock import tiny_contents as contents
 from instant_env.localec2.stock.model import (
-    Progress,
     StockImage,
     exclusive,
     image_stem,
@@ -32,6 +31,7 @@ from instant_env.localec2.stock.model import (
     save,
     stock_dir,
 )
+from instant_env.progress import Progress
 
 BASE = "tiny"
 #: No account of EC2: the image is published nowhere.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -22,6 +21,7 @@ from instant_env.localec2.qemu.machine import START_TIMEOUT_S, Machine
 from instant_env.localec2.records.records import SnapshotRecord, VolumeRecord
 from instant_env.localec2.state.moto_api import ACCOUNT_ID, EC2ClientError, new_id
 from instant_env.localec2.state.state import State, now
+from instant_env.waiting import wait_until
 
 log = logging.getLogger(__name__)
 
@@ -97,12 +97,10 @@ class Snapshots:
 
         ``begun`` is set at the instant that the copies show, and in any case at the end.
         """
-        deadline = time.monotonic() + START_TIMEOUT_S + self.lifecycle.stop_timeout_s
+        timeout_s = START_TIMEOUT_S + self.lifecycle.stop_timeout_s
         try:
-            while not self._copied_now(pairs, begun):
-                if time.monotonic() > deadline:
-                    raise SnapshotError(f"the instance of {pairs[0][0].id} does not come to rest")
-                time.sleep(0.02)
+            if not wait_until(lambda: self._copied_now(pairs, begun), timeout_s, 0.02):
+                raise SnapshotError(f"the instance of {pairs[0][0].id} is neither running nor stopped")
         except (InstantEnvError, OSError) as error:
             problem = error.message if isinstance(error, InstantEnvError) else str(error)
             log.error("%s: %s", ", ".join(snapshot.id for _, snapshot in pairs), problem)

@@ -20,8 +20,8 @@ from instant_env.bake import several
 from instant_env.bake.bake import BakeResult
 from instant_env.bake.request import Options, Request, requests
 from instant_env.cloud.images import BakedImage
-from instant_env.cloud.session import Progress
 from instant_env.errors import UsageError
+from instant_env.progress import Progress
 from instant_env.settings import ROOT, Settings
 from instant_env.stopping import interrupts
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from instant_env.debian import download
 from instant_env.debian.command import BuildError
 from instant_env.errors import InstantEnvError
 from instant_env.localec2.stock import al2023
+from instant_env.progress import Progress
 
 if TYPE_CHECKING:
     from support.stock_site import Site
@@ -24,8 +24,6 @@ pytest_plugins = ["support.stock_site"]
 VERSION = "2023.9.20251117.1"
 NAME = f"al2023-kvm-{VERSION}-kernel-6.1-x86_64.xfs.gpt.qcow2"
 FOLDER = "/os-images/latest/kvm"
-
-Progress = Callable[[str], None]
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,11 +20,11 @@ from instant_env.debian.mirrors import Mirrors
 from instant_env.errors import MissingToolError, UsageError
 from instant_env.localec2 import stock
 from instant_env.localec2.stock import debian, debian_contents, disk, model
+from instant_env.progress import Progress
 from instant_env.settings import ROOT
 
 pytest_plugins = ["support.stock_site"]
 
-Progress = Callable[[str], None]
 MIRRORS = Mirrors("http://one/debian", "http://one/debian-security")
 
 

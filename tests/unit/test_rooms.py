@@ -27,6 +27,7 @@ LAYERS = (
     ("cloud",),
     ("localec2",),
     ("localec2/stock", "localec2/api"),
+    ("localec2/protocol",),
     ("localec2/volumes",),
     ("localec2/instances",),
     ("localec2/state",),

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from instant_env.localec2.api import signature
 from instant_env.localec2.network.metadata import ACCOUNT_ID
+from instant_env.localec2.protocol import signature
 from instant_env.localec2.state.credentials import CredentialsError, Session
 from instant_env.localec2.state.state import State
 
@@ -42,18 +42,20 @@ def serves_region(state: State, scope: signature.Scope) -> bool:
 
 
 def identify(
-    state: State, method: str, url: str, headers: Mapping[str, str], body: bytes, at: datetime
-) -> tuple[signature.Scope, Caller]:
+    state: State, method: str, url: str, headers: Mapping[str, str], body: bytes, at: datetime,
+    *, unsigned_body: bool = False,
+) -> tuple[signature.Scope, Caller]:  # fmt: skip
     """The scope and signer of a request that arrives at the time ``at``. Raises SignatureError.
 
-    ``headers`` has lower-case names.
+    ``headers`` has lower-case names; ``unsigned_body``: the signature need not cover the body.
     """
     token = headers.get("x-amz-security-token")
     if token is None:
         record = state.server
         scope = signature.check(
-            method, url, headers, body, record.access_key_id, record.secret_access_key, at
-        )
+            method, url, headers, body, record.access_key_id, record.secret_access_key, at,
+            unsigned_body=unsigned_body,
+        )  # fmt: skip
         return scope, Caller()
     try:
         credentials = state.issuer.open(token, at)
@@ -64,8 +66,9 @@ def identify(
     if role is None or role.id != credentials.session.role_id:
         raise _bad_token(headers, expired=False)
     scope = signature.check(
-        method, url, headers, body, credentials.access_key_id, credentials.secret_access_key, at
-    )
+        method, url, headers, body, credentials.access_key_id, credentials.secret_access_key, at,
+        unsigned_body=unsigned_body,
+    )  # fmt: skip
     return scope, Caller(credentials.session)
 
 

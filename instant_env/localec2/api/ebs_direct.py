@@ -15,11 +15,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from instant_env.errors import InstantEnvError
+from instant_env.localec2.protocol.refusal import rest
 from instant_env.localec2.records.journal import StorageError
 from instant_env.localec2.volumes.blocks import TOKEN_LIFETIME_S
 from instant_env.localec2.volumes.uploads import BLOCK_BYTES, DirectError, invalid
@@ -36,13 +36,14 @@ DEFAULT_TIMEOUT_MIN = 60
 #: The largest gp3 volume, in GiB.
 MAX_VOLUME_GIB = 16_384
 
-_ID = r"(?P<id>snap-[0-9a-f]+)"
+_ID = r"(?P<id>snap-[0-9a-f]{1,17})"
+_INDEX = r"(?P<index>[0-9]{1,10})"
 _ROUTES = {
     "StartSnapshot": ("POST", re.compile(r"/snapshots")),
-    "PutSnapshotBlock": ("PUT", re.compile(rf"/snapshots/{_ID}/blocks/(?P<index>\d+)")),
+    "PutSnapshotBlock": ("PUT", re.compile(rf"/snapshots/{_ID}/blocks/{_INDEX}")),
     "CompleteSnapshot": ("POST", re.compile(rf"/snapshots/completion/{_ID}")),
     "ListSnapshotBlocks": ("GET", re.compile(rf"/snapshots/{_ID}/blocks")),
-    "GetSnapshotBlock": ("GET", re.compile(rf"/snapshots/{_ID}/blocks/(?P<index>\d+)")),
+    "GetSnapshotBlock": ("GET", re.compile(rf"/snapshots/{_ID}/blocks/{_INDEX}")),
     "ListChangedBlocks": ("GET", re.compile(rf"/snapshots/{_ID}/changedblocks")),
 }
 
@@ -84,21 +85,22 @@ def is_route(path: str) -> bool:
     return path == "/snapshots" or path.startswith("/snapshots/")
 
 
-def find(method: str, target: str) -> Call | None:
-    """What a request asks for (``target``: its path and query); None when there is no such operation."""
-    parts = urlsplit(target)
+def may_be_unsigned(method: str, path: str) -> bool:
+    """Whether a signature need not cover the body: the block's own checksum is a signed header.
+
+    The API's model says so of PutSnapshotBlock (``"authtype": "v4-unsigned-body"``).
+    """
+    verb, route = _ROUTES["PutSnapshotBlock"]
+    return method == verb and route.fullmatch(path) is not None
+
+
+def find(method: str, path: str, query: Mapping[str, str]) -> Call | None:
+    """What a request asks for; None when there is no such operation."""
     for action, (verb, route) in _ROUTES.items():
-        if verb == method and (match := route.fullmatch(parts.path)):
+        if verb == method and (match := route.fullmatch(path)):
             named = match.groupdict()
-            query = {name: values[0] for name, values in parse_qs(parts.query).items()}
             return Call(action, named.get("id", ""), int(named.get("index", 0)), query)
     return None
-
-
-def refusal(status: int, code: str, message: str, reason: str = "") -> Answer:
-    """An error in the form of these APIs."""
-    body = {"Message": message} | ({"Reason": reason} if reason else {})
-    return status, {"Content-Type": "application/json", "x-amzn-ErrorType": code}, json.dumps(body).encode()
 
 
 def serve(services: Services, call: Call, headers: Mapping[str, str], body: bytes) -> Answer:
@@ -118,12 +120,12 @@ def serve(services: Services, call: Call, headers: Mapping[str, str], body: byte
             case _:
                 return _list_changed(services, call)
     except DirectError as error:
-        return refusal(error.status, error.code, str(error), error.reason)
+        return rest(error.status, error.code, str(error), error.reason)
     except StorageError as error:
-        return refusal(500, "InternalServerException", error.message)
+        return rest(500, "InternalServerException", error.message)
     except (OSError, InstantEnvError) as error:
         log.error("%s %s: %s", call.action, call.snapshot_id, error)
-        return refusal(500, "InternalServerException", f"{call.action} failed; server.log says why.")
+        return rest(500, "InternalServerException", f"{call.action} failed; server.log says why.")
 
 
 def _start(services: Services, body: bytes) -> Answer:

@@ -7,12 +7,22 @@ from typing import Any, ClassVar
 
 from instant_env.localec2.api.allowed import IAM_ACTIONS
 from instant_env.localec2.api.services import Services
-from instant_env.localec2.state.moto_api import ActionResult, IamResponse
+from instant_env.localec2.protocol.call import CallError, read_object
+from instant_env.localec2.protocol.moto_request import CallResponse
+from instant_env.localec2.state.moto_api import (
+    ActionResult,
+    IAMException,
+    IamResponse,
+    LimitExceededException,
+    MalformedPolicyDocument,
+)
 
 _ID_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+#: IAM's quotas for a role's policies, in characters without white space ("IAM and AWS STS quotas").
+DOCUMENTS = {"PolicyDocument": 10_240, "AssumeRolePolicyDocument": 4096}
 
 
-class LocalIam(IamResponse):  # type: ignore[misc]  # moto is untyped
+class LocalIam(CallResponse, IamResponse):  # type: ignore[misc]  # moto is untyped
     """One request to IAM that the allow-list let through. The server holds the state's lock while it runs."""
 
     services: ClassVar[Services]
@@ -23,6 +33,12 @@ class LocalIam(IamResponse):  # type: ignore[misc]  # moto is untyped
         return self.services.state.identities.iam
 
     def call_action(self) -> Any:
+        try:
+            for name, most in DOCUMENTS.items():
+                _check_document(name, self._get_param(name), most)
+        except IAMException as error:
+            status, headers, body = self.serialized(ActionResult(error))
+            return status, {**headers, "status": str(status)}, body
         response = super().call_action()
         if IAM_ACTIONS[self._get_action()].mutating and response[0] < 300:
             self.services.identities_changed()
@@ -37,3 +53,15 @@ class LocalIam(IamResponse):  # type: ignore[misc]  # moto is untyped
     def attach_role_policy(self) -> ActionResult:
         self.services.state.identities.know_policy(self._get_param("PolicyArn"))
         return super().attach_role_policy()
+
+
+def _check_document(name: str, text: str | None, most: int) -> None:
+    """Refuse a policy that is too large, or no JSON whose keys are unique. Raises IAMException."""
+    if text is None:
+        return
+    if len("".join(text.split())) > most:
+        raise LimitExceededException(f"Maximum policy size of {most} bytes exceeded for {name}")
+    try:
+        read_object(text.encode())
+    except CallError:
+        raise MalformedPolicyDocument("Syntax errors in policy.") from None

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from instant_env.localec2.state.moto_api import EC2ClientError
+from instant_env.localec2.state.patterns import compiled
 
 T = TypeVar("T")
 
@@ -84,11 +85,4 @@ def matches(patterns: Sequence[str], value: object) -> bool:
     """Whether any of a filter's values, with their wildcards, is ``value`` or one of a list of values."""
     values = value if isinstance(value, list) else [value]
     texts = [str(item).lower() if isinstance(item, bool) else str(item) for item in values]
-    return any(_compiled(pattern).fullmatch(text) for pattern in patterns for text in texts)
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    """EC2's own patterns: a backslash takes a wildcard's meaning away; brackets mean nothing."""
-    parts = re.findall(r"\\.|.", pattern, re.DOTALL)
-    special = {"*": ".*", "?": "."}
-    return re.compile("".join(special.get(part, re.escape(part[-1])) for part in parts), re.DOTALL)
+    return any(compiled(pattern, escapes=True).fullmatch(text) for pattern in patterns for text in texts)

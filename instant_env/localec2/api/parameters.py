@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 
 from instant_env.localec2.api.allowed import SSM_ACTIONS
 from instant_env.localec2.api.services import Services
+from instant_env.localec2.protocol.moto_request import CallResponse
 from instant_env.localec2.state.moto_api import ActionResult, SimpleSystemManagerResponse, SSMException
 
 
-class LocalParameters(SimpleSystemManagerResponse):  # type: ignore[misc]  # moto is untyped
+class LocalParameters(CallResponse, SimpleSystemManagerResponse):  # type: ignore[misc]  # moto is untyped
     """One request to SSM. The server holds the state's lock while it runs."""
 
     services: ClassVar[Services]

@@ -10,8 +10,6 @@ import logging
 import uuid
 from typing import Any, ClassVar
 
-from botocore.model import OperationNotFoundError
-
 from instant_env.localec2.api import allowed
 from instant_env.localec2.api.describe import Descriptions
 from instant_env.localec2.api.image_lifecycle import ImageLifecycle
@@ -28,6 +26,7 @@ from instant_env.localec2.api.services import Services
 from instant_env.localec2.instances.hibernation import check_stop
 from instant_env.localec2.instances.launches import metadata_options, run_instances
 from instant_env.localec2.instances.state_reasons import HIBERNATION, USER
+from instant_env.localec2.protocol.moto_request import CallResponse
 from instant_env.localec2.qemu.disks import DiskError
 from instant_env.localec2.records.journal import StorageError
 from instant_env.localec2.state.client_tokens import request_digest
@@ -38,18 +37,8 @@ from instant_env.localec2.state.state import now
 log = logging.getLogger(__name__)
 
 
-class _Given:
-    """A request for moto's parser, with the fields that count."""
-
-    def __init__(self, request: Any, values: dict[str, str]) -> None:
-        self._request = request
-        self.values = values
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._request, name)
-
-
 class LocalResponse(
+    CallResponse,
     InstanceAttributes,
     Descriptions,
     InstanceProfiles,
@@ -74,9 +63,8 @@ class LocalResponse(
         """This server's; moto's would be the one that is in its table now."""
         return self.services.state.mirror.ec2
 
-    def parse_parameters(self, request: Any) -> None:
-        """Let moto read what was given and can be read; :meth:`call_action` answers the refusals."""
-        self.params: dict[str, Any] = {}
+    def parse_parameters(self, _: Any) -> None:
+        """Let moto read what was given and can be read; :meth:`refused` answers the refusals."""
         self.refusal: EC2ClientError | None = None
         self.querystring = given(self._get_action(), self.querystring)
         wire = [(name, values[0]) for name, values in self.querystring.items()]
@@ -84,19 +72,22 @@ class LocalResponse(
             check(self._get_action(), wire)
             if sentence := allowed.refusal(self._get_action(), wire):
                 raise EC2ClientError("UnsupportedOperation", sentence)
-            super().parse_parameters(_Given(request, dict(wire)))
+            self.parse_fields(dict(wire))
+            if self.unread:
+                raise EC2ClientError(
+                    "UnknownParameter", f"The parameter {min(self.unread)} is not recognized"
+                )
         except EC2ClientError as error:
             self.refusal = error
-        except OperationNotFoundError:
-            pass  # an action that botocore does not know, and that only reads: moto says that it has none
         except ValueError as error:  # a blob or a time
             self.refusal = EC2ClientError("InvalidParameterValue", f"A parameter cannot be read: {error}.")
+
+    def refused(self) -> Any:
+        return None if self.refusal is None else self._error(self.refusal)
 
     def call_action(self) -> Any:
         action = self._get_action()
         try:
-            if self.refusal is not None:
-                raise self.refusal
             if "NextToken" in self.querystring and action not in PAGED:
                 raise invalid_token(self.querystring["NextToken"][0])
             return super().call_action()

@@ -11,27 +11,30 @@ import json
 import logging
 import socket
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult
 
 from pydantic import ValidationError
 
 from instant_env.errors import InstantEnvError
-from instant_env.localec2.api import allowed, callers, ebs_direct, instance_connect, signature
+from instant_env.localec2.api import allowed, callers, ebs_direct, instance_connect
 from instant_env.localec2.api.iam import LocalIam
 from instant_env.localec2.api.parameters import LocalParameters
 from instant_env.localec2.api.responses import LocalResponse
 from instant_env.localec2.api.services import Services
 from instant_env.localec2.api.sts import LocalTokens
 from instant_env.localec2.instances.spot import CapacityOrder, InterruptionOrder
+from instant_env.localec2.protocol import signature
+from instant_env.localec2.protocol.call import REST as EBS
+from instant_env.localec2.protocol.call import Call, CallError, read, repeated, target_of
+from instant_env.localec2.protocol.refusal import Answer, refusal, rest, unserved
 from instant_env.localec2.qemu.qmp import QmpError
 from instant_env.localec2.records.journal import StorageError
 from instant_env.localec2.state import faults
-from instant_env.localec2.state.moto_api import Request, new_id
-from instant_env.localec2.state.xml_text import xml_text
 from instant_env.localec2.volumes.images import StockRegistration
 from instant_env.settings import explain
 
@@ -47,16 +50,20 @@ IDLE_TIMEOUT_S = 120.0
 #: Instance Connect, which moto does not have, and EBS are apart.
 SERVICES: dict[str, Any] = {"ec2": LocalResponse, "ssm": LocalParameters, "sts": LocalTokens, "iam": LocalIam}
 INSTANCE_CONNECT = "ec2-instance-connect"
-#: The EBS direct APIs: the only ones whose paths say what is asked for.
-EBS = "ebs"
 #: What a service calls a call that the caller's policies do not allow.
 DENIALS = {"ec2": "UnauthorizedOperation", "ssm": "AccessDeniedException", INSTANCE_CONNECT: "AuthException"}
-
-Answer = tuple[int, dict[str, str], bytes]
 
 
 class DroppedError(Exception):
     """A fault that was asked for: this connection ends without an answer."""
+
+
+class _BadRequestError(Exception):
+    """What is no request of HTTP that is served here."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class LocalServer(ThreadingHTTPServer):
@@ -109,108 +116,143 @@ class Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         try:
-            length = int(self.headers.get("Content-Length") or 0)
-        except ValueError:
-            length = -1
-        if not 0 <= length <= MAX_BODY or "Transfer-Encoding" in self.headers:
-            self.close_connection = True
-            self._send(_text(413 if length > MAX_BODY else 400, "no such body"))
-            return
-        body = self.rfile.read(length)
-        try:
+            body = self._body()
             answer = self._answer(body)
+        except _BadRequestError as error:
+            self.close_connection = True  # where the next request begins is unknown
+            answer = _text(error.status, str(error))
         except DroppedError:
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
             return
         except Exception:
-            log.exception("%s %s failed", self.command, urlsplit(self.path).path)
-            answer = _text(500, "server.log says why")
+            log.exception("%s %s failed", self.command, self.path[:200])
+            answer = self._failure()
         self._send(answer)
 
+    def _body(self) -> bytes:
+        """The request's body. Raises _BadRequestError for one whose length is not plain, or too large."""
+        text = self.headers.get("Content-Length", "0")
+        if "Transfer-Encoding" in self.headers or not (text.isascii() and text.isdigit()):
+            raise _BadRequestError("a body has a Content-Length, and no Transfer-Encoding")
+        length = int(text[:20])
+        if length > MAX_BODY:
+            raise _BadRequestError(f"a body has at most {MAX_BODY} bytes", 413)
+        body = self.rfile.read(length)
+        if len(body) < length:
+            raise _BadRequestError("the body is shorter than its Content-Length")
+        return body
+
+    def _failure(self) -> Answer:
+        """An answer to what we did not expect, in the client's protocol: a bare 500 has no cause in it."""
+        headers = self._lowered()
+        service = signature.service_of(headers)
+        if not service:
+            return _text(500, "server.log says why")
+        message = "The request failed; server.log says why."
+        return refusal(service, headers.get("content-type", ""), "InternalError", message, 500)
+
+    def _lowered(self) -> dict[str, str]:
+        return {name.lower(): value for name, value in self.headers.items()}
+
     def _answer(self, body: bytes) -> Answer:
-        path = urlsplit(self.path).path
         # A web page that made its name point here would send that name.
         if self.headers.get("Host", "").split(":")[0] not in (HOST, "localhost"):
             return _text(403, "this is localec2; its name is " + HOST)
-        if path.startswith("/_localec2/"):
-            return self._own(path.removeprefix("/_localec2/"), body)
-        if path != "/" and not ebs_direct.is_route(path):
+        target = target_of(self.path)
+        if target is None:
+            raise _BadRequestError("a request's target is a path")
+        if (name := repeated(self.headers.keys())) is not None:
+            raise _BadRequestError(f"the header {name} comes more than once")
+        if target.path.startswith("/_localec2/"):
+            return self._own(target.path.removeprefix("/_localec2/"), body)
+        headers = self._lowered()
+        service, kind = signature.service_of(headers), headers.get("content-type", "")
+        if target.path != "/" and not service and not ebs_direct.is_route(target.path):
             return _text(404, "no such path")
-        headers = {name.lower(): value for name, value in self.headers.items()}
         url = f"http://{headers['host']}{self.path}"
+        unsigned_body = ebs_direct.may_be_unsigned(self.command, target.path)
         try:
             scope, caller = callers.identify(
-                self.server.services.state, self.command, url, headers, body, datetime.now(UTC)
-            )
+                self.server.services.state, self.command, url, headers, body, datetime.now(UTC),
+                unsigned_body=unsigned_body,
+            )  # fmt: skip
         except signature.SignatureError as error:
-            if path != "/":
-                return ebs_direct.refusal(403, error.code, str(error))
-            return _refusal("", headers.get("content-type", ""), error.code, str(error), error.status)
-        return self._aws(scope, caller, url, body)
+            if ebs_direct.is_route(target.path):
+                return rest(403, error.code, str(error))
+            status = error.status or (400 if "json" in kind else 401)
+            return refusal(service, kind, error.code, str(error), status)
+        return self._aws(scope, caller, target, headers, body)
 
-    def _aws(self, scope: signature.Scope, caller: callers.Caller, url: str, body: bytes) -> Answer:
-        kind = self.headers.get("Content-Type", "")
-        state = self.server.services.state
+    def _aws(
+        self, scope: signature.Scope, caller: callers.Caller, target: SplitResult,
+        headers: Mapping[str, str], body: bytes,
+    ) -> Answer:  # fmt: skip
+        """Read the request once; check, strike and execute what was read."""
+        service, kind, state = scope.service, headers.get("content-type", ""), self.server.services.state
         if not callers.serves_region(state, scope):
             message = f"localec2 serves the region {state.region} only, not {scope.region}."
-            return _refusal(scope.service, kind, "UnsupportedOperation", message)
-        if scope.service not in SERVICES and scope.service not in (INSTANCE_CONNECT, EBS):
+            return refusal(service, kind, "UnsupportedOperation", message)
+        if service not in (*SERVICES, INSTANCE_CONNECT, EBS):
             known = ", ".join([*SERVICES, INSTANCE_CONNECT, EBS])
-            message = f"localec2 serves {known}, not {scope.service}."
-            return _refusal(scope.service, kind, "UnsupportedOperation", message)
-        path = urlsplit(self.path).path
-        if (scope.service == EBS) != ebs_direct.is_route(path):
-            return _text(404, f"{scope.service} has no such path")
-        call = ebs_direct.find(self.command, self.path)
-        if scope.service == EBS and call is None:
-            return ebs_direct.refusal(404, "UnknownOperationException", "no such operation")
-        action, fields = (call.action, []) if call is not None else self._parsed(body)
-        if sentence := allowed.query_refusal(scope.service, action, fields):
-            return _refusal(scope.service, kind, "UnsupportedOperation", sentence)
-        if sentence := callers.refusal(state, caller, scope.service, action):
-            if scope.service == EBS:
-                return ebs_direct.refusal(403, "AccessDeniedException", sentence, "UNAUTHORIZED_ACCOUNT")
-            code = DENIALS.get(scope.service, "AccessDenied")
-            return _refusal(scope.service, kind, code, sentence, 400 if "json" in kind else 403)
-        named = [value for name, value in fields if name == "InstanceId" or name.startswith("InstanceId.")]
-        strike = state.faults.strike(action, named)
+            return unserved(service, target.path, kind, f"localec2 serves {known}, not {service}.")
+        if (service == EBS) != ebs_direct.is_route(target.path):
+            return _text(404, f"{service} has no such path")
+        try:
+            call = read(service, self.command, target, headers, body)
+            block_call = ebs_direct.find(self.command, call.path, call.query) if service == EBS else None
+            if service == EBS and block_call is None:
+                return rest(404, "UnknownOperationException", "no such operation")
+            action = block_call.action if block_call else call.action
+            if sentence := allowed.query_refusal(service, action, call.fields.items()):
+                raise CallError("UnsupportedOperation", sentence)
+        except CallError as error:
+            return refusal(service, kind, error.code, str(error))
+        if sentence := callers.refusal(state, caller, service, action):
+            if service == EBS:
+                return rest(403, "AccessDeniedException", sentence, "UNAUTHORIZED_ACCOUNT")
+            status = 400 if "json" in kind else 403
+            return refusal(service, kind, DENIALS.get(service, "AccessDenied"), sentence, status)
+        strike = state.faults.strike(action, call.named_instances)
         if strike.delay_s:
             time.sleep(strike.delay_s)
         if strike.drop == "before":
             raise DroppedError
         if strike.error is not None:
-            if scope.service == EBS:
-                return ebs_direct.refusal(*strike.error)
-            return _refusal(scope.service, kind, strike.error[1], strike.error[2], strike.error[0])
-        if scope.service == INSTANCE_CONNECT or call is not None:
-            if call is not None:
-                lowered = {name.lower(): value for name, value in self.headers.items()}
-                answer = ebs_direct.serve(self.server.services, call, lowered, body)
-            else:
-                answer = instance_connect.serve(self.server.services, action, body, caller.arn)
-            if strike.drop == "after":
-                raise DroppedError
-            return answer
-        request = Request.from_primitives(self.command, url, self.headers, body)
-        try:
-            with state.lock, state.request():
-                answer = self.server.responses[scope.service].dispatch(request, url, dict(self.headers))
-        except StorageError as error:
-            return _refusal(scope.service, kind, "InternalError", error.message, 500)
-        status, headers, content = answer
-        state.await_answer()
+            status, code, message = strike.error
+            return refusal(service, kind, code, message, status)
+        if block_call is not None:
+            answer = ebs_direct.serve(self.server.services, block_call, headers, body)
+        elif service == INSTANCE_CONNECT:
+            answer = instance_connect.serve(self.server.services, action, body, caller.arn)
+        else:
+            answer = self._execute(call, caller, kind)
         if strike.drop == "after":
             raise DroppedError
+        return answer
+
+    def _execute(self, call: Call, caller: callers.Caller, kind: str) -> Answer:
+        """Let moto's class do the call. Its parameters are read before the lock is taken."""
+        state = self.server.services.state
+        try:
+            response = self.server.responses[call.service].prepared(call)
+            if call.service != "ec2" and response.unread:
+                name = min(response.unread)
+                raise CallError("ValidationError", f"{name} is not a parameter of {call.action}.")
+        except CallError as error:
+            return refusal(call.service, kind, error.code, str(error))
+        response.caller = caller
+        try:
+            answer = response.refused()
+            if answer is None:
+                with state.lock, state.request():
+                    answer = response.call_action()
+        except StorageError as error:
+            return refusal(call.service, kind, "InternalError", error.message, 500)
+        state.await_answer()
+        status, headers, content = answer
         status = int(headers.pop("status", status))
         return status, headers, content if isinstance(content, bytes) else content.encode()
-
-    def _parsed(self, body: bytes) -> tuple[str, list[tuple[str, str]]]:
-        """The action of a call, and its parameters if its protocol has them as fields."""
-        if target := self.headers.get("X-Amz-Target"):
-            return target.rpartition(".")[2], []
-        fields = [*parse_qsl(urlsplit(self.path).query), *parse_qsl(body.decode("utf-8", "replace"))]
-        return next((value for name, value in fields if name == "Action"), ""), fields
 
     def _own(self, route: str, body: bytes) -> Answer:
         """Routes that EC2 does not have."""
@@ -307,15 +349,3 @@ def _text(status: int, text: str) -> Answer:
 
 def _json(status: int, value: dict[str, Any]) -> Answer:
     return status, {"Content-Type": "application/json"}, json.dumps(value).encode()
-
-
-def _refusal(service: str, content_type: str, code: str, message: str, status: int | None = None) -> Answer:
-    """An error in the form of the client's protocol: JSON, S3's XML, or EC2's (STS's clients read it too)."""
-    if "json" in content_type:
-        body = json.dumps({"__type": code, "message": message})
-        return status or 400, {"Content-Type": content_type}, body.encode()
-    error = f"<Error><Code>{xml_text(code)}</Code><Message>{xml_text(message)}</Message></Error>"
-    if service != "s3":
-        error = f"<Response><Errors>{error}</Errors><RequestID>{new_id('req')}</RequestID></Response>"
-    status = status or (400 if code == "UnsupportedOperation" else 401)
-    return status, {"Content-Type": "text/xml;charset=UTF-8"}, f'<?xml version="1.0"?>\n{error}'.encode()

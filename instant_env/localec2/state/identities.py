@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -13,6 +12,7 @@ from pydantic import Field
 from instant_env.localec2.records.records import Record, Tags
 from instant_env.localec2.records.store import RecordStore
 from instant_env.localec2.state import moto_api as moto
+from instant_env.localec2.state.patterns import compiled
 
 #: Who assumes a role that an instance profile gives to an instance.
 EC2_PRINCIPAL = "ec2.amazonaws.com"
@@ -168,7 +168,7 @@ def _covers(statement: dict[str, Any], action: str) -> bool:
     """Actions are compared without regard to case; * and ? are wildcards."""
 
     def matches(patterns: list[Any]) -> bool:
-        return any(fnmatch.fnmatchcase(action.lower(), str(pattern).lower()) for pattern in patterns)
+        return any(compiled(str(pattern), ignore_case=True).fullmatch(action) for pattern in patterns)
 
     if "NotAction" in statement:
         return not matches(_listed(statement["NotAction"]))

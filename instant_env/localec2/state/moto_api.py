@@ -25,6 +25,7 @@ import moto.ec2.models.elastic_ip_addresses as addresses
 import moto.ec2.models.elastic_network_interfaces as interfaces
 import moto.iam.models as iam_models
 import moto.ssm.models as ssm_models
+from moto.core.parse import EC2QueryParser, QueryParser
 from moto.core.request import Request
 from moto.core.responses import ActionResult, EmptyResult
 from moto.core.types import Base64EncodedString
@@ -37,6 +38,7 @@ from moto.ec2.utils import filter_dict_attribute_mapping as INSTANCE_FILTERS
 from moto.ec2.utils import generic_filter
 from moto.ec2.utils import get_object_value as attribute_of
 from moto.iam.aws_managed_policies import aws_managed_policies_data
+from moto.iam.exceptions import IAMException, LimitExceededException, MalformedPolicyDocument
 from moto.iam.responses import IamResponse
 from moto.moto_api._internal import mock_random
 from moto.ssm.exceptions import SSMException
@@ -52,10 +54,15 @@ __all__ = [
     "ActionResult",
     "Base64EncodedString",
     "EC2ClientError",
+    "EC2QueryParser",
     "EC2Response",
     "EmptyResult",
+    "IAMException",
     "IamResponse",
     "InvalidKeyPairFormatError",
+    "LimitExceededException",
+    "MalformedPolicyDocument",
+    "QueryParser",
     "Request",
     "SSMException",
     "SimpleSystemManagerResponse",
@@ -68,6 +75,7 @@ __all__ = [
     "drawn",
     "ec2_backend",
     "generic_filter",
+    "get_service_model",
     "iam_backend",
     "iam_models",
     "input_types",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import re
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ MAX_AGE = MAX_LEAD = timedelta(minutes=5)
 #: STS's and IAM's answers name 15 minutes for old signatures (aws-cli's issue 6676).
 MAX_AGES = {"sts": timedelta(minutes=15), "iam": timedelta(minutes=15)}
 _STAMP = "%Y%m%dT%H%M%SZ"
+#: What a signature has in place of its body's digest when it does not cover the body.
+UNSIGNED = "UNSIGNED-PAYLOAD"
 
 
 class SignatureError(Exception):
@@ -49,11 +52,11 @@ def service_of(headers: Mapping[str, str]) -> str:
 
 def check(
     method: str, url: str, headers: Mapping[str, str], body: bytes, access_key_id: str, secret: str,
-    at: datetime,
+    at: datetime, *, unsigned_body: bool = False,
 ) -> Scope:  # fmt: skip
     """The scope of a correctly signed request that arrives at the time ``at``. Raises SignatureError.
 
-    ``headers`` has lower-case names.
+    ``headers`` has lower-case names. ``unsigned_body``: the signature need not cover the body.
     """
     match = _AUTHORIZATION.fullmatch(headers.get("authorization", "").strip())
     if match is None:
@@ -63,6 +66,10 @@ def check(
     signed = {name: headers.get(name, "") for name in match["headers"].split(";")}
     if not {"host", "x-amz-date"} <= set(signed):
         raise SignatureError("AuthFailure", "The signature does not cover host and x-amz-date")
+    # A token decides whose secret is asked for, so one that is not signed still has to be the signer's.
+    if missing := {n for n in headers if n.startswith("x-amz-")} - set(signed) - {"x-amz-security-token"}:
+        raise SignatureError("AuthFailure", f"The signature does not cover {', '.join(sorted(missing))}")
+    _check_digest(headers.get("x-amz-content-sha256"), body, unsigned_body=unsigned_body)
     auth = SigV4Auth(Credentials(access_key_id, secret), match["service"], match["region"])
     request = AWSRequest(method=method, url=url, data=body, headers=signed)
     request.context["timestamp"] = signed["x-amz-date"]
@@ -71,6 +78,14 @@ def check(
         raise SignatureError("SignatureDoesNotMatch", "The request signature does not match the credentials")
     _check_age(signed["x-amz-date"], match["service"], headers.get("content-type", ""), at)
     return Scope(match["service"], match["region"])
+
+
+def _check_digest(digest: str | None, body: bytes, *, unsigned_body: bool) -> None:
+    """Refuse a body other than the signed one: botocore's arithmetic believes what this header says."""
+    if digest is None or (unsigned_body and digest == UNSIGNED):
+        return
+    if not hmac.compare_digest(digest.encode(), hashlib.sha256(body).hexdigest().encode()):
+        raise SignatureError("SignatureDoesNotMatch", "x-amz-content-sha256 is not the digest of the body")
 
 
 def _check_age(stamp: str, service: str, content_type: str, at: datetime) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import quote_plus, urlencode, urlsplit
 
 import pytest
 from botocore.credentials import Credentials
-from support.signed import Reply, Signer, digest, owner, raw
+from support.hostile.signed import Reply, Signer, digest, owner, raw
 
 from instant_env.localec2.state import patterns
 from instant_env.localec2.state.credentials import Session

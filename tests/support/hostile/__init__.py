@@ -1,0 +1,1 @@
+"""What only somebody who means harm sends."""

@@ -90,6 +90,9 @@ after 5 seconds and then every 30. If no key was named at launch, it waits up to
 then lets sshd accept connections. It does the same if keys of an earlier start are on the disk and the metadata service
 has not answered for 10 seconds.
 
+Its SSH host keys are printed on the console after the first login, or 10 seconds after sshd serves, between the lines
+-----BEGIN SSH HOST KEY KEYS----- and -----END SSH HOST KEY KEYS-----, as cloud-init prints them.
+
 User data may name more keys, set the machine's time limit, and more; see docs/user-data.md. It is read once sshd runs.
 Errors in it are reported on the console and stop nothing else.
 

@@ -57,6 +57,9 @@ func keyAgent(log *logging.Logger) int {
 	}
 	syscall.Sync() // see finishBoot
 	log.Consolef("timeline %s", marks.JSON())
+	if err := access.PrintHostKeys(paths.SSH, paths.Console); err != nil {
+		log.Consolef("host keys: %v", err)
+	}
 	// cloud-init would have done it, or growpart from an initramfs.
 	if _, err := volumes.Grow("/", nil, log); err != nil {
 		log.Consolef("root volume: %v", err)

@@ -2,10 +2,12 @@ package access
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"instantenv/init/internal/atomicfile"
 	"instantenv/init/internal/sshkey"
@@ -42,6 +44,30 @@ func EnsureHostKeys(directory string, marks *timeline.Timeline) (made []string, 
 	}
 	marks.Mark("host_keys")
 	return made, nil
+}
+
+// PrintHostKeys writes the public host keys of a directory to the console, between the lines that cloud-init uses
+// (cc_keys_to_console): who reads the machine's console through its cloud can compare them before the first login.
+func PrintHostKeys(directory, console string) error {
+	files, err := filepath.Glob(filepath.Join(directory, "ssh_host_*_key.pub"))
+	if err != nil {
+		return err
+	}
+	block := []byte("-----BEGIN SSH HOST KEY KEYS-----\n")
+	for _, file := range files {
+		key, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		block = append(append(block, bytes.TrimSpace(key)...), '\n')
+	}
+	block = append(block, "-----END SSH HOST KEY KEYS-----\n"...)
+	device, err := os.OpenFile(console, os.O_WRONLY|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = device.Write(block) // in one piece: others write to it, too
+	return errors.Join(err, device.Close())
 }
 
 // isWholeKey tells a private key from a file that a power failure cut short: every format that sshd reads is armoured text.

@@ -53,3 +53,19 @@ func TestEnsureHostKeys(t *testing.T) {
 		t.Fatalf("no new keys in place of broken ones: %q", made)
 	}
 }
+
+func TestPrintHostKeys(t *testing.T) {
+	directory, console := t.TempDir(), filepath.Join(t.TempDir(), "console")
+	inittest.Write(t, console, "")
+	inittest.Write(t, filepath.Join(directory, "ssh_host_ed25519_key"), "secret\n")
+	inittest.Write(t, filepath.Join(directory, "ssh_host_ed25519_key.pub"), "ssh-ed25519 AAAA instant-init\n")
+	inittest.Write(t, filepath.Join(directory, "ssh_host_ecdsa_key.pub"), "ecdsa-sha2-nistp256 BBBB instant-init")
+	if err := PrintHostKeys(directory, console); err != nil {
+		t.Fatal(err)
+	}
+	const want = "-----BEGIN SSH HOST KEY KEYS-----\necdsa-sha2-nistp256 BBBB instant-init\n" +
+		"ssh-ed25519 AAAA instant-init\n-----END SSH HOST KEY KEYS-----\n"
+	if got := inittest.Read(t, console); got != want {
+		t.Errorf("printed %q", got)
+	}
+}

@@ -246,6 +246,13 @@ func (m *machine) completeSystem() error {
 		time.Sleep(sessionLimit)
 	}
 	m.services.Delegate()
+	hostKeys := paths.SSH
+	if len(m.sshdOptions) > 0 {
+		hostKeys = runtimeHostKeys
+	}
+	if err := access.PrintHostKeys(hostKeys, paths.Console); err != nil {
+		m.log.Journalf("host keys: %v", err)
+	}
 	return nil
 }
 

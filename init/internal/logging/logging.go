@@ -7,6 +7,8 @@ import (
 	"os"
 	"sync"
 	"syscall"
+
+	"instantenv/init/internal/paths"
 )
 
 // A Logger writes to two places: Journal takes everything (the kernel's log, or systemd's), Console only what helps a
@@ -54,7 +56,7 @@ func (l *Logger) Open() {
 	if kernel, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err == nil {
 		l.Journal = kernelLog{kernel}
 	}
-	console, err := os.OpenFile("/dev/console", os.O_RDWR|syscall.O_NOCTTY, 0)
+	console, err := os.OpenFile(paths.Console, os.O_RDWR|syscall.O_NOCTTY, 0)
 	if err != nil {
 		return
 	}

@@ -6,4 +6,6 @@ const (
 	Runtime = "/run/instant-init"
 	// SSH has sshd's configuration and host keys.
 	SSH = "/etc/ssh"
+	// Console is the serial console that a cloud shows.
+	Console = "/dev/console"
 )

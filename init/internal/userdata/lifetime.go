@@ -22,6 +22,11 @@ const expiryTagPath = "/latest/meta-data/tags/instance/instant-env:expires-at"
 const (
 	clockPause = time.Second
 	tagPause   = 5 * time.Second
+	// sleepGap is a pause that took so long that the machine may have slept. A pause that is late for another reason
+	// costs one question to the metadata service.
+	sleepGap = clockPause + 2*time.Second
+	// answerLimit is how long an end waits for the tag to be read, after a start and after a sleep.
+	answerLimit = 30 * time.Second
 )
 
 // A Lifetime knows the machine's time limit: the tag's if there is one, otherwise the earlier one of user data.
@@ -38,6 +43,7 @@ type Lifetime struct {
 	ttl     time.Duration // since the start of the kernel, which is when clock began
 	expires expiry        // of user data
 	tag     expiry
+	asked   time.Duration // when the newest answered question for the tag was begun, on CLOCK_BOOTTIME
 	badTag  string
 	told    string
 }
@@ -58,9 +64,11 @@ func NewLifetime(data Data, date time.Time, log *logging.Logger) *Lifetime {
 // Watch reads the tag for ever, at once for the first time.
 func (l *Lifetime) Watch(client *imds.Client) {
 	for {
+		begun := l.clock()
 		text, err := client.Get(expiryTagPath, time.Now())
 		if err == nil || errors.Is(err, imds.ErrNotFound) {
 			l.update(client.Date(), string(text)) // no text when there is no tag
+			l.answered(begun)
 		}
 		time.Sleep(tagPause)
 	}
@@ -132,16 +140,32 @@ func (l *Lifetime) tell() {
 	l.log.Journalf("powering off in %s: %s", (end - l.clock()).Round(time.Second), why)
 }
 
-// Await returns the reason when the time is up. It works without the metadata service.
+// answered notes that a question for the tag, begun at a point of CLOCK_BOOTTIME, was answered.
+func (l *Lifetime) answered(begun time.Duration) {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	l.asked = begun
+}
+
+// Await returns the reason when the time is up. A machine that was stopped or asleep when its end passed may have been
+// given a later one before it was started again: so, after a start and after a sleep, an end counts once the tag was read.
+// It works without the metadata service, too: then the end counts after answerLimit.
 func (l *Lifetime) Await(sleep func(time.Duration)) string {
 	l.mutex.Lock()
 	l.tell()
 	l.mutex.Unlock()
-	for {
+	awake := l.clock() // since when the machine has been running
+	for last := awake; ; {
+		clock := l.clock()
+		if clock-last > sleepGap {
+			awake = clock
+		}
+		last = clock
 		l.mutex.Lock()
 		end, why := l.end()
+		current := l.asked >= awake
 		l.mutex.Unlock()
-		if end != 0 && l.clock() >= end {
+		if end != 0 && clock >= end && (current || clock-awake >= answerLimit) {
 			return why
 		}
 		sleep(clockPause)

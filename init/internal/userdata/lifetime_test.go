@@ -133,6 +133,12 @@ func TestLifetimeSaysABadTagOnce(t *testing.T) {
 	}
 }
 
+// ask is a question for the tag that is answered at once.
+func (l *life) ask(tag string) {
+	l.update(l.date, tag)
+	l.answered(l.boot)
+}
+
 func TestAwait(t *testing.T) {
 	l := begin(Data{TTL: time.Minute}, true)
 	naps := 0
@@ -140,19 +146,71 @@ func TestAwait(t *testing.T) {
 		naps++
 		switch naps {
 		case 3:
-			l.update(l.date, in(time.Hour)) // extended
+			l.ask(in(time.Hour)) // extended
 		case 5:
-			l.boot += 2 * time.Hour // asleep meanwhile
+			l.pass(2 * time.Hour) // asleep meanwhile
 		case 6:
+			l.ask(in(time.Hour)) // as before
+		case 7:
 			t.Fatal("the end was not noticed after the sleep")
 		}
 		l.pass(d)
 	})
-	if !strings.Contains(why, "tag") || naps != 5 {
+	if !strings.Contains(why, "tag") || naps != 6 {
 		t.Errorf("%q after %d naps", why, naps)
 	}
 	if !strings.Contains(l.log.String(), "powering off in 50s: user data says ttl_s 60") {
 		t.Errorf("log %q", l.log.String())
+	}
+}
+
+// await runs until the time is up, and returns for how long that was since the nap in which the machine slept.
+func (l *life) await(asleepFrom int, asleepFor time.Duration, after func(awake int)) (time.Duration, string) {
+	naps := 0
+	var woke time.Duration
+	why := l.Await(func(d time.Duration) {
+		naps++
+		l.pass(d)
+		if naps == asleepFrom {
+			l.pass(asleepFor)
+			woke = l.boot
+		}
+		after(naps - asleepFrom)
+	})
+	return l.boot - woke, why
+}
+
+func TestAnEndThatPassedDuringASleepCountsOnceTheTagWasRead(t *testing.T) {
+	l := begin(Data{}, true)
+	l.ask(in(time.Minute))
+	lived, why := l.await(3, time.Hour, func(awake int) {
+		if awake == 4 {
+			l.ask(in(2 * time.Hour)) // renewed before the start
+		}
+	})
+	if lived < 50*time.Minute || !strings.Contains(why, in(2*time.Hour)) {
+		t.Errorf("off %s after it woke up: %q", lived, why)
+	}
+}
+
+func TestAnEndThatPassedDuringASleepCountsWithoutTheService(t *testing.T) {
+	l := begin(Data{}, true)
+	l.ask(in(time.Minute))
+	lived, why := l.await(3, time.Hour, func(int) {})
+	if lived < answerLimit || lived > answerLimit+2*time.Second || !strings.Contains(why, "tag") {
+		t.Errorf("off %s after it woke up: %q", lived, why)
+	}
+}
+
+func TestAnEndOfUserDataThatPassedWhileTheMachineWasStoppedWaitsForTheTag(t *testing.T) {
+	l := begin(Data{ExpiresAt: noon.Add(-time.Hour)}, true)
+	_, why := l.await(0, 0, func(naps int) {
+		if naps == 2 {
+			l.ask(in(time.Hour))
+		}
+	})
+	if l.boot < time.Hour || !strings.Contains(why, "tag") {
+		t.Errorf("off at %s: %q", l.boot, why)
 	}
 }
 

@@ -114,6 +114,10 @@ def test_keys(tiny_cloud: TinyCloud) -> None:
         "authorized_keys",
     ]
 
+    # Who reads the console can compare the host keys.
+    printed = wait_for_line(cloud, instance_id, r"BEGIN SSH HOST KEY KEYS-----([\s\S]*?)-----END SSH")
+    assert printed[1].split() == guest.run("cat /etc/ssh/ssh_host_*_key.pub").split()
+
     # A key in authorized_keys needs nobody's answer; another one does not wait for ever.
     starter.inject(cloud.endpoint, kind="imds", instance=instance_id, answer="refused")
     assert lets_in(cloud, instance_id, wished)

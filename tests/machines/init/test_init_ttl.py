@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from support.init_guest import console, wait_for_line, wait_until
+from support.init_guest import HIBERNATION, console, wait_for_line, wait_until
 
 from instant_env.localec2 import starter
 from instant_env.user_data import UserData
@@ -79,3 +79,31 @@ def test_time_is_up_whoever_is_there_and_whatever_the_clock_says(tiny_cloud: Tin
     guest.connection.close()
     said = ended(cloud, extended, NOTICE_S + 60)
     assert "powering off: its time is up: the tag instant-env:expires-at says" in said
+
+
+@pytest.mark.only_x86_64(HIBERNATION)
+def test_a_machine_asleep_past_its_end_goes_by_the_tag_that_it_wakes_up_to(tiny_cloud: TinyCloud) -> None:
+    """A pool's slot sleeps for longer than it was to live, and is given a later end before it is started."""
+    cloud = tiny_cloud
+    instance_id = cloud.launch_tiny(
+        HibernationOptions={"Configured": True},
+        BlockDeviceMappings=[{"DeviceName": "/dev/xvda", "Ebs": {"Encrypted": True, "VolumeSize": 2}}],
+        MetadataOptions={"InstanceMetadataTags": "enabled"},
+    )
+    guest = cloud.login(instance_id)
+    boot_id = guest.run("cat /proc/sys/kernel/random/boot_id")
+    expires(cloud, instance_id, NOTICE_S)
+    end = time.monotonic() + NOTICE_S
+    wait_until(guest, "dmesg | grep -q 'powering off in [0-9]*s: the tag instant-env:expires-at says'")
+    cloud.ec2.stop_instances(InstanceIds=[instance_id], Hibernate=True)
+    stopped = cloud.wait(instance_id, "stopped", timeout_s=150)
+    assert stopped["StateReason"]["Code"] == "Client.UserInitiatedHibernate", stopped["StateReason"]
+    time.sleep(max(0.0, end + 5 - time.monotonic()))
+
+    expires(cloud, instance_id, 3600)
+    cloud.ec2.start_instances(InstanceIds=[instance_id])
+    again = cloud.login(instance_id)
+    assert again.run("cat /proc/sys/kernel/random/boot_id") == boot_id, "it has resumed"
+    # The init has looked at the clock since it woke up, and at the new tag.
+    wait_until(again, "dmesg | grep -qE 'powering off in (59m|1h)'")
+    assert again.run("sleep 2; echo alive") == "alive"

@@ -269,6 +269,7 @@ def clean(
     """Remove old AMIs with their snapshots, and whatever dead and expired runs left behind."""
     from instant_env.cli import tables
     from instant_env.cloud import janitor
+    from instant_env.cloud.removal import remove
     from instant_env.cloud.session import connect
 
     policy = janitor.policy(keep=keep, min_age_h=min_age_h, what=what, everything=all)
@@ -281,7 +282,7 @@ def clean(
             if rows:
                 show(tables.removal_table(rows, caption))
     go = bool(removals) and not dry_run and (yes or tables.confirmed(f"remove these {len(removals)}?"))
-    failures = janitor.remove(connection, removals, Reporter()) if go else []
+    failures = remove(connection, removals, Reporter()) if go else []
     if json:
         print_json(
             {

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from instant_env.cli.verb import say, show
 from instant_env.cloud.images import BakedImage
-from instant_env.cloud.janitor import Removal
+from instant_env.cloud.removal import Removal
 
 if TYPE_CHECKING:
     from instant_env.localec2.starter import Endpoint, Status

@@ -1,28 +1,26 @@
 """What may go, and why: old AMIs with their snapshots, and what dead and expired runs left behind.
 
 Nothing without our Project tag is ever looked at: every listing filters by it, and every removal goes by the
-ids those listings gave.
+ids those listings gave. What others use, or have protected, stays: see :mod:`instant_env.cloud.holds`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
-from instant_env.cloud import instances, references, runs
-from instant_env.cloud.copies import delete_copy
-from instant_env.cloud.images import BakedImage, deregister, list_baked
-from instant_env.cloud.interfaces import delete_public_interface
-from instant_env.cloud.network import delete_group
-from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code
+from instant_env.cloud import references, runs
+from instant_env.cloud.holds import Holds, deleted_with
+from instant_env.cloud.images import BakedImage, list_baked
+from instant_env.cloud.removal import KINDS, Removal, in_order
+from instant_env.cloud.session import Cloud, cloud_error
 from instant_env.cloud.tags import (
     PREFIX,
-    PROJECT,
     PROJECT_FILTER,
     Role,
     expired,
@@ -31,35 +29,14 @@ from instant_env.cloud.tags import (
     read_tags,
 )
 from instant_env.errors import UsageError
-from instant_env.progress import Progress
 
 if TYPE_CHECKING:
-    from mypy_boto3_ec2.type_defs import ImageTypeDef
+    from mypy_boto3_ec2.type_defs import ImageTypeDef, InstanceTypeDef
 
-#: Machines these roles launch live minutes; images have no expiry.
-_MACHINE_ROLES = (Role.BUILDER, Role.VERIFY, Role.BENCH, Role.POOL)
+#: Machines of these roles may go once they have expired; images have no expiry.
+_MACHINE_ROLES = (Role.BUILDER, Role.VERIFY, Role.BENCH, Role.POOL, Role.LEASE, Role.ENVIRONMENT)
 #: States of an AMI that nothing can be launched from any more (API_Image).
 _BROKEN = ("failed", "invalid", "error")
-#: What there is to remove, as `--what` has it.
-KINDS = frozenset(
-    {
-        "instance", "image", "image-copy", "snapshot", "volume", "network-interface", "elastic-ip",
-        "security-group", "key-pair",
-    }
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Removal:
-    """One thing to remove, with the reason a person reads."""
-
-    kind: str
-    id: str
-    name: str
-    reason: str
-
-    def as_dict(self) -> dict[str, str]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -96,13 +73,11 @@ def policy(*, keep: int, min_age_h: int, what: str, everything: bool) -> Policy:
 
 @dataclass(frozen=True)
 class Survey:
-    """What may go, and the AMIs that would but for the reasons that their rows have."""
+    """What may go, in the order of removal; and what would but for the reasons that the rows have. Machines
+    that somebody uses or has protected are always among ``kept``."""
 
     removals: list[Removal]
     kept: list[Removal]
-
-
-ReasonOf = Callable[[Mapping[str, str]], str]
 
 
 class _DeadRuns:
@@ -126,7 +101,7 @@ def _latest_ids(cloud: Cloud) -> set[str]:
 
 
 def _images(
-    cloud: Cloud, policy: Policy, now: datetime, dead_runs: _DeadRuns, ending: set[str]
+    cloud: Cloud, policy: Policy, now: datetime, dead_runs: _DeadRuns, holds: Holds, ending: set[str]
 ) -> tuple[list[Removal], list[Removal]]:
     """AMIs of ours that may go, and those that would but for somebody or something that keeps them."""
     groups = defaultdict(list)
@@ -147,7 +122,8 @@ def _images(
     kept: list[Removal] = []
     for image in baked:
         if image.id in wanted:
-            why = "; ".join(keepers.get(image.id, []))
+            hold = holds.why_image(image.id, image.snapshot_ids)
+            why = "; ".join([*([hold] if hold else []), *keepers.get(image.id, [])])
             row = Removal("image", image.id, image.name, why or wanted[image.id])
             (kept if why else removals).append(row)
     return removals, kept
@@ -193,215 +169,170 @@ def _protected_ids(cloud: Cloud) -> set[str]:
     }
 
 
-def _orphan_snapshots(cloud: Cloud, reason_of: ReasonOf) -> list[Removal]:
-    """Snapshots of ours that no AMI is made of: uploads and bakes cut short, and deregistrations."""
-    used = {
-        mapping.get("Ebs", {}).get("SnapshotId")
-        for image in _own_images(cloud)
-        for mapping in image.get("BlockDeviceMappings", [])
-    }
-    removals = []
-    pages = cloud.ec2.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], Filters=PROJECT_FILTER)
-    for snapshot in (snapshot for page in pages for snapshot in page["Snapshots"]):
-        tags = read_tags(snapshot.get("Tags"))
-        reason = reason_of(tags)
-        if not reason and tags.get(f"{PREFIX}role") == Role.IMAGE and expiry(tags) is None:
-            reason = "its image is gone"  # while an image is made, its snapshots have an expiry
-        if snapshot["SnapshotId"] not in used and reason:
-            name = tags.get("Name", "")
-            removals.append(Removal("snapshot", snapshot["SnapshotId"], name, f"{reason}, no AMI has it"))
-    return removals
+def _snapshots_of(image: ImageTypeDef) -> Iterator[str]:
+    for mapping in image.get("BlockDeviceMappings", []):
+        if snapshot_id := mapping.get("Ebs", {}).get("SnapshotId"):
+            yield snapshot_id
 
 
-def _expired_machines(cloud: Cloud, now: datetime, dead_runs: _DeadRuns, everything: bool) -> list[Removal]:
-    """Machines past their time, those of dead runs, and those that the cloud lost: their runs are dead."""
-    pages = cloud.ec2.get_paginator("describe_instances").paginate(Filters=PROJECT_FILTER)
-    removals = []
-    for page in pages:
-        for instance in (i for r in page["Reservations"] for i in r["Instances"]):
-            tags = read_tags(instance.get("Tags"))
-            if instance["State"]["Name"] in ("terminated", "shutting-down"):
-                continue
-            if (role := tags.get(f"{PREFIX}role")) not in _MACHINE_ROLES and not everything:
-                continue
-            # Nobody of ours starts a stopped machine again, so its run is over, whatever its expiry says.
-            lost = instance.get("StateReason", {}).get("Code") == "Server.InternalError"
-            if lost and instance["State"]["Name"] == "stopped":
-                dead_runs.lost |= {tags[f"{PREFIX}run"]} if f"{PREFIX}run" in tags else set()
-                reason = f"{role} lost by the cloud (Server.InternalError)"
-                removals.append(Removal("instance", instance["InstanceId"], tags.get("Name", ""), reason))
-            elif expired(tags, now):
-                reason = f"{role} expired at {tags[f'{PREFIX}expires-at']}"
-                removals.append(Removal("instance", instance["InstanceId"], tags.get("Name", ""), reason))
-            elif why := dead_runs.why(
-                tags.get(f"{PREFIX}run", "")
-            ):  # its key was in that process's memory alone
-                reason = f"{role}: {why}"
-                removals.append(Removal("instance", instance["InstanceId"], tags.get("Name", ""), reason))
-            elif everything:
-                reason = f"{role or 'no role'}: all were asked for"
-                removals.append(Removal("instance", instance["InstanceId"], tags.get("Name", ""), reason))
-    return removals
+class _Surveyor:
+    """One survey: what was read of the cloud, and the rows that come of it."""
 
+    def __init__(self, cloud: Cloud, policy: Policy, now: datetime) -> None:
+        self._cloud = cloud
+        self._policy = policy
+        self._now = now
+        self._dead_runs = _DeadRuns(cloud)
+        pages = cloud.ec2.get_paginator("describe_instances").paginate(Filters=PROJECT_FILTER)
+        self._machines = [i for page in pages for r in page["Reservations"] for i in r["Instances"]]
+        self._holds = Holds(cloud, self._machines, now)
+        self._gone_with_machines = {item for machine in self._machines for item in deleted_with(machine)}
+        self._removals: list[Removal] = []
+        self._kept: list[Removal] = []
+        self._ending: set[str] = set()  # machines that are going, or will be by the end of the removal
 
-def _leftovers(cloud: Cloud, reason_of: ReasonOf) -> list[Removal]:
-    """Volumes, security groups and key pairs of runs that never came to remove them."""
-    removals = []
-    for page in cloud.ec2.get_paginator("describe_volumes").paginate(Filters=PROJECT_FILTER):
-        for volume in page["Volumes"]:
-            tags = read_tags(volume.get("Tags"))
-            if volume["State"] == "available" and (reason := reason_of(tags)):
-                name = tags.get("Name", "")
-                removals.append(Removal("volume", volume["VolumeId"], name, f"{reason}, unattached"))
-    for interfaces in cloud.ec2.get_paginator("describe_network_interfaces").paginate(Filters=PROJECT_FILTER):
-        for interface in interfaces["NetworkInterfaces"]:
-            tags = read_tags(interface.get("TagSet"))
-            if interface.get("Status") == "available" and (reason := reason_of(tags)):
-                name = tags.get("Name", "")
-                removals.append(Removal("network-interface", interface["NetworkInterfaceId"], name, reason))
-    pool = project_filter(role=Role.POOL.value)
-    copies = cloud.ec2.get_paginator("describe_images").paginate(Owners=["self"], Filters=pool)
-    for image in (image for page in copies for image in page["Images"]):
-        if reason := reason_of(read_tags(image.get("Tags"))):
-            name = f"{image.get('Name', '')}"
-            removals.append(Removal("image-copy", image["ImageId"], name, reason))
-    for address in cloud.ec2.describe_addresses(Filters=PROJECT_FILTER)["Addresses"]:
-        tags = read_tags(address.get("Tags"))
-        if reason := reason_of(tags):
-            name = tags.get("Name", "")
-            removals.append(Removal("elastic-ip", address["AllocationId"], name, reason))
-    for groups in cloud.ec2.get_paginator("describe_security_groups").paginate(Filters=PROJECT_FILTER):
-        for group in groups["SecurityGroups"]:
-            tags = read_tags(group.get("Tags"))
-            if reason := reason_of(tags):
-                removals.append(Removal("security-group", group["GroupId"], group["GroupName"], reason))
-    removals.extend(
-        Removal("key-pair", key["KeyPairId"], key["KeyName"], reason)
-        for key in cloud.ec2.describe_key_pairs(Filters=PROJECT_FILTER)["KeyPairs"]
-        if (reason := reason_of(read_tags(key.get("Tags"))))
-    )
-    return removals
+    def survey(self) -> Survey:
+        self._list_machines()
+        if "image" in self._policy.kinds:
+            self._list_images()
+        self._list_leftovers()
+        self._list_copies()
+        if "snapshot" in self._policy.kinds:
+            self._list_snapshots()
+        kinds = self._policy.kinds
+        removals = [row for row in in_order(self._removals) if row.kind in kinds]
+        return Survey(removals, [row for row in self._kept if row.kind in kinds])
+
+    def _add(self, row: Removal, hold: str) -> None:
+        (self._kept if hold else self._removals).append(replace(row, reason=hold) if hold else row)
+
+    def _reason_of(self, tags: Mapping[str, str]) -> str:
+        if expired(tags, self._now):
+            return "expired"
+        dead = self._dead_runs.why(tags.get(f"{PREFIX}run", ""))
+        return dead or ("all were asked for" if self._policy.everything else "")
+
+    def _list_machines(self) -> None:
+        """Machines past their time, of dead runs, and those that the cloud lost: their runs are dead."""
+        for machine in self._machines:
+            tags, machine_id = read_tags(machine.get("Tags")), machine["InstanceId"]
+            if machine["State"]["Name"] in ("terminated", "shutting-down"):
+                self._ending.add(machine_id)
+            elif hold := self._holds.why("instance", machine_id, tags):
+                self._kept.append(Removal("instance", machine_id, tags.get("Name", ""), hold))
+            elif reason := self._reason_of_machine(machine, tags):
+                self._removals.append(Removal("instance", machine_id, tags.get("Name", ""), reason))
+                if "instance" in self._policy.kinds:  # else they stay, and need what they use
+                    self._ending.add(machine_id)
+
+    def _reason_of_machine(self, machine: InstanceTypeDef, tags: Mapping[str, str]) -> str:
+        role = tags.get(f"{PREFIX}role")
+        if role not in _MACHINE_ROLES and not self._policy.everything:
+            return ""
+        # Nobody of ours starts a stopped machine again, so its run is over, whatever its expiry says.
+        lost = machine.get("StateReason", {}).get("Code") == "Server.InternalError"
+        if lost and machine["State"]["Name"] == "stopped":
+            self._dead_runs.lost |= {tags[f"{PREFIX}run"]} if f"{PREFIX}run" in tags else set()
+            return f"{role} lost by the cloud (Server.InternalError)"
+        if expired(tags, self._now):
+            return f"{role} expired at {tags[f'{PREFIX}expires-at']}"
+        # The key of a dead run was in its process's memory alone.
+        reason = self._reason_of(tags)
+        return f"{role or 'no role'}: {reason}" if reason else ""
+
+    def _list_images(self) -> None:
+        removals, kept = _images(
+            self._cloud, self._policy, self._now, self._dead_runs, self._holds, self._ending
+        )
+        self._removals += removals
+        self._kept += kept
+
+    def _freed(self, resource_id: str, attachments: Sequence[Any]) -> bool:
+        """Whether what is attached like this is left over once the machines of this survey have ended."""
+        ends = all(attachment.get("InstanceId") in self._ending for attachment in attachments)
+        return bool(attachments) and ends and resource_id not in self._gone_with_machines
+
+    def _list_leftovers(self) -> None:
+        """Interfaces, addresses, volumes, security groups and key pairs of runs that never came to remove
+        them; those included that the end of a machine of this survey frees."""
+        ec2, holds = self._cloud.ec2, self._holds
+        for page in ec2.get_paginator("describe_network_interfaces").paginate(Filters=PROJECT_FILTER):
+            for interface in page["NetworkInterfaces"]:
+                holds.hold_interface(interface)
+                interface_id, attached = interface["NetworkInterfaceId"], "Attachment" in interface
+                attachments: list[Any] = [interface["Attachment"]] if attached else []
+                if interface.get("Status") == "available" or self._freed(interface_id, attachments):
+                    self._list_one("network-interface", interface_id, interface.get("TagSet"))
+        for address in ec2.describe_addresses(Filters=PROJECT_FILTER)["Addresses"]:
+            users = address.get("InstanceId", ""), address.get("NetworkInterfaceId", "")
+            self._list_one("elastic-ip", address["AllocationId"], address.get("Tags"), *users)
+        for volumes in ec2.get_paginator("describe_volumes").paginate(Filters=PROJECT_FILTER):
+            for volume in volumes["Volumes"]:
+                volume_id, attachments = volume["VolumeId"], volume.get("Attachments", [])
+                if volume["State"] == "available":
+                    self._list_one("volume", volume_id, volume.get("Tags"), more=", unattached")
+                elif self._freed(volume_id, attachments):
+                    self._list_one(
+                        "volume", volume_id, volume.get("Tags"), more=", freed by its machine's end"
+                    )
+        for groups in ec2.get_paginator("describe_security_groups").paginate(Filters=PROJECT_FILTER):
+            for group in groups["SecurityGroups"]:
+                self._list_one("security-group", group["GroupId"], group.get("Tags"), name=group["GroupName"])
+        for key in ec2.describe_key_pairs(Filters=PROJECT_FILTER)["KeyPairs"]:
+            name = key["KeyName"]
+            self._list_one("key-pair", key["KeyPairId"], key.get("Tags"), name, name=name)
+
+    def _list_one(
+        self, kind: str, resource_id: str, tag_list: Any, *others: str, name: str = "", more: str = ""
+    ) -> None:
+        tags = read_tags(tag_list)
+        if reason := self._reason_of(tags):
+            row = Removal(kind, resource_id, name or tags.get("Name", ""), reason + more)
+            self._add(row, self._holds.why(kind, resource_id, tags, *others))
+
+    def _list_copies(self) -> None:
+        """AMIs that techniques made of ours for one run."""
+        pool = project_filter(role=Role.POOL.value)
+        pages = self._cloud.ec2.get_paginator("describe_images").paginate(Owners=["self"], Filters=pool)
+        rows = []
+        for image in (image for page in pages for image in page["Images"]):
+            if reason := self._reason_of(read_tags(image.get("Tags"))):
+                row = Removal("image-copy", image["ImageId"], image.get("Name", ""), reason)
+                rows.append((row, self._holds.why_image(row.id, _snapshots_of(image))))
+        wanted = {row.id for row, _ in rows} if "image-copy" in self._policy.kinds else set()
+        needed = references.find(self._cloud, wanted, ending=self._ending)
+        for row, hold in rows:
+            self._add(row, hold or "; ".join(needed.get(row.id, [])))
+
+    def _list_snapshots(self) -> None:
+        """Snapshots of ours that no AMI is made of: uploads and bakes cut short, and deregistrations."""
+        used = {snapshot for image in _own_images(self._cloud) for snapshot in _snapshots_of(image)}
+        pages = self._cloud.ec2.get_paginator("describe_snapshots").paginate(
+            OwnerIds=["self"], Filters=PROJECT_FILTER
+        )
+        for snapshot in (snapshot for page in pages for snapshot in page["Snapshots"]):
+            tags, snapshot_id = read_tags(snapshot.get("Tags")), snapshot["SnapshotId"]
+            reason = self._reason_of(tags)
+            if not reason and tags.get(f"{PREFIX}role") == Role.IMAGE and expiry(tags) is None:
+                reason = "its image is gone"  # while an image is made, its snapshots have an expiry
+            if snapshot_id not in used and reason:
+                row = Removal("snapshot", snapshot_id, tags.get("Name", ""), f"{reason}, no AMI has it")
+                self._add(row, self._holds.why("snapshot", snapshot_id, tags))
 
 
 def survey(cloud: Cloud, policy: Policy, now: datetime | None = None) -> Survey:
-    """Everything that may go, machines first (groups and volumes depend on them), and AMIs that are kept.
+    """Everything that may go, machines first (groups and volumes depend on them), and what is kept.
 
-    Raises UsageError for a policy that makes no sense, CloudError when something cannot be asked for: then
+    Raises UsageError for a policy that breaks a rule, CloudError when something cannot be asked for: then
     nothing is known to be safe to remove.
     """
     policy.check()
-    now = now or datetime.now(UTC)
-    dead_runs = _DeadRuns(cloud)
-
-    def reason_of(tags: Mapping[str, str]) -> str:
-        if expired(tags, now):
-            return "expired"
-        return dead_runs.why(tags.get(f"{PREFIX}run", "")) or (
-            "all were asked for" if policy.everything else ""
-        )
-
     try:
-        machines = _expired_machines(cloud, now, dead_runs, policy.everything)
-        if "instance" not in policy.kinds:
-            machines_ending: set[str] = set()  # they stay, so their images are needed
-        else:
-            machines_ending = {removal.id for removal in machines}
-        images: list[Removal] = []
-        kept: list[Removal] = []
-        if "image" in policy.kinds:
-            images, kept = _images(cloud, policy, now, dead_runs, machines_ending)
-        left = _leftovers(cloud, reason_of)
-        copies = {row.id for row in left if row.kind == "image-copy"} if "image-copy" in policy.kinds else ()
-        needed = references.find(cloud, copies, ending=machines_ending)
-        kept += [replace(row, reason="; ".join(needed[row.id])) for row in left if row.id in needed]
-        left = [row for row in left if row.id not in needed]
-        found = [
-            *machines, *images, *left,
-            *(_orphan_snapshots(cloud, reason_of) if "snapshot" in policy.kinds else []),
-        ]  # fmt: skip
+        return _Surveyor(cloud, policy, now or datetime.now(UTC)).survey()
     except ClientError as error:
         raise cloud_error(error, "listing what is ours") from error
-    return Survey([removal for removal in found if removal.kind in policy.kinds], kept)
 
 
 def find_removals(cloud: Cloud, *, keep: int, now: datetime | None = None) -> list[Removal]:
     """What may go, of every kind."""
     return survey(cloud, Policy(keep=keep), now).removals
-
-
-def _remove_image(cloud: Cloud, removal: Removal) -> None:
-    deregister(cloud, removal.id)
-
-
-def _remove_instance(cloud: Cloud, removal: Removal) -> None:
-    instances.terminate(cloud, [removal.id])
-
-
-def _remove_volume(cloud: Cloud, removal: Removal) -> None:
-    cloud.ec2.delete_volume(VolumeId=removal.id)
-
-
-def _remove_group(cloud: Cloud, removal: Removal) -> None:
-    delete_group(cloud, removal.id)
-
-
-def _remove_key(cloud: Cloud, removal: Removal) -> None:
-    cloud.ec2.delete_key_pair(KeyName=removal.name)
-
-
-def _remove_copy(cloud: Cloud, removal: Removal) -> None:
-    delete_copy(cloud, removal.id)
-
-
-def _remove_interface(cloud: Cloud, removal: Removal) -> None:
-    delete_public_interface(cloud, removal.id, "")
-
-
-def _remove_address(cloud: Cloud, removal: Removal) -> None:
-    delete_public_interface(cloud, "", removal.id)
-
-
-def _remove_snapshot(cloud: Cloud, removal: Removal) -> None:
-    cloud.ec2.delete_snapshot(SnapshotId=removal.id)
-
-
-_REMOVERS: dict[str, Callable[[Cloud, Removal], None]] = {
-    "instance": _remove_instance,
-    "image": _remove_image,
-    "volume": _remove_volume,
-    "snapshot": _remove_snapshot,
-    "image-copy": _remove_copy,
-    "network-interface": _remove_interface,
-    "elastic-ip": _remove_address,
-    "security-group": _remove_group,
-    "key-pair": _remove_key,
-}
-
-
-def _still_ours(cloud: Cloud, resource_id: str) -> bool:
-    """Asked once more right before the removal: a person may have looked at the table for an hour.
-
-    What is gone by now carries no tags either.
-    """
-    filters: Any = [{"Name": "resource-id", "Values": [resource_id]}]
-    return read_tags(cloud.ec2.describe_tags(Filters=filters)["Tags"]).get("Project") == PROJECT
-
-
-def remove(cloud: Cloud, removals: list[Removal], progress: Progress) -> list[tuple[Removal, str]]:
-    """Remove what was found; go on after a failure; return the failures with their reasons."""
-    failures = []
-    for removal in removals:
-        try:
-            if not _still_ours(cloud, removal.id):
-                progress(f"left alone: {removal.kind} {removal.id} is gone, or not ours any more")
-                continue
-            _REMOVERS[removal.kind](cloud, removal)
-            progress(f"removed {removal.kind} {removal.id} ({removal.reason})")
-        except CloudError as error:
-            failures.append((removal, error.message))
-        except BotoCoreError as error:
-            failures.append((removal, str(error)))
-        except ClientError as error:
-            if not error_code(error).endswith("NotFound"):
-                failures.append((removal, cloud_error(error, f"removing {removal.id}").message))
-    return failures

@@ -2,6 +2,7 @@
 
 ``Project=instant-env`` is on everything; ``instant-env:run`` joins what one command made,
 ``instant-env:role`` says what it is for, ``instant-env:expires-at`` (UTC, ISO 8601) when anyone may end it.
+``instant-env:protected`` is set by a person, on what nobody's clean-up may remove.
 """
 
 from __future__ import annotations
@@ -18,15 +19,21 @@ if TYPE_CHECKING:
 
 PROJECT = "instant-env"
 PREFIX = "instant-env:"
+#: On a resource that `clean` never removes, whatever its age. Any value but `false` protects, so that a slip
+#: does not remove something.
+PROTECTED = f"{PREFIX}protected"
 
 
 class Role(StrEnum):
-    """What a resource is for."""
+    """What a resource is for. ``lease``: a machine that was handed to a user, who has it until it expires;
+    ``environment``: one with a name, and what belongs to it."""
 
     BUILDER = "builder"
     VERIFY = "verify"
     BENCH = "bench"
     POOL = "pool"
+    LEASE = "lease"
+    ENVIRONMENT = "environment"
     IMAGE = "image"
 
 
@@ -79,6 +86,11 @@ def tag_specifications(
 def read_tags(tags: Iterable[Any] | None) -> dict[str, str]:
     """boto3's list of tags as a dict, our prefix kept."""
     return {tag["Key"]: tag["Value"] for tag in tags or ()}
+
+
+def protected(tags: Mapping[str, str]) -> bool:
+    """Whether the tag that protects a resource is among these."""
+    return tags.get(PROTECTED, "false").strip().lower() != "false"
 
 
 def expired(tags: Mapping[str, str], now: datetime) -> bool:

@@ -22,6 +22,7 @@ from instant_env.bake.verify import VerifyError
 from instant_env.cloud import janitor
 from instant_env.cloud.account import POLICIES
 from instant_env.cloud.images import list_baked
+from instant_env.cloud.removal import remove
 from instant_env.cloud.session import Cloud, CloudError
 from instant_env.cloud.tags import Role, tag_list
 from instant_env.settings import ROOT
@@ -164,7 +165,9 @@ def test_a_race_in_a_cloud_stays_within_its_policy(tmp_path: Path) -> None:
 
 
 #: What `clean` looks with, and what it removes with, that is in modules of other verbs as well.
-CLEAN_SOURCES = tuple(f"instant_env/cloud/{name}.py" for name in ("janitor", "references"))
+CLEAN_SOURCES = tuple(
+    f"instant_env/cloud/{name}.py" for name in ("holds", "janitor", "references", "removal")
+)
 CLEAN_REMOVERS = tuple(
     f"instant_env/cloud/{name}.py" for name in ("copies", "images", "instances", "interfaces", "network")
 )
@@ -176,7 +179,7 @@ def test_cleaning_stays_within_its_policy_and_the_policy_within_the_sources(bake
     with pytest.raises(StepError):
         bakery.bake(on_error=OnError.KEEP)
     recorder = Recorder(bakery.cloud)
-    assert janitor.remove(bakery.cloud, janitor.find_removals(bakery.cloud, keep=3), lambda _: None) == []
+    assert remove(bakery.cloud, janitor.find_removals(bakery.cloud, keep=3), lambda _: None) == []
     assert bakery.left() == NOTHING
     policy = allowed("clean")
     assert {"ec2:TerminateInstances", "ec2:DeleteSecurityGroup", "ec2:DeleteKeyPair"} <= recorder.actions

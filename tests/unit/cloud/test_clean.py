@@ -14,6 +14,7 @@ from instant_env.arch import Arch
 from instant_env.cloud import janitor, runs
 from instant_env.cloud.images import list_baked, parameter_name
 from instant_env.cloud.janitor import Policy, survey
+from instant_env.cloud.removal import remove
 from instant_env.cloud.session import Cloud, CloudError
 from instant_env.cloud.tags import Role, new_run_id, tag_list, tag_specifications
 from instant_env.errors import UsageError
@@ -212,7 +213,7 @@ def test_nothing_without_our_tag_is_touched_however_like_ours_it_looks(cloud: Cl
     policy = Policy(keep=0, everything=True)
     found = survey(cloud, policy, NOW)
     assert {row.id for row in found.removals}.isdisjoint(before)
-    assert janitor.remove(cloud, found.removals, quiet) == []
+    assert remove(cloud, found.removals, quiet) == []
     after = everything(cloud)
     assert {key: value for key, value in after.items() if key in before} == before
     gone = ours - {key for key, value in after.items() if value != "terminated"}
@@ -229,7 +230,7 @@ def test_what_loses_our_tag_while_somebody_thinks_is_left_alone(cloud: Cloud) ->
     cloud.ec2.delete_tags(Resources=[*ours, old], Tags=[{"Key": "Project"}])
     told: list[str] = []
     before = everything(cloud)
-    assert janitor.remove(cloud, found.removals, told.append) == []
+    assert remove(cloud, found.removals, told.append) == []
     assert everything(cloud) == before
     assert len(told) == len(found.removals)
 
@@ -240,7 +241,7 @@ def test_a_snapshot_of_our_image_that_is_not_ours_stays(cloud: Cloud) -> None:
     cloud.ec2.delete_tags(Resources=[snapshot], Tags=[{"Key": "Project"}])
     removals = survey(cloud, Policy(keep=0), NOW).removals
     assert [row.id for row in removals] == [image_id]
-    assert janitor.remove(cloud, removals, quiet) == []
+    assert remove(cloud, removals, quiet) == []
     assert snapshot in everything(cloud)
     assert image_id not in everything(cloud)
 
@@ -258,14 +259,14 @@ def test_a_second_run_finishes_what_a_failure_cut_short(
     removals = survey(cloud, Policy(keep=0), NOW).removals
     with monkeypatch.context() as patch:
         patch.setattr(cloud.ec2, "delete_snapshot", fail)
-        ((row, why),) = janitor.remove(cloud, removals, quiet)
+        ((row, why),) = remove(cloud, removals, quiet)
     assert row.kind == "image"
     assert "InternalError" in why
     left = survey(cloud, Policy(keep=0), NOW).removals
     assert [(row.kind, row.id, row.reason) for row in left] == [
         ("snapshot", snapshot, "its image is gone, no AMI has it")
     ]
-    assert janitor.remove(cloud, left, quiet) == []
+    assert remove(cloud, left, quiet) == []
     assert survey(cloud, Policy(keep=0), NOW).removals == []
 
 

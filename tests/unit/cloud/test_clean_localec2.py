@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 
-from instant_env.cloud import janitor
-from instant_env.cloud.janitor import Policy, survey
+from instant_env.cloud.interfaces import make_public_interface
+from instant_env.cloud.janitor import Policy, Survey, survey
+from instant_env.cloud.removal import KINDS, remove
 from instant_env.cloud.session import Cloud
-from instant_env.cloud.tags import Role, tag_list
+from instant_env.cloud.tags import Role, tag_list, tag_specifications
 from instant_env.settings import CloudName, Settings
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def test_protected_and_disabled_images_stay_with_their_snapshots(served: Served,
     assert reasons[protected] == "protected from deregistration"
     assert reasons[launched].startswith(f"instance {instance_id} (")
     (snapshot,) = served.ec2.describe_images(ImageIds=[free])["Images"][0]["BlockDeviceMappings"]
-    assert janitor.remove(cloud, found.removals, lambda _: None) == []
+    assert remove(cloud, found.removals, lambda _: None) == []
     left = {item["SnapshotId"] for item in served.ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]}
     assert snapshot["Ebs"]["SnapshotId"] not in left
     assert len(left) == 3
@@ -89,9 +90,73 @@ def test_what_a_dead_run_left_of_every_kind_goes(served: Served, tmp_path: Path)
     )  # fmt: skip
     found = survey(cloud, Policy(), NOW)
     kinds = sorted(row.kind for row in found.removals)
-    assert kinds == sorted([*(janitor.KINDS - {"image", "image-copy"}), "snapshot"])
+    assert kinds == sorted([*(KINDS - {"image", "image-copy"}), "snapshot"])
     assert upload in {row.id for row in found.removals}
     told: list[str] = []
-    assert janitor.remove(cloud, found.removals, told.append) == []
+    assert remove(cloud, found.removals, told.append) == []
     assert [line for line in told if not line.startswith("removed ")] == []
     assert survey(cloud, Policy(), NOW).removals == []
+
+
+def test_one_clean_after_a_killed_run_is_enough(served: Served, tmp_path: Path) -> None:
+    """As `bench` leaves a race of prealloc-eni when it is killed: a machine has the interface, with the
+    address and the group, and a volume beside; all of them are in use until the machine has ended."""
+    cloud, ec2 = cloud_of(served, tmp_path), served.ec2
+    expires_at = NOW - timedelta(hours=1)
+    group = ec2.create_security_group(
+        GroupName="g", Description="g",
+        TagSpecifications=tag_specifications(
+            "security-group", run_id="r", role=Role.BENCH, name="g", expires_at=expires_at
+        ),
+    )["GroupId"]  # fmt: skip
+    made = make_public_interface(
+        cloud, security_group_id=group, run_id="r", role=Role.POOL, name="eni", expires_at=expires_at
+    )
+    machine = ec2.run_instances(
+        ImageId=served.register(), InstanceType="t3.micro", MinCount=1, MaxCount=1,
+        NetworkInterfaces=[{"DeviceIndex": 0, "NetworkInterfaceId": made.interface_id}],
+        TagSpecifications=tag_specifications(
+            "instance", "volume", run_id="r", role=Role.BENCH, name="n", expires_at=expires_at
+        ),
+    )["Instances"][0]["InstanceId"]  # fmt: skip
+    volume = ec2.create_volume(
+        Size=1, AvailabilityZone=made.zone,
+        TagSpecifications=tag_specifications(
+            "volume", run_id="r", role=Role.BENCH, name="v", expires_at=expires_at
+        ),
+    )["VolumeId"]  # fmt: skip
+    while (
+        ec2.describe_instances(InstanceIds=[machine])["Reservations"][0]["Instances"][0]["State"]["Name"]
+        != "running"
+    ):
+        time.sleep(0.02)
+    ec2.attach_volume(VolumeId=volume, InstanceId=machine, Device="/dev/sdf")
+    removals = survey(cloud, Policy(), NOW).removals
+    assert {(row.kind, row.id) for row in removals} == {
+        ("instance", machine), ("network-interface", made.interface_id), ("elastic-ip", made.allocation_id),
+        ("volume", volume), ("security-group", group),
+    }  # fmt: skip
+    assert remove(cloud, removals, lambda _: None) == []
+    assert survey(cloud, Policy(everything=True), NOW) == Survey([], [])
+    assert ec2.describe_addresses()["Addresses"] == []
+    assert ec2.describe_network_interfaces()["NetworkInterfaces"] == []
+
+
+def test_a_machine_that_is_ending_already_frees_what_it_has(served: Served, tmp_path: Path) -> None:
+    """The run was killed after it had asked for the machine's end: only the interface is left to remove."""
+    cloud, ec2 = cloud_of(served, tmp_path), served.ec2
+    group = ec2.describe_security_groups()["SecurityGroups"][0]["GroupId"]
+    made = make_public_interface(
+        cloud, security_group_id=group, run_id="r", role=Role.POOL, name="eni",
+        expires_at=NOW - timedelta(hours=1),
+    )  # fmt: skip
+    machine = ec2.run_instances(
+        ImageId=served.register(), InstanceType="t3.micro", MinCount=1, MaxCount=1,
+        NetworkInterfaces=[{"DeviceIndex": 0, "NetworkInterfaceId": made.interface_id}],
+        TagSpecifications=tag_specifications("instance", run_id="r", role=Role.BENCH, name="n"),
+    )["Instances"][0]["InstanceId"]  # fmt: skip
+    ec2.terminate_instances(InstanceIds=[machine])
+    removals = survey(cloud, Policy(), NOW).removals
+    assert [row.kind for row in removals] == ["network-interface", "elastic-ip"]
+    assert remove(cloud, removals, lambda _: None) == []
+    assert ec2.describe_addresses()["Addresses"] == []

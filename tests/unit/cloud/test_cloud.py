@@ -20,6 +20,7 @@ from instant_env.cloud.instances import LaunchRequest, Market
 from instant_env.cloud.interfaces import PublicInterface, make_public_interface
 from instant_env.cloud.keys import KeyPair, imported_key_pair
 from instant_env.cloud.network import temporary_security_group
+from instant_env.cloud.removal import Removal, remove
 from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role, expired, new_run_id, read_tags, tag_list, tag_specifications
 from instant_env.errors import UsageError
@@ -126,7 +127,7 @@ def test_expiry_reads_only_what_it_understands() -> None:
     assert not expired({"instant-env:expires-at": "soon"}, NOW)
 
 
-def kinds(removals: list[janitor.Removal]) -> list[tuple[str, str]]:
+def kinds(removals: list[Removal]) -> list[tuple[str, str]]:
     return [(removal.kind, removal.id) for removal in removals]
 
 
@@ -141,7 +142,7 @@ def test_clean_keeps_the_newest_and_latest_and_whatever_is_not_ours(cloud: Cloud
 
     removals = janitor.find_removals(cloud, keep=1, now=NOW)
     assert kinds(removals) == [("image", by_age[1])]  # the newest is kept, the oldest is `latest`
-    assert janitor.remove(cloud, removals, lambda _: None) == []
+    assert remove(cloud, removals, lambda _: None) == []
     left = {image["ImageId"] for image in cloud.ec2.describe_images(Owners=["self"])["Images"]}
     assert {by_age[0], oldest, other, untagged} <= left
     assert by_age[1] not in left
@@ -168,7 +169,7 @@ def test_clean_ends_expired_machines_and_only_those(cloud: Cloud) -> None:
     removals = janitor.find_removals(cloud, keep=3, now=NOW)
     assert ("instance", dead) in kinds(removals)
     assert {identity for _, identity in kinds(removals)}.isdisjoint({alive, ours_not})
-    assert janitor.remove(cloud, removals, lambda _: None) == []
+    assert remove(cloud, removals, lambda _: None) == []
     states: dict[str, Any] = {}
     for reservation in cloud.ec2.describe_instances()["Reservations"]:
         for instance in reservation["Instances"]:
@@ -193,7 +194,7 @@ def test_clean_removes_expired_keys_and_groups(cloud: Cloud) -> None:
         ("key-pair", "dead"),
         ("security-group", "dead"),
     }
-    assert janitor.remove(cloud, removals, lambda _: None) == []
+    assert remove(cloud, removals, lambda _: None) == []
     assert [key["KeyName"] for key in cloud.ec2.describe_key_pairs()["KeyPairs"]] == ["alive"]
 
 
@@ -243,7 +244,7 @@ def test_clean_takes_at_once_what_a_run_left_whose_process_has_ended(cloud: Clou
             ("instance", machine), ("security-group", group_id), ("key-pair", pair["KeyPairId"])
         ]  # fmt: skip
         assert all("its run is over" in removal.reason for removal in removals)
-        assert janitor.remove(cloud, removals, lambda _: None) == []
+        assert remove(cloud, removals, lambda _: None) == []
         assert janitor.find_removals(cloud, keep=3, now=NOW) == []
     names = {pair["KeyName"] for pair in cloud.ec2.describe_key_pairs()["KeyPairs"]}
     assert names == {alive, elsewhere}
@@ -312,7 +313,7 @@ def test_clean_takes_what_techniques_made_ahead_and_left(cloud: Cloud) -> None:
         ("elastic-ip", left.allocation_id),
         ("image-copy", copy),
     }
-    assert janitor.remove(cloud, found, lambda _: None) == []
+    assert remove(cloud, found, lambda _: None) == []
     addresses = cloud.ec2.describe_addresses()["Addresses"]
     assert [address["AllocationId"] for address in addresses] == [used.allocation_id]
     assert [i["ImageId"] for i in cloud.ec2.describe_images(Owners=["self"])["Images"]] == [image]

@@ -20,9 +20,9 @@ from harness.figures.bench_progress import Standing
 from harness.figures.reading import record_of
 from harness.figures.statistics import Summary, summarise_kinds
 from harness.plan import planning, prices
-from harness.plan.experiment import Cell, Experiment, check_limits
+from harness.plan.experiment import Cell, Experiment
 from harness.plan.planning import Plan, Planner
-from harness.results_file import SCHEMA_VERSION, ResultFile, Row, check_name, read_rows
+from harness.results_file import SCHEMA_VERSION, ResultFile, Row, read_rows
 from harness.run.lag import short_pauses
 from harness.run.row import progress_line
 from harness.run.scheduler import Access, AttemptScheduler, end_leftovers, fillings_as_json
@@ -86,54 +86,6 @@ class BenchResult:
         return sum(row.outcome != Outcome.OK for row in last.values())
 
 
-def bench(
-    settings: Settings,
-    *,
-    ami: str = "latest",
-    techniques: Sequence[str] | None = None,
-    iterations: int = 3,
-    arch: Arch = Arch.X86_64,
-    instance_type: str | None = None,
-    seed: int | None = None,
-    name: str = "bench",
-    timeout_s: float = 600.0,
-    parallel: int = 1,
-    max_usd: float | None = None,
-    progress: Progress,
-    watch: Watch | None = None,
-    open_cloud: OpenCloud = connect,
-) -> BenchResult:
-    """Measure techniques side by side and write ``results/<utc>-<name>.csv`` with a JSON of metadata.
-
-    ``techniques`` None means cold and all whose AMI is there. A failed attempt is a row, not an exception.
-    ``max_usd`` stops the run before an attempt that might cost more. ``watch`` is told after each row how
-    things stand. Raises UsageError for what makes no sense, BenchStopped on Ctrl-C and SIGTERM (rows so far
-    are in the CSV, machines are gone), CloudError when the cloud fails outside an attempt.
-    """
-    check_name(name)
-    check_limits(iterations, timeout_s)
-    for technique in techniques or ():
-        find_technique(technique)
-
-    def planner(cloud: Cloud) -> Plan:
-        return planning.of_race(
-            cloud,
-            name=name,
-            ami=ami,
-            techniques=techniques,
-            arch=arch,
-            instance_type=instance_type,
-            iterations=iterations,
-            seed=seed,
-            timeout_s=timeout_s,
-            parallel=parallel,
-        )
-
-    return carry_out(
-        settings, planner, max_usd=max_usd, progress=progress, watch=watch, open_cloud=open_cloud
-    )
-
-
 def carry_out(
     settings: Settings,
     planner: Planner,
@@ -143,7 +95,13 @@ def carry_out(
     watch: Watch | None = None,
     open_cloud: OpenCloud = connect,
 ) -> BenchResult:
-    """Run what ``planner`` plans: see :func:`bench` for what is raised, and :mod:`harness.plan.planning`."""
+    """Measure what ``planner`` plans and write ``results/<utc>-<name>.csv`` with a JSON of metadata.
+
+    A failed attempt is a row, not an exception. ``max_usd`` stops the run before an attempt that might cost
+    more. ``watch`` gets the state of the run after each row. Raises UsageError for a plan that cannot be,
+    BenchStopped on Ctrl-C and SIGTERM (rows so far are in the CSV, machines are gone), CloudError when the
+    cloud fails outside an attempt.
+    """
     with StopSignals() as stop:
         csv_path: Path | None = None
         try:

@@ -13,8 +13,8 @@ from botocore.exceptions import ClientError
 from support.harness_cloud import Ec2Faults, SshHost, cloud_in_process, register_image
 from support.pretend_bakery import NOTHING, Bakery
 
-from harness.run.runner import bench
-from instant_env.arch import Arch
+from harness.plan.arguments import Request, read
+from harness.run.runner import carry_out
 from instant_env.bake.bake import foresee
 from instant_env.bake.execute import StepError
 from instant_env.bake.request import Method, OnError
@@ -156,10 +156,9 @@ def test_a_race_in_a_cloud_stays_within_its_policy(tmp_path: Path) -> None:
         )
         (image,) = list_baked(cloud)
         recorder.actions.clear()
-        bench(
-            cloud.settings, progress=print, open_cloud=lambda *_: cloud, iterations=1, arch=Arch.X86_64,
-            seed=7, timeout_s=10.0, ami=image.id, techniques=["minimal-ami"],
-        )  # fmt: skip
+        request = Request(iterations=1, seed=7, timeout_s=10, ami=image.id, techniques=("minimal-ami",))
+        settings, planner = read(request, cloud.settings)
+        carry_out(settings, planner, progress=print, open_cloud=lambda *_: cloud)
     assert {"ec2:RunInstances", "ec2:TerminateInstances", "ec2:ImportKeyPair"} <= recorder.actions
     assert recorder.actions - allowed("bench") == set()
 

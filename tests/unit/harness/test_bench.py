@@ -15,8 +15,9 @@ import pytest
 from botocore.exceptions import ConnectionClosedError, EndpointConnectionError
 from support.harness_cloud import Ec2Faults, SshHost, cloud_in_process, free_port, register_image, states
 
+from harness.plan.arguments import Request, read
 from harness.results_file import read_rows
-from harness.run.runner import BenchResult, BenchStopped, bench
+from harness.run.runner import BenchResult, BenchStopped, Watch, carry_out
 from instant_env.arch import Arch
 from instant_env.cloud.images import parameter_name
 from instant_env.cloud.session import Cloud, CloudError
@@ -34,10 +35,17 @@ def bake(cloud: Cloud, recipe: str, base_ami: str) -> str:
     return ami
 
 
-def run(cloud: Cloud, lines: list[str] | None = None, **options: Any) -> BenchResult:
-    values: dict[str, Any] = {"iterations": 2, "arch": Arch.X86_64, "seed": 7, "timeout_s": 10.0}
+def run(
+    cloud: Cloud, lines: list[str] | None = None, *, max_usd: float | None = None, watch: Watch | None = None,
+    **flags: Any,
+) -> BenchResult:  # fmt: skip
+    """What ``invoke bench`` does with these flags."""
+    values: dict[str, Any] = {"iterations": 2, "arch": "x86_64", "seed": 7, "timeout_s": 10}
     progress = (lines if lines is not None else []).append
-    return bench(cloud.settings, progress=progress, open_cloud=lambda *_: cloud, **(values | options))
+    settings, planner = read(Request(**(values | flags)), cloud.settings)
+    return carry_out(
+        settings, planner, max_usd=max_usd, progress=progress, watch=watch, open_cloud=lambda *_: cloud
+    )
 
 
 def kill_when_launched(faults: Ec2Faults, machines: int, number: signal.Signals) -> None:
@@ -113,7 +121,7 @@ def test_failures_are_rows_and_the_run_goes_on(tmp_path: Path) -> None:
 def test_machine_that_never_answers_is_a_row_and_is_ended(tmp_path: Path) -> None:
     with cloud_in_process(tmp_path, free_port(), Ec2Faults()) as cloud:
         bake(cloud, "custom-init", register_image(cloud))
-        result = run(cloud, techniques=["custom-init"], iterations=1, timeout_s=3.0)
+        result = run(cloud, techniques=("custom-init",), iterations=1, timeout_s=3)
         assert_nothing_left(cloud)
     assert [row.outcome for row in result.rows] == ["ssh_refused"]
 
@@ -126,7 +134,7 @@ def test_stopped_in_the_middle(tmp_path: Path, number: signal.Signals) -> None:
         before = signal.getsignal(number)
         kill_when_launched(faults, 1, number)
         with pytest.raises(BenchStopped) as caught:
-            run(cloud, timeout_s=60.0)
+            run(cloud, timeout_s=60)
         assert signal.getsignal(number) == before
         assert_nothing_left(cloud)
     assert caught.value.exit_code == 128 + number
@@ -150,7 +158,7 @@ def test_machine_whose_id_never_reached_us_is_ended_too(tmp_path: Path) -> None:
             raise ConnectionClosedError(endpoint_url="https://ec2")
 
         events.register("after-call.ec2.RunInstances", lose)
-        result = run(cloud, techniques=["minimal-ami"])
+        result = run(cloud, techniques=("minimal-ami",))
         assert len(states(cloud)) == 2
         assert_nothing_left(cloud)
     assert [row.outcome for row in result.rows] == ["launch_error", "ok"]
@@ -179,9 +187,9 @@ def test_which_techniques_run(tmp_path: Path) -> None:
             run(cloud)
         assert "invoke bake --arch x86_64 --recipe" in caught.value.hint
         with pytest.raises(UsageError, match="unknown technique 'hot'"):
-            run(cloud, techniques=["hot"])
+            run(cloud, techniques=("hot",))
         with pytest.raises(UsageError, match="no minimal AMI"):
-            run(cloud, techniques=["minimal-ami"])
+            run(cloud, techniques=("minimal-ami",))
         with pytest.raises(UsageError, match="ami-0 is no AMI of ours"):
             run(cloud, ami="ami-0")
         with pytest.raises(UsageError, match="cannot name a file"):
@@ -189,7 +197,7 @@ def test_which_techniques_run(tmp_path: Path) -> None:
         old = bake(cloud, "minimal", register_image(cloud))
         bake(cloud, "minimal", old)
         with pytest.raises(UsageError, match="not arm64"):
-            run(cloud, instance_type="m7i.large", arch=Arch.ARM64, ami="latest", techniques=["cold"])
+            run(cloud, instance_type="m7i.large", arch="arm64", ami="latest", techniques=("cold",))
         result = run(cloud, ami=old, iterations=1)
         assert {row.technique: row.ami for row in result.rows}["minimal-ami"] == old
         assert len(result.rows) == 2
@@ -209,7 +217,7 @@ def test_amis_of_different_bases_are_pointed_out(tmp_path: Path) -> None:
     with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
         bake(cloud, "minimal", register_image(cloud))
         bake(cloud, "custom-init", register_image(cloud, "newer-stock"))
-        run(cloud, techniques=["cold", "minimal-ami", "custom-init"], iterations=1, lines=lines)
+        run(cloud, techniques=("cold", "minimal-ami", "custom-init"), iterations=1, lines=lines)
     assert any("another base" in line for line in lines)
 
 
@@ -232,7 +240,7 @@ def test_stopped_with_three_in_flight(tmp_path: Path) -> None:
         bake(cloud, "minimal", register_image(cloud))
         kill_when_launched(faults, 3, signal.SIGINT)
         with pytest.raises(BenchStopped):
-            run(cloud, iterations=3, parallel=3, timeout_s=60.0)
+            run(cloud, iterations=3, parallel=3, timeout_s=60)
         assert_nothing_left(cloud)
     (csv_path,) = (tmp_path / "results").glob("*.csv")
     rows = read_rows(csv_path)
@@ -244,7 +252,7 @@ def test_a_place_that_cannot_be_filled_is_a_row_and_leaves_nothing(tmp_path: Pat
     faults = Ec2Faults(launch_errors=["InsufficientInstanceCapacity"])
     with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, faults) as cloud:
         bake(cloud, "minimal", register_image(cloud))
-        result = run(cloud, techniques=["warm-running"])
+        result = run(cloud, techniques=("warm-running",))
         assert_nothing_left(cloud)
     first, second = result.rows
     assert first.outcome == "launch_error"
@@ -275,6 +283,6 @@ def test_a_key_is_new_to_a_machine_of_a_pool(tmp_path: Path) -> None:
             "before-parameter-build.ec2.ImportKeyPair",
             lambda params, **_: imported.append(params["PublicKeyMaterial"]),
         )
-        result = run(cloud, techniques=["warm-running"])
+        result = run(cloud, techniques=("warm-running",))
     assert [row.outcome for row in result.rows] == ["ok", "ok"]
     assert len({*sent, imported[0].decode()}) == 3

@@ -23,7 +23,7 @@ func TestNotifyReady(t *testing.T) {
 			t.Fatalf("%s: %v", name, err)
 		}
 		buffer := make([]byte, 100)
-		if err := socket.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		if err := socket.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 		if length, err := socket.Read(buffer); err != nil || string(buffer[:length]) != "READY=1" {

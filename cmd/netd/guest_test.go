@@ -28,9 +28,22 @@ type testGuest struct {
 	frames  chan []byte // what is not TCP
 	mu      sync.Mutex
 	ttls    []byte // of the TCP packets that carried data, in order
+	probes  int    // half-open connects of netd
 }
 
+// longEnough is for what must happen, and happens within milliseconds unless the machine stands still.
+const longEnough = 30 * time.Second
+
 func testNetwork(t *testing.T, c config) *network {
+	t.Helper()
+	n := networkWithoutProbes(t, c)
+	done := make(chan struct{})
+	go n.probeGuests(done)
+	t.Cleanup(func() { close(done) })
+	return n
+}
+
+func networkWithoutProbes(t *testing.T, c config) *network {
 	t.Helper()
 	if !c.vpc.IsValid() {
 		c.vpc = netip.MustParsePrefix("172.31.0.0/16")
@@ -42,12 +55,7 @@ func testNetwork(t *testing.T, c config) *network {
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan struct{})
-	go n.probeGuests(done)
-	t.Cleanup(func() {
-		close(done)
-		n.close()
-	})
+	t.Cleanup(n.close)
 	return n
 }
 
@@ -125,23 +133,73 @@ func (g *testGuest) receive() {
 			g.frames <- data
 			continue
 		}
+		g.mu.Lock()
 		if header := int(p.payload[12]>>4) * 4; len(p.payload) > header {
-			g.mu.Lock()
 			g.ttls = append(g.ttls, p.ip[8])
-			g.mu.Unlock()
 		}
+		if p.src == probeAddress && p.tcpFlags == flagSYN {
+			g.probes++
+		}
+		g.mu.Unlock()
 		g.stack.inject(p.ip)
 	}
 }
 
-// frame is the next one that is not TCP, nil when none comes soon.
-func (g *testGuest) frame() []byte {
+func (g *testGuest) probeCount() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.probes
+}
+
+// frame is the next one that is not TCP, nil when none comes.
+func (g *testGuest) frame() []byte { return g.frameWithin(longEnough) }
+
+func (g *testGuest) frameWithin(limit time.Duration) []byte {
 	select {
 	case data := <-g.frames:
 		return data
-	case <-time.After(500 * time.Millisecond):
+	case <-time.After(limit):
 		return nil
 	}
+}
+
+// settled returns the frames that have come when netd has handled all that this guest sent so far. Netd handles a guest's
+// frames in order (all but DNS queries, and what faults delay or drop), so the answer to one more request is the last.
+func (g *testGuest) settled() [][]byte {
+	g.t.Helper()
+	g.requestARP(timeAddress)
+	var frames [][]byte
+	for {
+		data := g.frame()
+		if data == nil {
+			g.t.Fatal("no answer to the last request")
+		}
+		if binary.BigEndian.Uint16(data[12:]) == etherTypeARP && netip.AddrFrom4([4]byte(data[etherHeader+14:])) == timeAddress {
+			return frames
+		}
+		frames = append(frames, data)
+	}
+}
+
+// answer is the one frame that came since the last call, nil when there was none.
+func (g *testGuest) answer() []byte {
+	g.t.Helper()
+	switch frames := g.settled(); len(frames) {
+	case 0:
+		return nil
+	case 1:
+		return frames[0]
+	default:
+		g.t.Fatalf("%d frames: % x", len(frames), frames)
+		return nil
+	}
+}
+
+func (g *testGuest) requestARP(wanted netip.Addr) {
+	request := []byte{0, 1, 8, 0, 6, 4, 0, arpRequest}
+	request = append(append(request, g.mac[:]...), g.address.AsSlice()...)
+	request = append(append(request, make([]byte, 6)...), wanted.AsSlice()...)
+	g.send(broadcast, etherTypeARP, request)
 }
 
 // speak sends a first packet, which shows that the guest is up.
@@ -163,20 +221,22 @@ func (g *testGuest) listen(port uint16) *gonet.TCPListener {
 	return listener
 }
 
-func (g *testGuest) dial(to string) (*guestConn, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+func (g *testGuest) dial(to string) (*guestConn, error) { return g.dialWithin(longEnough, to) }
+
+func (g *testGuest) dialWithin(limit time.Duration, to string) (*guestConn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	return g.stack.dial(ctx, g.address, netip.MustParseAddrPort(to))
 }
 
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(longEnough); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if condition() {
 			return
 		}
 	}
-	t.Fatalf("not within 5 s: %s", what)
+	t.Fatalf("not within %s: %s", longEnough, what)
 }
 
 var stackProperties = stack.AddressProperties{}

@@ -29,7 +29,7 @@ func dhcpMessage(mac hardwareAddr, kind byte, options ...[]byte) []byte {
 func (g *testGuest) dhcp(message []byte) map[byte][]byte {
 	source := netip.AddrPortFrom(netip.IPv4Unspecified(), dhcpClientPort)
 	g.send(broadcast, etherTypeIP, buildUDP(source, netip.AddrPortFrom(broadcastAddress, dhcpServerPort), message))
-	data := g.frame()
+	data := g.answer()
 	if data == nil {
 		return nil
 	}
@@ -92,11 +92,8 @@ func TestDHCPMessagesAreLostOnDemand(t *testing.T) {
 }
 
 func (g *testGuest) arp(wanted string) []byte {
-	request := []byte{0, 1, 8, 0, 6, 4, 0, arpRequest}
-	request = append(append(request, g.mac[:]...), g.address.AsSlice()...)
-	request = append(append(request, make([]byte, 6)...), netip.MustParseAddr(wanted).AsSlice()...)
-	g.send(broadcast, etherTypeARP, request)
-	if data := g.frame(); data != nil {
+	g.requestARP(netip.MustParseAddr(wanted))
+	if data := g.answer(); data != nil {
 		return data[etherHeader+8 : etherHeader+14]
 	}
 	return nil
@@ -117,7 +114,7 @@ func TestARP(t *testing.T) {
 
 func TestIMDSKnowsTheHopLimit(t *testing.T) {
 	g := newGuest(t, testNetwork(t, config{}), 10, "")
-	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+	client := http.Client{Timeout: longEnough, Transport: &http.Transport{
 		DialContext: func(_ context.Context, _, address string) (net.Conn, error) { return g.dial(address) },
 	}}
 	request, _ := http.NewRequest("PUT", "http://169.254.169.254/latest/api/token", nil)
@@ -198,18 +195,23 @@ func TestTheResolverAnswersOnTheWire(t *testing.T) {
 func TestTheResolverIsSilentOnDemand(t *testing.T) {
 	n := testNetwork(t, config{})
 	g := newGuest(t, n, 10, "")
-	ask := func() []byte {
+	ask := func(limit time.Duration) []byte {
 		g.sendFrom(g.address, buildUDP(netip.AddrPortFrom(g.address, 4000), netip.MustParseAddrPort("172.31.0.2:53"),
 			dnsQuery("ip-172-31-1-1.ec2.internal", typeA)))
-		return g.frame()
+		return g.frameWithin(limit)
 	}
 	for _, silent := range []bool{true, false} {
 		if got := n.dispatch(command{Do: "faults", Name: "eni-172.31.1.10", Faults: faults{SilentDNS: silent}}); got.Error != "" {
 			t.Fatal(got.Error)
 		}
-		if answer := ask(); (answer == nil) != silent {
+		limit := longEnough
+		if silent {
+			limit = 500 * time.Millisecond
+		}
+		if answer := ask(limit); (answer == nil) != silent {
 			t.Errorf("silent %v: % x", silent, answer)
 		}
+		g.settled() // the faults change when the query has been handled
 	}
 }
 

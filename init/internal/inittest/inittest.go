@@ -53,10 +53,13 @@ func Read(t *testing.T, path string) string {
 	return string(text)
 }
 
+// LongEnough is for what must happen, and happens within milliseconds unless the machine stands still.
+const LongEnough = time.Minute
+
 // WaitFor returns when the condition is true, and fails the test when it takes too long.
 func WaitFor(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !condition(); {
+	for end := time.Now().Add(LongEnough); !condition(); {
 		if time.Now().After(end) {
 			t.Fatalf("waited in vain for: %s", what)
 		}

@@ -215,19 +215,14 @@ func TestAnEndOfUserDataThatPassedWhileTheMachineWasStoppedWaitsForTheTag(t *tes
 }
 
 func TestWatch(t *testing.T) {
-	s, client := inittest.Serve(t, map[string][]string{expiryTagPath: {in(time.Hour)}})
+	_, client := inittest.Serve(t, map[string][]string{expiryTagPath: {in(time.Hour)}})
 	l := begin(Data{}, true)
 	l.Lifetime.now = time.Now
 	go l.Watch(client)
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	inittest.WaitFor(t, "the tag to be seen", func() bool {
 		l.mutex.Lock()
+		defer l.mutex.Unlock()
 		at, _ := l.end()
-		l.mutex.Unlock()
-		if at != 0 {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("the tag was not seen; asked %d times", s.Count(expiryTagPath))
-		}
-	}
+		return at != 0
+	})
 }

@@ -3,6 +3,10 @@
 Everything heavy is imported inside the tasks, so that ``invoke --list`` answers at once.
 """
 
-from instant_env.cli.program import namespace
+import sys
+
+from instant_env.cli.program import end_with_the_reader, namespace
+
+end_with_the_reader(sys.argv[0], sys.argv[1:])
 
 __all__ = ["namespace"]

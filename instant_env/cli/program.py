@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
 from invoke.collection import Collection
 from invoke.program import Program
 
@@ -11,6 +16,10 @@ from instant_env.cli.fault_tasks import fault
 from instant_env.cli.host_tasks import doctor, setup, teardown
 from instant_env.cli.image_tasks import amis, bake, clean, init_build, publish, recipe_show, recipes
 from instant_env.cli.local_tasks import down, env, status, up
+from instant_env.cli.verb import as_called
+
+#: With one of these, nothing but text comes out.
+_PRINTS_ONLY = ("-l", "--list", "-h", "--help", "-V", "--version")
 
 _local = Collection("local", up, down, status, env)
 _local.add_collection(fault)
@@ -21,6 +30,23 @@ namespace.add_collection(Collection("init", init_build))
 namespace.add_collection(Collection("recipe", recipe_show))
 
 
+def end_with_the_reader(program: str, arguments: Sequence[str]) -> None:
+    """Let `| head` end a listing or a help text silently, as it ends other programs: by SIGPIPE.
+
+    Invoke prints both itself, and ends with a traceback. A verb that runs handles its closed pipe in verb.py,
+    because it has to clean up; its sockets must not end the process either.
+    """
+    if Path(program).name not in ("invoke", "inv", "instant-env"):
+        return  # imported by something else, tests for instance
+    if not arguments or any(argument in _PRINTS_ONLY for argument in arguments):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
 def main() -> None:
     """The console script: ``instant-env bake`` is ``invoke bake``, from any directory."""
+    program, *arguments = sys.argv
+    end_with_the_reader(program, arguments)
+    for name in namespace.task_names:
+        task = namespace[name]
+        task.__doc__ = as_called(task.__doc__ or "", program)
     Program(namespace=namespace, name="instant-env", binary="instant-env", version=__version__).run()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -69,7 +71,7 @@ class Reporter:
     def __call__(self, text: str) -> None:
         elapsed_s = time.monotonic() - self._started
         # One call: what is shown live comes between two.
-        _stderr.print(Text.assemble((f"{elapsed_s:7.1f} s", "dim"), "  ", text))
+        _stderr.print(Text.assemble((f"{elapsed_s:7.1f} s", "dim"), "  ", as_called(text)))
         if self._status is not None and self._shown is None:
             self._status.update(f"[dim]after: {text[:60].replace('[', '(')}[/dim]")
 
@@ -98,11 +100,24 @@ class Reporter:
                 self._status = None
 
 
+#: How texts name commands, those of modules below this one too: as one calls them in a checkout.
+_COMMAND = re.compile(
+    r"\binvoke (?=(amis|bake|bench|clean|compare|doctor|publish|recipes|report|setup|teardown)\b"
+    r"|(init|local|recipe)\.[a-z])"
+)
+
+
+def as_called(text: str, program: str = "") -> str:
+    """The text with commands as this program was called: ``instant-env clean`` for ``invoke clean``."""
+    is_console_script = Path(program or sys.argv[0]).name == "instant-env"
+    return _COMMAND.sub("instant-env ", text) if is_console_script else text
+
+
 def fail(message: str, hint: str, exit_code: int) -> NoReturn:
     """Print one line on stderr and end the process."""
-    text = " ".join(message.split())
+    text = " ".join(message.split()) + (f" ({' '.join(hint.split())})" if hint else "")
     _stderr.print("[bold red]error:[/bold red] ", end="")
-    _stderr.print(text + (f" ({' '.join(hint.split())})" if hint else ""), markup=False)
+    _stderr.print(as_called(text), markup=False)
     raise Exit(code=exit_code)
 
 
@@ -130,7 +145,7 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
 
 def say(text: str) -> None:
     """A result for people, on stdout."""
-    _stdout.print(text, markup=False)
+    _stdout.print(as_called(text), markup=False)
 
 
 def show(renderable: Any) -> None:

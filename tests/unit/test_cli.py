@@ -15,6 +15,7 @@ from invoke.main import program
 
 from instant_env.cli.arguments import LETTERS
 from instant_env.cli.program import namespace
+from instant_env.cli.verb import as_called
 from instant_env.settings import ROOT
 
 INVOKE = Path(sys.executable).parent / "invoke"
@@ -349,3 +350,37 @@ def test_a_stopped_verb_ends_with_128_and_the_signal(number: signal.Signals) -> 
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, errors
     assert errors.endswith("error: interrupted; what was begun has been cleaned up\n")
+
+
+@pytest.mark.parametrize("program", ["invoke", "instant-env"])
+@pytest.mark.parametrize("arguments", [["--list"], ["bake", "-h"], ["local.env", "--help"]], ids=" ".join)
+def test_a_listing_whose_reader_has_left_ends_like_other_programs(program: str, arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        result = subprocess.run(
+            [INVOKE.parent / program, *arguments], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE,
+            check=False, text=True, timeout=120,
+        )  # fmt: skip
+    finally:
+        os.close(writer)
+    assert (result.stderr, result.returncode) == ("", -signal.SIGPIPE)
+
+
+def test_the_console_script_names_commands_as_it_was_called(tmp_path: Path) -> None:
+    for name in namespace.task_names:
+        assert as_called(f"run: invoke {name}", "/usr/bin/instant-env") == f"run: instant-env {name}"
+    assert as_called("they invoke an action", "instant-env") == "they invoke an action"
+    assert as_called("run: invoke clean", "/venv/bin/invoke") == "run: invoke clean"
+    environ = {**os.environ, "INSTANT_ENV_STATE_DIR": str(tmp_path), "INSTANT_ENV_RESULTS_DIR": str(tmp_path)}
+    for name in ("invoke", "instant-env"):
+        result = subprocess.run(
+            [INVOKE.parent / name, "report"], cwd=ROOT, env=environ, capture_output=True, text=True,
+            check=False, timeout=120,
+        )  # fmt: skip
+        assert_one_line(result, f"make some: {name} bench")
+        result = subprocess.run(
+            [INVOKE.parent / name, "local.env", "--help"], cwd=ROOT, capture_output=True, text=True,
+            check=True, timeout=120,
+        )  # fmt: skip
+        assert f"{name} local.env" in result.stdout

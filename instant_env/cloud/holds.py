@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _USED = (Role.LEASE, Role.ENVIRONMENT)
 #: What a run makes for its machines. Machines are held one by one, and AMIs have rules of their own.
 _OF_MACHINES = frozenset({"volume", "network-interface", "elastic-ip", "security-group", "key-pair"})
+_PROTECTED = f"protected by its tag {PROTECTED}"
 #: The tags that :func:`own_hold` reads.
 _TELLING = (PROTECTED, f"{PREFIX}role", f"{PREFIX}expires-at")
 
@@ -30,7 +31,7 @@ _TELLING = (PROTECTED, f"{PREFIX}role", f"{PREFIX}expires-at")
 def own_hold(tags: Mapping[str, str], now: datetime) -> str:
     """Why a resource with these tags must stay; empty when its tags do not say so."""
     if protected(tags):
-        return f"protected by its tag {PROTECTED}"
+        return _PROTECTED
     role = tags.get(f"{PREFIX}role")
     if role not in _USED or expired(tags, now):
         return ""
@@ -50,9 +51,11 @@ class Holds:
 
     def _hold_machine(self, machine: InstanceTypeDef) -> None:
         machine_id = machine["InstanceId"]
-        along = next((item for item in deleted_with(machine) if item in self._reasons), "")
+        # A volume of a machine's own carries the expiry that the machine had at its launch: a lease that was
+        # ended early is not held by it.
+        along = next((item for item in deleted_with(machine) if self._reasons.get(item) == _PROTECTED), "")
         if along:
-            self._reasons.setdefault(machine_id, f"its end would delete {along}: {self._reasons[along]}")
+            self._reasons.setdefault(machine_id, f"its end would delete {along}: {_PROTECTED}")
         if machine_id not in self._reasons:
             return
         why = self._belongs_to(machine_id)

@@ -172,6 +172,18 @@ def test_what_would_take_a_protected_part_along_stays(cloud: Cloud) -> None:
     assert ids(found.removals).isdisjoint({machine, image, snapshot})
 
 
+def test_a_lease_that_was_ended_early_goes_with_its_own_volume(cloud: Cloud) -> None:
+    """The volume's tags are still those of the launch."""
+    machine, _ = machine_with_all(cloud, Role.LEASE, "r", FUTURE)
+    described = cloud.ec2.describe_instances(InstanceIds=[machine])["Reservations"][0]["Instances"][0]
+    volume = described["BlockDeviceMappings"][0]["Ebs"]["VolumeId"]
+    launch_tags: Any = tag_list("r", Role.LEASE, name="m", expires_at=FUTURE)
+    cloud.ec2.create_tags(Resources=[volume], Tags=launch_tags)
+    ended: Any = tag_list("r", Role.LEASE, name="m", expires_at=PAST)
+    cloud.ec2.create_tags(Resources=[machine], Tags=ended)
+    assert machine in ids(survey(cloud, ALL, NOW).removals)
+
+
 @pytest.mark.parametrize("change", ["claimed", "renewed", "protected"])
 def test_what_is_taken_into_use_while_somebody_reads_the_table_stays(cloud: Cloud, change: str) -> None:
     role = Role.POOL if change == "claimed" else Role.LEASE

@@ -145,6 +145,17 @@ def test_recipes_that_make_no_sense(copied: Path, recipe: str, message: str) -> 
         resolve(copied, "loop", "apt")
 
 
+def test_a_script_with_crlf_runs_as_one_with_lf(copied: Path, artefacts: dict[str, Path]) -> None:
+    """A checkout on Windows; the shell would take the CR for a part of each command's last word."""
+    script = copied / "minimal" / "quiet.sh.j2"
+    script.write_bytes(script.read_bytes().replace(b"\n", b"\r\n"))
+    recipe = resolve(copied, "minimal", "apt")
+    plan = make_plan(recipe, load_base(copied, "debian-12"), "ami-1", Arch.X86_64, artefacts)
+    scripts = [step for step in plan.steps if isinstance(step, Script)]
+    assert scripts
+    assert not [step.name for step in scripts if "\r" in step.text]
+
+
 @pytest.mark.parametrize("name", ["web+php", "größe", "100 x a", "web (1)", "-a", "a" * 65, "web\n"])
 def test_a_name_that_an_ami_or_a_parameter_cannot_have_is_refused_at_once(copied: Path, name: str) -> None:
     (copied / name).mkdir()

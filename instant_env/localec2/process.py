@@ -84,6 +84,7 @@ class ServerProcess:
             restore.settle(self.state, lifecycle, self.services.images, lost)
             self.services.interfaces.settle()
             self.services.uploads.resume()
+            self.services.modifications.resume()
         self.server = LocalServer(self.services, record.port)
         record.address_block, record.port = self.network.addresses.number, self.server.server_address[1]
         store.save(record)

@@ -98,6 +98,9 @@ class PretendMachine(Machine):
     def attach(self, disk: Disk) -> None:
         pass
 
+    def grow(self, disk: Disk, size_gib: int) -> None:
+        disks.grow(disk.path, size_gib)
+
     def detach(self, disk: Disk, timeout_s: float) -> None:
         pass
 
@@ -190,6 +193,7 @@ class Served:
             restore.settle(self.state, self.services.lifecycle, self.services.images, lost or set())
             self.services.interfaces.settle()
             self.services.uploads.resume()
+            self.services.modifications.resume()
         self.server = LocalServer(self.services, 0)
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         self.ec2: EC2Client = self.client("ec2")

@@ -42,6 +42,9 @@ _RULES = frozenset(
         "IpPermissions.Groups.Description",
     }
 )  # fmt: skip
+_DESCRIBED = frozenset(
+    {"SecurityGroupRuleDescription.SecurityGroupRuleId", "SecurityGroupRuleDescription.Description"}
+)
 
 #: Mutating action -> its parameters.
 ACTIONS: dict[str, frozenset[str]] = {
@@ -79,7 +82,7 @@ ACTIONS: dict[str, frozenset[str]] = {
             "InstanceId", "Attribute", "Value", "InstanceInitiatedShutdownBehavior.Value", "GroupId",
             "UserData.Value", "InstanceType.Value", "EbsOptimized.Value", "DisableApiTermination.Value",
             "DisableApiStop.Value", "BlockDeviceMapping.DeviceName", "BlockDeviceMapping.Ebs.VolumeId",
-            "BlockDeviceMapping.Ebs.DeleteOnTermination",
+            "BlockDeviceMapping.Ebs.DeleteOnTermination", "SourceDestCheck.Value",
         }
     ),
     "ModifyInstanceMetadataOptions": frozenset(
@@ -120,6 +123,7 @@ ACTIONS: dict[str, frozenset[str]] = {
     },
     "AttachVolume": frozenset({"VolumeId", "InstanceId", "Device"}),
     "DetachVolume": frozenset({"VolumeId", "InstanceId", "Device"}),
+    "ModifyVolume": frozenset({"VolumeId", "Size", "VolumeType", "Iops", "Throughput"}),
     "DeleteVolume": frozenset({"VolumeId"}),
     "CreateKeyPair": _TAGS | {"KeyName", "KeyType", "KeyFormat"},
     "ImportKeyPair": _TAGS | {"KeyName", "PublicKeyMaterial"},
@@ -130,12 +134,28 @@ ACTIONS: dict[str, frozenset[str]] = {
     "RevokeSecurityGroupIngress": _RULES | {"SecurityGroupRuleId"},
     "AuthorizeSecurityGroupEgress": _RULES | _TAGS,
     "RevokeSecurityGroupEgress": _RULES | {"SecurityGroupRuleId"},
+    "ModifySecurityGroupRules": frozenset({"GroupId"}) | {
+        f"SecurityGroupRule.{name}"
+        for name in (
+            "SecurityGroupRuleId", "SecurityGroupRule.IpProtocol", "SecurityGroupRule.FromPort",
+            "SecurityGroupRule.ToPort", "SecurityGroupRule.CidrIpv4", "SecurityGroupRule.CidrIpv6",
+            "SecurityGroupRule.ReferencedGroupId", "SecurityGroupRule.Description",
+        )
+    },
+    "UpdateSecurityGroupRuleDescriptionsIngress": _RULES | _DESCRIBED,
+    "UpdateSecurityGroupRuleDescriptionsEgress": _RULES | _DESCRIBED,
     "CreateNetworkInterface": _TAGS | {
         "SubnetId", "PrivateIpAddress", "SecurityGroupId", "Description", "ClientToken"
     },
     "DeleteNetworkInterface": frozenset({"NetworkInterfaceId"}),
     "AttachNetworkInterface": frozenset({"NetworkInterfaceId", "InstanceId", "DeviceIndex"}),
-    "DetachNetworkInterface": frozenset({"AttachmentId"}),
+    "DetachNetworkInterface": frozenset({"AttachmentId", "Force"}),
+    "ModifyNetworkInterfaceAttribute": frozenset(
+        {
+            "NetworkInterfaceId", "Description.Value", "SecurityGroupId", "SourceDestCheck.Value",
+            "Attachment.AttachmentId", "Attachment.DeleteOnTermination",
+        }
+    ),
     "AllocateAddress": _TAGS | {"Domain"},
     "ReleaseAddress": frozenset({"AllocationId"}),
     "AssociateAddress": frozenset({"AllocationId", "InstanceId", "NetworkInterfaceId", "AllowReassociation"}),
@@ -157,6 +177,9 @@ ONLY_VALUES: dict[tuple[str, str], frozenset[str]] = {
     ("AllocateAddress", "Domain"): frozenset({"vpc"}),
     ("CreateKeyPair", "KeyFormat"): frozenset({"pem"}),
     ("ModifyImageAttribute", "Attribute"): frozenset({"description", "imdsSupport"}),
+    # netd drops what has another source than its sender, always.
+    ("ModifyInstanceAttribute", "SourceDestCheck.Value"): frozenset({"true"}),
+    ("ModifyNetworkInterfaceAttribute", "SourceDestCheck.Value"): frozenset({"true"}),
     ("RegisterImage", "VirtualizationType"): frozenset({"hvm"}),
     ("RegisterImage", "SriovNetSupport"): frozenset({"simple"}),
     ("RegisterImage", "BootMode"): frozenset({"uefi", "uefi-preferred"}),

@@ -22,6 +22,15 @@ from instant_env.localec2.volumes.protection import protection_of
 _MORE_INSTANCE_FILTERS = {"client-token": "client_token", "reservation-id": "reservation_id"}
 
 
+#: Filters of DescribeVolumesModifications -> members of its answer.
+_MODIFICATION_FILTERS = {
+    "modification-state": "ModificationState", "original-iops": "OriginalIops",
+    "original-size": "OriginalSize", "original-volume-type": "OriginalVolumeType",
+    "target-iops": "TargetIops", "target-size": "TargetSize", "target-volume-type": "TargetVolumeType",
+    "volume-id": "VolumeId",
+}  # fmt: skip
+
+
 class Descriptions(Action):
     """Mixed into moto's response class, which has the parameters and the backend."""
 
@@ -191,6 +200,20 @@ class Descriptions(Action):
             self.services.state.volume(volume_id)
         found = self.ec2_backend.describe_volumes(volume_ids=ids, filters=self._filters_from_querystring())
         return ActionResult({"Volumes": [self._volume(self.services.state.volumes[v.id]) for v in found]})
+
+    def describe_volumes_modifications(self) -> ActionResult:
+        self.error_on_dryrun()
+        modifications = self.services.modifications
+        found = [modifications.describe(v) for v in modifications.found(self._get_param("VolumeIds", []))]
+        for name, values in self._filters_from_querystring().items():
+            pick = _MODIFICATION_FILTERS.get(name)
+            if pick is None:
+                raise EC2ClientError(
+                    "UnsupportedOperation",
+                    f"localec2 does not support the filter {name} of DescribeVolumesModifications.",
+                )
+            found = [item for item in found if matches(values, item.get(pick))]
+        return ActionResult({"VolumesModifications": found})
 
     def _volume(self, volume: VolumeRecord) -> dict[str, Any]:
         tags = [{"Key": key, "Value": value} for key, value in volume.tags.items()]

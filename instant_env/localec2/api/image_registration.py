@@ -12,6 +12,8 @@ from instant_env.localec2.state.moto_api import ACCOUNT_ID, ActionResult, EC2Cli
 from instant_env.localec2.state.state import now
 from instant_env.localec2.volumes.protection import protection_of
 
+#: Attributes that no image here has -> the members of the answer that are empty then.
+_MEMBERS = {"kernel": "KernelId", "ramdisk": "RamdiskId", "tpmSupport": "TpmSupport", "uefiData": "UefiData"}
 ARCHITECTURES = ("x86_64", "arm64")
 
 
@@ -135,6 +137,12 @@ class ImageRegistration(Action):
                 answer["DeregistrationProtection"] = {"Value": protection_of(image)}
             case "launchPermission":
                 answer["LaunchPermissions"] = [{"Group": "all"}] if image.public else []
+            case "productCodes":
+                answer["ProductCodes"] = []
+            case "kernel" | "ramdisk" | "tpmSupport" | "uefiData":  # EC2 answers so where there is none
+                answer[_MEMBERS[attribute]] = {}
+            case "sriovNetSupport":
+                answer["SriovNetSupport"] = {"Value": "simple"}
             case "blockDeviceMapping":
                 root = self.services.state.snapshots.get(image.snapshot_id)
                 mappings = image.all_mappings(root_encrypted=root is not None and root.encrypted)

@@ -44,7 +44,10 @@ class InstanceAttributes(Action):
             given[name] = self._wire("Value") or ""
         groups = self._get_param("Groups", [])
         mappings = self._get_param("BlockDeviceMappings") or []
-        kinds = len(given) + bool(groups) + bool(mappings)
+        checked = (
+            self._wire("SourceDestCheck.Value") is not None
+        )  # true, as it is: the allow-list has seen to it
+        kinds = len(given) + bool(groups) + bool(mappings) + checked
         if kinds == 0:
             raise EC2ClientError("MissingParameter", "The request must contain an attribute to change")
         if kinds > 1:

@@ -51,6 +51,31 @@ class NetworkInterfaces(EC2Response):  # type: ignore[misc]  # moto is untyped
         self.services.interfaces.detach(self._required("AttachmentId"))
         return EmptyResult()
 
+    def modify_network_interface_attribute(self) -> ActionResult:
+        """One attribute. `SourceDestCheck` is true and stays so: the allow-list has seen to it."""
+        interface_id = self._required("NetworkInterfaceId")
+        groups, attachment = self._get_param("Groups", []), self._get_param("Attachment")
+        description = (self._get_param("Description") or {}).get("Value")
+        checked = self._get_param("SourceDestCheck") is not None
+        kinds = bool(groups) + (attachment is not None) + (description is not None) + checked
+        if kinds != 1:
+            raise EC2ClientError(
+                "InvalidParameterCombination" if kinds else "MissingParameter",
+                f"The request must contain one attribute to change, not {kinds}",
+            )
+        interfaces = self.services.interfaces
+        interfaces.check(interface_id, groups)
+        self.error_on_dryrun()
+        if groups:
+            interfaces.set_groups(interface_id, list(groups))
+        elif attachment is not None:
+            interfaces.set_termination(
+                interface_id, attachment.get("AttachmentId"), bool(attachment.get("DeleteOnTermination"))
+            )
+        elif description is not None:
+            interfaces.describe_as(interface_id, description)
+        return EmptyResult()
+
     def allocate_address(self) -> ActionResult:
         tags = self._parse_tag_specification()
         self.error_on_dryrun()

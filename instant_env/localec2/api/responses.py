@@ -11,12 +11,15 @@ import uuid
 from typing import Any, ClassVar
 
 from instant_env.localec2.api import allowed
+from instant_env.localec2.api.account.prices import Prices
 from instant_env.localec2.api.describe import Descriptions
+from instant_env.localec2.api.groups.rules import GroupRules
+from instant_env.localec2.api.groups.security_groups import SecurityGroups
 from instant_env.localec2.api.image_lifecycle import ImageLifecycle
 from instant_env.localec2.api.image_registration import ImageRegistration
 from instant_env.localec2.api.instance_attributes import InstanceAttributes
 from instant_env.localec2.api.instance_profiles import InstanceProfiles
-from instant_env.localec2.api.keys_and_groups import KeysAndGroups
+from instant_env.localec2.api.key_pairs import KeyPairs
 from instant_env.localec2.api.network_interfaces import NetworkInterfaces
 from instant_env.localec2.api.pages import PAGED, invalid_token
 from instant_env.localec2.api.requests.checks import check
@@ -45,7 +48,10 @@ class LocalResponse(
     ImageRegistration,
     ImageLifecycle,
     NetworkInterfaces,
-    KeysAndGroups,
+    GroupRules,
+    SecurityGroups,
+    KeyPairs,
+    Prices,
 ):
     """One request to EC2. The server holds the state's lock while it runs."""
 
@@ -316,6 +322,13 @@ class LocalResponse(
         attachments = self._volume(self.services.state.volume(volume_id))["Attachments"]
         self.services.volumes.detach(volume_id, self._get_param("InstanceId"), self._get_param("Device"))
         return ActionResult(attachments[0] | {"State": "detaching"})
+
+    def modify_volume(self) -> ActionResult:
+        order = {name: self._get_param(name) for name in ("Size", "VolumeType", "Iops", "Throughput")}
+        volume, changes = self.services.modifications.check(self._get_param("VolumeId") or "", order)
+        self.error_on_dryrun()
+        self.services.modifications.modify(volume, changes)
+        return ActionResult({"VolumeModification": self.services.modifications.describe(volume)})
 
     def delete_volume(self) -> ActionResult:
         self.error_on_dryrun()

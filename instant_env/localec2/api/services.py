@@ -24,6 +24,7 @@ from instant_env.localec2.state.credentials import issue_time
 from instant_env.localec2.state.state import State, now
 from instant_env.localec2.volumes.blocks import Blocks
 from instant_env.localec2.volumes.images import Images
+from instant_env.localec2.volumes.modifications import Modifications
 from instant_env.localec2.volumes.snapshots import Snapshots
 from instant_env.localec2.volumes.uploads import Uploads
 from instant_env.localec2.volumes.volumes import Volumes
@@ -43,6 +44,7 @@ class Services:
     blocks: Blocks = field(init=False)
     images: Images = field(init=False)
     volumes: Volumes = field(init=False)
+    modifications: Modifications = field(init=False)
     spot: Spot = field(init=False)
     interfaces: Interfaces = field(init=False)
     fault_injector: FaultInjector = field(init=False)
@@ -55,6 +57,7 @@ class Services:
         self.blocks = Blocks(self.state)
         self.images = Images(self.state, self.lifecycle, self.snapshots)
         self.volumes = Volumes(self.state, self.lifecycle)
+        self.modifications = Modifications(self.state, self.lifecycle)
         self.interfaces = Interfaces(self.state, self.lifecycle)
         self.spot = Spot(self.state, self.lifecycle)
         self.fault_injector = FaultInjector(self.state, self.lifecycle, self.instance_changed)

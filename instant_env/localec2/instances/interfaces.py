@@ -115,6 +115,65 @@ class Interfaces:
             self.lifecycle.work(interface_id, lambda _: self._plug(record, instance))
         return record.attachment
 
+    # Attributes
+
+    def check(self, interface_id: str, group_ids: list[str]) -> None:
+        """Refuse an interface or groups that do not exist."""
+        ec2 = self.state.mirror.ec2
+        if interface_id not in ec2.enis:
+            self.state.interface(interface_id)  # refuses
+        for group_id in group_ids:
+            if ec2.get_security_group_from_id(group_id) is None:
+                raise EC2ClientError(
+                    "InvalidGroup.NotFound", f"The security group '{group_id}' does not exist"
+                )
+
+    def set_groups(self, interface_id: str, group_ids: list[str]) -> None:
+        """The security groups of an interface; those of an instance's first one are the instance's."""
+        if (record := self.state.interfaces.get(interface_id)) is not None:
+            record.security_group_ids = group_ids
+            self._saved(record)
+        owner = self._owner(interface_id)
+        if owner is not None and owner.interface_id == interface_id:
+            owner.security_group_ids = group_ids
+            self.state.save(owner)
+        if owner is not None and owner.id in self.lifecycle.machines:
+            self.lifecycle.machine_builder.write_metadata(owner)
+            self.lifecycle.machine_builder.refresh_interfaces(owner)
+        self.lifecycle.refresh_network()
+
+    def describe_as(self, interface_id: str, description: str) -> None:
+        """The description of an interface that was made by itself."""
+        record = self._made_by_itself(interface_id, "Description")
+        record.description = description
+        self._saved(record)
+
+    def set_termination(self, interface_id: str, attachment_id: str | None, delete: bool) -> None:
+        """Whether an attached interface ends with its instance."""
+        record = self._made_by_itself(interface_id, "Attachment.DeleteOnTermination")
+        if record.attachment is None or record.attachment.id != attachment_id:
+            raise EC2ClientError(
+                "InvalidAttachmentID.NotFound", f"The attachment ID '{attachment_id}' does not exist"
+            )
+        record.attachment = record.attachment.model_copy(update={"delete_on_termination": delete})
+        self._saved(record)
+
+    def _made_by_itself(self, interface_id: str, what: str) -> InterfaceRecord:
+        if interface_id not in self.state.interfaces:
+            raise EC2ClientError(
+                "UnsupportedOperation",
+                f"localec2 does not support {what} of an interface that a launch has made: {interface_id}.",
+            )
+        return self.state.interfaces[interface_id]
+
+    def _owner(self, interface_id: str) -> InstanceRecord | None:
+        """The instance that an interface is attached to."""
+        record = self.state.interfaces.get(interface_id)
+        if record is not None and record.attachment is not None:
+            return self.state.instances.get(record.attachment.instance_id)
+        live = (item for item in self.state.instances.values() if item.state != "terminated")
+        return next((item for item in live if item.interface_id == interface_id), None)
+
     def _beside(self, instance_id: str) -> list[InterfaceRecord]:
         return self.state.attached_interfaces(instance_id)
 

@@ -40,11 +40,16 @@ class MachineBuilder:
         self._cables: dict[str, list[Future[Answer]]] = {}
 
     def make_disk(self, volume: VolumeRecord) -> None:
-        """The volume's file, when it is not there yet (lock not held: it may take a moment)."""
+        """The volume's file, as large as its record says (lock not held: it may take a moment).
+
+        No machine has the volume.
+        """
         path = self.state.layout.volume(volume.id)
         if not path.exists():
             snapshot = volume.snapshot_id
             disks.create(path, volume.size_gib, self.state.layout.snapshot(snapshot) if snapshot else None)
+        elif volume.modification is not None:  # a server may have ended before the file had grown
+            disks.grow(path, volume.size_gib)
 
     def machine(
         self, instance: InstanceRecord, volumes: list[VolumeRecord], on_exit: Callable[[Machine], None]

@@ -50,6 +50,12 @@ def backing_of(path: Path) -> Path | None:
     return Path(name) if name else None
 
 
+def grow(path: Path, size_gib: int) -> None:
+    """Make a volume that no machine has at least as large as this."""
+    if virtual_size_gib(path) < size_gib:
+        _qemu_img("resize", "-f", "qcow2", str(path), f"{size_gib}G")
+
+
 def create(path: Path, size_gib: int, backing: Path | None = None) -> None:
     """A blank volume, or an overlay of ``backing`` of at least that size."""
     part = create_part(path, size_gib, backing)

@@ -322,6 +322,13 @@ class Machine:
                 self._occupied.pop(free[0], None)
             raise MachineError(error.message) from error
 
+    def grow(self, disk: command_line.Disk, size_gib: int) -> None:
+        """Make the disk of this machine larger. Raises MachineError."""
+        try:
+            self.qmp.execute("block_resize", {"node-name": disk.node, "size": size_gib << 30}, timeout_s=60)
+        except QmpError as error:
+            raise MachineError(error.message) from error
+
     def attach_nic(self, nic: command_line.Nic, index: int) -> None:
         """Plug a network card into the slot of its device index. Raises MachineError when QEMU refuses."""
         try:

@@ -154,6 +154,18 @@ class ImageRecord(ResourceRecord):
         return [root, *self.mappings]
 
 
+class VolumeModification(BaseModel):
+    """The last change of a volume (ModifyVolume): what it was before, and whether its file has followed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    size_gib: int
+    volume_type: str
+    performance: Performance
+    start_time: datetime
+    end_time: datetime | None = None
+
+
 class Attachment(BaseModel):
     """Where a volume is attached."""
 
@@ -178,6 +190,7 @@ class VolumeRecord(ResourceRecord):
     encrypted: bool = False
     create_time: datetime
     attachment: Attachment | None = None
+    modification: VolumeModification | None = None
     client_token: str | None = None
     request_digest: str = ""
 

@@ -22,6 +22,7 @@ from instant_env.localec2.records.records import (
     VolumeRecord,
 )
 from instant_env.localec2.state import moto_api as moto
+from instant_env.localec2.state.group_rules import GroupRule
 from instant_env.localec2.state.instance_types import cpu_options
 
 #: EC2's state codes (API_InstanceState).
@@ -352,10 +353,10 @@ class Mirror:
         group.ingress_rules, group.egress_rules = [], []
         for rule in record.rules:
             with moto.drawn(moto.security_groups, random_security_group_rule_id=rule.id):
-                shown = moto.security_groups.SecurityGroupRule(
-                    self.ec2, rule.ip_protocol, record.id, rule.from_port, rule.to_port, rule.ip_range,
-                    rule.source_group, {"PrefixListId": rule.prefix_list_id} if rule.prefix_list_id else None,
-                    is_egress=rule.egress, tags=rule.tags,
+                shown = GroupRule(
+                    self.ec2, record.id, rule.ip_protocol, rule.from_port, rule.to_port,
+                    ip_range=rule.ip_range, source_group=rule.source_group,
+                    prefix_list_id=rule.prefix_list_id, egress=rule.egress, tags=rule.tags,
                 )  # fmt: skip
             (group.egress_rules if rule.egress else group.ingress_rules).append(shown)
         self._tag(record.id, record.tags)

@@ -29,15 +29,17 @@ AS_IT_IS: dict[str, frozenset[str]] = {
     "Placement.Tenancy": frozenset({"default"}),
     "SecondaryPrivateIpAddressCount": frozenset({"0"}),
 }
-#: A Boolean that is absent is false on EC2, but for these; a false one asks that nothing be done.
-TRUE_WHEN_ABSENT = frozenset({"DeleteOnTermination", "SourceDestCheck"})
+#: A Boolean that is absent is false on EC2, but for those that end with these; a false one asks that nothing
+#: be done.
+TRUE_WHEN_ABSENT = frozenset(
+    {"DeleteOnTermination", "SourceDestCheck", "SourceDestCheck.Value", "EnaSupport.Value"}
+)
 
 
 def as_it_is(field: Field) -> bool:
     """Whether a field asks for what happens anyway."""
-    if field.kind == "boolean":
-        default = "true" if field.plain.rpartition(".")[2] in TRUE_WHEN_ABSENT else "false"
-        return field.value.lower() == default
     parts = field.plain.split(".")
-    ends = (".".join(parts[start:]) for start in range(len(parts)))
+    ends = [".".join(parts[start:]) for start in range(len(parts))]
+    if field.kind == "boolean":
+        return field.value.lower() == ("false" if TRUE_WHEN_ABSENT.isdisjoint(ends) else "true")
     return any(field.value in AS_IT_IS.get(end, ()) for end in ends)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 pytest_plugins = ("support.localec2_served",)
 
 ZONE = "us-east-1a"
+#: Booleans that are true unless a request says otherwise.
+TRUE = ("DeleteOnTermination", "SourceDestCheck", "SourceDestCheck.Value", "EnaSupport.Value")
 
 
 def refused(code: str) -> Any:
@@ -243,11 +245,20 @@ def test_the_rule_for_any_false_boolean() -> None:
     """No action says what it does not do: a Boolean that is false asks for nothing."""
     for action in set(allowed.ACTIONS) & known_actions():
         for name, kind in input_types(action).items():
-            if kind == "boolean" and name.rpartition(".")[2] not in (
-                "DeleteOnTermination",
-                "SourceDestCheck",
-            ):
-                assert allowed.refusal(action, [(name, "false")]) is None, (action, name)
+            if kind == "boolean":
+                default = "true" if name.endswith(TRUE) else "false"
+                assert allowed.refusal(action, [(name, default)]) is None, (action, name)
+
+
+def test_what_is_true_unless_said_cannot_be_false() -> None:
+    """netd has EC2's source check, always."""
+    for action, name in (
+        ("ModifyInstanceAttribute", "SourceDestCheck.Value"),
+        ("ModifyNetworkInterfaceAttribute", "SourceDestCheck.Value"),
+        ("ModifyInstanceAttribute", "EnaSupport.Value"),
+    ):
+        assert name in str(allowed.refusal(action, [(name, "false")]))
+        assert allowed.refusal(action, [(name, "true")]) is None
 
 
 def test_absent_fields_are_not_given() -> None:

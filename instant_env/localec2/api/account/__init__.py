@@ -1,0 +1,1 @@
+"""What is asked of the account and its region, and of no resource."""

@@ -1,0 +1,1 @@
+"""Security groups: the actions on groups, and on their rules."""

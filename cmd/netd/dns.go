@@ -89,7 +89,7 @@ func (q question) reply(query []byte, code byte, data []byte) []byte {
 
 // resolve answers a query: the VPC's own names from what they say themselves, others by the host's resolvers
 // where guests may reach the world, and at once with "no such name" where they may not.
-func (n *network) resolve(query []byte, transport string) []byte {
+func (n *network) resolve(query []byte, transport string, r *rests) []byte {
 	q, ok := parseQuestion(query)
 	if !ok {
 		return nil
@@ -109,7 +109,7 @@ func (n *network) resolve(query []byte, transport string) []byte {
 	if !n.allowEgress {
 		return q.reply(query, codeNXDomain, nil)
 	}
-	if answer := n.upstream.ask(query, transport); answer != nil {
+	if answer := n.upstream.ask(query, transport, r); answer != nil {
 		return answer
 	}
 	return q.reply(query, codeServFail, nil)
@@ -160,12 +160,10 @@ func reverseAddress(name string) (netip.Addr, bool) {
 // upstream is the host's resolvers, in resolv.conf's order.
 type upstream struct {
 	servers []string
-	mu      sync.Mutex
-	broken  map[string]time.Time // since when a server has not answered
 }
 
 func newUpstream(resolvConf string) *upstream {
-	u := &upstream{broken: map[string]time.Time{}}
+	u := &upstream{}
 	content, _ := os.ReadFile(resolvConf) // without it there are no resolvers, and names fail at once
 	for line := range strings.Lines(string(content)) {
 		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "nameserver" {
@@ -175,23 +173,37 @@ func newUpstream(resolvConf string) *upstream {
 	return u
 }
 
+// rests are the resolvers that have not answered one guest. They are its own: whoever asks for names that nobody
+// answers for takes the resolver away from nobody else.
+type rests struct {
+	mu    sync.Mutex
+	since map[string]time.Time // by server
+}
+
+func (r *rests) rests(server string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return time.Since(r.since[server]) < upstreamPause
+}
+
+func (r *rests) note(server string, answered bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if answered {
+		delete(r.since, server)
+	} else {
+		r.since[server] = time.Now()
+	}
+}
+
 // ask returns the first answer of a server, nil when none has one.
-func (u *upstream) ask(query []byte, transport string) []byte {
+func (u *upstream) ask(query []byte, transport string, r *rests) []byte {
 	for _, server := range u.servers {
-		u.mu.Lock()
-		resting := time.Since(u.broken[server]) < upstreamPause
-		u.mu.Unlock()
-		if resting {
+		if r.rests(server) {
 			continue
 		}
 		answer, err := exchange(server, query, transport)
-		u.mu.Lock()
-		if err != nil {
-			u.broken[server] = time.Now()
-		} else {
-			delete(u.broken, server)
-		}
-		u.mu.Unlock()
+		r.note(server, err == nil)
 		if err == nil {
 			return answer
 		}
@@ -245,7 +257,7 @@ func writeMessage(w io.Writer, message []byte) error {
 }
 
 // serveDNS answers the queries of one TCP connection.
-func (n *network) serveDNS(conn net.Conn) {
+func (n *network) serveDNS(p *port, conn net.Conn) {
 	defer conn.Close()
 	for {
 		conn.SetDeadline(time.Now().Add(10 * time.Second))
@@ -253,7 +265,11 @@ func (n *network) serveDNS(conn net.Conn) {
 		if err != nil {
 			return
 		}
-		reply := n.resolve(query, "tcp")
+		if !p.queries.tryAcquire() {
+			return
+		}
+		reply := n.resolve(query, "tcp", &p.resolvers)
+		p.queries.release()
 		if reply == nil || writeMessage(conn, reply) != nil {
 			return
 		}

@@ -1,45 +1,73 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
 const (
 	egressTimeout = 30 * time.Second // for a TCP connect to the internet
 	udpIdle       = 60 * time.Second
-	maxUDPFlows   = 512
 )
 
-// unroutable are the destinations that no internet gateway carries: private, shared, test and special ranges.
-// Refusing them keeps guests off the host's loopback, its link-local services and its local networks.
+// unroutable are the destinations that no internet gateway carries, or that are a cloud's own: what IANA's registry of
+// special-purpose addresses (RFC 6890) does not call globally reachable, and where clouds serve metadata to their
+// machines. Refusing them keeps guests off the host's loopback, its link-local services, its local networks and the
+// credentials of the machine that it is. Guests have no IPv6, so fd00:ec2::254 and its like cannot be reached at all.
 var unroutable = []netip.Prefix{
-	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("10.0.0.0/8"),
-	netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("127.0.0.0/8"),
-	netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("172.16.0.0/12"),
-	netip.MustParsePrefix("192.0.0.0/24"), netip.MustParsePrefix("192.0.2.0/24"),
-	netip.MustParsePrefix("192.168.0.0/16"), netip.MustParsePrefix("198.18.0.0/15"),
-	netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("203.0.113.0/24"),
+	netip.MustParsePrefix("0.0.0.0/8"),
+	netip.MustParsePrefix("10.0.0.0/8"),
+	netip.MustParsePrefix("100.64.0.0/10"), // carriers' own; Alibaba's metadata at 100.100.100.200
+	netip.MustParsePrefix("127.0.0.0/8"),
+	netip.MustParsePrefix("168.63.129.16/32"), // Azure's WireServer, an address like any other
+	netip.MustParsePrefix("169.254.0.0/16"),   // metadata of AWS, Google, Azure, Tencent and most others
+	netip.MustParsePrefix("172.16.0.0/12"),
+	netip.MustParsePrefix("192.0.0.0/24"), // Oracle's metadata at 192.0.0.192
+	netip.MustParsePrefix("192.0.2.0/24"),
+	netip.MustParsePrefix("192.31.196.0/24"), // AS112
+	netip.MustParsePrefix("192.52.193.0/24"), // AMT
+	netip.MustParsePrefix("192.88.99.0/24"),  // 6to4 relays
+	netip.MustParsePrefix("192.168.0.0/16"),
+	netip.MustParsePrefix("192.175.48.0/24"), // AS112
+	netip.MustParsePrefix("198.18.0.0/15"),
+	netip.MustParsePrefix("198.51.100.0/24"),
+	netip.MustParsePrefix("203.0.113.0/24"),
 	netip.MustParsePrefix("224.0.0.0/3"),
 }
 
-// egress carries guests' UDP to the internet; TCP is spliced in acceptTCP.
+// egress is the way to the internet; what a guest has open there is its port's.
 type egress struct {
 	addresses func() ([]net.Addr, error)
-	dial      func(network, address string, timeout time.Duration) (net.Conn, error)
+	dial      func(ctx context.Context, network, address string) (net.Conn, error)
+}
 
-	mu    sync.Mutex
-	flows map[udpFlow]net.Conn
+func newEgress() *egress {
+	return &egress{addresses: net.InterfaceAddrs, dial: (&net.Dialer{}).DialContext}
 }
 
 type udpFlow struct{ from, to netip.AddrPort }
 
-func newEgress() *egress {
-	return &egress{addresses: net.InterfaceAddrs, dial: net.DialTimeout, flows: map[udpFlow]net.Conn{}}
+// udpFlows are one guest's.
+type udpFlows struct {
+	mu    sync.Mutex
+	open  map[udpFlow]*udpSocket
+	slots *slots
+}
+
+type udpSocket struct {
+	net.Conn
+	slot slot
+}
+
+func newUDPFlows(most int) *udpFlows {
+	return &udpFlows{open: map[udpFlow]*udpSocket{}, slots: newSlots(most)}
 }
 
 // isRoutable reports whether an internet gateway would carry a packet to this address.
@@ -109,39 +137,50 @@ func (n *network) sendUnreachable(p *port, packet packet) {
 
 func (n *network) egressUDP(p *port, packet packet) {
 	flow := udpFlow{netip.AddrPortFrom(packet.src, packet.srcPort), netip.AddrPortFrom(packet.dst, packet.dstPort)}
-	e := n.egress
-	e.mu.Lock()
-	conn := e.flows[flow]
-	if conn == nil && len(e.flows) < maxUDPFlows {
-		if dialled, err := e.dial("udp", flow.to.String(), time.Second); err == nil { // sends nothing: it does not wait
-			conn = dialled
-			e.flows[flow] = conn
-			go n.receiveUDP(p, flow, conn)
-		}
-	}
-	e.mu.Unlock()
-	if conn == nil {
+	socket := n.udpSocket(p, flow)
+	if socket == nil {
 		n.sendUnreachable(p, packet)
 		return
 	}
-	conn.SetReadDeadline(time.Now().Add(udpIdle))
-	if _, err := conn.Write(packet.payload[udpHeader:]); err != nil {
+	socket.slot.use()
+	socket.SetReadDeadline(time.Now().Add(udpIdle))
+	if _, err := socket.Write(packet.payload[udpHeader:]); err != nil && !errors.Is(err, net.ErrClosed) {
 		p.packetToGuest(buildUnreachable(packet.dst, packet, codePort))
 	}
 }
 
-func (n *network) receiveUDP(p *port, flow udpFlow, conn net.Conn) {
-	release := p.hold(conn)
+// udpSocket returns the socket of a flow, which it opens when there is none; nil when it cannot be opened.
+func (n *network) udpSocket(p *port, flow udpFlow) *udpSocket {
+	flows := p.udp
+	flows.mu.Lock()
+	defer flows.mu.Unlock()
+	if socket := flows.open[flow]; socket != nil {
+		return socket
+	}
+	conn, err := n.egress.dial(context.Background(), "udp", flow.to.String()) // sends nothing: it does not wait
+	if err != nil {
+		return nil
+	}
+	socket := &udpSocket{Conn: conn}
+	socket.slot = flows.slots.add(conn)
+	flows.open[flow] = socket
+	go n.receiveUDP(p, flow, socket)
+	return socket
+}
+
+func (n *network) receiveUDP(p *port, flow udpFlow, socket *udpSocket) {
+	release := p.hold(socket)
 	defer func() {
 		release()
-		n.egress.mu.Lock()
-		delete(n.egress.flows, flow)
-		n.egress.mu.Unlock()
-		conn.Close()
+		p.udp.mu.Lock()
+		delete(p.udp.open, flow)
+		p.udp.mu.Unlock()
+		socket.slot.release()
+		socket.Close()
 	}()
 	buffer := make([]byte, guestMTU-ipHeader-udpHeader)
 	for {
-		length, err := conn.Read(buffer)
+		length, err := socket.Read(buffer)
 		if err != nil {
 			return
 		}
@@ -149,38 +188,56 @@ func (n *network) receiveUDP(p *port, flow udpFlow, conn net.Conn) {
 	}
 }
 
-// acceptTCP handles a guest's connection to anything that is not a guest: a service, or the internet.
-func (n *network) acceptTCP(request *tcp.ForwarderRequest) {
-	id := request.ID()
-	to := netip.AddrPortFrom(address(id.LocalAddress), id.LocalPort)
+// handleSegment gives a guest's segment without a connection to what accepts that guest's connections. Each guest has
+// its own: the handshakes that wait are its own, too.
+func (n *network) handleSegment(id stack.TransportEndpointID, segment *stack.PacketBuffer) bool {
 	p := n.portOf(address(id.RemoteAddress))
-	switch {
-	case p == nil:
-		request.Complete(false)
-	case to == netip.AddrPortFrom(imdsAddress, 80) && p.metadata.Refuses():
-		request.Complete(true)
-	case to == netip.AddrPortFrom(imdsAddress, 80):
-		if conn, err := complete(request); err == nil {
-			release := p.hold(conn)
-			p.metadata.ServeConn(conn)
-			release()
-		}
-	case to.Port() == dnsPort && (to.Addr() == n.resolver || to.Addr() == resolverAddress):
-		if conn, err := complete(request); err == nil {
-			release := p.hold(conn)
-			n.serveDNS(conn)
-			release()
-		}
-	case !n.allowEgress || isService(to.Addr()) || n.vpc.Contains(to.Addr()) ||
-		!isRoutable(to.Addr()) || n.egress.isOwnAddress(to.Addr()):
-		request.Complete(true)
-	default:
-		n.egressTCP(p, request, to)
+	if p == nil {
+		return true
 	}
+	if to := address(id.LocalAddress); isService(to) || to == n.resolver {
+		return p.serviceHandshakes.HandlePacket(id, segment)
+	}
+	return p.egressHandshakes.HandlePacket(id, segment)
 }
 
-func (n *network) egressTCP(p *port, request *tcp.ForwarderRequest, to netip.AddrPort) {
-	conn, err := n.egress.dial("tcp", to.String(), egressTimeout)
+// acceptService handles the guest's connection to a service.
+func (p *port) acceptService(request *tcp.ForwarderRequest) {
+	id, n := request.ID(), p.net
+	to := netip.AddrPortFrom(address(id.LocalAddress), id.LocalPort)
+	var serve func(*guestConn)
+	switch {
+	case to == netip.AddrPortFrom(imdsAddress, 80) && !p.metadata.Refuses():
+		serve = func(conn *guestConn) { p.metadata.ServeConn(conn) }
+	case to.Port() == dnsPort && (to.Addr() == n.resolver || to.Addr() == resolverAddress):
+		serve = func(conn *guestConn) { n.serveDNS(p, conn) }
+	default:
+		request.Complete(true)
+		return
+	}
+	conn, err := complete(request)
+	if err != nil {
+		return
+	}
+	place, release := p.serviceConns.add(conn), p.hold(conn)
+	defer place.release()
+	defer release()
+	serve(conn)
+}
+
+// acceptEgress handles the guest's connection to the internet.
+func (p *port) acceptEgress(request *tcp.ForwarderRequest) {
+	id, n := request.ID(), p.net
+	to := netip.AddrPortFrom(address(id.LocalAddress), id.LocalPort)
+	if !n.allowEgress || n.vpc.Contains(to.Addr()) || !isRoutable(to.Addr()) || n.egress.isOwnAddress(to.Addr()) {
+		request.Complete(true)
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), egressTimeout)
+	defer cancel()
+	place := p.egressConns.add(&canceller{cancel})
+	conn, err := n.egress.dial(ctx, "tcp", to.String())
+	place.release()
 	if err != nil {
 		request.Complete(true)
 		return
@@ -191,7 +248,9 @@ func (n *network) egressTCP(p *port, request *tcp.ForwarderRequest, to netip.Add
 		return
 	}
 	host := conn.(*net.TCPConn)
-	release := p.hold(ender{host, guest})
+	pair := ender{host, guest}
+	place, release := p.egressConns.add(pair), p.hold(pair)
+	defer place.release()
 	defer release()
 	splice(host, guest)
 }

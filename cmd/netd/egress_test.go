@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -29,7 +30,7 @@ func establishedFlow(t testing.TB) (n *network, send func()) {
 	}
 	closed := make(chan struct{})
 	t.Cleanup(func() { close(closed); n.close() })
-	n.egress.dial = func(string, string, time.Duration) (net.Conn, error) { return discard{closed: closed}, nil }
+	n.egress.dial = func(context.Context, string, string) (net.Conn, error) { return discard{closed: closed}, nil }
 	if err := n.setGroups(map[string][]rule{"sg": {allEgress}}); err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"container/list"
 	"net/netip"
 	"strconv"
 	"sync"
@@ -65,7 +66,6 @@ const (
 	idleOpen   = 60 * time.Second // a TCP connection of which one side has said nothing
 	idleUDP    = 180 * time.Second
 	idleOther  = 30 * time.Second
-	maxFlows   = 1 << 16
 )
 
 type flowKey struct {
@@ -74,6 +74,7 @@ type flowKey struct {
 }
 
 type flow struct {
+	key      flowKey
 	until    time.Time
 	answered bool
 	closed   bool
@@ -82,66 +83,131 @@ type flow struct {
 // tracker remembers the connections that rules let through, so that answers pass whatever the rules say, and
 // connections outlive the rule that admitted them, as in EC2.
 type tracker struct {
-	mu        sync.Mutex
-	flows     map[flowKey]*flow
+	mu     sync.Mutex
+	tables map[netip.Addr]*flowTable // by the guest that began the connection
+	swept  time.Time
+	now    func() time.Time
+}
+
+// flowTable is what one guest began.
+type flowTable struct {
+	flows     map[flowKey]*list.Element
+	order     list.List // of *flow, the least recently used first
 	fragments map[fragmentKey]time.Time
-	swept     time.Time
-	now       func() time.Time
 }
 
 type fragmentKey struct {
-	src, dst netip.Addr
-	proto    byte
-	id       uint16
+	dst   netip.Addr
+	proto byte
+	id    uint16
 }
 
 func newTracker(now func() time.Time) *tracker {
-	return &tracker{flows: map[flowKey]*flow{}, fragments: map[fragmentKey]time.Time{}, now: now}
+	return &tracker{tables: map[netip.Addr]*flowTable{}, now: now}
 }
 
 // pass says whether a packet belongs to a known connection, or begins one that decide admits.
 func (t *tracker) pass(p packet, decide func() bool) bool {
+	now := t.now()
+	if passes, known := t.look(p, now); known {
+		return passes
+	}
+	// Without the lock: decide may ask the kernel, and others' packets do not wait for that.
+	if !decide() {
+		return false
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := t.now()
-	t.sweep(now)
-	fragment := fragmentKey{p.src, p.dst, p.proto, p.identification}
-	if p.fragment { // follows its first one, which has the ports
-		until, known := t.fragments[fragment]
-		return known && now.Before(until)
+	table := t.table(p.src)
+	if len(table.flows) >= maxFlows {
+		table.remove(table.order.Front())
 	}
-	source, target := netip.AddrPortFrom(p.src, p.srcPort), netip.AddrPortFrom(p.dst, p.dstPort)
-	key := flowKey{proto: p.proto, a: source, b: target}
-	answer := false
-	f, known := t.flows[key]
-	if !known || now.After(f.until) {
-		reverse := flowKey{proto: p.proto, a: target, b: source}
-		f, known = t.flows[reverse]
-		known = known && !now.After(f.until)
-		answer = known
+	f := &flow{key: keyOf(p)}
+	table.remove(table.flows[f.key]) // one that is over
+	table.flows[f.key] = table.order.PushBack(f)
+	t.use(f, p, false, now)
+	return true
+}
+
+// look decides about a packet by what is known; known is false for one that can begin a connection.
+func (t *tracker) look(p packet, now time.Time) (passes, known bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.sweep(now)
+	if p.fragment { // follows its first one, which has the ports
+		table := t.tables[p.src]
+		return table != nil && now.Before(table.fragments[fragmentOf(p)]), true
+	}
+	key := keyOf(p)
+	f, answer := t.find(key, now), false
+	if f == nil {
+		f = t.find(flowKey{proto: key.proto, a: key.b, b: key.a}, now)
+		answer = f != nil
 	}
 	// A connection that is over can be begun again from the same port, but by the rules of now.
 	begins := p.proto == protoTCP && p.tcpFlags&(flagSYN|flagACK) == flagSYN
-	if known && begins && !answer && f.closed {
-		known = false
+	if f != nil && begins && !answer && f.closed {
+		f = nil
 	}
-	if !known {
-		if isICMPError(p) && t.concernsKnown(p, now) {
-			return true
-		}
+	switch {
+	case f != nil:
+		t.use(f, p, answer, now)
+		return true, true
+	case isICMPError(p) && t.concernsKnown(p, now):
+		return true, true
+	case p.proto == protoTCP && !begins:
 		// Only a SYN begins a TCP connection: the middle of one that nobody admitted is not let through.
-		if p.proto == protoTCP && !begins || len(t.flows) >= maxFlows || !decide() {
-			return false
-		}
-		f = &flow{}
-		t.flows[key] = f
+		return false, true
 	}
+	return false, false
+}
+
+func keyOf(p packet) flowKey {
+	return flowKey{p.proto, netip.AddrPortFrom(p.src, p.srcPort), netip.AddrPortFrom(p.dst, p.dstPort)}
+}
+
+func fragmentOf(p packet) fragmentKey { return fragmentKey{p.dst, p.proto, p.identification} }
+
+func (t *tracker) table(owner netip.Addr) *flowTable {
+	if t.tables[owner] == nil {
+		t.tables[owner] = &flowTable{flows: map[flowKey]*list.Element{}, fragments: map[fragmentKey]time.Time{}}
+	}
+	return t.tables[owner]
+}
+
+// find returns a connection that has not been idle for too long, nil when there is none.
+func (t *tracker) find(key flowKey, now time.Time) *flow {
+	if table := t.tables[key.a.Addr()]; table != nil {
+		if element := table.flows[key]; element != nil {
+			if f := element.Value.(*flow); !now.After(f.until) {
+				return f
+			}
+		}
+	}
+	return nil
+}
+
+// use notes a packet of a connection.
+func (t *tracker) use(f *flow, p packet, answer bool, now time.Time) {
+	table := t.table(f.key.a.Addr())
+	table.order.MoveToBack(table.flows[f.key])
 	f.answered = f.answered || answer
 	f.until = now.Add(f.idle(p))
-	if p.moreFragments {
-		t.fragments[fragment] = now.Add(idleOther)
+	if !p.moreFragments {
+		return
 	}
-	return true
+	awaited := t.table(p.src).fragments
+	if len(awaited) >= maxFragments {
+		clear(awaited)
+	}
+	awaited[fragmentOf(p)] = now.Add(idleOther)
+}
+
+func (t *flowTable) remove(element *list.Element) {
+	if element != nil {
+		t.order.Remove(element)
+		delete(t.flows, element.Value.(*flow).key)
+	}
 }
 
 func (f *flow) idle(p packet) time.Duration {
@@ -180,7 +246,7 @@ func (t *tracker) concernsKnown(p packet, now time.Time) bool {
 	}
 	a, b := netip.AddrPortFrom(from, fromPort), netip.AddrPortFrom(to, toPort)
 	for _, key := range []flowKey{{proto: quoted[9], a: a, b: b}, {proto: quoted[9], a: b, b: a}} {
-		if f := t.flows[key]; f != nil && now.Before(f.until) {
+		if t.find(key, now) != nil {
 			return true
 		}
 	}
@@ -191,9 +257,12 @@ func (t *tracker) concernsKnown(p packet, now time.Time) bool {
 func (t *tracker) forget(address netip.Addr) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for key := range t.flows {
-		if key.a.Addr() == address || key.b.Addr() == address {
-			delete(t.flows, key)
+	delete(t.tables, address)
+	for _, table := range t.tables {
+		for key, element := range table.flows {
+			if key.b.Addr() == address {
+				table.remove(element)
+			}
 		}
 	}
 }
@@ -203,14 +272,16 @@ func (t *tracker) sweep(now time.Time) {
 		return
 	}
 	t.swept = now
-	for key, f := range t.flows {
-		if now.After(f.until) {
-			delete(t.flows, key)
+	for _, table := range t.tables {
+		for _, element := range table.flows {
+			if now.After(element.Value.(*flow).until) {
+				table.remove(element)
+			}
 		}
-	}
-	for key, until := range t.fragments {
-		if now.After(until) {
-			delete(t.fragments, key)
+		for key, until := range table.fragments {
+			if now.After(until) {
+				delete(table.fragments, key)
+			}
 		}
 	}
 }

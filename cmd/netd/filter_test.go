@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"net"
@@ -205,7 +206,7 @@ func TestTheWorldIsReachedAndTheHostIsNot(t *testing.T) {
 	n.egress.addresses = func() ([]net.Addr, error) {
 		return []net.Addr{&net.IPNet{IP: net.ParseIP("9.9.9.9"), Mask: net.CIDRMask(24, 32)}}, nil
 	}
-	n.egress.dial = func(network, address string, _ time.Duration) (net.Conn, error) {
+	n.egress.dial = func(ctx context.Context, network, address string) (net.Conn, error) {
 		dialled = append(dialled, address)
 		return net.Dial(network, world.Addr().String())
 	}

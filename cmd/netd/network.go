@@ -59,7 +59,7 @@ func newNetwork(c config) (*network, error) {
 	}
 	n.egress, n.onUp = newEgress(), func(*port) {}
 	var err error
-	n.stack, err = newHostStack(n.toAddress, n.acceptTCP)
+	n.stack, err = newHostStack(n.toAddress, n.handleSegment)
 	return n, err
 }
 
@@ -275,8 +275,12 @@ func (n *network) service(p *port, packet packet) {
 		}
 		switch {
 		case packet.dstPort == dnsPort && (packet.dst == n.resolver || packet.dst == resolverAddress):
+			if !p.queries.tryAcquire() {
+				return // its resolver is busy with its own queries; it asks again
+			}
 			go func() { // it may have to ask the host's resolvers
-				if reply := n.resolve(data, "udp"); reply != nil {
+				defer p.queries.release()
+				if reply := n.resolve(data, "udp", &p.resolvers); reply != nil {
 					answer(reply)
 				}
 			}()

@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+
 	"instantenv/internal/imds"
 )
 
@@ -52,6 +54,14 @@ type port struct {
 	listener *net.UnixListener
 	forwards *portForwards
 
+	// What the guest can have of what all share (bounds.go).
+	serviceHandshakes, egressHandshakes *tcp.Forwarder
+	serviceConns, egressConns           *slots
+	queries                             semaphore
+	clients                             semaphore // of the host, at forwarded ports
+	udp                                 *udpFlows
+	resolvers                           rests
+
 	mu     sync.Mutex // over what follows; taken after network.mu
 	public netip.Addr
 	groups []string
@@ -87,6 +97,13 @@ func newPort(n *network, c portConfig) (*port, error) {
 		metadata: n.metadataServer(c.Metadata), closers: map[io.Closer]struct{}{},
 	}
 	p.forwards = newPortForwards(p)
+	share := descriptorShare()
+	p.serviceHandshakes = tcp.NewForwarder(n.stack.stack, 0, maxHandshakes, p.acceptService)
+	p.egressHandshakes = tcp.NewForwarder(n.stack.stack, 0, maxHandshakes, p.acceptEgress)
+	p.serviceConns, p.egressConns = newSlots(maxServiceConns), newSlots(share)
+	p.queries, p.udp = make(semaphore, min(maxDNSQueries, share)), newUDPFlows(share)
+	p.resolvers.since = map[string]time.Time{}
+	p.clients = make(semaphore, 4*share)
 	if err := p.change(c); err != nil {
 		return nil, err
 	}
@@ -128,13 +145,7 @@ func (p *port) publicAddress() netip.Addr {
 
 // serve accepts QEMU's connections, one after the other, until the port is closed.
 func (p *port) serve() {
-	for {
-		conn, err := p.listener.AcceptUnix()
-		if err != nil {
-			return
-		}
-		p.connection(conn)
-	}
+	acceptAll(p.id, p.listener.AcceptUnix, p.connection)
 }
 
 func (p *port) connection(conn *net.UnixConn) {

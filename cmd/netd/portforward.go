@@ -275,13 +275,7 @@ func (pf *portForwards) closeAll() {
 }
 
 func (pf *portForwards) serve(f *forward, listener net.Listener) {
-	for {
-		conn, err := listener.Accept()
-		if err != nil {
-			return
-		}
-		go pf.connect(f, listener, conn.(*net.TCPConn))
-	}
+	acceptAll(pf.p.id, listener.Accept, func(conn net.Conn) { go pf.connect(f, listener, conn.(*net.TCPConn)) })
 }
 
 // connect carries one client's connection to the guest.
@@ -291,10 +285,11 @@ func (pf *portForwards) connect(f *forward, listener net.Listener, client *net.T
 		client.Close()
 	}
 	from := client.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
-	if !pf.admitsClient(from, f.guestPort) {
+	if !pf.admitsClient(from, f.guestPort) || !pf.p.clients.tryAcquire() {
 		refuse()
 		return
 	}
+	defer pf.p.clients.release()
 	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
 	defer cancel()
 	n := pf.p.net

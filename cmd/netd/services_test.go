@@ -160,13 +160,13 @@ func TestTheResolverKnowsPrivateNames(t *testing.T) {
 		{"8.9.31.172.in-addr.arpa", typePTR, codeOK, string(encodeName("ip-172-31-9-8.ec2.internal"))},
 		{"deb.debian.org", typeA, codeNXDomain, ""},
 	} {
-		reply := n.resolve(dnsQuery(c.name, c.kind), "udp")
+		reply := n.resolve(dnsQuery(c.name, c.kind), "udp", &rests{since: map[string]time.Time{}})
 		if reply[3]&15 != c.code || !strings.HasSuffix(string(reply), c.data) || (c.data != "") != (reply[7] == 1) {
 			t.Errorf("%s: % x", c.name, reply)
 		}
 	}
 	for _, broken := range [][]byte{nil, {1, 2, 3}, dnsQuery("a", typeA)[:14]} {
-		if reply := n.resolve(broken, "udp"); reply != nil {
+		if reply := n.resolve(broken, "udp", &rests{since: map[string]time.Time{}}); reply != nil {
 			t.Errorf("% x was answered", broken)
 		}
 	}

@@ -21,8 +21,6 @@ import (
 
 const (
 	nicID = 1
-	// Handshakes under way at once; beyond it SYNs are dropped and repeated by the guest.
-	maxHandshakes = 1024
 )
 
 // hostStack is gVisor's TCP, at every address that is not a guest's. It terminates the connections of guests to
@@ -50,9 +48,10 @@ func (l *link) WritePackets(packets stack.PacketBufferList) (int, tcpip.Error) {
 	return written, nil
 }
 
-func newHostStack(
-	out func(to netip.Addr, packet []byte), accept func(*tcp.ForwarderRequest),
-) (*hostStack, error) {
+// segmentHandler takes a TCP segment that belongs to no connection.
+type segmentHandler func(stack.TransportEndpointID, *stack.PacketBuffer) bool
+
+func newHostStack(out func(to netip.Addr, packet []byte), handle segmentHandler) (*hostStack, error) {
 	s := stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol},
@@ -75,8 +74,7 @@ func newHostStack(
 		}
 	}
 	s.SetRouteTable([]tcpip.Route{{Destination: header.IPv4EmptySubnet, NIC: nicID}})
-	forwarder := tcp.NewForwarder(s, 0, maxHandshakes, accept)
-	s.SetTransportProtocolHandler(tcp.ProtocolNumber, forwarder.HandlePacket)
+	s.SetTransportProtocolHandler(tcp.ProtocolNumber, handle)
 	return &hostStack{s, l}, nil
 }
 

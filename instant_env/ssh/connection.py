@@ -76,7 +76,7 @@ def wait_for_login(host: str, port: int, user: str, key: KeyPair, *, timeout_s: 
             reason = f"{user}'s key was refused ({error})"
             time.sleep(pauses.after_refusal(refused))
             refused += 1
-        except (OSError, EOFError, paramiko.SSHException) as error:
+        except Exception as error:  # noqa: BLE001 - whatever a peer's bytes make of Paramiko
             reason = str(error) or type(error).__name__
             time.sleep(0.2)
         connection.close()

@@ -68,12 +68,13 @@ async def query(sock: socket.socket, username: str, key: PublicKey) -> Acceptanc
     except asyncssh.PermissionDenied as error:
         if half.accepted_ns is None:
             raise KeyRefused(str(error)) from error
-    except (asyncssh.Error, OSError) as error:
-        if half.accepted_ns is None:
-            raise HandshakeFailed(f"{type(error).__name__}: {error}") from error
     except asyncio.CancelledError:
         sock.close()
         raise
+    except Exception as error:  # whatever a peer's bytes can make of asyncssh
+        sock.close()
+        if half.accepted_ns is None:
+            raise HandshakeFailed(f"{type(error).__name__}: {error}") from error
     else:
         connection.abort()
         raise HandshakeFailed("sshd lets everybody in, without a key")

@@ -68,11 +68,12 @@ async def authenticate(sock: socket.socket, options: asyncssh.SSHClientConnectio
         connection = await asyncssh.connect(sock=sock, options=options)
     except asyncssh.PermissionDenied as error:
         raise KeyRefused(str(error)) from error
-    except (asyncssh.Error, OSError) as error:
-        raise HandshakeFailed(f"{type(error).__name__}: {error}") from error
     except asyncio.CancelledError:
         sock.close()
         raise
+    except Exception as error:  # whatever a peer's bytes can make of asyncssh
+        sock.close()
+        raise HandshakeFailed(f"{type(error).__name__}: {error}") from error
     client = connection.get_owner()
     assert isinstance(client, _Client)  # noqa: S101 - what client_factory made
     host_key = connection.get_server_host_key()

@@ -93,9 +93,9 @@ func (s semaphore) release() { <-s }
 // acceptPause is how long an accept loop rests after an error that passes: no descriptors, no memory.
 const acceptPause = 50 * time.Millisecond
 
-// acceptAll hands each connection to handle until the listener is closed. Every other error passes: a loop that
+// acceptLoop hands each connection to handle until the listener is closed. Every other error passes: a loop that
 // ended at it would leave the listener there, and nobody behind it.
-func acceptAll[C net.Conn](what string, accept func() (C, error), handle func(C)) {
+func acceptLoop[C net.Conn](what string, accept func() (C, error), handle func(C)) {
 	var logged time.Time
 	for {
 		conn, err := accept()

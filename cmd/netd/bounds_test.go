@@ -40,7 +40,7 @@ func TestAnAcceptLoopOutlivesAMomentWithoutDescriptors(t *testing.T) {
 	done, handled := make(chan struct{}), make(chan net.Conn, 1)
 	go func() {
 		defer close(done)
-		acceptAll("test", l.accept, func(conn net.Conn) { handled <- conn })
+		acceptLoop("test", l.accept, func(conn net.Conn) { handled <- conn })
 	}()
 	select {
 	case <-handled:

@@ -145,7 +145,7 @@ func (p *port) publicAddress() netip.Addr {
 
 // serve accepts QEMU's connections, one after the other, until the port is closed.
 func (p *port) serve() {
-	acceptAll(p.id, p.listener.AcceptUnix, p.connection)
+	acceptLoop(p.id, p.listener.AcceptUnix, p.connection)
 }
 
 func (p *port) connection(conn *net.UnixConn) {

@@ -275,7 +275,7 @@ func (pf *portForwards) closeAll() {
 }
 
 func (pf *portForwards) serve(f *forward, listener net.Listener) {
-	acceptAll(pf.p.id, listener.Accept, func(conn net.Conn) { go pf.connect(f, listener, conn.(*net.TCPConn)) })
+	acceptLoop(pf.p.id, listener.Accept, func(conn net.Conn) { go pf.connect(f, listener, conn.(*net.TCPConn)) })
 }
 
 // connect carries one client's connection to the guest.

@@ -30,12 +30,9 @@ func TestAnAdoptedProcessIsTheFirstOne(t *testing.T) {
 	s := shell(t, "server", `echo later; while :; do sleep 0.01; done`)
 	s.Adopted = adopted(t, v, `echo early; while :; do sleep 0.01; done`)
 	pid := s.Adopted.PID
-	running := make(chan struct{})
-	v.Tasks.Spawn("server", func() error { return v.Supervise(s, func() { close(running) }) })
-	<-running
-	inittest.WaitFor(t, "what it printed", func() bool { return s.Log.last() == "early" })
-	if s.main.PID != pid {
-		t.Errorf("process %d is looked after, not %d", s.main.PID, pid)
+	runUntil(t, v, s, "early")
+	if got := pidOf(s); got != pid {
+		t.Errorf("process %d is looked after, not %d", got, pid)
 	}
 	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
 	if err != nil || !strings.Contains(string(limits), "Max open files            123                  456 ") {

@@ -18,8 +18,7 @@ func server(t *testing.T, v *Supervisor, g *Gate, then string) *Supervised {
 	t.Helper()
 	s := shell(t, "server", `trap '' TERM; echo listening; echo $$ >"$GATE"; `+then)
 	s.Environment, s.Gate = []string{"GATE=" + g.Path}, g
-	v.Tasks.Spawn("server", func() error { return v.Supervise(s, func() {}) })
-	inittest.WaitFor(t, "the server to listen", func() bool { return s.Log.last() == "listening" })
+	runUntil(t, v, s, "listening")
 	return s
 }
 
@@ -46,7 +45,7 @@ func TestAServerWaitsAtTheGate(t *testing.T) {
 		if want := strconv.Itoa(pidOf(s)); pid != want {
 			t.Errorf("passed with the pid %q, started as %s", pid, want)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(inittest.LongEnough):
 		t.Fatalf("it does not go on:\n%s", console)
 	}
 	inittest.WaitFor(t, "the server to accept", func() bool { _, err := os.Stat(accepting); return err == nil })
@@ -58,7 +57,7 @@ func TestAServerWaitsAtTheGate(t *testing.T) {
 	v.Processes.Signal(pidOf(s), syscall.SIGKILL)
 	select {
 	case <-passed:
-	case <-time.After(20 * time.Second):
+	case <-time.After(inittest.LongEnough):
 		t.Fatalf("the second one does not go on:\n%s", console)
 	}
 }
@@ -75,7 +74,7 @@ func TestAServerThatEndsAtTheGateIsStartedAgain(t *testing.T) {
 	close(open)
 	select {
 	case <-passed:
-	case <-time.After(20 * time.Second):
+	case <-time.After(inittest.LongEnough):
 		t.Fatal("it does not pass")
 	}
 	time.Sleep(50 * time.Millisecond)
@@ -90,7 +89,7 @@ func TestAServerAtTheGateDoesNotHoldUpAShutdown(t *testing.T) {
 	g := &Gate{filepath.Join(t.TempDir(), "gate"), open, func(string) {}}
 	server(t, v, g, "")
 	v.Processes.Close()
-	v.StopServices(time.Now().Add(stopLimit))
+	v.StopServices(time.Now().Add(inittest.LongEnough))
 	if text := console.String(); strings.Contains(text, "does not end") {
 		t.Error(text)
 	}

@@ -50,7 +50,8 @@ type Config struct {
 // A Supervisor keeps programs running until the machine goes down.
 type Supervisor struct {
 	Config
-	delegation sync.Once // of the control groups' controllers
+	grace      time.Duration // serviceGrace, but in tests
+	delegation sync.Once     // of the control groups' controllers
 
 	mutex      sync.Mutex
 	begun      map[string]chan struct{} // closed when the service of this name was started for the first time
@@ -59,7 +60,7 @@ type Supervisor struct {
 }
 
 // New starts nothing yet.
-func New(config Config) *Supervisor { return &Supervisor{Config: config} }
+func New(config Config) *Supervisor { return &Supervisor{Config: config, grace: serviceGrace} }
 
 // A Supervised service is one that runs, or will run again.
 type Supervised struct {
@@ -314,7 +315,7 @@ func (v *Supervisor) StopServices(deadline time.Time) {
 	v.mutex.Unlock()
 	slices.Reverse(order)
 	for _, s := range order {
-		v.stop(s, min(serviceGrace, time.Until(deadline)))
+		v.stop(s, min(v.grace, time.Until(deadline)))
 	}
 }
 

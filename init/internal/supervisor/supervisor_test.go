@@ -18,12 +18,11 @@ import (
 	"instantenv/init/internal/timeline"
 )
 
-// stopLimit is what a shutdown gives to all services.
-const stopLimit = 2 * serviceGrace
-
-// newSupervisor has a reaper that reaps and a console to look at; no cgroups, and nobody can log in.
+// newSupervisor has a reaper that reaps and a console to look at; no cgroups, and nobody can log in. Services have time to
+// end, however slow the machine is.
 func newSupervisor(t *testing.T) (*Supervisor, *inittest.Buffer) {
 	t.Helper()
+	t.TempDir() // the first call's cleanup removes all of them: after the one below, when nothing writes logs any more
 	console := &inittest.Buffer{}
 	log := &logging.Logger{Console: console}
 	v := New(Config{
@@ -32,8 +31,10 @@ func newSupervisor(t *testing.T) (*Supervisor, *inittest.Buffer) {
 			Log: log, Marks: timeline.New(boottime.Now, true), Fatal: func(cause error) { log.Consolef("fatal: %v", cause) },
 		},
 	})
-	done := make(chan struct{})
+	v.grace = inittest.LongEnough
+	done, ended := make(chan struct{}), make(chan struct{})
 	go func() {
+		defer close(ended) // wait4 would take the children of the next test
 		for {
 			select {
 			case <-done:
@@ -45,10 +46,32 @@ func newSupervisor(t *testing.T) (*Supervisor, *inittest.Buffer) {
 	}()
 	t.Cleanup(func() {
 		v.Processes.Close()
-		v.StopServices(time.Now().Add(time.Second))
+		// Again and again: one that is being started when the reaper closes is not yet known to its service.
+		inittest.WaitFor(t, "all processes to end", func() bool {
+			v.StopServices(time.Now())
+			return !v.Processes.Reap()
+		})
+		v.mutex.Lock()
+		defer v.mutex.Unlock()
+		for _, s := range v.services {
+			awaitLog(t, s)
+		}
 		close(done)
+		<-ended
 	})
 	return v, console
+}
+
+// awaitLog returns when all that the service's process printed is in its log.
+func awaitLog(t *testing.T, s *Supervised) {
+	t.Helper()
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	select {
+	case <-s.main.read:
+	case <-time.After(inittest.LongEnough):
+		t.Errorf("the output of %s is still open", s.Name)
+	}
 }
 
 func shell(t *testing.T, name, script string) *Supervised {
@@ -58,13 +81,22 @@ func shell(t *testing.T, name, script string) *Supervised {
 	return &Supervised{Service: Service{Name: name, Argv: []string{"/bin/sh", "-c", script}}, Log: log}
 }
 
+// runUntil supervises a service and returns when it runs, a shutdown would stop it, and it has printed this line.
+func runUntil(t *testing.T, v *Supervisor, s *Supervised, line string) {
+	t.Helper()
+	running := make(chan struct{})
+	v.Tasks.Spawn(s.Name, func() error { return v.Supervise(s, func() { close(running) }) })
+	<-running
+	inittest.WaitFor(t, s.Name+" to print "+line, func() bool { return s.Log.last() == line })
+}
+
 func TestReaper(t *testing.T) {
 	r := NewReaper()
 	process, err := r.start([]string{"/bin/sh", "-c", "exit 7"}, nil, []uintptr{0, 1, 2}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(10 * time.Second); r.Reap() && time.Now().Before(end); {
+	for end := time.Now().Add(inittest.LongEnough); r.Reap() && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
 	select {
@@ -104,10 +136,7 @@ func TestAServiceIsStartedAgainLaterEachTime(t *testing.T) {
 func TestStartAgainWithOtherArguments(t *testing.T) {
 	v, console := newSupervisor(t)
 	s := shell(t, "told", `echo "got $*"; while :; do sleep 0.01; done`)
-	running := make(chan struct{})
-	v.Tasks.Spawn("told", func() error { return v.Supervise(s, func() { close(running) }) })
-	<-running
-	inittest.WaitFor(t, "its first start", func() bool { return s.Log.last() == "got " })
+	runUntil(t, v, s, "got ")
 	v.StartAgain(s, []string{"name", "-h", "file"}) // the first one is the shell's name for itself
 	inittest.WaitFor(t, "its second start", func() bool { return strings.HasSuffix(s.Log.last(), "got -h file") })
 	if !strings.Contains(console.String(), "told ended: signal: killed; starting it again in 100ms") {
@@ -148,7 +177,7 @@ func TestRestartPolicy(t *testing.T) {
 			if err != nil || strings.Contains(console.String(), name) {
 				t.Errorf("%v: %v, %s", test, err, console)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(inittest.LongEnough):
 			t.Errorf("%v: not done", test)
 		}
 	}
@@ -169,27 +198,48 @@ func TestARequiredProgramThatCannotRun(t *testing.T) {
 }
 
 func TestServicesStopInReverseOrder(t *testing.T) {
-	v, console := newSupervisor(t)
+	v, _ := newSupervisor(t)
 	order := filepath.Join(t.TempDir(), "order")
 	for _, name := range []string{"first", "second", "third"} {
 		s := shell(t, name, `trap 'echo `+name+` >>`+order+`; exit 0' TERM; echo up; while :; do sleep 0.01; done`)
-		v.Tasks.Spawn(name, func() error { return v.Supervise(s, func() {}) })
-		inittest.WaitFor(t, name, func() bool { return s.Log.last() == "up" })
+		runUntil(t, v, s, "up")
 	}
-	stubborn := shell(t, "stubborn", `trap '' TERM; echo up; while :; do sleep 0.01; done`)
-	v.Tasks.Spawn("stubborn", func() error { return v.Supervise(stubborn, func() {}) })
-	inittest.WaitFor(t, "stubborn", func() bool { return stubborn.Log.last() == "up" })
 	v.Processes.Close()
-	begin := time.Now()
-	v.StopServices(begin.Add(stopLimit))
-	if took := time.Since(begin); took < serviceGrace || took > stopLimit+5*time.Second {
-		t.Errorf("took %s", took)
-	}
+	v.StopServices(time.Now().Add(inittest.LongEnough))
 	if got := inittest.Read(t, order); got != "third\nsecond\nfirst\n" {
 		t.Errorf("stopped in the order %q", got)
 	}
-	if !strings.Contains(console.String(), "stubborn does not end: killing it") {
-		t.Error(console)
+}
+
+func TestAStubbornServiceIsKilled(t *testing.T) {
+	for name, test := range map[string]struct{ grace, limit time.Duration }{
+		"after its own time":       {100 * time.Millisecond, inittest.LongEnough},
+		"after the time of all":    {inittest.LongEnough, 100 * time.Millisecond},
+		"when no time is left now": {inittest.LongEnough, -time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v, console := newSupervisor(t)
+			v.grace = test.grace
+			s := shell(t, "stubborn", `trap '' TERM; echo up; while :; do sleep 0.01; done`)
+			runUntil(t, v, s, "up")
+			s.mutex.Lock()
+			gone := s.main.gone
+			s.mutex.Unlock()
+			v.Processes.Close()
+			begin := time.Now()
+			v.StopServices(begin.Add(test.limit))
+			if took := time.Since(begin); took < min(test.grace, test.limit) || took >= inittest.LongEnough {
+				t.Errorf("took %s", took)
+			}
+			if !strings.Contains(console.String(), "stubborn does not end: killing it") {
+				t.Error(console)
+			}
+			select {
+			case <-gone:
+			case <-time.After(inittest.LongEnough):
+				t.Error("it is still there")
+			}
+		})
 	}
 }
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from instant_env.localec2.api.base import Action
-from instant_env.localec2.api.pages import is_pattern, matches, page
+from instant_env.localec2.api.pages import page
 from instant_env.localec2.instances.spot import FILTERS as SPOT_FILTERS
 from instant_env.localec2.instances.volume_types import described
 from instant_env.localec2.records.records import ImageMapping, ImageRecord, SpotRequestRecord, VolumeRecord
+from instant_env.localec2.state.filters import matches
 from instant_env.localec2.state.moto_api import (
     INSTANCE_FILTERS,
     ActionResult,
     EC2ClientError,
-    attribute_of,
     generic_filter,
 )
 from instant_env.localec2.volumes.protection import protection_of
@@ -44,11 +44,6 @@ class Descriptions(Action):
                     "UnsupportedOperation",
                     f"localec2 does not support the filter {name} of DescribeInstances.",
                 )
-        patterns = {
-            name: filters.pop(name)
-            for name in list(filters)
-            if name in INSTANCE_FILTERS and any(map(is_pattern, filters[name]))
-        }
         self.error_on_dryrun()
         ids, most = self._get_param("InstanceIds", []), self._get_param("MaxResults")
         if ids and most:
@@ -65,18 +60,15 @@ class Descriptions(Action):
             else backend.describe_instances(filters=filters)
         )
         records = self.services.state.instances
-        for reservation in found if ours or lifecycle or patterns else []:
+        for reservation in found if ours or lifecycle else []:
             reservation.instances = [
                 item
                 for item in reservation.instances
                 if all(
-                    getattr(records[item.id], _MORE_INSTANCE_FILTERS[name]) in v for name, v in ours.items()
+                    matches(v, getattr(records[item.id], _MORE_INSTANCE_FILTERS[name]))
+                    for name, v in ours.items()
                 )
-                and (lifecycle is None or records[item.id].market in lifecycle)
-                and all(
-                    matches(values, attribute_of(item, INSTANCE_FILTERS[name]))
-                    for name, values in patterns.items()
-                )
+                and (lifecycle is None or matches(lifecycle, records[item.id].market))
             ]
         found = [reservation for reservation in found if reservation.instances]
         if hidden := self.services.state.faults.hidden():
@@ -177,11 +169,11 @@ class Descriptions(Action):
         answers = [(request, self._spot_request(request)) for request in found]
         for name, values in self._filters_from_querystring().items():
             if name.startswith("tag:"):
-                answers = [(r, a) for r, a in answers if r.tags.get(name[4:]) in values]
+                answers = [(r, a) for r, a in answers if matches(values, r.tags.get(name[4:]))]
             elif name == "tag-key":
-                answers = [(r, a) for r, a in answers if set(values) & set(r.tags)]
+                answers = [(r, a) for r, a in answers if matches(values, list(r.tags))]
             elif name in SPOT_FILTERS:
-                answers = [(r, a) for r, a in answers if SPOT_FILTERS[name](a) in values]
+                answers = [(r, a) for r, a in answers if matches(values, SPOT_FILTERS[name](a))]
             else:
                 raise EC2ClientError(
                     "UnsupportedOperation",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, ClassVar
 
 from instant_env.localec2.api.allowed import IAM_ACTIONS
@@ -16,8 +17,12 @@ from instant_env.localec2.state.moto_api import (
     LimitExceededException,
     MalformedPolicyDocument,
 )
+from instant_env.localec2.state.xml_text import impossible
 
 _ID_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+#: Names, and how long they may be (API_CreateRole, API_CreateInstanceProfile, API_CreatePolicy).
+NAMES = {"RoleName": 64, "InstanceProfileName": 128, "PolicyName": 128}
+_NAME = re.compile(r"[a-zA-Z0-9+=,.@_-]+")
 #: IAM's quotas for a role's policies, in characters without white space ("IAM and AWS STS quotas").
 DOCUMENTS = {"PolicyDocument": 10_240, "AssumeRolePolicyDocument": 4096}
 
@@ -31,6 +36,22 @@ class LocalIam(CallResponse, IamResponse):  # type: ignore[misc]  # moto is unty
     def backend(self) -> Any:
         """This server's; moto's would be the one that is in its table now."""
         return self.services.state.identities.iam
+
+    def parse_parameters(self, request: Any) -> None:
+        """Refuse texts that IAM does not take, before moto keeps them. Raises CallError."""
+        for name, value in self.call.fields.items():
+            if character := impossible(name + value):
+                raise CallError(
+                    "ValidationError",
+                    f"The parameter {name!r} has the character {character}, which XML cannot hold.",
+                )
+            if name in NAMES and not (len(value) <= NAMES[name] and _NAME.fullmatch(value)):
+                raise CallError(
+                    "ValidationError",
+                    f"Value {value[:80]!r} at {name} failed to satisfy constraint: 1 to {NAMES[name]} of "
+                    "letters, digits and +=,.@-_",
+                )
+        super().parse_parameters(request)
 
     def call_action(self) -> Any:
         try:

@@ -10,6 +10,7 @@ from instant_env.localec2.instances.launches import user_data
 from instant_env.localec2.instances.state_reasons import HIBERNATION
 from instant_env.localec2.instances.types import check_type, cpu_credits, default_credits
 from instant_env.localec2.records.records import InstanceRecord
+from instant_env.localec2.state.filters import matches
 from instant_env.localec2.state.mirror import STATE_CODES
 from instant_env.localec2.state.moto_api import ActionResult, EC2ClientError, EmptyResult
 from instant_env.localec2.state.state import now
@@ -238,7 +239,7 @@ class InstanceAttributes(Action):
                     "UnsupportedOperation",
                     f"localec2 does not support the filter {name} of DescribeInstanceStatus.",
                 )
-            statuses = [status for status in statuses if str(pick(status)) in values]
+            statuses = [status for status in statuses if matches(values, pick(status))]
         return ActionResult({"InstanceStatuses": statuses})
 
     def _status(self, instance: InstanceRecord) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from instant_env.localec2.api.base import Action
 from instant_env.localec2.api.pages import page
 from instant_env.localec2.records.records import InstanceRecord, ProfileAssociation
+from instant_env.localec2.state.filters import matches
 from instant_env.localec2.state.moto_api import ActionResult, EC2ClientError
 from instant_env.localec2.state.profile_associations import associate
 
@@ -69,8 +70,8 @@ class InstanceProfiles(Action):
             _shown(instance, association, "associated")
             for instance, association in self._associations()
             if (not wanted or association.id in wanted)
-            and instance.id in filters.get("instance-id", [instance.id])
-            and "associated" in filters.get("state", ["associated"])
+            and matches(filters.get("instance-id", ["*"]), instance.id)
+            and matches(filters.get("state", ["*"]), "associated")
         ]
         items, token = page(
             found, self._get_param("NextToken"), self._get_param("MaxResults"),

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from typing import TYPE_CHECKING, ClassVar
 
-from cryptography.exceptions import UnsupportedAlgorithm
-
+from instant_env.localec2.api.requests.public_keys import (
+    created_rsa_fingerprint,
+    ed25519_fingerprint,
+    imported,
+)
 from instant_env.localec2.state.moto_api import (
     ActionResult,
     EC2ClientError,
     EC2Response,
-    InvalidKeyPairFormatError,
 )
 
 if TYPE_CHECKING:
@@ -26,25 +26,26 @@ class KeyPairs(EC2Response):  # type: ignore[misc]  # moto is untyped
 
     def create_key_pair(self) -> ActionResult:
         result = super().create_key_pair()
-        self._key_pair_made()
+        pair = self.ec2_backend.key_pairs[self._get_param("KeyName")]
+        pair.key_fingerprint = (
+            ed25519_fingerprint(pair.public_key)
+            if pair.key_type == "ed25519"
+            else created_rsa_fingerprint(pair.material)
+        )
+        self.services.capture_key_pair(pair.key_name)
         return result
 
-    def _key_pair_made(self) -> None:
-        """Record it, an ed25519 one with the fingerprint that EC2 shows: as OpenSSH's, but padded."""
-        pair = self.ec2_backend.key_pairs[self._get_param("KeyName")]
-        if pair.key_type == "ed25519":
-            body = base64.b64decode(pair.public_key.split()[1])
-            pair.key_fingerprint = base64.b64encode(hashlib.sha256(body).digest()).decode()
-        self.services.capture_key_pair(pair.key_name)
-
     def import_key_pair(self) -> ActionResult:
-        try:
-            result = super().import_key_pair()
-        except (ValueError, UnsupportedAlgorithm, InvalidKeyPairFormatError) as error:
-            raise EC2ClientError(
-                "InvalidKey.Format", "Key is not in valid OpenSSH public key format"
-            ) from error
-        self._key_pair_made()
+        """In whatever form it came, a key is kept as OpenSSH's line: machines get it so."""
+        name, material = self._get_param("KeyName"), self._get_param("PublicKeyMaterial")
+        if not name or not material:
+            missing = "PublicKeyMaterial" if name else "KeyName"
+            raise EC2ClientError("MissingParameter", f"The request must contain the parameter {missing}")
+        key = imported(material if isinstance(material, bytes) else str(material).encode())
+        self.params["PublicKeyMaterial"] = key.line.encode()
+        result = super().import_key_pair()
+        self.ec2_backend.key_pairs[name].key_fingerprint = key.fingerprint
+        self.services.capture_key_pair(name)
         return result
 
     def delete_key_pair(self) -> ActionResult:

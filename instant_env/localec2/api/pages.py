@@ -1,33 +1,28 @@
-"""Pages of a listing, and patterns in filters: what EC2's Describe actions share and moto leaves out."""
+"""Pages of a listing: what EC2's Describe actions share and moto leaves out."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from instant_env.localec2.state.moto_api import EC2ClientError
-from instant_env.localec2.state.patterns import compiled
+from instant_env.localec2.state.paging import paging
 
 T = TypeVar("T")
 
-#: Actions whose answers come in pages; the others answer with everything, and with no token.
-PAGED = frozenset(
-    {
-        "DescribeInstances",
-        "DescribeSecurityGroups",
-        "DescribeIamInstanceProfileAssociations",
-        "DescribeVpcEndpointServices",  # moto's
-    }
-)
 #: Of most Describe actions (API_DescribeInstances, API_DescribeSecurityGroups).
 LEAST, MOST = 5, 1000
 
 
 def page(
-    found: Sequence[T], token: str | None, most: Any, name_of: Callable[[T], str], least: int = LEAST
+    found: Sequence[T],
+    token: str | None,
+    most: Any,
+    name_of: Callable[[T], str],
+    least: int = LEAST,
+    longest: int = MOST,
 ) -> tuple[list[T], str | None]:
     """One page of what was found, and the token of the next (None: this is the last).
 
@@ -35,8 +30,8 @@ def page(
     neither does what goes: it says as well how many items came up to it. ``found`` must always come in the
     same order. Raises EC2ClientError for a token that no answer had.
     """
-    if most is not None and not least <= int(most) <= MOST:
-        bound = f"greater than {least}" if int(most) < least else f"less than {MOST}"
+    if most is not None and not least <= int(most) <= longest:
+        bound = f"greater than {least}" if int(most) < least else f"less than {longest}"
         raise EC2ClientError(
             "InvalidParameterValue",
             f"Value ( {most} ) for parameter maxResults is invalid. Expecting a value {bound}.",
@@ -46,7 +41,7 @@ def page(
         last, count = _opened(token)
         # The last item may have gone since: what followed it has moved up.
         start = next((i + 1 for i, item in enumerate(found) if name_of(item) == last), count - 1)
-    items = list(found[start : start + int(most or MOST)])
+    items = list(found[start : start + int(most or longest)])
     end = start + len(items)
     return items, _token(name_of(items[-1]), end) if len(found) > end else None
 
@@ -76,13 +71,22 @@ def invalid_token(token: str) -> EC2ClientError:
     )
 
 
-def is_pattern(value: str) -> bool:
-    """Whether a filter's value has a wildcard: `*` stands for any characters, `?` for one."""
-    return re.search(r"(?<!\\)[*?]", value) is not None
+def paged(action: str, answer: Any, params: Mapping[str, Any]) -> Any:
+    """A whole answer as a page of it, when the action has pages and has not made one itself.
 
-
-def matches(patterns: Sequence[str], value: object) -> bool:
-    """Whether any of a filter's values, with their wildcards, is ``value`` or one of a list of values."""
-    values = value if isinstance(value, list) else [value]
-    texts = [str(item).lower() if isinstance(item, bool) else str(item) for item in values]
-    return any(compiled(pattern, escapes=True).fullmatch(text) for pattern in patterns for text in texts)
+    Raises EC2ClientError for a token that no answer had, and for combinations that EC2 refuses.
+    """
+    shape = paging(action)
+    if shape is None or not isinstance(answer, dict) or "NextToken" in answer:
+        return answer
+    token, most = params.get("NextToken"), params.get("MaxResults")
+    if most is not None and any(params.get(name) for name in shape.excluded):
+        raise EC2ClientError(
+            "InvalidParameterCombination",
+            f"The parameter {shape.excluded[0]} cannot be used with the parameter maxResults",
+        )
+    found = list(enumerate(answer.get(shape.items) or []))
+    items, following = page(
+        found, token, most, lambda item: shape.name_of(item[1]) or str(item[0]), shape.least, shape.most
+    )
+    return {**answer, shape.items: [item for _, item in items], "NextToken": following}

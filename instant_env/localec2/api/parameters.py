@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 from instant_env.localec2.api.allowed import SSM_ACTIONS
@@ -33,6 +34,8 @@ class LocalParameters(CallResponse, SimpleSystemManagerResponse):  # type: ignor
                 "UnsupportedOperationException", f"localec2 does not support tags of SSM's {kind}."
             )
             return self._refused(error)
+        if action == "PutParameter" and (problem := _problem(str(self._get_param("Name") or ""))):
+            return self._refused(SSMException("ValidationException", problem))
         response = super().call_action()
         if SSM_ACTIONS[action] and response[0] < 300:
             self._record()
@@ -49,3 +52,24 @@ class LocalParameters(CallResponse, SimpleSystemManagerResponse):  # type: ignor
         for name in names:
             if name:
                 self.services.capture_parameter(name)
+
+
+#: API_PutParameter, Name: these characters, at most 1011 of them, up to fifteen levels.
+_NAME = re.compile(r"[a-zA-Z0-9_.\-/]{1,1011}")
+MAX_LEVELS = 15
+
+
+def _problem(name: str) -> str | None:
+    """Why nobody can have a parameter of this name; None when one can."""
+    if not _NAME.fullmatch(name):
+        return (
+            "Parameter name: only a mix of letters, numbers and the symbols . - _ / is allowed, at most "
+            f"1011 characters, not {name[:80]!r}"
+        )
+    if name.count("/") > MAX_LEVELS:
+        return f"A parameter's name has at most {MAX_LEVELS} levels"
+    if "/" in name and not name.startswith("/"):
+        return "Parameter name must be a fully qualified name: in a hierarchy it begins with /"
+    if name.lstrip("/").lower().startswith(("aws", "ssm")):
+        return f'Parameter name: can\'t be prefixed with "aws" or "ssm" (case-insensitive): {name}'
+    return None

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from instant_env.localec2.api import allowed
 from instant_env.localec2.api.account.prices import Prices
+from instant_env.localec2.api.account.tags import TagListing
 from instant_env.localec2.api.describe import Descriptions
 from instant_env.localec2.api.groups.rules import GroupRules
 from instant_env.localec2.api.groups.security_groups import SecurityGroups
@@ -21,7 +22,7 @@ from instant_env.localec2.api.instance_attributes import InstanceAttributes
 from instant_env.localec2.api.instance_profiles import InstanceProfiles
 from instant_env.localec2.api.key_pairs import KeyPairs
 from instant_env.localec2.api.network_interfaces import NetworkInterfaces
-from instant_env.localec2.api.pages import PAGED, invalid_token
+from instant_env.localec2.api.pages import paged
 from instant_env.localec2.api.requests.checks import check
 from instant_env.localec2.api.requests.fields import given
 from instant_env.localec2.api.requests.tags import check_metadata_keys
@@ -52,6 +53,7 @@ class LocalResponse(
     SecurityGroups,
     KeyPairs,
     Prices,
+    TagListing,
 ):
     """One request to EC2. The server holds the state's lock while it runs."""
 
@@ -94,8 +96,6 @@ class LocalResponse(
     def call_action(self) -> Any:
         action = self._get_action()
         try:
-            if "NextToken" in self.querystring and action not in PAGED:
-                raise invalid_token(self.querystring["NextToken"][0])
             return super().call_action()
         except EC2ClientError as error:
             return self._error(error)
@@ -113,6 +113,12 @@ class LocalResponse(
                 EC2ClientError("InternalError", f"{action} failed; server.log says why.")
             )
             return 500, {**headers, "status": "500"}, body
+
+    def serialized(self, result: ActionResult) -> Any:
+        """moto's answer, a page of it where EC2 has pages."""
+        if isinstance(result.result, dict) and not isinstance(result, EmptyResult):
+            result = ActionResult(paged(self._get_action(), result.result, self.params))
+        return super().serialized(result)
 
     @staticmethod
     def _enrich_response(headers: dict[str, str], body: Any) -> tuple[dict[str, str], Any]:

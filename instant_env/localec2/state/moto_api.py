@@ -34,9 +34,8 @@ from moto.ec2.exceptions import EC2ClientError, InvalidKeyPairFormatError
 from moto.ec2.models import amis, instances, key_pairs, security_groups
 from moto.ec2.models.instance_types import INSTANCE_TYPES
 from moto.ec2.responses import EC2Response
+from moto.ec2.utils import EC2_PREFIX_TO_RESOURCE, generic_filter
 from moto.ec2.utils import filter_dict_attribute_mapping as INSTANCE_FILTERS
-from moto.ec2.utils import generic_filter
-from moto.ec2.utils import get_object_value as attribute_of
 from moto.iam.aws_managed_policies import aws_managed_policies_data
 from moto.iam.exceptions import IAMException, LimitExceededException, MalformedPolicyDocument
 from moto.iam.responses import IamResponse
@@ -45,7 +44,7 @@ from moto.ssm.exceptions import SSMException
 from moto.ssm.responses import SimpleSystemManagerResponse
 from moto.sts.responses import TokenResponse
 
-from instant_env.localec2.state import serializer
+from instant_env.localec2.state import filters, serializer
 
 __all__ = [
     "ACCOUNT_ID",
@@ -69,7 +68,6 @@ __all__ = [
     "TokenResponse",
     "addresses",
     "amis",
-    "attribute_of",
     "aws_managed_policy",
     "block_store",
     "drawn",
@@ -84,6 +82,7 @@ __all__ = [
     "key_pairs",
     "known_actions",
     "new_id",
+    "resource_kind",
     "security_groups",
     "ssm_backend",
     "ssm_parameter",
@@ -95,6 +94,7 @@ ACCOUNT_ID = "123456789012"
 amis.AMIS = []
 
 serializer.install()
+filters.install()
 
 
 def _tags_of_one(resource: Any) -> list[dict[str, str]]:
@@ -162,6 +162,16 @@ def known_actions() -> frozenset[str]:
     """The names of all actions of the services that are served (botocore's models, which moto has loaded)."""
     services = ("ec2", "ssm", "sts", "iam", "ec2-instance-connect", "ebs")
     return frozenset(name for service in services for name in get_service_model(service).operation_names)
+
+
+#: Kinds of resources that moto calls by names of its own -> EC2's (API_TagDescription, ResourceType).
+_KINDS = {"vpc-elastic-ip": "elastic-ip", "spot-instance-request": "spot-instances-request"}
+
+
+def resource_kind(resource_id: str) -> str:
+    """The kind of a resource by its id, in the words of tags; "" for an unknown one."""
+    kind = str(EC2_PREFIX_TO_RESOURCE.get(resource_id.rpartition("-")[0], ""))
+    return _KINDS.get(kind, kind)
 
 
 @functools.cache

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.exceptions import ClientError
 
-from instant_env.localec2.api.pages import is_pattern, matches, page
+from instant_env.localec2.api.pages import page
 from instant_env.localec2.records.records import TagsRecord
+from instant_env.localec2.state.filters import matches
 from instant_env.localec2.state.moto_api import EC2ClientError
 
 if TYPE_CHECKING:
@@ -43,16 +44,6 @@ def refused(code: str) -> Any:
 )
 def test_patterns(pattern: str, value: object, expected: bool) -> None:
     assert matches([pattern], value) is expected
-
-
-def test_what_a_pattern_is() -> None:
-    assert [is_pattern(text) for text in ("a*", "a?", "a", r"a\*", r"a\?*")] == [
-        True,
-        True,
-        False,
-        False,
-        True,
-    ]
 
 
 def test_pages_are_not_shifted_by_what_goes() -> None:

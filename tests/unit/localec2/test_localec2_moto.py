@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import Any
 
 import pytest
 from moto.core import serialize
 from moto.ec2.models import core as ec2_core
 
+from instant_env.localec2.state import filters
 from instant_env.localec2.state import moto_api as moto
 from instant_env.localec2.state.serializer import EC2Serializer
 
@@ -50,6 +52,18 @@ def test_moto_has_what_is_replaced(place: Any, name: str) -> None:
 @pytest.mark.parametrize("name", ["latest_amis_loaded", "latest_ecs_amis_loaded", "normalize_name"])
 def test_the_parameter_store_has_what_is_set(name: str) -> None:
     assert hasattr(moto.ssm_backend("us-east-1")._parameters, name)
+
+
+@pytest.mark.parametrize(
+    ("place", "name"), filters.REPLACED, ids=lambda value: getattr(value, "__name__", value)
+)
+def test_moto_compares_as_we_do_wherever_it_does(place: Any, name: str) -> None:
+    """Whoever imported the function by its name has ours."""
+    ours = filters.REPLACED[(place, name)]
+    assert getattr(place, name) is ours
+    for module_name, module in list(sys.modules.items()):
+        if module_name.startswith("moto.ec2."):
+            assert module.__dict__.get(name, ours) is ours, module_name
 
 
 def test_what_is_replaced_is_in_use() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from instant_env.localec2.api.pages import matches
+from instant_env.localec2.state.filters import matches
 from instant_env.localec2.state.moto_api import ActionResult, EC2ClientError, EC2Response
 
 #: Product descriptions of what runs here; in a VPC both are the same (API_DescribeSpotPriceHistory).

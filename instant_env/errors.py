@@ -1,8 +1,8 @@
 """The one family of errors.
 
-Every failure a user can meet is an :class:`InstantEnvError`: a sentence that names the thing, and a
-hint that says what to do next. The front door (``tasks.py``) prints both in one line; a traceback at
-the user is a bug.
+Every failure that a user can meet is an :class:`InstantEnvError`: a sentence that names the thing, and a
+hint that says what to do next. The command line (``instant_env/cli/verb.py``) prints both in one line; a
+traceback there is a bug.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class InstantEnvError(Exception):
 
 
 class UsageError(InstantEnvError, ValueError):
-    """What was asked for makes no sense: an unknown recipe, a misspelt key, a wrong value."""
+    """The request cannot be carried out as it is: an unknown recipe, a misspelt key, a wrong value."""
 
     exit_code = 2
 

@@ -121,7 +121,7 @@ def limit(text: str) -> float | None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%?", text.strip())
     if not found:
-        raise UsageError(f"{text!r} is no limit", hint="for example: --fail-if-slower 10%")
+        raise UsageError(f"{text!r} is not a percentage", hint="for example: --fail-if-slower 10%")
     return float(found[1]) / 100
 
 
@@ -190,7 +190,7 @@ def _by_revision(runs: Sequence[Path], asked: str, directory: Path) -> Side:
     revision = _resolve(asked) or (asked if re.fullmatch(rf"[0-9a-f]{{{_MIN_REVISION},40}}", asked) else None)
     if revision is None:
         raise UsageError(
-            f"{asked!r} is no CSV in {directory}, no AMI id and no git revision",
+            f"{asked!r} is neither a CSV in {directory} nor an AMI id nor a git revision",
             hint="for example: invoke compare main HEAD",
         )
     found = []

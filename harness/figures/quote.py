@@ -25,7 +25,7 @@ _PLACE = re.compile(rf"(<!-- report: (\S+) (\w+) -->\n).*?({re.escape(_END)})", 
 
 
 def filled(text: str, root: Path = ROOT) -> str:
-    """The document with every marked place filled anew. Raises UsageError for a place that makes no sense."""
+    """The document with every marked place filled anew. Raises UsageError for an unclosed mark."""
     reports: dict[str, Report] = {}
 
     def piece(match: re.Match[str]) -> str:

@@ -140,7 +140,7 @@ def read_results(path: Path) -> Results:
             reader = csv.DictReader(file)
             if lacking := [name for name in REQUIRED if name not in (reader.fieldnames or ())]:
                 raise UsageError(
-                    f"{path} is no CSV of `invoke bench`: it has no column {lacking[0]}",
+                    f"{path} is not a CSV of `invoke bench`: it has no column {lacking[0]}",
                     hint="results/README.md documents the columns",
                 )
             for line in reader:

@@ -92,7 +92,7 @@ def _resumed(csv_path: Path, settings: Settings) -> tuple[Settings, Planner]:
     try:
         where = {"cloud": CloudName(before["cloud"]), "region": str(before["region"])}
     except (KeyError, ValueError) as error:
-        raise UsageError(f"{csv_path.with_suffix('.json')} is no metadata of a run") from error
+        raise UsageError(f"{csv_path.with_suffix('.json')} is not the metadata of a run") from error
     return (
         settings.model_copy(update=where),
         lambda cloud: planning.of_interrupted(cloud, before, csv_path),

@@ -52,7 +52,7 @@ def _by_id(cloud: Cloud, arch: Arch, ami: str) -> BakedImage:
     for image in list_baked(cloud, arch=arch):
         if image.id == ami:
             return find_baked(cloud, image.recipe, arch, ami)
-    raise UsageError(f"{ami} is no AMI of ours for {arch}", hint="see: invoke amis")
+    raise UsageError(f"{ami} is not an AMI for {arch} baked by instant-env", hint="see: invoke amis")
 
 
 def _add_latest(cloud: Cloud, arch: Arch, images: dict[str, BakedImage]) -> None:

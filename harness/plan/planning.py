@@ -76,7 +76,7 @@ def of_race(
     timeout_s: float,
     parallel: int,
 ) -> Plan:
-    """Techniques side by side. Raises UsageError for what makes no sense or is not baked."""
+    """Techniques side by side. Raises UsageError for a technique that is unknown or has no AMI."""
     names, images = choose(cloud, arch, ami, techniques)
     experiment = Experiment.race(
         names,

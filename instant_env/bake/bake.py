@@ -29,7 +29,7 @@ from instant_env.bake.verify import VerifyError, verify
 from instant_env.cloud import instances, runs
 from instant_env.cloud.images import BakedImage, list_baked, mark_verified, parameter_name
 from instant_env.cloud.instances import LaunchOptions
-from instant_env.cloud.session import Cloud, cloud_error, connect, default_base, undisturbed
+from instant_env.cloud.session import Cloud, cloud_error, connect, default_base, finish_despite_interrupt
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError, UsageError
 from instant_env.files import write_json
@@ -100,7 +100,7 @@ def prepare(
     return dataclasses.replace(plan, base_ami=image.id), image
 
 
-def foresee(cloud: Cloud, settings: Settings, request: Request, progress: Progress) -> Forecast:
+def estimate(cloud: Cloud, settings: Settings, request: Request, progress: Progress) -> Forecast:
     """What `bake` would make, and what that would cost. Nothing is made."""
     plan, base = prepare(cloud, settings, request, progress)
     existing = None if request.options.force else _already_baked(cloud, plan, request)
@@ -239,7 +239,7 @@ def bake(
         except BaseException as error:
             # Kept are images too: they expire, as the machine does.
             if options.on_error is OnError.CLEANUP or not isinstance(error, InstantEnvError):
-                undisturbed(lambda: images.discard(cloud, run_id))
+                finish_despite_interrupt(lambda: images.discard(cloud, run_id))
             else:
                 progress("an image of this run, if there is one, is kept, too, until the next `invoke clean`")
             if isinstance(error, ClientError):

@@ -20,7 +20,7 @@ from instant_env.cloud import instances
 from instant_env.cloud.instances import LaunchOptions, LaunchRequest
 from instant_env.cloud.keys import KeyPair, imported_key_pair
 from instant_env.cloud.network import caller_cidr, private_cidr, temporary_security_group
-from instant_env.cloud.session import Cloud, CloudError, cloud_error, insist, undisturbed
+from instant_env.cloud.session import Cloud, CloudError, cloud_error, finish_despite_interrupt, retry_cleanup
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError
 from instant_env.progress import Progress
@@ -79,7 +79,7 @@ def machine(cloud: Cloud, order: Order, progress: Progress) -> Iterator[Machine]
 
     def terminate() -> None:
         if not kept:
-            insist(lambda: launched.update(instances.live_of_run(cloud, run_id, role)))
+            retry_cleanup(lambda: launched.update(instances.live_of_run(cloud, run_id, role)))
             instances.terminate(cloud, sorted(launched))
 
     with ExitStack() as stack:
@@ -94,7 +94,7 @@ def machine(cloud: Cloud, order: Order, progress: Progress) -> Iterator[Machine]
         )
         # Before the launch, so that an interrupt inside it cannot leave a machine behind.
         launched: set[str] = set()
-        stack.callback(undisturbed, terminate)
+        stack.callback(finish_despite_interrupt, terminate)
         request = LaunchRequest(
             image_id=order.image_id,
             instance_type=order.instance_types[0],

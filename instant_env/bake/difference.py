@@ -33,7 +33,10 @@ def load(connect: Callable[[], Cloud], settings: Settings, name: str) -> dict[st
     if is_ami:
         found = [image.manifest for image in list_baked(connect()) if image.id == name]
         if not found:
-            raise UsageError(f"{name} is no AMI of ours and no file", hint="invoke amis lists them")
+            raise UsageError(
+                f"{name} is neither an AMI baked by instant-env nor a manifest file",
+                hint="invoke amis lists them",
+            )
         path = settings.state_dir / "manifests" / (found[0] or f"{name}.json")
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -45,7 +48,7 @@ def load(connect: Callable[[], Cloud], settings: Settings, name: str) -> dict[st
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{path} is no manifest of this version", hint="bake the image again: --force"
+            f"{path} is not a manifest of this version", hint="bake the image again: --force"
         ) from error
     if is_ami:
         manifest["ami"] = name  # a published AMI has the manifest of the one it was made from

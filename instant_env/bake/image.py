@@ -14,7 +14,7 @@ from instant_env.bake.plan import BakePlan, Upload
 from instant_env.bake.recipe import Initramfs
 from instant_env.bake.request import Method, Request
 from instant_env.cloud.images import BakedImage, list_baked
-from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code, insist
+from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code, retry_cleanup
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
 
 #: Creating an AMI copies the volume's dirty blocks; minutes on EC2.
@@ -160,7 +160,7 @@ def discard(cloud: Cloud, run_id: str) -> None:
             cloud.ec2.delete_snapshot(SnapshotId=snapshot["SnapshotId"])
 
     try:  # each looks again at what there is before it tries again
-        insist(images)
-        insist(snapshots)
+        retry_cleanup(images)
+        retry_cleanup(snapshots)
     except ClientError as error:
         raise cloud_error(error, f"removing what run {run_id} made", hint="run: invoke clean") from error

@@ -29,7 +29,7 @@ _SIZE = "instant-env:installed-size-bytes"
 
 
 class PackageListError(InstantEnvError):
-    """The package manager's answer makes no sense."""
+    """The package manager's output cannot be parsed."""
 
 
 @dataclass(frozen=True, order=True)

@@ -64,7 +64,7 @@ class Parameter(BaseModel):
             try:
                 re.compile(self.pattern)
             except re.error as error:
-                raise ValueError(f"pattern {self.pattern!r} is no regular expression: {error}") from error
+                raise ValueError(f"pattern {self.pattern!r} is not a regular expression: {error}") from error
         for arch in Arch:
             default = self.default_for(arch)
             if default is None:
@@ -120,7 +120,7 @@ def split(assignments: Iterable[str]) -> dict[str, str]:
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise UsageError(f"--set {text}: there is no key=value in it", hint="--set key=value")
+            raise UsageError(f"--set {text}: must be key=value", hint="--set key=value")
         if key in given:
             raise UsageError(f"--set gives {key} twice", hint="leave one of them")
         given[key] = value

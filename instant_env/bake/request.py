@@ -37,7 +37,10 @@ def choose(kind: type[Choice], text: str, flag: str) -> Choice:
     try:
         return kind(text)
     except ValueError:
-        raise UsageError(f"{flag} {text} makes no sense", hint=f"one of: {', '.join(kind)}") from None
+        raise UsageError(
+            f"{flag} {text}: must be one of {', '.join(kind)}",
+            hint=f"{flag} {next(iter(kind))} is the default",
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Request:
         return settings.state_dir / "logs" / f"bake-{self.run_id}-{self.recipe}-{self.arch}.log"
 
 
-def words(text: str) -> list[str]:
+def split_commas(text: str) -> list[str]:
     """``a, b,a`` as ``[a, b]``."""
     return list(dict.fromkeys(word for part in text.split(",") if (word := part.strip())))
 
@@ -115,10 +118,10 @@ def requests(recipes: str, archs: str, options: Options) -> list[Request]:
     Raises UsageError for an empty list of architectures, and when builder types are named but none of one of
     them. No recipe makes one request that is in the wrong: who reads it says which recipes there are.
     """
-    wanted = list(dict.fromkeys(Arch.parse(word) for word in words(archs)))
+    wanted = list(dict.fromkeys(Arch.parse(word) for word in split_commas(archs)))
     if not wanted:
         raise UsageError("no architecture named", hint=f"--arch takes: {', '.join(Arch)}")
-    made = [Request(recipe, arch, options) for recipe in words(recipes) or [""] for arch in wanted]
+    made = [Request(recipe, arch, options) for recipe in split_commas(recipes) or [""] for arch in wanted]
     for request in made:
         if options.builder_types and not request.builder_types:
             raise UsageError(

@@ -69,7 +69,7 @@ def _timeline(found: Machine, log: StepLog) -> dict[str, Any]:
     try:
         timeline: dict[str, Any] = json.loads(text)
     except ValueError as error:
-        raise VerifyError(f"the guest's timeline is no JSON: {error}") from error
+        raise VerifyError(f"the guest's timeline is not JSON: {error}") from error
     return timeline
 
 
@@ -143,7 +143,7 @@ def verify(
     with machine(cloud, order, progress) as found:
         who = run_as_root(found.connection, ["id", "-un"], log).strip()
         if who != "root":
-            raise VerifyError(f"sudo in {image.id} makes us {who!r}, not root")
+            raise VerifyError(f"sudo on {image.id} runs as {who!r}, expected root")
         timeline = _timeline(found, log)
         started = time.monotonic()
         try:

@@ -1,4 +1,4 @@
-"""How bakes look: a live line each on a terminal, lines with their names elsewhere, a table at the end."""
+"""Progress of bakes: a live line each on a terminal, lines with their names elsewhere, a table at the end."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from instant_env.bake.forecast import Forecast
+from instant_env.bake.parallel import BakeOutcome
 from instant_env.bake.request import Request
-from instant_env.bake.several import Ended
 from instant_env.cli.verb import Reporter
 from instant_env.settings import Settings
 
@@ -28,21 +28,21 @@ class Screen:
         self._ended: dict[str, float] = {}
         report.show(self)
 
-    def hear(self, request: Request, text: str) -> None:
-        """A line of one bake. On a terminal it takes the place of the one before; logs are named for good."""
+    def on_line(self, request: Request, text: str) -> None:
+        """Show a line of one bake. On a terminal it replaces the line before; the name of the log stays."""
         self._last[request.run_id] = text
         if not self._report.on_terminal or self._logs[request.run_id] in text:
             self._report(f"{request.label}: {text}")
 
-    def ended(self, ended: Ended) -> None:
-        """How one ended stays on the screen."""
-        request = ended.request
+    def on_outcome(self, outcome: BakeOutcome) -> None:
+        """Show how one bake ended, for good."""
+        request = outcome.request
         self._ended[request.run_id] = time.monotonic()
-        if ended.result is None:
-            text = f"failed: {ended.error}" + (f" ({ended.hint})" if ended.hint else "")
+        if outcome.result is None:
+            text = f"failed: {outcome.error}" + (f" ({outcome.hint})" if outcome.hint else "")
         else:
-            text = f"{ended.result.image.id} " + (
-                "was there" if ended.result.reused else "baked and verified"
+            text = f"{outcome.result.image.id} " + (
+                "was there" if outcome.result.reused else "baked and verified"
             )
         self._last[request.run_id] = text
         self._report(f"{request.label}: {text}")
@@ -58,35 +58,35 @@ class Screen:
         return table
 
 
-def summary(ended: Sequence[Ended]) -> Table:
+def summary(outcomes: Sequence[BakeOutcome]) -> Table:
     """One row per bake."""
     table = Table("recipe", "arch", "outcome", box=None)
     table.add_column("ami", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
     table.add_column("log, or why it failed", overflow="fold")
-    for one in ended:
-        if one.result is None:
-            outcome, ami, last = "failed", "-", Text(one.error)
+    for outcome in outcomes:
+        if outcome.result is None:
+            text, ami, last = "failed", "-", Text(outcome.error)
         else:
-            outcome = "was there" if one.result.reused else "baked"
-            ami = one.result.image.id
-            last = Text(str(one.result.log_path or "-"))
-        row = [one.request.recipe, one.request.arch.value, outcome, ami, f"{one.seconds:.0f} s"]
+            text = "was there" if outcome.result.reused else "baked"
+            ami = outcome.result.image.id
+            last = Text(str(outcome.result.log_path or "-"))
+        row = [outcome.request.recipe, outcome.request.arch.value, text, ami, f"{outcome.seconds:.0f} s"]
         table.add_row(*row, last)
     return table
 
 
-def plan_lines(told: Forecast) -> Iterator[str]:
+def plan_lines(estimate: Forecast) -> Iterator[str]:
     """What a bake would do, for people."""
-    plan, base = told.plan, told.base
+    plan, base = estimate.plan, estimate.base
     yield f"plan {plan.hash}: {plan.recipe.name} for {plan.arch}"
     yield f"  base  {plan.base.base}: {base.id} of {base.created[:10]}, {base.name}, found by {base.found_by}"
     for step in plan.steps:
         yield f"  {step.identity()[0]:6}  {step.name}"
     yield "  script  seal"
-    if told.existing is not None:
-        yield f"{told.existing.id} holds this plan: nothing would be made"
-    for resource in told.resources:
+    if estimate.existing is not None:
+        yield f"{estimate.existing.id} holds this plan: nothing would be made"
+    for resource in estimate.resources:
         until = "stays" if resource.stays else "goes"
         yield f"  {until:5}  {resource.kind:14}  {resource.name}: {resource.what}"
-    yield f"cost: {told.cost}"
+    yield f"cost: {estimate.cost}"

@@ -75,14 +75,14 @@ def bench(
     settings, planner = arguments.read(request, settings)
     with Reporter().live() as report:
         if dry_run:
-            told = runner.dry_run(settings, planner, report)
+            lines = runner.dry_run(settings, planner, report)
         else:
             result = runner.carry_out(
                 settings, planner, max_usd=max_usd, progress=report,
                 watch=lambda standing: report.show(bench_progress.render(standing)),
             )  # fmt: skip
     if dry_run:
-        say("\n".join(told))
+        say("\n".join(lines))
         return
     if json:
         print_json({**runner.result_dict(result), "csv": str(result.csv_path)})
@@ -125,7 +125,7 @@ def report(
     results = None if fill else reading.read_results(Path(csv) if csv else reading.newest(results_dir))
 
     from harness.figures import quote
-    from harness.figures import report as reports
+    from harness.figures.report import formats, make
 
     if results is None:
         changed = quote.fill(Path(fill))
@@ -134,8 +134,8 @@ def report(
         else:
             say(f"{fill}: {'filled anew' if changed else 'as its CSVs have it'}")
         return
-    wanted = reports.formats(format)
-    found = reports.make(results)
+    wanted = formats(format)
+    found = make(results)
     written = found.write(Path(output) if output else results_dir / "reports" / found.results.name, wanted)
     if json:
         print_json({**found.as_json(), "files": [str(path) for path in written]})
@@ -165,14 +165,12 @@ def compare(
     _: Context, a: str, b: str, fail_if_slower: str = "", force: bool = False, json: bool = False
 ) -> None:
     """Say what got slower or faster from A to B, with intervals."""
-    from harness.figures import compare as comparing
+    from harness.figures.compare import compare_runs, render
 
-    found = comparing.compare_runs(
-        read_settings().results_dir, a, b, force=force, fail_if_slower=fail_if_slower
-    )
+    comparison = compare_runs(read_settings().results_dir, a, b, force=force, fail_if_slower=fail_if_slower)
     if json:
-        print_json(found.as_json())
+        print_json(comparison.as_json())
     else:
-        say(comparing.render(found))
-    if found.too_slow:
+        say(render(comparison))
+    if comparison.too_slow:
         raise Exit(code=1)

@@ -153,7 +153,7 @@ def go_item() -> Item:
 
 
 def kvm_item(accelerator: AcceleratorChoice, device: Path = Path("/dev/kvm")) -> Item:
-    """KVM is a convenience unless the settings insist on it: without it, machines are emulated."""
+    """KVM is a convenience unless the settings retry_cleanup on it: without it, machines are emulated."""
     insisted = accelerator is AcceleratorChoice.KVM
     otherwise = Status.MISSING if insisted else Status.WARNING
     use = "machines at the processor's own speed"

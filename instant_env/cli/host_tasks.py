@@ -66,9 +66,9 @@ def teardown(
 @verb
 def doctor(_: Context, json: bool = False) -> None:
     """Say what this machine lacks, and the exact command that installs it."""
-    from instant_env.cli import doctor as physician
+    from instant_env.cli.doctor import check
 
-    report = physician.check(read_settings())
+    report = check(read_settings())
     if json:
         print_json(report.model_dump(mode="json"))
     else:

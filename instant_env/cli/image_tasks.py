@@ -73,44 +73,48 @@ def bake(
     json: bool = False,
 ) -> None:
     """Bake AMIs from recipes, prove each by booting it, and make it `latest`."""
-    from instant_env.bake import bake as bakery
     from instant_env.bake import parameters
-    from instant_env.bake.request import Method, OnError, Options, choose, requests, words
+    from instant_env.bake.bake import bake as bake_image
+    from instant_env.bake.bake import check, estimate
+    from instant_env.bake.request import Method, OnError, Options, choose, requests, split_commas
     from instant_env.cli import bake_progress
     from instant_env.cloud.session import connect
     from instant_env.errors import UsageError
 
     settings = read_settings(cloud=cloud, region=region, subnet=subnet)
     options = Options(
-        base=base or None, base_ami=base_ami or None, builder_types=tuple(words(builder_type)), force=force,
+        base=base or None, base_ami=base_ami or None, force=force,
+        builder_types=tuple(split_commas(builder_type)),
         given=parameters.split(set or ()), method=choose(Method, method, "--method"), encrypt=encrypt,
         kms_key_id=kms_key_id or None, on_error=choose(OnError, on_error, "--on-error"),
         ssh_private=ssh_private, deprecate_after_days=deprecate_after_days or None, protect=protect,
     )  # fmt: skip
     wanted = requests(recipe, arch, options)
     if parallel < 0:
-        raise UsageError(f"--parallel {parallel} makes no sense", hint="1 or more; all at a time by default")
+        raise UsageError(
+            f"--parallel {parallel}: must be 0 or more", hint="0, the default, bakes all at a time"
+        )
     if verbose and len(wanted) > 1:
         raise UsageError("--verbose shows one bake at a time", hint="each has a log, named when it begins")
     with Reporter().live() as report:
         for request in wanted:
-            bakery.check(settings, request)
+            check(settings, request)
         connection = connect(settings, report)
         if dry_run:
-            told = [bakery.foresee(connection, settings, request, report) for request in wanted]
+            estimates = [estimate(connection, settings, request, report) for request in wanted]
         elif len(wanted) > 1:
-            _bake_side_by_side(settings, wanted, parallel, report, json)
+            _bake_in_parallel(settings, wanted, parallel, report, json)
             return
         else:
             (request,) = wanted
-            result = bakery.bake(
+            result = bake_image(
                 connection, settings, request, verbose=sys.stderr if verbose else None, progress=report
             )
     if dry_run:
         if json:
-            print_json({"plans": [one.as_dict() for one in told]})
+            print_json({"plans": [forecast.as_dict() for forecast in estimates]})
         else:
-            say("\n".join(line for one in told for line in bake_progress.plan_lines(one)))
+            say("\n".join(line for forecast in estimates for line in bake_progress.plan_lines(forecast)))
         return
     if json:
         print_json(result.as_dict())
@@ -120,22 +124,23 @@ def bake(
         say(f"{result.image.id} ({request.label}) baked and verified in {result.seconds:.0f} s")
 
 
-def _bake_side_by_side(
+def _bake_in_parallel(
     settings: Settings, wanted: list[Request], parallel: int, report: Reporter, json: bool
 ) -> None:
-    from instant_env.bake import several
     from instant_env.bake.bake import bake_in_process
+    from instant_env.bake.parallel import bake_all, exit_code
     from instant_env.cli import bake_progress
 
-    shown = bake_progress.Screen(report, settings, wanted)
-    ended = several.bake_all(
-        bake_in_process, settings, wanted, parallel=parallel, hear=shown.hear, ended=shown.ended
-    )
+    screen = bake_progress.Screen(report, settings, wanted)
+    outcomes = bake_all(
+        bake_in_process, settings, wanted, parallel=parallel, on_line=screen.on_line,
+        on_outcome=screen.on_outcome,
+    )  # fmt: skip
     if json:
-        print_json({"bakes": [one.as_dict() for one in ended]})
+        print_json({"bakes": [outcome.as_dict() for outcome in outcomes]})
     else:
-        show(bake_progress.summary(ended))
-    if code := several.exit_code(ended):
+        show(bake_progress.summary(outcomes))
+    if code := exit_code(outcomes):
         raise Exit(code=code)
 
 
@@ -217,17 +222,18 @@ def publish(
     """Copy an AMI that was baked in localec2 to AWS, by the EBS direct APIs: no builder, no upload bucket."""
     from instant_env.cli import tables
     from instant_env.cloud.session import connect
-    from instant_env.publish import publish as publishing
+    from instant_env.publish.publish import check, find_source
+    from instant_env.publish.publish import publish as publish_image
 
-    publishing.check(cloud, ami, recipe)
+    check(cloud, ami, recipe)
     wanted = parse_arch(arch)
     local = read_settings(cloud="local")
     away = read_settings(cloud="aws", region=region, endpoint_url=to_endpoint)
     with Reporter().live() as report:
         source_cloud = connect(local, report)
-        source = publishing.find_source(source_cloud, ami, recipe, wanted)
+        source = find_source(source_cloud, ami, recipe, wanted)
         if not dry_run:
-            result = publishing.publish(
+            result = publish_image(
                 source_cloud, connect(away, report), source, workers=workers, progress=report,
                 watch=lambda standing: report.show(tables.publish_line(standing)),
             )  # fmt: skip
@@ -308,14 +314,14 @@ def clean(
 @verb
 def recipes(_: Context, json: bool = False) -> None:
     """List the recipes, with what they extend and the parameters they take."""
-    from instant_env.bake import show as showing
+    from instant_env.bake.recipe_text import list_recipes
     from instant_env.cli import tables
 
-    found = showing.list_recipes(read_settings().recipes_dir)
+    rows = list_recipes(read_settings().recipes_dir)
     if json:
-        print_json({"recipes": found})
+        print_json({"recipes": rows})
     else:
-        show(tables.recipe_table(found))
+        show(tables.recipe_table(rows))
 
 
 @task(
@@ -339,11 +345,11 @@ def recipe_show(
 ) -> None:  # fmt: skip
     """Print a recipe's plan with every script rendered; no cloud, machine or build is needed."""
     from instant_env.bake import parameters
-    from instant_env.bake import show as showing
+    from instant_env.bake.recipe_text import as_text, rendered
     from instant_env.cloud.session import default_base
 
     settings = read_settings(cloud=cloud)
-    plan = showing.rendered(
+    plan = rendered(
         settings.recipes_dir,
         name,
         base or default_base(settings),
@@ -353,7 +359,7 @@ def recipe_show(
     if json:
         print_json(plan)
     else:
-        say("\n".join(showing.as_text(plan)))
+        say("\n".join(as_text(plan)))
 
 
 @task(

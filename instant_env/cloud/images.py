@@ -131,7 +131,9 @@ def find_baked(cloud: Cloud, recipe: str, arch: Arch, which: str = "latest") -> 
     for image in list_baked(cloud, recipe=recipe, arch=arch):
         if image.id == which and image.state == "available":
             return image
-    raise UsageError(f"{which} is no available {recipe} AMI of ours for {arch}", hint=f"run: {bake}")
+    raise UsageError(
+        f"{which} is not an available {recipe} AMI for {arch} baked by instant-env", hint=f"run: {bake}"
+    )
 
 
 def deregister(cloud: Cloud, image_id: str) -> list[str]:

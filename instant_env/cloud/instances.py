@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from botocore.exceptions import BotoCoreError, ClientError
 
 from instant_env.arch import Arch
-from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code, insist
+from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code, retry_cleanup
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
 from instant_env.errors import UsageError
 from instant_env.progress import Progress
@@ -311,7 +311,7 @@ def console_tail(cloud: Cloud, instance_id: str, lines: int = 15) -> str:
 def request_end(cloud: Cloud, instance_id: str) -> bool:
     """TerminateInstances; False when the machine is not known any more."""
     try:
-        return insist(
+        return retry_cleanup(
             lambda: cloud.ec2.terminate_instances(InstanceIds=[instance_id]),
             gone="InvalidInstanceID.NotFound",
         )
@@ -323,7 +323,7 @@ def terminate(cloud: Cloud, instance_ids: Sequence[str], *, timeout_s: float = 3
     """Terminate machines and wait until EC2 says they are gone. Unknown ids count as gone."""
     remaining = [instance_id for instance_id in sorted(set(instance_ids)) if request_end(cloud, instance_id)]
     for instance_id in remaining:
-        insist(lambda one=instance_id: wait_for_state(cloud, one, {"terminated"}, timeout_s=timeout_s))  # type: ignore[misc]
+        retry_cleanup(lambda one=instance_id: wait_for_state(cloud, one, {"terminated"}, timeout_s=timeout_s))  # type: ignore[misc]
 
 
 def live_of_run(cloud: Cloud, run_id: str, role: Role) -> list[str]:

@@ -14,7 +14,7 @@ from datetime import datetime
 import asyncssh
 import paramiko
 
-from instant_env.cloud.session import Cloud, insist, or_undone
+from instant_env.cloud.session import Cloud, retry_cleanup, undo_on_error
 from instant_env.cloud.tags import Role, tag_specifications
 from instant_env.public_key import PublicKey
 
@@ -54,7 +54,7 @@ def imported_key_pair(
     """Import the public half under the run's name; yield the name; delete it on the way out, unless
     ``keep()`` is true by then."""
     name = f"instant-env-{role.value}-{run_id}"
-    with or_undone(lambda: cloud.ec2.delete_key_pair(KeyName=name), f"importing key pair {name}"):
+    with undo_on_error(lambda: cloud.ec2.delete_key_pair(KeyName=name), f"importing key pair {name}"):
         cloud.ec2.import_key_pair(
             KeyName=name,
             PublicKeyMaterial=str(key.public_key).encode(),
@@ -66,4 +66,4 @@ def imported_key_pair(
         yield name
     finally:
         if not keep():
-            insist(lambda: cloud.ec2.delete_key_pair(KeyName=name), gone="InvalidKeyPair.NotFound")
+            retry_cleanup(lambda: cloud.ec2.delete_key_pair(KeyName=name), gone="InvalidKeyPair.NotFound")

@@ -16,8 +16,8 @@ from instant_env.cloud.session import (
     CloudError,
     cloud_error,
     delete_once_unused,
-    insist,
-    or_undone,
+    retry_cleanup,
+    undo_on_error,
 )
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
 
@@ -32,7 +32,9 @@ def caller_cidr(cloud: Cloud) -> str:
     """
     url = cloud.caller_ip_url
     if not url.startswith(("http://", "https://")):
-        raise CloudError(f"caller_ip_url is no HTTP URL: {url}", hint="set INSTANT_ENV_CALLER_IP_URL")
+        raise CloudError(
+            f"caller_ip_url {url}: must begin with http:// or https://", hint="set INSTANT_ENV_CALLER_IP_URL"
+        )
     try:
         with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - the scheme is checked above
             text = answer.read(64).decode("ascii", "replace").strip()
@@ -99,7 +101,7 @@ def temporary_security_group(
         for group in cloud.ec2.describe_security_groups(Filters=filters)["SecurityGroups"]:
             cloud.ec2.delete_security_group(GroupId=group["GroupId"])
 
-    with or_undone(delete_unanswered, f"making security group {name}"):
+    with undo_on_error(delete_unanswered, f"making security group {name}"):
         group_id = cloud.ec2.create_security_group(
             GroupName=name,
             Description=f"instant-env {role.value}: SSH from the caller only",
@@ -133,6 +135,6 @@ def delete_group(cloud: Cloud, group_id: str, timeout_s: float = _GROUP_RELEASE_
         )
 
     try:
-        insist(delete, gone="InvalidGroup.NotFound")
+        retry_cleanup(delete, gone="InvalidGroup.NotFound")
     except ClientError as error:
         raise cloud_error(error, f"deleting security group {group_id}", hint="run: invoke clean") from error

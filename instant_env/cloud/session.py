@@ -214,16 +214,18 @@ def cloud_error(error: ClientError, doing: str, *, hint: str = "") -> CloudError
     return CloudError(f"{doing}: {detail.get('Code', '?')}: {detail.get('Message', '')}".strip(), hint=hint)
 
 
-#: Pauses of `insist`, in seconds. The client's own retries come on top of each try.
-_INSIST_S = (0.25, 1.0, 4.0)
+#: Pauses of `retry_cleanup`, in seconds. The client's own retries come on top of each try.
+_RETRY_PAUSES_S = (0.25, 1.0, 4.0)
 
 
 T = TypeVar("T")
 
 
-def undisturbed(clean_up: Callable[[], T]) -> T:
-    """Clean up to the end. An interrupt meanwhile has it done once more, and is passed on then; it comes once
-    (stopping.interrupts, stopping.StopSignals)."""
+def finish_despite_interrupt(clean_up: Callable[[], T]) -> T:
+    """Clean up to the end. After an interrupt, ``clean_up`` is called again and the interrupt passed on.
+
+    There is one interrupt at most (stopping.interrupts, stopping.StopSignals).
+    """
     try:
         return clean_up()
     except KeyboardInterrupt:
@@ -232,9 +234,12 @@ def undisturbed(clean_up: Callable[[], T]) -> T:
 
 
 @contextmanager
-def or_undone(undo: Callable[[], Any], doing: str) -> Iterator[None]:
-    """Around one request that makes something: it may have been done though no answer came, or an interrupt
-    came first, so then ``undo`` has to find and remove it. Raises CloudError for a refusal."""
+def undo_on_error(undo: Callable[[], Any], doing: str) -> Iterator[None]:
+    """Around one request that makes something: call ``undo`` when it fails.
+
+    The cloud may have done it although no answer came, or an interrupt came first: ``undo`` has to find the
+    resource and remove it. Raises CloudError for a refusal.
+    """
     try:
         yield
     except BaseException as error:
@@ -245,13 +250,15 @@ def or_undone(undo: Callable[[], Any], doing: str) -> Iterator[None]:
         raise
 
 
-def insist(call: Callable[[], Any], *, gone: str = "", sleep: Callable[[float], None] | None = None) -> bool:
-    """Make a call that cleans up, whatever the cloud says at first: nobody else would make it again.
+def retry_cleanup(
+    call: Callable[[], Any], *, gone: str = "", sleep: Callable[[float], None] | None = None
+) -> bool:
+    """Make a call that cleans up, again when the cloud refuses: nobody else would make it.
 
-    ``gone`` is the code that says that there is nothing to clean up. EC2 also says it of what it does not
-    know yet, so it is believed the second time; the answer is then False. The last try's error is passed on.
+    ``gone`` is the error code for a resource that does not exist. EC2 also returns it for one that it does
+    not know yet, so it counts the second time; the result is then False. The last error is passed on.
     """
-    return undisturbed(lambda: _insist(call, gone, sleep))
+    return finish_despite_interrupt(lambda: _retry(call, gone, sleep))
 
 
 def delete_once_unused(delete: Callable[[], Any], in_use: Collection[str], timeout_s: float) -> None:
@@ -276,9 +283,9 @@ def delete_once_unused(delete: Callable[[], Any], in_use: Collection[str], timeo
         raise refusal
 
 
-def _insist(call: Callable[[], Any], gone: str, sleep: Callable[[float], None] | None) -> bool:
+def _retry(call: Callable[[], Any], gone: str, sleep: Callable[[float], None] | None) -> bool:
     seen_gone = 0
-    for pause_s in (*_INSIST_S, None):
+    for pause_s in (*_RETRY_PAUSES_S, None):
         try:
             call()
             return True

@@ -9,7 +9,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from instant_env.cloud.session import Cloud, CloudError, error_code, insist, or_undone
+from instant_env.cloud.session import Cloud, CloudError, error_code, retry_cleanup, undo_on_error
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
 from instant_env.waiting import wait_until
 
@@ -45,7 +45,7 @@ def temporary_volume(
             _wait(cloud, volume["VolumeId"], "available")
             cloud.ec2.delete_volume(VolumeId=volume["VolumeId"])
 
-    with or_undone(delete_unanswered, f"making a volume of {snapshot_id}"):
+    with undo_on_error(delete_unanswered, f"making a volume of {snapshot_id}"):
         volume_id = cloud.ec2.create_volume(
             SnapshotId=snapshot_id,
             AvailabilityZone=zone,
@@ -58,7 +58,7 @@ def temporary_volume(
         _wait(cloud, volume_id, "available")
         yield volume_id
     finally:
-        insist(lambda: cloud.ec2.delete_volume(VolumeId=volume_id), gone="InvalidVolume.NotFound")
+        retry_cleanup(lambda: cloud.ec2.delete_volume(VolumeId=volume_id), gone="InvalidVolume.NotFound")
 
 
 @contextmanager
@@ -69,5 +69,5 @@ def attached(cloud: Cloud, volume_id: str, instance_id: str, device: str) -> Ite
         _wait(cloud, volume_id, "in-use")
         yield
     finally:
-        insist(lambda: cloud.ec2.detach_volume(VolumeId=volume_id), gone="IncorrectState")
-        insist(lambda: _wait(cloud, volume_id, "available"))
+        retry_cleanup(lambda: cloud.ec2.detach_volume(VolumeId=volume_id), gone="IncorrectState")
+        retry_cleanup(lambda: _wait(cloud, volume_id, "available"))

@@ -182,7 +182,7 @@ def status(settings: Settings) -> Status:
 def inject(endpoint: Endpoint, **fault: Any) -> dict[str, Any]:
     """Make something go wrong (faults.py names the kinds and their fields); returns the fault with its id.
 
-    Raises LocalEc2Error for a fault that makes no sense, and for a machine that is not there.
+    Raises LocalEc2Error for invalid fault parameters and for an unknown machine.
     """
     answer = _own_route(endpoint, "faults", json.dumps(fault).encode(), FAULT_TIMEOUT_S)
     made: dict[str, Any] = answer["fault"]

@@ -132,7 +132,9 @@ def find_source(cloud: Cloud, which: str, recipe: str, arch: Arch) -> Source:
     else:
         found = [image for image in list_baked(cloud) if image.id == which]
         if not found:
-            raise UsageError(f"{which} is no AMI of ours in {cloud.name}", hint="run: invoke amis")
+            raise UsageError(
+                f"{which} is not an AMI baked by instant-env in {cloud.name}", hint="run: invoke amis"
+            )
         (image,) = found
     if image.state != "available" or not image.verified:
         raise UsageError(
@@ -167,7 +169,7 @@ def publish(
     """
     begun = time.monotonic()
     if workers < 1:
-        raise UsageError(f"--workers {workers} makes no sense", hint="16 is the default")
+        raise UsageError(f"--workers {workers}: must be 1 or more", hint="16 is the default")
     image = source.image
     standing = Standing(total=source.listed_blocks)
     path = target.settings.state_dir / "publish" / f"{image.id}-{_target_key(target)}"

@@ -104,7 +104,7 @@ def test_every_flag_of_every_verb_has_help(verb: str, capsys: pytest.CaptureFixt
         ),
         (["report", "--fill", "SECURITY.md"], ("SECURITY.md", "no place")),
         (["compare", "nowhere", "HEAD"], ("nowhere", "no git revision")),
-        (["compare", "HEAD", "HEAD", "--fail-if-slower", "much"], ("'much' is no limit", "10%")),
+        (["compare", "HEAD", "HEAD", "--fail-if-slower", "much"], ("'much' is not a percentage", "10%")),
     ],
 )
 def test_bad_input_is_one_line_with_a_hint_and_starts_nothing(

@@ -119,6 +119,6 @@ def _moment(value: Any) -> datetime:
             else datetime.fromisoformat(str(value).replace("Z", "+00:00"))
         )
     except ValueError as error:
-        raise EC2ClientError("InvalidParameterValue", f"'{value}' is no time") from error
+        raise EC2ClientError("InvalidParameterValue", f"'{value}' is not a timestamp") from error
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
     return (at.astimezone(UTC) + timedelta(seconds=30)).replace(second=0, microsecond=0)

@@ -30,7 +30,7 @@ _INTERRUPTED = (TERMINATION.code, SHUTDOWN.code)
 
 
 class SpotError(InstantEnvError):
-    """An interruption that makes no sense."""
+    """An interruption of an instance that is not a spot instance, or of an unknown request."""
 
 
 class InterruptionOrder(BaseModel):
@@ -176,7 +176,7 @@ class Spot:
             instance = self.state.instances.get(order.instance_id)
             request = self.state.spot_requests.get(instance.spot_request_id or "") if instance else None
             if instance is None or request is None:
-                raise SpotError(f"{order.instance_id} is no spot instance")
+                raise SpotError(f"{order.instance_id} is not a spot instance")
             if instance.state != "running":
                 raise SpotError(f"{instance.id} is {instance.state}")
             if instance.interruption is not None:

@@ -131,7 +131,7 @@ class Network:
 
         ``drop_dhcp``: the guest's next this many DHCP messages are lost. ``drop_probability``: of every
         packet, either way. ``delay_ms``: of every packet, either way. ``silent_dns``: the resolver does not
-        answer. Raises NetworkError when there is no such interface or the values make no sense. Waits: not
+        answer. Raises NetworkError for an unknown interface or invalid values. Waits: not
         with the state's lock held.
         """
         faults = {

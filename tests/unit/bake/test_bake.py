@@ -11,7 +11,7 @@ import yaml
 from support.pretend_bakery import NOTHING, Bakery, Calls
 
 from instant_env.bake import bake as bake_module
-from instant_env.bake.bake import foresee
+from instant_env.bake.bake import estimate
 from instant_env.cli.bake_progress import plan_lines
 from instant_env.cloud.session import CloudError
 from instant_env.errors import UsageError
@@ -67,7 +67,7 @@ def made_by(calls: Calls, run_id: str) -> set[tuple[str, str]]:
 def test_a_forecast_makes_nothing_and_names_all_that_the_bake_makes(bakery: Bakery) -> None:
     calls = Calls(bakery.cloud)
     request = bakery.request()
-    told = foresee(bakery.cloud, bakery.settings, request, lambda _: None)
+    told = estimate(bakery.cloud, bakery.settings, request, lambda _: None)
     assert calls.changing == []
     assert told.cost == "nothing: these are machines of localec2"
     foreseen = {(one.kind, one.name.replace(request.run_id, "RUN")) for one in told.resources}
@@ -78,7 +78,7 @@ def test_a_forecast_makes_nothing_and_names_all_that_the_bake_makes(bakery: Bake
     lines = "\n".join(plan_lines(told))
     assert told.plan.hash in lines
     assert "script  first" in lines
-    again = foresee(bakery.cloud, bakery.settings, bakery.request(), lambda _: None)
+    again = estimate(bakery.cloud, bakery.settings, bakery.request(), lambda _: None)
     assert again.resources == ()
     assert f"{result.image.id} holds this plan" in "\n".join(plan_lines(again))
 
@@ -90,16 +90,16 @@ def test_a_forecast_for_aws_has_the_price_of_machine_and_disks(
     """m7i.large at $0.1008 an hour; twice 2 GiB of gp3 at $0.08 a month beside it; the snapshot at $0.05."""
     monkeypatch.setattr("instant_env.cloud.prices._asked", lambda *_: None)
     aws = dataclasses.replace(bakery.cloud, name=CloudName.AWS)
-    told = foresee(aws, bakery.settings, bakery.request(), lambda _: None)
+    told = estimate(aws, bakery.settings, bakery.request(), lambda _: None)
     hour = 0.1008 + 2 * 2 * 0.08 / 730
     assert told.likely_usd == pytest.approx(hour / 4)  # a quarter of an hour, when none is on record
     assert told.worst_usd == pytest.approx(2 * hour + 2 * 0.05)  # both machines until their timers end them
     assert told.monthly_usd == pytest.approx(2 * 0.05)
     assert "about $0.03 (15 min), at most $0.30" in told.cost
     result = bakery.bake()
-    on_record = foresee(bakery.cloud, bakery.settings, bakery.request(force=True), lambda _: None)
+    on_record = estimate(bakery.cloud, bakery.settings, bakery.request(force=True), lambda _: None)
     assert on_record.usual_s == pytest.approx(result.seconds, abs=0.06)
-    strange = foresee(aws, bakery.settings, bakery.request(builder_types=("x9z.large",)), lambda _: None)
+    strange = estimate(aws, bakery.settings, bakery.request(builder_types=("x9z.large",)), lambda _: None)
     assert strange.cost in ("no price known of x9z.large", "nothing: the AMI is there")
 
 

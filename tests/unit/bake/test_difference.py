@@ -74,7 +74,7 @@ def test_an_images_manifest_is_named_by_its_tag_and_two_are_compared(bakery: Bak
     assert "step first: another content" in text
     assert difference.compare(load(str(a.manifest_path)), load(a.image.id))["facts"] == {}
 
-    with pytest.raises(UsageError, match="no AMI of ours and no file"):
+    with pytest.raises(UsageError, match="is neither an AMI baked by instant-env nor a manifest file"):
         load("ami-00000000000000000")
     a.manifest_path.unlink()
     with pytest.raises(UsageError, match=r"the manifest of ami-\w+ is not here"):
@@ -84,5 +84,5 @@ def test_an_images_manifest_is_named_by_its_tag_and_two_are_compared(bakery: Bak
 def test_a_file_that_is_no_manifest_says_so(bakery: Bakery, tmp_path: Path) -> None:
     path = tmp_path / "old.json"
     path.write_text('{"schema_version": 1}')
-    with pytest.raises(UsageError, match="no manifest of this version"):
+    with pytest.raises(UsageError, match="is not a manifest of this version"):
         difference.load(lambda: bakery.cloud, bakery.settings, str(path))

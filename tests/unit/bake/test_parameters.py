@@ -14,7 +14,7 @@ from instant_env.arch import Arch
 from instant_env.bake.parameters import Parameter, settle, split
 from instant_env.bake.plan import BakePlan, File, Script, make_plan
 from instant_env.bake.recipe import load_base, load_recipe, resolve
-from instant_env.bake.show import as_text, rendered
+from instant_env.bake.recipe_text import as_text, rendered
 from instant_env.errors import UsageError
 from instant_env.settings import ROOT
 
@@ -80,7 +80,7 @@ def test_values_that_do_not(parameter: Parameter, text: str, message: str) -> No
         ({"type": "url", "default": {"sparc": "https://a/"}}, "sparc"),
         ({"type": "integer", "pattern": "x"}, "are for strings"),
         ({"maximum": 3}, "are for integers"),
-        ({"pattern": "("}, "no regular expression"),
+        ({"pattern": "("}, "is not a regular expression"),
         ({"type": "colour"}, "type"),
     ],
 )
@@ -105,7 +105,11 @@ def test_unknown_ones_and_texts_that_are_no_assignment() -> None:
         settle("r", {"size": declared(type="integer", default=8)}, {"colour": "red"}, Arch.X86_64)
     assert caught.value.hint == "it has: size"
     assert split(["a=b=c", "d="]) == {"a": "b=c", "d": ""}
-    for texts, message in ((["a"], "no key=value"), (["=a"], "no key=value"), (["a=1", "a=2"], "twice")):
+    for texts, message in (
+        (["a"], "--set a: must be key=value"),
+        (["=a"], "--set =a: must be key=value"),
+        (["a=1", "a=2"], "twice"),
+    ):
         with pytest.raises(UsageError, match=message):
             split(texts)
 

@@ -15,7 +15,7 @@ from support.pretend_bakery import NOTHING, Bakery
 
 from harness.plan.arguments import Request, read
 from harness.run.runner import carry_out
-from instant_env.bake.bake import foresee
+from instant_env.bake.bake import estimate
 from instant_env.bake.execute import StepError
 from instant_env.bake.request import Method, OnError
 from instant_env.bake.verify import VerifyError
@@ -73,7 +73,7 @@ def test_baking_needs_all_that_its_policy_allows_and_nothing_else(
         "instant_env.cloud.prices._asked", lambda *_: recorder.actions.add("pricing:GetProducts")
     )
     bakery.new_base("second-base")
-    foresee(bakery.aws(), bakery.settings, bakery.request(), lambda _: None)
+    estimate(bakery.aws(), bakery.settings, bakery.request(), lambda _: None)
     bakery.bake(base_ami="first-*", deprecate_after_days=1)
     bakery.bake(method=Method.REGISTER, force=True, protect=True)
     failures: list[ClientError | None] = [

@@ -12,7 +12,7 @@ from support.harness_cloud import Ec2Faults, cloud_in_process
 
 from instant_env.cloud.keys import KeyPair, imported_key_pair
 from instant_env.cloud.network import temporary_security_group
-from instant_env.cloud.session import Cloud, CloudError, connect, insist, undisturbed
+from instant_env.cloud.session import Cloud, CloudError, connect, finish_despite_interrupt, retry_cleanup
 from instant_env.cloud.tags import Role, new_run_id
 from instant_env.settings import CloudName, Settings
 
@@ -29,11 +29,11 @@ def test_an_interrupt_does_not_cut_a_clean_up_short() -> None:
         done.append("second")
 
     with pytest.raises(KeyboardInterrupt):
-        undisturbed(clean_up)
+        finish_despite_interrupt(clean_up)
     assert done == ["first", "first", "second"]
     done.clear()
     with pytest.raises(KeyboardInterrupt):
-        insist(clean_up)
+        retry_cleanup(clean_up)
     assert done[-1] == "second"
 
 

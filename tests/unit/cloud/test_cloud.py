@@ -115,7 +115,7 @@ def test_latest_is_what_the_parameter_names_and_absent_ones_say_how_to_bake(clou
     cloud.ssm.put_parameter(Name=parameter_name("minimal", Arch.X86_64), Value=older, Type="String")
     assert find_baked(cloud, "minimal", Arch.X86_64).id == older
     assert find_baked(cloud, "minimal", Arch.X86_64, newer).id == newer
-    with pytest.raises(UsageError, match="no available custom-init AMI"):
+    with pytest.raises(UsageError, match="not an available custom-init AMI"):
         find_baked(cloud, "custom-init", Arch.X86_64, newer)
 
 

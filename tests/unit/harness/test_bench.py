@@ -190,7 +190,7 @@ def test_which_techniques_run(tmp_path: Path) -> None:
             run(cloud, techniques=("hot",))
         with pytest.raises(UsageError, match="no minimal AMI"):
             run(cloud, techniques=("minimal-ami",))
-        with pytest.raises(UsageError, match="ami-0 is no AMI of ours"):
+        with pytest.raises(UsageError, match="ami-0 is not an AMI for x86_64 baked by instant-env"):
             run(cloud, ami="ami-0")
         with pytest.raises(UsageError, match="cannot name a file"):
             run(cloud, name="../x")

@@ -133,8 +133,8 @@ def test_what_does_not_belong_together_takes_force(
     ("asked", "words"),
     [
         ("ami-12345678", "no run in .* has measured ami-12345678"),
-        ("no-such-branch", "no CSV in .*, no AMI id and no git revision"),
-        ("--help", "no git revision"),
+        ("no-such-branch", "neither a CSV in .* nor an AMI id nor a git revision"),
+        ("--help", "nor a git revision"),
         ("HEAD", "no run in .* is of revision"),
         ("abcdefabcdef", "no run in .* is of revision abcdefabcdef"),
     ],
@@ -154,5 +154,5 @@ def test_nothing_in_common(runs: Path) -> None:
 def test_limits() -> None:
     assert [limit(text) for text in ("", "10%", "2.5", " 0% ")] == [None, 0.1, 0.025, 0.0]
     for text in ("ten", "-5%", "10%%", "inf"):
-        with pytest.raises(UsageError, match="no limit"):
+        with pytest.raises(UsageError, match="is not a percentage"):
             limit(text)

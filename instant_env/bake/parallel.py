@@ -1,8 +1,8 @@
-"""Several bakes side by side, each in a process of its own.
+"""Bakes that run in parallel, each in a process of its own.
 
-A process each, because Ctrl-C then ends every bake the way it ends one alone, by an exception in its main
-thread that unwinds whatever it was at, and because one that dies takes no other along. Events come back by
-a pipe: what a bake says, and how it ended.
+In a process of its own, Ctrl-C ends a bake as it ends a single one, by an exception in the main thread that
+unwinds the stack, and a bake that crashes does not end the others. A pipe carries its events back: lines of
+progress, and the outcome.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from instant_env.stopping import STOPPED_CODES, interrupts
 
 #: Bakes one request. Module-level functions only: it is named to another process.
 Work = Callable[[Settings, Request, Progress], BakeResult]
-#: Hears what a bake says: its request, and the line.
-Hear = Callable[[Request, str], None]
+#: Takes a line of progress of one bake.
+OnLine = Callable[[Request, str], None]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How one bake ended: with a result, or with an error and the exit code that stands for it."""
+class BakeOutcome:
+    """The outcome of one bake: a result, or an error with its exit code."""
 
     request: Request
     result: BakeResult | None = None
@@ -48,33 +48,33 @@ class Ended:
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        asked = {"recipe": self.request.recipe, "arch": self.request.arch.value}
+        request = {"recipe": self.request.recipe, "arch": self.request.arch.value}
         if self.result is not None:
-            return {**asked, "ok": True, **self.result.as_dict()}
-        told = {"error": self.error, "hint": self.hint, "exit_code": self.exit_code}
-        return {**asked, "ok": False, **told, "seconds": round(self.seconds, 1)}
+            return {**request, "ok": True, **self.result.as_dict()}
+        failure = {"error": self.error, "hint": self.hint, "exit_code": self.exit_code}
+        return {**request, "ok": False, **failure, "seconds": round(self.seconds, 1)}
 
 
-def exit_code(ended: Sequence[Ended]) -> int:
+def exit_code(outcomes: Sequence[BakeOutcome]) -> int:
     """0 when all is well; the code that all failures share, else 1; 128+n when signal n stopped any."""
-    codes = {one.exit_code for one in ended if one.exit_code}
+    codes = {outcome.exit_code for outcome in outcomes if outcome.exit_code}
     if stopped := codes & STOPPED_CODES:
         return min(stopped)
     return codes.pop() if len(codes) == 1 else int(bool(codes))
 
 
-def _outcome(work: Work, settings: Settings, request: Request, progress: Progress) -> Ended:
+def _outcome(work: Work, settings: Settings, request: Request, progress: Progress) -> BakeOutcome:
     started = time.monotonic()
 
-    def failed(error: str, hint: str, code: int) -> Ended:
-        return Ended(request, None, error, hint, code, time.monotonic() - started)
+    def failed(error: str, hint: str, code: int) -> BakeOutcome:
+        return BakeOutcome(request, None, error, hint, code, time.monotonic() - started)
 
     try:
         with interrupts(quiet=True):
             # Blocked since before this process began, so that no instant of it is without our handlers.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             result = work(settings, request, progress)
-        return Ended(request, result, seconds=time.monotonic() - started)
+        return BakeOutcome(request, result, seconds=time.monotonic() - started)
     except InstantEnvError as error:
         return failed(error.message, error.hint, error.exit_code)
     except (ClientError, BotoCoreError) as error:
@@ -84,60 +84,61 @@ def _outcome(work: Work, settings: Settings, request: Request, progress: Progres
 
 
 def _child(work: Work, settings: Settings, request: Request, pipe: Connection) -> None:
-    """The other process. When nobody hears it any more it ends as by Ctrl-C: what it made goes."""
-    deserted = False
+    """The other process. When its parent is gone it ends as by Ctrl-C, and cleans up."""
+    is_orphan = False
 
     def progress(text: str) -> None:
-        nonlocal deserted
+        nonlocal is_orphan
         try:
             pipe.send(text)
         except OSError:
-            if not deserted:
-                deserted = True
+            if not is_orphan:
+                is_orphan = True
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    ended = _outcome(work, settings, request, progress)
-    if not deserted:
-        pipe.send(ended)
+    outcome = _outcome(work, settings, request, progress)
+    if not is_orphan:
+        pipe.send(outcome)
 
 
 class _Bake:
-    """One of them, as its parent sees it."""
+    """One bake, seen from the parent process."""
 
     def __init__(self, work: Work, settings: Settings, request: Request) -> None:
         self.request = request
         self._started = time.monotonic()
-        context = multiprocessing.get_context(
-            "spawn"
-        )  # a fork would share boto3's sockets and rich's threads
+        # A fork would share boto3's sockets and rich's threads.
+        context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe(duplex=False)
         self._process: SpawnProcess = context.Process(target=_child, args=(work, settings, request, theirs))
         self._process.start()
         theirs.close()
 
     def interrupt(self, number: int) -> None:
-        """Pass on the signal that came to us; one that heard of it already does nothing more."""
+        """Pass a signal on; a bake that had it already does nothing more."""
         if self._process.pid is not None and self._process.is_alive():
             os.kill(self._process.pid, number)
 
-    def next(self) -> str | Ended:
-        """What it says next; call it when there is something to read."""
+    def next(self) -> str | BakeOutcome:
+        """Its next event: a line, or the outcome. Blocks when there is nothing to read."""
         try:
-            event: str | Ended = self.pipe.recv()
-        except EOFError:  # it died without a word: killed, or out of memory
+            event: str | BakeOutcome = self.pipe.recv()
+        except EOFError:  # it ended without an outcome: killed, or out of memory
             self._process.join()
             seconds = time.monotonic() - self._started
             error = f"its process ended with {self._process.exitcode}"
-            return Ended(self.request, None, error, "run: invoke clean", 1, seconds)
-        if isinstance(event, Ended):
+            return BakeOutcome(self.request, None, error, "run: invoke clean", 1, seconds)
+        if isinstance(event, BakeOutcome):
             self._process.join()
         return event
 
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """For a process to be born into, and to be known to us before we can be interrupted: other threads of
-    ours do not block them."""
+    """Around the start of a process, which inherits the mask, until the parent has recorded it.
+
+    Other threads of the parent do not block them, so its own handlers are deferred as well.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         with stopping.signals_deferred():
@@ -147,17 +148,17 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def bake_all(
-    work: Work, settings: Settings, requests: Sequence[Request], *, parallel: int = 0, hear: Hear,
-    ended: Callable[[Ended], None],
-) -> list[Ended]:  # fmt: skip
-    """Bake all of them, ``parallel`` at a time (0: all); how each ended, in the order they were asked for.
+    work: Work, settings: Settings, requests: Sequence[Request], *, parallel: int = 0, on_line: OnLine,
+    on_outcome: Callable[[BakeOutcome], None],
+) -> list[BakeOutcome]:  # fmt: skip
+    """Bake all requests, ``parallel`` at a time (0: all). Returns the outcomes in the same order.
 
-    One that fails does not stop the others. An interrupt reaches all; then this waits until each has cleaned
-    up, and those that were not begun are not.
+    A failure does not stop the others. An interrupt is passed on to all that run; this returns when each has
+    cleaned up, and no other is started.
     """
     waiting = list(requests)
     running: dict[Connection, _Bake] = {}
-    outcomes: dict[str, Ended] = {}
+    outcomes: dict[str, BakeOutcome] = {}
     number: int = signal.SIGINT
     try:
         while waiting or running:
@@ -166,30 +167,31 @@ def bake_all(
                     bake = _Bake(work, settings, waiting[0])
                     running[bake.pipe] = bake
                     del waiting[0]
-            _hear_some(running, outcomes, hear, ended)
+            _drain(running, outcomes, on_line, on_outcome)
     except KeyboardInterrupt as error:
         number = stopping.signal_number(error)
         for bake in running.values():
             bake.interrupt(number)
         while running:
-            _hear_some(running, outcomes, hear, ended)
+            _drain(running, outcomes, on_line, on_outcome)
     for request in waiting:
         code = stopping.exit_code(number)
-        outcomes[request.run_id] = Ended(request, None, "interrupted before it began", "", code)
+        outcomes[request.run_id] = BakeOutcome(request, None, "interrupted before it began", "", code)
     return [outcomes[request.run_id] for request in requests]
 
 
-def _hear_some(
-    running: dict[Connection, _Bake], outcomes: dict[str, Ended], hear: Hear, told: Callable[[Ended], None]
-) -> None:
-    """Wait until some of them say something, and pass it on. What is read half is lost, and all after it."""
+def _drain(
+    running: dict[Connection, _Bake], outcomes: dict[str, BakeOutcome], on_line: OnLine,
+    on_outcome: Callable[[BakeOutcome], None],
+) -> None:  # fmt: skip
+    """Wait for events and pass them on. A read is not interrupted: half an event would lose all after it."""
     ready = wait(list(running))
     for bake in [bake for pipe, bake in running.items() if pipe in ready]:
         with stopping.signals_deferred():
             event = bake.next()
-            if isinstance(event, Ended):
+            if isinstance(event, BakeOutcome):
                 outcomes[bake.request.run_id] = event
                 del running[bake.pipe]
-                told(event)
+                on_outcome(event)
             else:
-                hear(bake.request, event)
+                on_line(bake.request, event)

@@ -16,7 +16,7 @@ import pytest
 from support.terminal import Terminal
 
 from instant_env.arch import Arch
-from instant_env.bake import several
+from instant_env.bake import parallel
 from instant_env.bake.bake import BakeResult
 from instant_env.bake.request import Options, Request, requests
 from instant_env.cloud.images import BakedImage
@@ -61,13 +61,13 @@ class Heard:
         self.ended: list[str] = []
         self.hanging = threading.Event()
 
-    def hear(self, request: Request, text: str) -> None:
+    def on_line(self, request: Request, text: str) -> None:
         self.lines.append((request.recipe, text))
         if text == "still here":
             self.hanging.set()
 
-    def end(self, ended: several.Ended) -> None:
-        self.ended.append(ended.request.recipe)
+    def on_outcome(self, outcome: parallel.BakeOutcome) -> None:
+        self.ended.append(outcome.request.recipe)
 
 
 def wanted(*recipes: str) -> list[Request]:
@@ -76,9 +76,9 @@ def wanted(*recipes: str) -> list[Request]:
 
 def test_one_that_fails_and_one_that_dies_do_not_stop_the_others(tmp_path: Path) -> None:
     heard = Heard()
-    ended = several.bake_all(
-        pretend, Settings(state_dir=tmp_path), wanted("fails", "dies", "works"), hear=heard.hear,
-        ended=heard.end,
+    ended = parallel.bake_all(
+        pretend, Settings(state_dir=tmp_path), wanted("fails", "dies", "works"), on_line=heard.on_line,
+        on_outcome=heard.on_outcome,
     )  # fmt: skip
     failed, died, worked = ended
     assert (failed.error, failed.hint, failed.exit_code) == ("no such luck", "another time", 2)
@@ -88,9 +88,9 @@ def test_one_that_fails_and_one_that_dies_do_not_stop_the_others(tmp_path: Path)
     assert worked.as_dict()["ami"] == "ami-1"
     assert sorted(heard.ended) == ["dies", "fails", "works"]
     assert ("works", "step 1/2 strip: 0.1 s") in heard.lines
-    assert several.exit_code(ended) == 1
-    assert several.exit_code([failed, worked]) == 2
-    assert several.exit_code([worked]) == 0
+    assert parallel.exit_code(ended) == 1
+    assert parallel.exit_code([failed, worked]) == 2
+    assert parallel.exit_code([worked]) == 0
 
 
 def test_ctrl_c_ends_all_waits_for_their_cleaning_and_begins_no_more(tmp_path: Path) -> None:
@@ -102,12 +102,12 @@ def test_ctrl_c_ends_all_waits_for_their_cleaning_and_begins_no_more(tmp_path: P
 
     threading.Thread(target=press, daemon=True).start()
     with interrupts(quiet=True):
-        ended = several.bake_all(
-            pretend, Settings(state_dir=tmp_path), wanted("hangs", "works"), parallel=1, hear=heard.hear,
-            ended=heard.end,
+        ended = parallel.bake_all(
+            pretend, Settings(state_dir=tmp_path), wanted("hangs", "works"), parallel=1,
+            on_line=heard.on_line, on_outcome=heard.on_outcome,
         )  # fmt: skip
     assert [one.error for one in ended] == ["interrupted", "interrupted before it began"]
-    assert several.exit_code(ended) == 130
+    assert parallel.exit_code(ended) == 130
     assert heard.lines[-1] == ("hangs", "cleaned up")
     assert list(tmp_path.iterdir()) == []
 
@@ -125,8 +125,12 @@ def test_ctrl_c_in_the_middle_of_what_a_bake_says(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(PipeEnd, "_recv", recv)
     with interrupts(quiet=True):
-        ended = several.bake_all(
-            pretend, Settings(state_dir=tmp_path), wanted("hangs"), hear=heard.hear, ended=heard.end
+        ended = parallel.bake_all(
+            pretend,
+            Settings(state_dir=tmp_path),
+            wanted("hangs"),
+            on_line=heard.on_line,
+            on_outcome=heard.on_outcome,
         )
     assert [one.error for one in ended] == ["interrupted"]
     assert heard.lines[-1] == ("hangs", "cleaned up")
@@ -135,8 +139,8 @@ def test_ctrl_c_in_the_middle_of_what_a_bake_says(tmp_path: Path, monkeypatch: p
 SCRIPT = """
 import sys, pathlib
 sys.path[:0] = [{root!r}, {here!r}, {support!r}]
-import test_several as t
-from instant_env.bake import several
+import test_parallel as t
+from instant_env.bake import parallel
 from instant_env.cli import bake_progress
 from instant_env.cli.verb import Reporter, show
 from instant_env.stopping import interrupts
@@ -145,9 +149,10 @@ if __name__ == "__main__":
     settings, asked = Settings(state_dir=pathlib.Path({state!r})), t.wanted("hangs", "fails")
     with interrupts(), Reporter().live() as report:
         shown = bake_progress.Screen(report, settings, asked)
-        ended = several.bake_all(t.pretend, settings, asked, hear=shown.hear, ended=shown.ended)
+        listen = dict(on_line=shown.on_line, on_outcome=shown.on_outcome)
+        ended = parallel.bake_all(t.pretend, settings, asked, **listen)
         show(bake_progress.summary(ended))
-    sys.exit(several.exit_code(ended))
+    sys.exit(parallel.exit_code(ended))
 """
 
 

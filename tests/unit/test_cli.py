@@ -90,7 +90,7 @@ def test_every_flag_of_every_verb_has_help(verb: str, capsys: pytest.CaptureFixt
         (["publish", "--recipe", "minimal", "--arch", "sparc"], ("unknown architecture 'sparc'", "arm64")),
         (["bench", "--technique", "magic"], ("unknown technique 'magic'", "cold")),
         (["bench", "--iterations", "0"], ("0",)),
-        (["bake", "--recipe", "minimal", "--parallel=-1"], ("--parallel -1", "1 or more")),
+        (["bake", "--recipe", "minimal", "--parallel=-1"], ("--parallel -1", "must be 0 or more")),
         (["bench", "--name", "../up"], ("../up",)),
         (
             ["bench", "--experiment", "experiments/hop-limit.yml", "--iterations", "1", "--arch", "arm64"],
@@ -103,7 +103,7 @@ def test_every_flag_of_every_verb_has_help(verb: str, capsys: pytest.CaptureFixt
             ("pdf", "html, md"),
         ),
         (["report", "--fill", "SECURITY.md"], ("SECURITY.md", "no place")),
-        (["compare", "nowhere", "HEAD"], ("nowhere", "no git revision")),
+        (["compare", "nowhere", "HEAD"], ("nowhere", "nor a git revision")),
         (["compare", "HEAD", "HEAD", "--fail-if-slower", "much"], ("'much' is not a percentage", "10%")),
     ],
 )

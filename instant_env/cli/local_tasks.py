@@ -29,13 +29,13 @@ def up(_: Context, json: bool = False) -> None:
         say(f"localec2 is up at {endpoint.url} (pid {endpoint.pid}, accelerator {endpoint.accelerator})")
 
 
-@task(klass=VerbTask, help=JSON_HELP)
+@task(klass=VerbTask, help={"force": "kill a server that does not answer", **JSON_HELP})
 @verb
-def down(_: Context, json: bool = False) -> None:
+def down(_: Context, force: bool = False, json: bool = False) -> None:
     """Stop the embedded EC2 and its machines; AMIs stay."""
     from instant_env.localec2 import starter
 
-    stopped = starter.down(read_settings())
+    stopped = starter.down(read_settings(), force=force)
     if json:
         print_json({"stopped": stopped})
     else:

@@ -41,6 +41,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     """Serve until SIGTERM or SIGINT."""
     arguments = _arguments(argv)
+    os.umask(0o077)  # disks, consoles, logs and sockets, QEMU's and netd's too, are this user's alone
     try:
         layout = Layout.create(arguments.state_dir)
         _log_to(layout.log)

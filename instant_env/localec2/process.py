@@ -66,7 +66,7 @@ class ServerProcess:
         platform = command_line.find_platform(native)
         chosen = self._accelerator(platform)
         store = RecordStore(self.layout.records)
-        record = restore.identity(store, self.region)
+        record = restore.settle_home(self.layout, store, restore.identity(store, self.region))
         lost = restore.end_lost_machines(self.layout, store)
         self.network = Network(
             AddressBlock(record.address_block), self.netd, vpc=metadata.VPC_CIDR,
@@ -137,6 +137,7 @@ class ServerProcess:
             self.state.write_again()
         self._end_work()
         self.network.close()
+        self.layout.remove_runtime()
         # The lock goes with the process: nobody may start beside a thread of ours that still writes.
         log.info("down")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from instant_env.errors import InstantEnvError
 from instant_env.localec2.instances.lifecycle import Lifecycle
 from instant_env.localec2.network.addresses import BLOCKS
+from instant_env.localec2.qemu import disks
 from instant_env.localec2.qemu.machine import end_lost
 from instant_env.localec2.records.layout import Layout
 from instant_env.localec2.records.records import InstanceRecord, ServerRecord, VolumeRecord
@@ -38,7 +39,7 @@ class RegionError(InstantEnvError):
 
 
 def identity(store: RecordStore, region: str) -> ServerRecord:
-    """The server's record, made at the first start. The access key's prefix is none that AWS gives out.
+    """The server's record, made at the first start.
 
     Raises RegionError when what is in the store was made in another region: zones and ARNs name it.
     """
@@ -57,12 +58,54 @@ def identity(store: RecordStore, region: str) -> ServerRecord:
             )
         return record
     record = ServerRecord(
-        access_key_id="LOCL" + "".join(secrets.choice(_KEY_ALPHABET) for _ in range(16)),
-        secret_access_key=secrets.token_urlsafe(30), admin_token=secrets.token_urlsafe(30),
-        network_seed=secrets.randbits(64), address_block=secrets.randbelow(BLOCKS), region=region,
-    )  # fmt: skip
+        access_key_id="", secret_access_key="", admin_token="", region=region,
+        network_seed=secrets.randbits(64), address_block=secrets.randbelow(BLOCKS),
+    ).model_copy(update=_secrets())  # fmt: skip
     store.save(record)
     return record
+
+
+def settle_home(layout: Layout, store: RecordStore, record: ServerRecord) -> ServerRecord:
+    """The record of the server of this very directory: a copy of a state directory is another server.
+
+    It has credentials of its own, so that neither commands the other, and none of the machines that its
+    records name: those are the original's. Disks that were copied are backed by their copied snapshots.
+    """
+    status = layout.state_dir.stat()
+    home, inode = str(layout.state_dir), f"{status.st_dev}:{status.st_ino}"
+    moved = bool(record.home) and record.home != home
+    if moved:
+        _rebase(layout, record.home)
+    if moved and record.home_inode != inode:
+        log.warning("this is a copy of %s: it becomes a server of its own", record.home)
+        layout.signer.unlink(missing_ok=True)
+        record = record.model_copy(
+            update={**_secrets(), "address_block": secrets.randbelow(BLOCKS), "port": 0}
+        )
+        for instance in store.load_all(InstanceRecord):
+            instance.qmp_socket = ""
+            store.save(instance)
+    record = record.model_copy(update={"home": home, "home_inode": inode})
+    store.save(record)
+    return record
+
+
+def _secrets() -> dict[str, str]:
+    """What somebody proves with that they may command a server. The access key's prefix is none of AWS's."""
+    return {
+        "access_key_id": "LOCL" + "".join(secrets.choice(_KEY_ALPHABET) for _ in range(16)),
+        "secret_access_key": secrets.token_urlsafe(30), "admin_token": secrets.token_urlsafe(30),
+    }  # fmt: skip
+
+
+def _rebase(layout: Layout, former: str) -> None:
+    """Let disks that came along have the snapshots behind them that came along, too."""
+    for path in [*layout.volumes.glob("*.qcow2"), *layout.snapshots.glob("*.qcow2")]:
+        backing = disks.recorded_backing(path)
+        if backing is not None and backing.is_relative_to(former):
+            here = layout.state_dir / backing.relative_to(former)
+            if here.exists():
+                disks.set_backing(path, here)
 
 
 def end_lost_machines(layout: Layout, store: RecordStore) -> set[str]:

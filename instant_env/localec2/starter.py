@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from instant_env import toolchain
 from instant_env.arch import Arch
 from instant_env.errors import InstantEnvError
-from instant_env.localec2 import stock
+from instant_env.localec2 import hung, stock
 from instant_env.localec2.qemu import command_line
 from instant_env.localec2.records.layout import Layout
 from instant_env.progress import Progress, quiet
@@ -45,6 +45,8 @@ BASES = stock.BASES
 REGISTER_TIMEOUT_S = 300.0
 #: A machine is asked for at most one thing per volume, and QEMU answers within 10 s or not at all.
 FAULT_TIMEOUT_S = 60.0
+#: Of a server that only says that it is there, on a machine that has other things to do.
+HEALTH_TIMEOUT_S = 10.0
 
 
 class LocalEc2Error(InstantEnvError):
@@ -136,22 +138,36 @@ def _of_region(endpoint: Endpoint, settings: Settings) -> Endpoint:
     return endpoint
 
 
-def down(settings: Settings) -> bool:
-    """Stop the server and its machines; False when it was not up."""
-    endpoint = _running(settings)
-    if endpoint is None:
-        return False
+def down(settings: Settings, *, force: bool = False) -> bool:
+    """Stop the server and its machines; False when it was not up.
+
+    Raises LocalEc2Error when it does not answer, or does not end; with ``force`` it is killed then.
+    """
+    try:
+        endpoint = _running(settings)
+        if endpoint is None:
+            return False
+        _end(endpoint)
+    except LocalEc2Error:
+        layout = _layout(settings)
+        if not force or (pid := hung.server_of(layout)) is None:
+            raise
+        hung.kill(layout, pid)
+    return True
+
+
+def _end(endpoint: Endpoint) -> None:
+    """Ask the server to end, and wait for it."""
     # The pid is only believed because the server has just answered with our token from this state directory.
     os.kill(endpoint.pid, signal.SIGTERM)
     lock = Layout(endpoint.state_dir).server_lock
-    if not wait_until(lambda: not _is_locked(lock), DOWN_TIMEOUT_S, 0.05):
+    if not wait_until(lambda: not hung.is_locked(lock), DOWN_TIMEOUT_S, 0.05):
         with contextlib.suppress(ProcessLookupError):
             os.kill(endpoint.pid, signal.SIGQUIT)  # it writes where its threads are into its log
         raise LocalEc2Error(
             f"localec2 (pid {endpoint.pid}) does not end",
-            hint=f"{Layout(endpoint.state_dir).log} says what it waits for",
+            hint=f"{Layout(endpoint.state_dir).log} says why; end it: invoke local.down --force",
         )
-    return True
 
 
 def status(settings: Settings) -> Status:
@@ -236,14 +252,32 @@ def client(endpoint: Endpoint, service: str) -> Any:
 
 
 def _running(settings: Settings) -> Endpoint | None:
-    """The endpoint, when its server answers."""
-    path = Layout(settings.local_dir.expanduser().resolve()).endpoint
+    """The endpoint, when its server answers; None when there is none.
+
+    Raises LocalEc2Error for a server that is there and does not answer.
+    """
+    layout = _layout(settings)
     try:
-        endpoint = Endpoint.model_validate_json(path.read_bytes())
-        answer = _own_route(endpoint, "health", None, 5.0)
-    except (OSError, ValidationError, LocalEc2Error):
-        return None  # no file, a file of a killed server, or somebody else at its port
+        endpoint = Endpoint.model_validate_json(layout.endpoint.read_bytes())
+    except (OSError, ValidationError):
+        return None
+    if endpoint.state_dir != layout.state_dir:
+        return None  # a copy of another server's directory
+    try:
+        answer = _own_route(endpoint, "health", None, HEALTH_TIMEOUT_S)
+    except LocalEc2Error as error:
+        # Nobody there, or somebody else at its port; unless its process lives and still says that it serves.
+        if not hung.is_locked(layout.server_lock) or not layout.endpoint.exists():
+            return None
+        raise LocalEc2Error(
+            f"localec2 (pid {endpoint.pid}) runs in {layout.state_dir} and does not answer: {error.message}",
+            hint="end it: invoke local.down --force",
+        ) from error
     return endpoint if answer.get("state_dir") == str(endpoint.state_dir) else None
+
+
+def _layout(settings: Settings) -> Layout:
+    return Layout(settings.local_dir.expanduser().resolve())
 
 
 def _own_route(
@@ -279,7 +313,8 @@ def _start(settings: Settings, layout: Layout, netd: Path) -> None:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MOTO_"))
     }
-    with os.fdopen(reader) as ready, layout.log.open("ab") as log:
+    descriptor = os.open(layout.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    with os.fdopen(reader) as ready, os.fdopen(descriptor, "ab") as log:
         try:
             subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
@@ -321,15 +356,3 @@ def _start_lock(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a server process is alive: it holds this lock to its end."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False

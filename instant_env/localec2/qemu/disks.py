@@ -56,6 +56,17 @@ def grow(path: Path, size_gib: int) -> None:
         _qemu_img("resize", "-f", "qcow2", str(path), f"{size_gib}G")
 
 
+def recorded_backing(path: Path) -> Path | None:
+    """The file that ``path`` names as the one behind it, whether or not that is there."""
+    name = json.loads(_qemu_img("info", "--output=json", "-U", str(path))).get("backing-filename")
+    return Path(name) if name else None
+
+
+def set_backing(path: Path, backing: Path) -> None:
+    """Name another file with the same content as the one behind ``path``."""
+    _qemu_img("rebase", "-u", "-F", "qcow2", "-b", str(backing), str(path))
+
+
 def create(path: Path, size_gib: int, backing: Path | None = None) -> None:
     """A blank volume, or an overlay of ``backing`` of at least that size."""
     part = create_part(path, size_gib, backing)

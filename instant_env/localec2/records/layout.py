@@ -6,6 +6,7 @@ instead: the path of a Unix socket ends at 108 characters, and state directories
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -24,7 +25,8 @@ class LayoutError(InstantEnvError):
 
 def _private(directory: Path) -> Path:
     """Make ``directory`` with mode 0700; refuse one that belongs to somebody else or is a link."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for missing in reversed([path for path in (directory, *directory.parents) if not path.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)  # mkdir's own parents would be as the umask has them
     status = directory.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         raise LayoutError(f"{directory} is not a directory of this user", hint="move it away")
@@ -117,8 +119,20 @@ class Layout:
 
     def runtime(self) -> Path:
         """The directory of sockets: the same for every server of this state directory."""
-        name = "instant-env-" + hashlib.sha256(str(self.state_dir).encode()).hexdigest()[:10]
-        return _private(Path("/tmp") / f"{name}-{os.getuid()}")  # noqa: S108 - owner and mode are checked
+        return _private(Path("/tmp", self.runtime_name()))  # noqa: S108 - owner and mode are checked
+
+    def runtime_name(self) -> str:
+        """The name of that directory, which need not be there."""
+        digest = hashlib.sha256(str(self.state_dir).encode()).hexdigest()
+        return f"instant-env-{digest[:10]}-{os.getuid()}"
+
+    def remove_runtime(self) -> None:
+        """Remove that directory, when all machines and the network are gone."""
+        directory = self.runtime()
+        with contextlib.suppress(OSError):  # somebody's file in it: it stays
+            for path in directory.iterdir():
+                path.unlink(missing_ok=True)
+            directory.rmdir()
 
     def qmp_socket(self, instance_id: str) -> Path:
         return self._socket(f"{instance_id}.qmp")

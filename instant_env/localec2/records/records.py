@@ -49,6 +49,8 @@ class ServerRecord(Record):
     address_block: int = 0  # the b of 127.(64 + b / 256).(b mod 256).0/24 that this server had last
     port: int = 0  # the API's port, taken again when it is free
     region: str = ""  # where everything in this state directory is; empty in records of older servers
+    home: str = ""  # the state directory when the server started last; empty in records of older servers
+    home_inode: str = ""  # and which directory that was: one that is moved stays the same, a copy does not
 
     @property
     def key(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 from botocore.config import Config
+from botocore.exceptions import ClientError
 from moto.core.base_backend import BackendDict
 
 from instant_env.arch import Arch
@@ -31,12 +33,14 @@ from instant_env.localec2.records.records import InstanceRecord, Record, VolumeR
 from instant_env.localec2.records.store import RecordStore
 from instant_env.localec2.state.state import State
 from instant_env.localec2.volumes.images import StockRegistration
+from support.patience import until
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
     from mypy_boto3_ssm import SSMClient
 
 REGION = "us-east-1"
+ZONE = "us-east-1a"
 
 
 class PretendMachine(Machine):
@@ -251,3 +255,56 @@ def served(tmp_path: Path) -> Iterator[Served]:
     server = Served(tmp_path / "state")
     yield server
     server.stop()
+
+
+def refused(code: str) -> Any:
+    return pytest.raises(ClientError, match=rf"\({code.replace('.', '[.]')}\)")
+
+
+def launch(served: Served, **more: Any) -> str:
+    arguments: dict[str, Any] = {"InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1} | more
+    instance_id = served.ec2.run_instances(ImageId=served.register(), **arguments)["Instances"][0][
+        "InstanceId"
+    ]
+    until(lambda: state_of(served, instance_id) == "running")
+    return str(instance_id)
+
+
+def state_of(served: Served, instance_id: str) -> str:
+    found = served.ec2.describe_instances(InstanceIds=[instance_id])
+    return str(found["Reservations"][0]["Instances"][0]["State"]["Name"])
+
+
+def image(served: Served, image_id: str) -> Any:
+    return served.ec2.describe_images(ImageIds=[image_id])["Images"][0]
+
+
+def write(path: Path, letter: str, offset: str = "0") -> None:
+    """64 KiB of one letter, as a guest would write them."""
+    subprocess.run(["qemu-io", "-c", f"write -P {ord(letter)} {offset} 64k", str(path)], check=True)
+
+
+def holds(path: Path, letter: str, offset: str = "0") -> bool:
+    """Whether these 64 KiB are there. (qemu-io always ends with 0.)"""
+    command = ["qemu-io", "-r", "-U", "-c", f"read -P {ord(letter)} {offset} 64k", str(path)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "read 65536/65536" in output
+    return "failed" not in output
+
+
+def completed(served: Served, snapshot_id: str) -> Any:
+    def done() -> Any:
+        (found,) = served.ec2.describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"]
+        assert found["State"] != "error", found["StateMessage"]
+        return found if found["State"] == "completed" else None
+
+    return until(done)
+
+
+def volume_of(served: Served, instance_id: str, device: str = "/dev/xvda") -> str:
+    filters: Any = [
+        {"Name": "attachment.instance-id", "Values": [instance_id]},
+        {"Name": "attachment.device", "Values": [device]},
+    ]
+    (volume,) = served.ec2.describe_volumes(Filters=filters)["Volumes"]
+    return volume["VolumeId"]

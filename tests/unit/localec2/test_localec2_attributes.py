@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.config import Config
+from support.localec2_served import launch, refused, state_of, volume_of
 from support.patience import until
-from test_localec2_snapshots import volume_of
-from test_localec2_storage import launch, refused, state_of
 
 if TYPE_CHECKING:
     from support.localec2_served import Served

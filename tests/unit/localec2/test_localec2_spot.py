@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.localec2_served import launch, refused, state_of
 from support.patience import until
-from test_localec2_storage import launch, refused, state_of
 
 if TYPE_CHECKING:
     from support.localec2_served import Served

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError
+from support.localec2_served import completed, holds, launch, volume_of, write
+from support.localec2_served import state_of as launched_state
 from support.patience import until
-from test_localec2_snapshots import completed, holds, volume_of, write
-from test_localec2_storage import launch
-from test_localec2_storage import state_of as launched_state
 
 from instant_env.localec2.state import faults
 from instant_env.localec2.state.state import now

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.localec2_served import refused
 from support.patience import until
-from test_localec2_storage import refused
 
 if TYPE_CHECKING:
     from support.localec2_served import Served

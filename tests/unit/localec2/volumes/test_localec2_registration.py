@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.localec2_served import ZONE, completed, holds, image, launch, refused, state_of, volume_of, write
 from support.patience import until
-from test_localec2_snapshots import ZONE, completed, holds, volume_of, write
-from test_localec2_storage import image, launch, refused, state_of
 
 if TYPE_CHECKING:
     from support.localec2_served import Served

@@ -2,51 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.localec2_served import ZONE, completed, holds, image, launch, refused, state_of, volume_of, write
 from support.patience import until
-from test_localec2_storage import image, launch, refused, state_of
 
 if TYPE_CHECKING:
     from support.localec2_served import Served
 
 pytest_plugins = ("support.localec2_served",)
-
-ZONE = "us-east-1a"
-
-
-def write(path: Path, letter: str, offset: str = "0") -> None:
-    """64 KiB of one letter, as a guest would write them."""
-    subprocess.run(["qemu-io", "-c", f"write -P {ord(letter)} {offset} 64k", str(path)], check=True)
-
-
-def holds(path: Path, letter: str, offset: str = "0") -> bool:
-    """Whether these 64 KiB are there. (qemu-io always ends with 0.)"""
-    command = ["qemu-io", "-r", "-U", "-c", f"read -P {ord(letter)} {offset} 64k", str(path)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert "read 65536/65536" in output
-    return "failed" not in output
-
-
-def completed(served: Served, snapshot_id: str) -> Any:
-    def done() -> Any:
-        (found,) = served.ec2.describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"]
-        assert found["State"] != "error", found["StateMessage"]
-        return found if found["State"] == "completed" else None
-
-    return until(done)
-
-
-def volume_of(served: Served, instance_id: str, device: str = "/dev/xvda") -> str:
-    filters: Any = [
-        {"Name": "attachment.instance-id", "Values": [instance_id]},
-        {"Name": "attachment.device", "Values": [device]},
-    ]
-    (volume,) = served.ec2.describe_volumes(Filters=filters)["Volumes"]
-    return volume["VolumeId"]
 
 
 @pytest.mark.parametrize("running", [True, False])

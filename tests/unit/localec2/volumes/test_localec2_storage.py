@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from botocore.exceptions import ClientError
+from support.localec2_served import image, launch, refused, state_of
 from support.patience import until
 
 from instant_env.localec2.qemu import disks
@@ -18,24 +18,6 @@ if TYPE_CHECKING:
     from support.localec2_served import Served
 
 pytest_plugins = ("support.localec2_served",)
-
-
-def refused(code: str) -> Any:
-    return pytest.raises(ClientError, match=rf"\({code.replace('.', '[.]')}\)")
-
-
-def launch(served: Served, **more: Any) -> str:
-    arguments: dict[str, Any] = {"InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1} | more
-    instance_id = served.ec2.run_instances(ImageId=served.register(), **arguments)["Instances"][0][
-        "InstanceId"
-    ]
-    until(lambda: state_of(served, instance_id) == "running")
-    return str(instance_id)
-
-
-def state_of(served: Served, instance_id: str) -> str:
-    found = served.ec2.describe_instances(InstanceIds=[instance_id])
-    return str(found["Reservations"][0]["Instances"][0]["State"]["Name"])
 
 
 def stopped(served: Served) -> str:
@@ -53,10 +35,6 @@ def bake(served: Served, instance_id: str, name: str) -> str:
     image_id = served.ec2.create_image(InstanceId=instance_id, Name=name, TagSpecifications=tags)["ImageId"]
     until(lambda: image(served, image_id)["State"] == "available")
     return str(image_id)
-
-
-def image(served: Served, image_id: str) -> Any:
-    return served.ec2.describe_images(ImageIds=[image_id])["Images"][0]
 
 
 def test_no_images_but_those_that_can_boot(served: Served) -> None:

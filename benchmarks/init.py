@@ -1,11 +1,12 @@
 """What our init adds to a boot: a login to custom-init against the floor, and what is read until then.
 
-    .venv/bin/python benchmarks/init.py [--arch x86_64] [--blocks 5] [--cold 1]
+    .venv/bin/python benchmarks/init.py [--arch x86_64] [--blocks 5] [--cold 1] [--beside INSTANT_INIT]
 
 Needs a custom-init AMI (`invoke bake --recipe custom-init`), whose disk is copied twice: once with the init
 of this checkout, once with a PID 1 that prints one line and waits, which is the floor. So firmware, kernel
 and command line are the same. Both are launched in one localec2, one at a time, interleaved; `--cold` adds
-launches of the base, for what it reads.
+launches of the base, for what it reads, and `--beside` a third copy with another build of the init, such as
+that of an earlier revision.
 
 Milliseconds count from the call of RunInstances. The floor's end at the line on the serial console, looked
 for every 5 ms, with the same probe running beside it that looks for sshd on the other machine.
@@ -211,9 +212,8 @@ def tool(*command: str | Path, text: str | None = None) -> str:
     ).stdout
 
 
-def register(bench: Bench, image: Any, arch: Arch, package: str, directory: Path) -> str:
-    """The AMI's disk with the program of a Go package where its init is."""
-    program = go_build(package, arch, directory)
+def register(bench: Bench, image: Any, arch: Arch, program: Path, directory: Path) -> str:
+    """The AMI's disk with a program where its init is."""
     name = f"{program.name}-{os.urandom(4).hex()}"
     raw, disk = directory / "disk.raw", directory / f"{name}.qcow2"
     snapshot = image["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]
@@ -229,7 +229,7 @@ def register(bench: Bench, image: Any, arch: Arch, package: str, directory: Path
     raw.unlink()
     stock = StockImage(
         base="debian-12", arch=arch, name=name, owner_id="000000000000", disk=disk,
-        description=f"custom-init's disk with {package}",
+        description=f"custom-init's disk with {program.name}",
         ssm_parameter=f"/aws/service/instant-env-benchmark/{name}",
         root_device_name="/dev/xvda", size_gib=2, boot_mode="uefi", digest=name, created=datetime.now(UTC),
     )  # fmt: skip
@@ -284,15 +284,17 @@ def measure(bench: Bench, arguments: argparse.Namespace, directory: Path) -> dic
     image = newest(bench.ec2, arch)
     base = starter.ensure_stock(bench.settings, "debian-12", arch)
     follow = {"floor": bench.floor, "custom-init": bench.login("admin"), "cold": bench.login("admin")}
-    images = {
-        "floor": register(bench, image, arch, "benchmarks/floor", directory),
-        "custom-init": register(bench, image, arch, "init", directory),
-        "cold": base,
-    }
+    packages = {"floor": "benchmarks/floor", "custom-init": "init"}
+    programs = {name: go_build(package, arch, directory) for name, package in packages.items()}
+    if arguments.beside:
+        programs["beside"] = arguments.beside
+        follow["beside"] = bench.login("admin")
+    images = {name: register(bench, image, arch, path, directory) for name, path in programs.items()}
+    images["cold"] = base
     launches: dict[str, list[Figures]] = {name: [] for name in follow}
     load_1min = os.getloadavg()[0]  # before we make some
     for block in range(arguments.blocks):
-        order = ["floor", "custom-init", *(["cold"] if block < arguments.cold else [])]
+        order = [*programs, *(["cold"] if block < arguments.cold else [])]
         random.shuffle(order)
         for name in order:
             launches[name].append(asyncio.run(bench.launch(images[name], follow[name])))
@@ -306,6 +308,15 @@ def measure(bench: Bench, arguments: argparse.Namespace, directory: Path) -> dic
             "of_medians": round(result["custom-init"][figure]["p50"] / result["floor"][figure]["p50"], 3),
             "median_of_blocks": round(statistics.median(ratios), 3), "target": 1.2,
         }  # fmt: skip
+    if arguments.beside:
+        times = [
+            ours["t4_ms"] / other["t4_ms"]
+            for ours, other in zip(launches["custom-init"], launches["beside"], strict=True)
+        ]
+        result["t4_ms_to_beside"] = {
+            "median_of_blocks": round(statistics.median(times), 3),
+            "bytes": [programs[name].stat().st_size for name in ("custom-init", "beside")],
+        }
     return result | {
         "image": image["ImageId"],
         "machine": {
@@ -321,6 +332,7 @@ def main() -> None:
     parser.add_argument("--arch", default="x86_64", choices=[arch.value for arch in Arch])
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--cold", type=int, default=1, help="launches of the base, at most as many as blocks")
+    parser.add_argument("--beside", type=Path, help="another build of instant-init, to compare with")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="instant-env-init-") as name, prepared(load()) as bench:
         print(json.dumps(measure(bench, arguments, Path(name)), indent=1))

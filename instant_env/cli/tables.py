@@ -123,6 +123,13 @@ def confirmed(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
+#: What would lead a client elsewhere, or tell it of another account.
+_OTHER_ACCOUNTS = (
+    "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_EC2", "AWS_ENDPOINT_URL_SSM",
+    "AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL_IAM", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
+)  # fmt: skip
+
+
 def shell_exports(endpoint: Endpoint) -> str:
     """Exports that any AWS client understands (AWS SDKs reference: service-specific endpoints)."""
     values = {
@@ -133,7 +140,11 @@ def shell_exports(endpoint: Endpoint) -> str:
         "AWS_REGION": endpoint.region,
     }
     lines = [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
-    return "\n".join([*lines, "unset AWS_PROFILE AWS_SESSION_TOKEN"])
+    # Whatever proxy there is, it is for the world outside; what was excepted before stays so.
+    lines += [
+        f'export {name}="127.0.0.1,localhost${{{name}:+,${name}}}"' for name in ("no_proxy", "NO_PROXY")
+    ]
+    return "\n".join([*lines, f"unset {' '.join(_OTHER_ACCOUNTS)}"])
 
 
 def status_dict(status: Status) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from instant_env.cloud.session import (
     CloudError,
     cloud_error,
     delete_once_unused,
+    is_loopback,
     retry_cleanup,
     undo_on_error,
 )
@@ -36,13 +37,19 @@ def caller_cidr(cloud: Cloud) -> str:
             f"caller_ip_url {url}: must begin with http:// or https://", hint="set INSTANT_ENV_CALLER_IP_URL"
         )
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - the scheme is checked above
+        with _opener(url).open(url, timeout=10) as answer:
             text = answer.read(64).decode("ascii", "replace").strip()
         return f"{ipaddress.ip_address(text)}/32"
     except (OSError, ValueError) as error:
         raise CloudError(
             f"cannot learn our own address from {url}: {error}", hint="set INSTANT_ENV_CALLER_IP_URL"
         ) from error
+
+
+def _opener(url: str) -> urllib.request.OpenerDirector:
+    """What opens a URL: by the environment's proxy, but not to this host."""
+    handlers = [urllib.request.ProxyHandler({})] if is_loopback(url) else []
+    return urllib.request.build_opener(*handlers)
 
 
 def private_cidr(cloud: Cloud) -> str:

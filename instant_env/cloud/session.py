@@ -36,7 +36,11 @@ AWS_CALLER_IP_URL = "https://checkip.amazonaws.com"
 
 #: Adaptive retries carry the client-side rate limiter that Describe* polling needs.
 _AWS_CONFIG = Config(retries={"mode": "adaptive", "max_attempts": 8}, user_agent_extra="instant-env")
-_LOCAL_CONFIG = Config(retries={"mode": "standard", "max_attempts": 2}, user_agent_extra="instant-env")
+#: A proxy of the environment is for the world outside.
+_NO_PROXY = Config(proxies={})
+_LOCAL_CONFIG = Config(retries={"mode": "standard", "max_attempts": 2}, user_agent_extra="instant-env").merge(
+    _NO_PROXY
+)
 
 
 class InstanceConnectClient(Protocol):
@@ -78,6 +82,8 @@ class Cloud:
     def client(self, service: str, config: Config = _AWS_CONFIG) -> Any:
         """A client of another service than those above."""
         session = self.session or boto3.Session(region_name=self.region)
+        if self.name is CloudName.LOCAL:
+            config = config.merge(_NO_PROXY)
         return session.client(service, endpoint_url=self.endpoint_url, config=config)  # type: ignore[call-overload]
 
     def accelerator_for(self, arch: Arch) -> str:
@@ -133,11 +139,7 @@ def _connect_local(settings: Settings, progress: Progress) -> Cloud:
     from instant_env.localec2 import starter
 
     endpoint = starter.up(settings, progress)
-    session = boto3.Session(
-        aws_access_key_id=endpoint.access_key_id,
-        aws_secret_access_key=endpoint.secret_access_key,
-        region_name=endpoint.region,
-    )
+    session = starter.session(endpoint)
     return Cloud(
         name=CloudName.LOCAL,
         settings=settings,
@@ -157,7 +159,7 @@ def _connect_local(settings: Settings, progress: Progress) -> Cloud:
     )
 
 
-def _is_loopback(url: str) -> bool:
+def is_loopback(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -170,7 +172,7 @@ def _connect_aws(settings: Settings) -> Cloud:
         session = boto3.Session(profile_name=settings.profile, region_name=settings.region)
         where: dict[str, Any] = {"endpoint_url": settings.endpoint_url, "config": _AWS_CONFIG}
         sts = session.client("sts", **where)
-        if settings.endpoint_url is None and _is_loopback(sts.meta.endpoint_url):
+        if settings.endpoint_url is None and is_loopback(sts.meta.endpoint_url):
             raise CloudError(
                 f"--cloud aws, but the environment leads to {sts.meta.endpoint_url}",
                 hint="unset AWS_ENDPOINT_URL and the keys beside it, or say INSTANT_ENV_ENDPOINT_URL",

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import botocore.session
 from botocore.config import Config
+from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
 from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -244,11 +246,26 @@ def register(endpoint: Endpoint, image: stock.StockImage) -> str:
 
 def client(endpoint: Endpoint, service: str) -> Any:
     """A boto3 client of localec2."""
-    return boto3.client(
-        service, endpoint_url=endpoint.url, region_name=endpoint.region,
+    config = Config(retries={"max_attempts": 0}, proxies={})
+    return session(endpoint).client(service, endpoint_url=endpoint.url, config=config)  # type: ignore[call-overload]
+
+
+def session(endpoint: Endpoint) -> boto3.Session:
+    """A session whose clients know of localec2 only what the endpoint says.
+
+    The caller's profile, AWS configuration files and variables are for the world outside: one that is missing
+    or broken there must not matter here. Proxies are each client's (``Config(proxies={})``).
+    """
+    variables = {**BOTOCORE_DEFAUT_SESSION_VARIABLES, **botocore.session.Session.SESSION_VARIABLES}
+    ours = {
+        name: (None, None, os.devnull if name in ("config_file", "credentials_file") else default, convert)
+        for name, (_, environment, default, convert) in variables.items()
+        if environment
+    }
+    return boto3.Session(
         aws_access_key_id=endpoint.access_key_id, aws_secret_access_key=endpoint.secret_access_key,
-        config=Config(retries={"max_attempts": 0}, proxies={}),
-    )  # type: ignore[call-overload]  # fmt: skip
+        region_name=endpoint.region, botocore_session=botocore.session.Session(session_vars=ours),
+    )  # fmt: skip
 
 
 def _running(settings: Settings) -> Endpoint | None:

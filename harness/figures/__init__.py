@@ -1,1 +1,1 @@
-"""What the rows say: reading, statistics, tables, comparison, reports and pictures."""
+"""From the rows of a run to figures: reading, statistics, tables, comparisons, reports and plots."""

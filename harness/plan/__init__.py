@@ -1,1 +1,1 @@
-"""What a run will measure: arguments and definition files become attempts in order, with prices."""
+"""Plan a run: arguments and experiment files become attempts in an order, with an estimate of their cost."""

@@ -1,1 +1,1 @@
-"""Carry a plan out: fill, launch, write a row of each attempt, end its machine."""
+"""Carry out a plan: for each attempt fill, launch, follow to the login, end the machine and write a row."""

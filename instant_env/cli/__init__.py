@@ -1,1 +1,1 @@
-"""The front door: verbs as thin Invoke tasks, and how they report, list and ask. Nothing below imports it."""
+"""The command line: verbs as thin Invoke tasks, their output, questions and exit codes."""

@@ -1,1 +1,1 @@
-"""Debian's packages on any host: apt in a directory of its own, mirrors and keys, and programs of a build."""
+"""Fetch and run Debian's packages on any host: apt in its own directory, mirrors, keys, build commands."""

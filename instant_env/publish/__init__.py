@@ -1,1 +1,1 @@
-"""Publish an AMI without a builder: the bytes of one cloud's snapshots in another's, and registered."""
+"""Copy an AMI to another cloud without a builder: write its snapshots' bytes there and register them."""

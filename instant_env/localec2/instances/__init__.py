@@ -1,1 +1,1 @@
-"""What is done with machines: launches, their lifecycle, their interfaces and disks, fault injection."""
+"""EC2 instances: launches, lifecycle, interfaces, disks, spot, hibernation, fault injection."""

@@ -1,1 +1,1 @@
-"""One virtual machine and its disks: the command line, QMP, copies of disks."""
+"""One virtual machine and its disks: the command line, QMP, disk images and their copies."""

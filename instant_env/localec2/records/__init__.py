@@ -1,1 +1,1 @@
-"""What is on disk, and how each record is written whole or not at all."""
+"""Records on disk: their fields, where they are, and how each is written as a whole or not at all."""

@@ -1,1 +1,1 @@
-"""The records in memory, shown in moto's model, under one lock."""
+"""The records in memory under one lock, and their copy in moto's model, which answers Describe calls."""

@@ -11,12 +11,14 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"instantenv/internal/secrets"
 )
 
 const (
 	reportVersion = 1
 	// A forbidden text is searched for in raw bytes, where a short one occurs by chance.
-	minForbidden = stride
+	minForbidden = secrets.MinForbidden
 	// Keeps the report readable when a rule matches everywhere.
 	maxFindingsPerRule = 50
 )
@@ -46,13 +48,13 @@ type report struct {
 }
 
 // addHit adds a finding by content; an empty path stands for bytes of the device that no file has.
-func (r *report) addHit(h hit, path string, offset int64) {
+func (r *report) addHit(h secrets.Hit, path string, offset int64) {
 	where := "file"
 	if path == "" {
 		where = "raw"
 	}
 	r.Findings = append(r.Findings, finding{
-		Rule: h.rule, Path: path, Detail: h.detail, Where: where, Offset: &offset, fingerprint: h.fingerprint,
+		Rule: h.Rule, Path: path, Detail: h.Detail, Where: where, Offset: &offset, fingerprint: h.Fingerprint,
 	})
 }
 
@@ -127,7 +129,7 @@ func runAudit(args []string, stdout io.Writer) (int, error) {
 			return exitError, fmt.Errorf("%w: a --forbid text has fewer than %d bytes", errUsage, minForbidden)
 		}
 	}
-	result, err := audit(*device, *rawOnly, newMatcher(forbidden), pathRules(allowed), newModeRules(allowedModes))
+	result, err := audit(*device, *rawOnly, secrets.NewMatcher(forbidden), pathRules(allowed), newModeRules(allowedModes))
 	if err != nil {
 		return exitError, err
 	}
@@ -158,27 +160,27 @@ func (r *report) print(out io.Writer, asJSON bool) error {
 
 // scanned is the result of a scan of the device.
 type scanned struct {
-	hits  []hit
+	hits  []secrets.Hit
 	bytes int64
 	err   error
 }
 
 // audit scans the device's bytes and, at the same time, walks its files; a hit in the bytes is then attributed to the
 // file that has them. An error of either fails the audit, because half an audit proves nothing.
-func audit(path string, rawOnly bool, matcher *matcher, rules []pathRule, modes modeRules) (*report, error) {
+func audit(path string, rawOnly bool, matcher *secrets.Matcher, rules []pathRule, modes modeRules) (*report, error) {
 	device, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer device.Close()
 	result := &report{Version: reportVersion, Device: path}
-	w := &walker{rules: rules, modes: modes, result: result}
+	w := &walker{modes: modes, result: result}
 	root := rootPartition{}
 	if !rawOnly {
 		if root, err = findRoot(device); err != nil {
 			return nil, err
 		}
-		if w.scanner, err = newScanner(matcher); err != nil {
+		if w.scanner, err = secrets.NewScanner(matcher); err != nil {
 			return nil, err
 		}
 		w.origin, result.Filesystem = root.offset, root.filesystem
@@ -190,7 +192,7 @@ func audit(path string, rawOnly bool, matcher *matcher, rules []pathRule, modes 
 		found := <-raw
 		result.BytesScanned = found.bytes
 		for _, h := range found.hits {
-			path, offset := w.layout.owner(h.offset)
+			path, offset := w.layout.owner(h.Offset)
 			result.addHit(h, path, offset)
 		}
 		public, err := publicKeys(directory, result.Findings)
@@ -203,6 +205,11 @@ func audit(path string, rawOnly bool, matcher *matcher, rules []pathRule, modes 
 	done := make(chan error)
 	go func() {
 		done <- withMounted(device, root, func(directory string) error {
+			keyFiles, err := keyFileRules(directory)
+			if err != nil {
+				return err
+			}
+			w.rules = newRuleIndex(slices.Concat(rules, keyFiles))
 			if err := w.walk(directory); err != nil {
 				return err
 			}
@@ -212,9 +219,12 @@ func audit(path string, rawOnly bool, matcher *matcher, rules []pathRule, modes 
 	return result, <-done
 }
 
+// scanners is how many read the device at once, each a part of it: machines that audit have two processors.
+const scanners = 2
+
 // scanDevice reads a block device with O_DIRECT: filling the page cache takes ten times as long as reading on a machine
 // in software emulation, and evicts everything else.
-func scanDevice(path string, matcher *matcher) (found scanned) {
+func scanDevice(path string, matcher *secrets.Matcher) (found scanned) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return scanned{err: err}
@@ -228,10 +238,30 @@ func scanDevice(path string, matcher *matcher) (found scanned) {
 		return scanned{err: err}
 	}
 	defer device.Close()
-	scanner, err := newScanner(matcher)
+	size, err := device.Seek(0, io.SeekEnd)
 	if err != nil {
 		return scanned{err: err}
 	}
-	found.bytes, found.err = scanner.scan(device, func(h hit) { found.hits = append(found.hits, h) })
+	parts := make(chan scanned, scanners)
+	length := (size/scanners + secrets.PartAlignment - 1) / secrets.PartAlignment * secrets.PartAlignment
+	for i := range int64(scanners) {
+		start, end := min(size, i*length), min(size, (i+1)*length)
+		go func() { parts <- scanPart(device, start, end, matcher) }()
+	}
+	for range scanners {
+		part := <-parts
+		found.hits = append(found.hits, part.hits...)
+		found.bytes += part.bytes
+		found.err = errors.Join(found.err, part.err)
+	}
 	return found
+}
+
+func scanPart(device io.ReaderAt, start, end int64, matcher *secrets.Matcher) (found scanned) {
+	scanner, err := secrets.NewScanner(matcher)
+	if err != nil {
+		return scanned{err: err}
+	}
+	found.bytes, found.err = scanner.ScanPart(device, start, end, func(h secrets.Hit) { found.hits = append(found.hits, h) })
+	return scanned{found.hits, found.bytes, errors.Join(found.err, scanner.Close())}
 }

@@ -13,6 +13,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"instantenv/internal/secrets"
+	"instantenv/internal/secrets/secretstest"
 )
 
 const rootOffset = 4 << 20
@@ -105,7 +108,7 @@ func needMounts(t *testing.T) {
 
 func TestAudit(t *testing.T) {
 	needMounts(t)
-	key, deleted, late, shipped := ed25519Key(t), ed25519Key(t), ed25519Key(t), rsaKey(t)
+	key, deleted, late, shipped := secretstest.Ed25519Key(t), secretstest.Ed25519Key(t), secretstest.Ed25519Key(t), secretstest.RSAKey(t)
 	const canary = "AAAAC3NzaC1lZDI1NTE5AAAAIBakersOwnKeyOfThisRun"
 	vendor := "self test\n" + shipped
 	sum := md5.Sum([]byte(vendor))
@@ -141,7 +144,7 @@ func TestAudit(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, f := range result.Findings {
-		if f.Where == "raw" && f.Rule == "private-key" && !bytes.HasPrefix(image[*f.Offset:], []byte(keyHeaderEnd)) {
+		if f.Where == "raw" && f.Rule == "private-key" && !bytes.HasPrefix(image[*f.Offset:], []byte("PRIVATE KEY-----")) {
 			t.Errorf("nothing at raw offset %d", *f.Offset)
 		}
 	}
@@ -159,7 +162,7 @@ func TestAuditClean(t *testing.T) {
 }
 
 func TestAuditRawOnly(t *testing.T) {
-	disk := makeDisk(t, map[string]string{"root/deleted": ed25519Key(t)}, "root/deleted")
+	disk := makeDisk(t, map[string]string{"root/deleted": secretstest.Ed25519Key(t)}, "root/deleted")
 	if found, _ := auditOf(t, exitFindings, "--device", disk, "--raw-only"); !slices.Equal(found, []string{"private-key@raw"}) {
 		t.Errorf("found %v", found)
 	}
@@ -192,11 +195,11 @@ func TestAuditErrors(t *testing.T) {
 func TestTooManyFindings(t *testing.T) {
 	result := &report{}
 	for i := range int64(60) {
-		result.addHit(hit{rule: "private-key"}, "", i)
+		result.addHit(secrets.Hit{Rule: "private-key"}, "", i)
 	}
-	result.addHit(hit{rule: "private-key", fingerprint: "p"}, "", 100)
-	result.addHit(hit{rule: "private-key"}, "/a", 0)
-	result.addHit(hit{rule: "private-key"}, "/a", 0) // read as a file and on the device
+	result.addHit(secrets.Hit{Rule: "private-key", Fingerprint: "p"}, "", 100)
+	result.addHit(secrets.Hit{Rule: "private-key"}, "/a", 0)
+	result.addHit(secrets.Hit{Rule: "private-key"}, "/a", 0) // read as a file and on the device
 	result.settle(map[string]bool{"p": true})
 	if len(result.Findings) != 51 || result.Dropped != 10 || result.PublicKeys != 1 {
 		t.Errorf("%d findings, %d dropped, %d public", len(result.Findings), result.Dropped, result.PublicKeys)

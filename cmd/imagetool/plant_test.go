@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"instantenv/internal/secrets/secretstest"
 )
 
 // plant is one thing that must not be in an image, as a file of it.
@@ -18,10 +20,8 @@ type plant struct {
 	found         []string    // rules, in order of their names; none: it may be there
 }
 
-const githubToken = "ghp_" + "Q7wErT9yUi3OpAs5DfGh" + "J1kLzX8cVbN2m4Qe" // put together, as scanners would take it for leaked
-
 func plants(t *testing.T) []plant {
-	key := ed25519Key(t)
+	key := secretstest.Ed25519Key(t)
 	log, leased := []string{"log"}, []string{"lease"}
 	token, cache, leftover := []string{"token"}, []string{"package-cache"}, []string{"bake-leftover"}
 	return []plant{
@@ -35,7 +35,7 @@ func plants(t *testing.T) []plant {
 			"toor:x:0:0::/root:/bin/sh\nsvc:x:998:998::/:/bin/sh\n", 0, []string{"account", "root-account", "system-account"}},
 		{"etc/gshadow", "wheel:$y$j9T$abc::\nadm:*::\nx:!::\n", 0o640, []string{"password"}},
 		{"root/.aws/credentials", "[default]\n", 0o600, token},
-		{"srv/aws.env", "AWS_ACCESS_KEY_ID=" + keyID + "\nAWS_SECRET_ACCESS_KEY=" + secret + "\n", 0, []string{"aws-credentials"}},
+		{"srv/aws.env", "AWS_ACCESS_KEY_ID=" + secretstest.KeyID + "\nAWS_SECRET_ACCESS_KEY=" + secretstest.Secret + "\n", 0, []string{"aws-credentials"}},
 		{"root/.docker/config.json", `{"auths": {"https://a": {"auth": "dTpw"}}}`, 0o600, token},
 		{"home/admin/.docker/config.json", `{"auths": {}}`, 0o600, nil},
 		{"root/.git-credentials", "https://u:p@a\n", 0o600, token},
@@ -44,7 +44,50 @@ func plants(t *testing.T) []plant {
 		{"home/admin/.npmrc", "//a/:_authToken=b\n", 0, token},
 		{"root/.kube/config", "users:\n- user:\n    token: abc\n", 0o600, token},
 		{"root/.cargo/credentials.toml", "[registry]\n", 0o600, token},
-		{"opt/app/.env", "GITHUB=" + githubToken + "\n", 0, token},
+		{"opt/app/.env", "GITHUB=" + secretstest.GitHubToken + "\n", 0, token},
+		{"opt/app/.env.production", "# database\nDB_PASSWORD=hunter2\n", 0, token},
+		{"opt/app/.env.example", "DB_PASSWORD=changeme\nTOKEN=${TOKEN}\nDEBUG=true\n", 0, nil},
+		{"etc/kubernetes/admin.conf", "users:\n- user:\n    client-key-data: abc\n", 0o600, token},
+		{"etc/kubernetes/kubelet.conf", "users:\n- user:\n    client-key: /var/lib/kubelet/pki/x\n", 0o600, nil},
+		{"etc/rancher/k3s/k3s.yaml", "users:\n- user:\n    password: abc\n", 0o600, token},
+		{"root/.config/containers/auth.json", `{"auths": {"quay.io": {"auth": "dTpw"}}}`, 0o600, token},
+		{"root/.dockercfg", `{"https://a": {"auth": "dTpw"}}`, 0o600, token},
+		{"root/.config/gcloud/application_default_credentials.json", `{"type": "authorized_user"}`, 0o600, token},
+		{"root/.config/gcloud/legacy_credentials/a@b.c/adc.json", `{}`, 0o600, token},
+		{"root/.config/gcloud/configurations/config_default", "[core]\n", 0o600, nil},
+		{"root/.azure/msal_token_cache.json", `{}`, 0o600, token},
+		{"root/.aws/sso/cache/0123.json", `{}`, 0o600, token},
+		{"root/.aws/config", "[default]\nregion = eu-west-1\n", 0o600, nil},
+		{"etc/pip.conf", "[global]\nindex-url = https://build:hunter2@pypi.corp.internal/simple\n", 0, []string{"url-password"}},
+		{"home/admin/.config/pip/pip.conf", "[global]\nindex-url = https://pypi.corp.internal/simple\n", 0, nil},
+		{"srv/site/.git/config", "[remote \"origin\"]\n\turl = https://deploy:abc@git.corp.internal/site.git\n", 0, []string{"url-password"}},
+		{"etc/apt/apt.conf.d/80proxy", `Acquire::http::Proxy "http://joe:proxy@10.0.0.1:3128";` + "\n", 0, []string{"url-password"}},
+		{"etc/apt/auth.conf.d/corp.conf", "machine deb.corp.internal login a password b\n", 0o600, token},
+		{"etc/wireguard/wg0.conf", "[Interface]\nPrivateKey = x\n", 0o600, []string{"private-key"}},
+		{"etc/NetworkManager/system-connections/office", "[wifi-security]\npsk=hunter2\n", 0o600, []string{"password"}},
+		{"etc/NetworkManager/system-connections/wired", "[connection]\nid=wired\n", 0o600, nil},
+		{"etc/security/opasswd", "admin:1000:1:$y$j9T$old\n", 0o600, []string{"password"}},
+		{"etc/gshadow-", "wheel:$y$j9T$abc::\n", 0o640, []string{"password"}},
+		{"var/backups/shadow.bak", "root:$y$j9T$abc:1::::::\n", 0o640, []string{"password"}},
+		{"etc/ssh/authorized_keys/admin", "ssh-ed25519 AAAA a\n", 0o600, []string{"authorized-keys"}},
+		{"home/admin/.ssh/authorized_keys.d/ignition", "ssh-ed25519 AAAA a\n", 0o600, []string{"authorized-keys"}},
+		{"etc/ssh/sshd_config.d/10-keys.conf", "# keys\nAuthorizedKeysFile /etc/people/%u/keys .ssh/keys2\n", 0, nil},
+		{"etc/people/admin/keys", "ssh-ed25519 AAAA a\n", 0o600, []string{"authorized-keys"}},
+		{"home/admin/.ssh/keys2", "ssh-ed25519 AAAA a\n", 0o600, []string{"authorized-keys"}},
+		{"etc/ppp/chap-secrets", "# client server secret\nme * hunter2 *\n", 0o600, []string{"password"}},
+		{"etc/ppp/pap-secrets", "guest\thost\t\"*\"\t-\n* host \"\" *\n", 0o600, nil},
+		{"etc/fstab", "//nas/x /mnt cifs username=a,password=b 0 0\n", 0, []string{"password"}},
+		{"etc/mysql/debian.cnf", "[client]\npassword =\n", 0o600, nil},
+		{"root/.my.cnf", "[client]\npassword = x\n", 0o600, []string{"password"}},
+		{"root/.gnupg/private-keys-v1.d/0123.key", "x", 0o600, []string{"private-key"}},
+		{"srv/people.kdbx", "x", 0o600, []string{"private-key"}},
+		{"root/.m2/settings.xml", "<settings><servers><server><password>x</password></server></servers></settings>", 0, token},
+		{"root/.vault-token", "x", 0o600, token},
+		{"root/.local/share/fish/fish_history", "- cmd: ls\n", 0o600, []string{"history"}},
+		{"root/.local/share/nvim/shada/main.shada", "x", 0o600, []string{"history"}},
+		{"srv/wide.ini", "\xff\xfet\x00=\x00" + wide(secretstest.GitHubToken), 0, token},
+		{"srv/stripe.json", `{"key": "` + secretstest.Random(t, `sk_live_[0-9A-Za-z]{24}`) + `"}`, 0, token},
+		{"srv/notes.txt", "curl -u deploy:" + secretstest.Random(t, `(?:[a-z][0-9][A-Z]){5}`) + " https://a\n", 0, []string{"named-secret"}},
 		{"root/.bash_history", "ls\n", 0o600, []string{"history"}},
 		{"home/admin/.python_history", "1+1\n", 0o600, []string{"history"}},
 		{"root/.lesshst", "x", 0o600, []string{"history"}},
@@ -88,6 +131,9 @@ func plants(t *testing.T) []plant {
 		{"etc/open.conf", "x", 0o666, []string{"world-writable"}},
 	}
 }
+
+// wide is text in UTF-16.
+func wide(text string) string { return strings.Join(strings.Split(text, ""), "\x00") + "\x00" }
 
 // plantTree writes the things below a directory; file systems are made of it without root.
 func plantTree(t *testing.T, things []plant) string {
@@ -299,7 +345,7 @@ func TestPlanted(t *testing.T) {
 	things := plants(t)
 	for name, make := range map[string]func(*testing.T, []plant, string) string{"ext4": makeExt4, "xfs": makeXFS} {
 		t.Run(name, func(t *testing.T) {
-			disk := make(t, things, ed25519Key(t))
+			disk := make(t, things, secretstest.Ed25519Key(t))
 			found, result := auditOf(t, exitFindings, "--device", disk, "--allow-user", "admin", "--allow-mode", "/usr/bin/fping", "--allow-mode", "/var/lib/docker/**")
 			planted := things
 			if name == "ext4" {

@@ -7,6 +7,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"instantenv/internal/secrets"
 )
 
 // Files that path rules read are small text files; the content rules cover the rest of a larger one.
@@ -37,108 +39,151 @@ var reasons = map[string]string{
 	"root-account":    "a second account with root's user id, which a check of root alone misses",
 	"setuid":          "a program that runs as somebody else for whoever starts it, and is none of those that distributions ship so",
 	"system-account":  "a service's account with a login shell, open to logins that nobody expects",
+	"named-secret":    "a value that its name calls a secret and that looks like one, for everyone who can launch the image",
 	"token":           "a stored password or token of a service, for everyone who can launch the image",
+	"url-password":    "a URL with a password, for everyone who can launch the image",
 	"world-writable":  "a file or directory that every account and service may change",
 }
 
 // pathRule judges files by their place in the image: a pattern of path.Match, with * only. Without a
 // slash it is for the base name anywhere, behind "**/" for the end of a path, and before "/**" for
-// everything below. judge gets the content of a regular file, and nil for anything else.
+// everything below. judge gets the content of a regular file, and nil for anything else. source is the tool or the manual
+// that puts such a file there.
 type pathRule struct {
 	name    string
 	pattern string
 	judge   func(content []byte) (detail string, found bool)
+	source  string
 }
 
 func pathRules(allowedUsers []string) []pathRule {
 	rules := []pathRule{
-		{"host-key", "etc/ssh/ssh_host_*", notEmpty},
-		{"host-key", "etc/dropbear/*_host_key", notEmpty},
-		{"authorized-keys", "authorized_keys", holdsLines},
-		{"authorized-keys", "authorized_keys2", holdsLines},
-		{"password", "etc/shadow", judgeShadow},
-		{"password", "etc/shadow-", judgeShadow},
-		{"password", "etc/passwd", judgePasswd},
-		{"password", "etc/passwd-", judgePasswd},
-		{"password", "etc/gshadow", judgeGroupShadow},
-		{"root-account", "etc/passwd", judgeRootAccounts},
+		{"host-key", "etc/ssh/ssh_host_*", notEmpty, "sshd(8)"},
+		{"host-key", "etc/dropbear/*_host_key", notEmpty, "dropbear(8)"},
+		{"root-account", "etc/passwd", judgeRootAccounts, "passwd(5)"},
 		{"system-account", "etc/passwd", func(content []byte) (string, bool) {
 			return judgeSystemAccounts(content, allowedUsers)
-		}},
-		{"token", "**/.aws/credentials", notEmpty},
-		{"token", "**/.docker/config.json", holds(`"auth"`, `"identitytoken"`)},
-		{"token", "**/.config/gh/hosts.yml", holds("oauth_token")},
-		{"token", "**/.cargo/credentials.toml", notEmpty},
-		{"token", "**/.cargo/credentials", notEmpty},
-		{"token", "**/.kube/config", holds("token:", "client-key-data:", "password:")},
-		{"token", ".git-credentials", notEmpty},
-		{"token", ".netrc", holds("password")},
-		{"token", ".npmrc", holds("_auth")},
-		{"token", ".pypirc", holds("password")},
-		{"token", ".pgpass", holdsLines},
-		{"history", ".*_history", notEmpty},
-		{"history", ".lesshst", notEmpty},
-		{"history", ".viminfo", notEmpty},
-		{"machine-id", "etc/machine-id", judgeMachineID},
-		{"machine-id", "var/lib/dbus/machine-id", judgeMachineID},
-		{"random-seed", "var/lib/systemd/random-seed", notEmpty},
-		{"host-key", "var/lib/systemd/credential.secret", notEmpty},
-		{"hostname", "etc/hostname", judgeHostname},
-		{"resolver", "etc/resolv.conf", holdsLines},
-		{"lease", "var/lib/dhcp/*", notEmpty},
-		{"lease", "var/lib/dhclient/*", notEmpty},
-		{"lease", "var/lib/NetworkManager/*.lease", notEmpty},
-		{"lease", "var/lib/systemd/network/**", notEmpty},
-		{"cloud-init", "var/lib/cloud/instance", exists},
-		{"cloud-init", "var/lib/cloud/instances/*", exists},
-		{"cloud-init", "var/lib/cloud/data/*", notEmpty},
-		{"cloud-init", "var/lib/cloud/seed/**", notEmpty},
-		{"cloud-agent", "var/lib/amazon/ssm/**", notEmpty},
-		{"log", "var/log/**", notZeros},
-		{"log", "var/mail/*", notEmpty},
-		{"log", "var/spool/mail/*", notEmpty},
-		{"package-cache", "var/cache/apt/*.bin", notEmpty},
-		{"package-cache", "var/cache/apt/archives/*.deb", notEmpty},
-		{"package-cache", "var/lib/apt/lists/*", notEmpty},
-		{"package-cache", "var/cache/dnf/**", notEmpty},
-		{"package-cache", "var/cache/libdnf5/**", notEmpty},
-		{"package-cache", "var/cache/yum/**", notEmpty},
-		{"package-cache", "var/lib/dnf/history*", notEmpty},
-		{"bake-leftover", "instant-bake*", exists},
-		{"bake-leftover", "*.instant-bake", exists},
-		{"bake-leftover", "etc/kernel/install.d/50-dracut.install", exists},
-		{"bake-leftover", "run/**", notEmpty},
-		{"bake-leftover", "tmp/**", notEmpty},
-		{"bake-leftover", "var/tmp/**", notEmpty},
+		}, "passwd(5)"},
+		{"machine-id", "etc/machine-id", judgeMachineID, "machine-id(5)"},
+		{"machine-id", "var/lib/dbus/machine-id", judgeMachineID, "machine-id(5)"},
+		{"random-seed", "var/lib/systemd/random-seed", notEmpty, "systemd-random-seed.service(8)"},
+		{"host-key", "var/lib/systemd/credential.secret", notEmpty, "systemd-creds(1)"},
+		{"hostname", "etc/hostname", judgeHostname, "hostname(5)"},
+		{"resolver", "etc/resolv.conf", holdsLines, "resolv.conf(5)"},
+		{"lease", "var/lib/dhcp/*", notEmpty, "dhclient(8)"},
+		{"lease", "var/lib/dhclient/*", notEmpty, "dhclient(8)"},
+		{"lease", "var/lib/NetworkManager/*.lease", notEmpty, "NetworkManager(8)"},
+		{"lease", "var/lib/systemd/network/**", notEmpty, "systemd-networkd.service(8)"},
+		{"cloud-init", "var/lib/cloud/instance", exists, "cloud-init"},
+		{"cloud-init", "var/lib/cloud/instances/*", exists, "cloud-init"},
+		{"cloud-init", "var/lib/cloud/data/*", notEmpty, "cloud-init"},
+		{"cloud-init", "var/lib/cloud/seed/**", notEmpty, "cloud-init"},
+		{"log", "var/log/**", notZeros, "file-hierarchy(7)"},
+		{"log", "var/mail/*", notEmpty, "mail(1)"},
+		{"log", "var/spool/mail/*", notEmpty, "mail(1)"},
+		{"package-cache", "var/cache/apt/*.bin", notEmpty, "apt-get(8)"},
+		{"package-cache", "var/cache/apt/archives/*.deb", notEmpty, "apt-get(8)"},
+		{"package-cache", "var/lib/apt/lists/*", notEmpty, "apt-get(8)"},
+		{"package-cache", "var/cache/dnf/**", notEmpty, "dnf(8)"},
+		{"package-cache", "var/cache/libdnf5/**", notEmpty, "dnf(8)"},
+		{"package-cache", "var/cache/yum/**", notEmpty, "yum(8)"},
+		{"package-cache", "var/lib/dnf/history*", notEmpty, "dnf(8)"},
+		{"bake-leftover", "instant-bake*", exists, "instant-env's bake"},
+		{"bake-leftover", "*.instant-bake", exists, "instant-env's bake"},
+		{"bake-leftover", "etc/kernel/install.d/50-dracut.install", exists, "instant-env's bake"},
+		{"bake-leftover", "run/**", notEmpty, "file-hierarchy(7)"},
+		{"bake-leftover", "tmp/**", notEmpty, "file-hierarchy(7)"},
+		{"bake-leftover", "var/tmp/**", notEmpty, "file-hierarchy(7)"},
+	}
+	for _, p := range credentialPlaces {
+		rules = append(rules, p.rules()...)
 	}
 	if len(allowedUsers) > 0 {
 		rules = append(rules, pathRule{"account", "etc/passwd", func(content []byte) (string, bool) {
 			return judgeAccounts(content, allowedUsers)
-		}})
+		}, "passwd(5)"})
 	}
 	return rules
 }
 
-// matches is called for every path in the image, so it compares the fixed start of a pattern first.
+// matches tells whether the pattern is for that path.
 func (r pathRule) matches(name string) bool {
 	if below, ok := strings.CutSuffix(r.pattern, "**"); ok {
-		return strings.HasPrefix(name, below)
+		return matchesStart(below, name)
 	}
-	if end, ok := strings.CutPrefix(r.pattern, "**"); ok {
-		return strings.HasSuffix(name, end) || name == end[1:]
+	if end, ok := strings.CutPrefix(r.pattern, "**/"); ok {
+		// As many components as the pattern has, from the end.
+		for count := strings.Count(name, "/") - strings.Count(end, "/"); count > 0; count-- {
+			_, name, _ = strings.Cut(name, "/")
+		}
+		return matchesAll(end, name)
 	}
 	if !strings.Contains(r.pattern, "/") {
 		name = name[strings.LastIndexByte(name, '/')+1:]
 	}
-	fixed, _, wild := strings.Cut(r.pattern, "*")
-	if !wild {
-		return name == fixed
+	return matchesAll(r.pattern, name)
+}
+
+// matchesAll is called for every path in the image, so it compares the fixed start and end of a pattern first.
+func matchesAll(pattern, name string) bool {
+	first := strings.IndexByte(pattern, '*')
+	if first < 0 {
+		return pattern == name
 	}
-	if !strings.HasPrefix(name, fixed) {
+	if !strings.HasPrefix(name, pattern[:first]) || !strings.HasSuffix(name, pattern[strings.LastIndexByte(pattern, '*')+1:]) {
 		return false
 	}
-	matched, err := path.Match(r.pattern, name)
+	matched, err := path.Match(pattern, name)
 	return err == nil && matched
+}
+
+// matchesStart: below ends in a slash; a * in it is for one component.
+func matchesStart(below, name string) bool {
+	if !strings.Contains(below, "*") {
+		return strings.HasPrefix(name, below)
+	}
+	depth := strings.Count(below, "/")
+	parts := strings.SplitN(name, "/", depth+1)
+	return len(parts) > depth && matchesAll(below, strings.Join(parts[:depth], "/")+"/")
+}
+
+// ruleIndex finds the rules for a path without a look at each: those of one name by that, those below a directory at the
+// top by that.
+type ruleIndex struct {
+	byName map[string][]pathRule
+	below  map[string][]pathRule
+	others []pathRule
+}
+
+func newRuleIndex(rules []pathRule) *ruleIndex {
+	index := &ruleIndex{byName: map[string][]pathRule{}, below: map[string][]pathRule{}}
+	for _, rule := range rules {
+		base := rule.pattern[strings.LastIndexByte(rule.pattern, '/')+1:]
+		top, _, nested := strings.Cut(rule.pattern, "/")
+		switch {
+		case !strings.Contains(base, "*"):
+			index.byName[base] = append(index.byName[base], rule)
+		case nested && !strings.Contains(top, "*"):
+			index.below[top] = append(index.below[top], rule)
+		default:
+			index.others = append(index.others, rule)
+		}
+	}
+	return index
+}
+
+// matching returns the rules for a path.
+func (x *ruleIndex) matching(name string) (rules []pathRule) {
+	base := name[strings.LastIndexByte(name, '/')+1:]
+	top, _, _ := strings.Cut(name, "/")
+	for _, group := range [][]pathRule{x.byName[base], x.below[top], x.others} {
+		for _, rule := range group {
+			if rule.matches(name) {
+				rules = append(rules, rule)
+			}
+		}
+	}
+	return rules
 }
 
 const (
@@ -212,28 +257,56 @@ func (m modeRules) judge(path string, mode uint32, directory bool) (rule, detail
 	return "", ""
 }
 
-// printRules writes the table of docs/audit.md: each rule, where it looks, and why.
+// printRules writes the tables of docs/audit.md: each rule, where it looks, and why; which places come from where; and
+// which kinds of secrets are known by what.
 func printRules(out io.Writer) error {
+	var text strings.Builder
+	everyByte := []string{"every byte"}
 	places := map[string][]string{
-		"private-key":     {"every byte"},
-		"aws-credentials": {"every byte"},
-		"forbidden":       {"every byte"},
-		"token":           {"every byte (GitHub's)"},
+		"private-key":     everyByte,
+		"aws-credentials": everyByte,
+		"forbidden":       everyByte,
+		"named-secret":    everyByte,
+		"token":           everyByte,
+		"url-password":    everyByte,
 		"capability":      {"`security.capability` of files"},
 		"setuid":          {"modes of files"},
 		"world-writable":  {"modes of files and directories"},
 		"device-node":     {"types of files"},
 	}
+	sources := map[string][]string{}
 	for _, rule := range pathRules([]string{""}) {
-		if pattern := "`" + rule.pattern + "`"; !slices.Contains(places[rule.name], pattern) {
-			places[rule.name] = append(places[rule.name], pattern)
-		}
+		pattern := "`" + rule.pattern + "`"
+		places[rule.name] = appendNew(places[rule.name], pattern)
+		key := rule.name + " | " + rule.source
+		sources[key] = appendNew(sources[key], pattern)
 	}
-	fmt.Fprint(out, "| finding | looked for in | why it must not be there |\n|---|---|---|\n")
+	fmt.Fprint(&text, "| finding | looked for in | why it must not be there |\n|---|---|---|\n")
 	for _, name := range slices.Sorted(maps.Keys(reasons)) {
-		if _, err := fmt.Fprintf(out, "| %s | %s | %s |\n", name, strings.Join(places[name], ", "), reasons[name]); err != nil {
-			return err
+		where := places[name]
+		if len(where) > maxListedPlaces {
+			where = append(slices.Clone(where[:1]), fmt.Sprintf("%d more (below)", len(where)-1))
 		}
+		fmt.Fprintf(&text, "| %s | %s | %s |\n", name, strings.Join(where, ", "), reasons[name])
 	}
-	return nil
+	fmt.Fprint(&text, "\n| finding | source | places |\n|---|---|---|\n")
+	for _, key := range slices.Sorted(maps.Keys(sources)) {
+		fmt.Fprintf(&text, "| %s | %s |\n", key, strings.Join(sources[key], ", "))
+	}
+	fmt.Fprint(&text, "\n| secret | known by | source |\n|---|---|---|\n")
+	for _, kind := range secrets.Kinds() {
+		fmt.Fprintf(&text, "| %s | %s | %s |\n", kind.Name, kind.Mark, kind.Source)
+	}
+	_, err := io.WriteString(out, text.String())
+	return err
+}
+
+// maxListedPlaces keeps the first table readable.
+const maxListedPlaces = 8
+
+func appendNew(list []string, text string) []string {
+	if slices.Contains(list, text) {
+		return list
+	}
+	return append(list, text)
 }

@@ -13,13 +13,15 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"instantenv/internal/secrets"
 )
 
 // walker walks the mounted image. Its results are layout and the findings that it adds to the report.
 type walker struct {
 	origin  int64 // of the file system on the device, in bytes
-	scanner *scanner
-	rules   []pathRule
+	scanner *secrets.Scanner
+	rules   *ruleIndex
 	modes   modeRules
 	result  *report
 	layout  layout
@@ -82,26 +84,19 @@ func (w *walker) locate(full, name string) error {
 		return err
 	}
 	defer file.Close()
-	_, err = w.scanner.scan(file, func(h hit) { w.result.addHit(h, name, h.offset) })
+	_, err = w.scanner.Scan(file, func(h secrets.Hit) { w.result.addHit(h, name, h.Offset) })
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
 }
 
-func judgePath(full, name string, entry fs.DirEntry, rules []pathRule, result *report) error {
-	for _, rule := range rules {
-		if !rule.matches(name) {
-			continue
-		}
-		var content []byte
-		if entry.Type().IsRegular() {
-			file, err := os.Open(full)
-			if err != nil {
-				return err
-			}
-			content, err = io.ReadAll(io.LimitReader(file, maxJudgedBytes))
-			if err := errors.Join(err, file.Close()); err != nil {
+func judgePath(full, name string, entry fs.DirEntry, rules *ruleIndex, result *report) error {
+	var content []byte
+	for i, rule := range rules.matching(name) {
+		if i == 0 && entry.Type().IsRegular() {
+			var err error
+			if content, err = readJudged(full); err != nil {
 				return err
 			}
 		}
@@ -110,6 +105,16 @@ func judgePath(full, name string, entry fs.DirEntry, rules []pathRule, result *r
 		}
 	}
 	return nil
+}
+
+// readJudged returns the start of a file: those that path rules are for are small.
+func readJudged(name string) ([]byte, error) {
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	content, err := io.ReadAll(io.LimitReader(file, maxJudgedBytes))
+	return content, errors.Join(err, file.Close())
 }
 
 func exists([]byte) (string, bool) { return "is there", true }

@@ -53,17 +53,17 @@ def signals_deferred() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    # What is ignored is left so, also for the programs that are started; None is not Python's own.
+    received: list[int] = []
+    # Ignored signals stay ignored, in programs that are started too. None: a handler that Python did not set.
     taken = [number for number in signals() if signal.getsignal(number) not in (signal.SIG_IGN, None)]
-    before = [signal.signal(number, lambda number, _: came.append(number)) for number in taken]
+    before = [signal.signal(number, lambda number, _: received.append(number)) for number in taken]
     try:
         yield
     finally:
         # Ctrl-C's last: it may come right then, and must not keep the others from their handlers.
         for number, handler in reversed(list(zip(taken, before, strict=True))):
             signal.signal(number, handler)
-        for arrived in came:
+        for arrived in received:
             signal.raise_signal(arrived)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
@@ -11,9 +9,6 @@ from invoke.tasks import task
 from instant_env.cli.arguments import VerbTask, takes_numbers
 from instant_env.cli.common import CLOUD_HELP, JSON_HELP, read_settings
 from instant_env.cli.verb import Reporter, print_json, say, verb, writing_to_stdout
-
-if TYPE_CHECKING:
-    pass
 
 
 @task(

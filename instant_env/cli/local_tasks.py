@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from invoke.context import Context
 from invoke.tasks import task
 
 from instant_env.cli.arguments import VerbTask
 from instant_env.cli.common import JSON_HELP, read_settings
 from instant_env.cli.verb import Reporter, print_json, say, verb
-
-if TYPE_CHECKING:
-    pass
 
 
 @task(klass=VerbTask, help=JSON_HELP)

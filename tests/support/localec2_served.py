@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -114,7 +115,7 @@ class PretendMachine(Machine):
         self.copying.wait()
         for copy in copies:
             volume = next(disk.path for disk in self.spec.disks if disk.node == copy.node)
-            backing = disks.backing_of(copy.target)
+            backing = backing_of(copy.target)
             made = copy.target.with_name("made")
             disks.copy_layer(volume, made, backing) if backing else disks.flatten(volume, made)
             made.replace(copy.target)
@@ -255,6 +256,16 @@ def served(tmp_path: Path) -> Iterator[Served]:
     server = Served(tmp_path / "state")
     yield server
     server.stop()
+
+
+def backing_of(path: Path) -> Path | None:
+    """The file that this disk is an overlay of. Raises DiskError."""
+    command = ["qemu-img", "info", "--output=json", "-U", str(path)]
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise disks.DiskError(result.stderr)
+    name = json.loads(result.stdout).get("full-backing-filename")
+    return Path(name) if name else None
 
 
 def refused(code: str) -> Any:

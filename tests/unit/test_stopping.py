@@ -31,7 +31,7 @@ except KeyboardInterrupt:
 
 
 def hears_hangups() -> None:
-    """Whatever who runs the tests does: nohup has its programs ignore them."""
+    """Undo what nohup may have set for the process that runs the tests."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
@@ -57,7 +57,7 @@ def test_a_hangup_cleans_up_without_a_terminal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ignored", [True, False])
-def test_who_ignores_hangups_goes_on(tmp_path: Path, ignored: bool) -> None:
+def test_a_process_under_nohup_ignores_a_hangup(tmp_path: Path, ignored: bool) -> None:
     done = tmp_path / "done"
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(done)], stdout=subprocess.PIPE,
@@ -74,7 +74,7 @@ def test_who_ignores_hangups_goes_on(tmp_path: Path, ignored: bool) -> None:
     assert done.read_text() == "cleaned up"
 
 
-def test_what_is_held_comes_afterwards() -> None:
+def test_a_deferred_signal_is_handled_afterwards() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
     reached = []
 

@@ -44,12 +44,6 @@ def virtual_size_gib(path: Path) -> int:
     return -(-size // GIB)
 
 
-def backing_of(path: Path) -> Path | None:
-    """The file that this one is an overlay of."""
-    name = json.loads(_qemu_img("info", "--output=json", "-U", str(path))).get("full-backing-filename")
-    return Path(name) if name else None
-
-
 def grow(path: Path, size_gib: int) -> None:
     """Make a volume that no machine has at least as large as this."""
     if virtual_size_gib(path) < size_gib:

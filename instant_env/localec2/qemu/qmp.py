@@ -91,10 +91,6 @@ class Qmp:
                 self._pending.pop(number, None)
             raise QmpError(f"QEMU did not answer {command} within {timeout_s:g} s") from None
 
-    def monitor(self, line: str) -> str:
-        """A command of the human monitor, for what QMP has no command for; returns what it prints."""
-        return str(self.execute("human-monitor-command", {"command-line": line})).strip()
-
     def close(self) -> None:
         """Drop the connection; QEMU runs on."""
         with contextlib.suppress(OSError):  # it is gone already

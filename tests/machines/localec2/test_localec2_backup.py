@@ -51,7 +51,8 @@ class Bench:
 
     def live(self, node: str, command: str) -> None:
         # Through the guest's device: what goes to the node itself passes the backup job by.
-        self.machine.qmp.monitor(f'qemu-io -d dev-{node} "{command}"')
+        line = f'qemu-io -d dev-{node} "{command}"'
+        self.machine.qmp.execute("human-monitor-command", {"command-line": line})
 
     def begin(self, *names: str) -> threading.Thread:
         """Start copies of the disks named; the files are beside them, named copy-..."""

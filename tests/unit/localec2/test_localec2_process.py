@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.localec2_cloud import LocalCloud
+from support.localec2_served import backing_of
 
 from instant_env.localec2 import restore, starter
 from instant_env.localec2.qemu import disks
@@ -92,5 +93,5 @@ def test_copied_volumes_have_their_copied_snapshots_behind_them(tmp_path: Path) 
     disks.create(volume, 1, snapshot)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     home(Layout.create(tmp_path / "b"))
-    assert disks.backing_of(tmp_path / "b/volumes/vol-1.qcow2") == tmp_path / "b/snapshots/snap-1.qcow2"
-    assert disks.backing_of(volume) == snapshot
+    assert backing_of(tmp_path / "b/volumes/vol-1.qcow2") == tmp_path / "b/snapshots/snap-1.qcow2"
+    assert backing_of(volume) == snapshot

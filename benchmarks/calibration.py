@@ -173,7 +173,7 @@ def calibrate(
                 async with slots:
                     return await _one(launcher, prepared, key, number)
 
-            async with Launcher(cloud, key=key.for_asyncssh(), timeout_s=60.0) as launcher:
+            async with Launcher(cloud, timeout_s=60.0) as launcher:
                 done = [limited(number, launcher) for number in range(attempts)]
                 try:
                     return await asyncio.gather(*done)

@@ -211,7 +211,7 @@ class Run:
                         self.cloud, run_id=self.run_id, role=Role.BENCH, expires_at=expires_at
                     )
                 )
-                access = Access(pair, pair.for_asyncssh(), key_name, group_id)
+                access = Access(pair, key_name, group_id)
                 stack.callback(delete_of_run, self.cloud, self.run_id)
                 stack.callback(copies.delete_copies_of_run, self.cloud, self.run_id)
                 self._apply_boot_modes(expires_at)

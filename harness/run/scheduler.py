@@ -53,7 +53,6 @@ class Access:
     """How every machine of the run is reached; made once, before the first t0."""
 
     pair: KeyPair
-    key: asyncssh.SSHKey
     key_name: str
     security_group_id: str
 
@@ -116,7 +115,7 @@ class AttemptScheduler:
         try:
             async with (
                 self.api_calls.counting(self.cloud),
-                Launcher(self.cloud, key=self.access.key, timeout_s=self.experiment.timeout_s) as launcher,
+                Launcher(self.cloud, timeout_s=self.experiment.timeout_s) as launcher,
                 asyncio.TaskGroup() as group,
             ):
                 self._launcher = launcher

@@ -10,14 +10,22 @@ import asyncio
 import contextlib
 from types import TracebackType
 
-import asyncssh
+from botocore.exceptions import BotoCoreError, ClientError
 
 from instant_env.cloud.instances import request_end
 from instant_env.cloud.session import Cloud
+from instant_env.launch import slots
 from instant_env.launch.follow import follow
 from instant_env.launch.launch import Launch
 from instant_env.launch.login_check import LoginCheck
-from instant_env.launch.techniques.base import LaunchContext, LaunchSpec, PoolSlot, Prepared, Technique
+from instant_env.launch.techniques.base import (
+    FillError,
+    LaunchContext,
+    LaunchSpec,
+    PoolSlot,
+    Prepared,
+    Technique,
+)
 from instant_env.launch.watch import Watcher
 from instant_env.ssh.probe_client import Prober, probing
 
@@ -26,16 +34,14 @@ _END_TIMEOUT_S = 300.0
 
 
 class Launcher:
-    """``async with Launcher(cloud, key=key, timeout_s=600) as launcher:``, for one event loop.
+    """``async with Launcher(cloud, timeout_s=600) as launcher:``, for one event loop.
 
-    ``key`` logs in to the machines of pools while they are filled. ``timeout_s``: within this a machine lets
-    us in, or its launch has failed.
+    ``timeout_s``: within this a machine lets us in, or its launch has failed.
     """
 
-    def __init__(self, cloud: Cloud, *, key: asyncssh.SSHKey, timeout_s: float) -> None:
+    def __init__(self, cloud: Cloud, *, timeout_s: float) -> None:
         self.cloud = cloud
         self.timeout_s = timeout_s
-        self._key = key
         self._stack = contextlib.AsyncExitStack()
         self._watcher: Watcher | None = None
         self._prober: Prober | None = None
@@ -64,9 +70,22 @@ class Launcher:
         return self._watcher, self._prober
 
     async def fill(self, technique: Technique, prepared: Prepared, spec: LaunchSpec) -> PoolSlot:
-        """Make one slot of the technique's pool. Raises FillError, and botocore's errors."""
-        context = LaunchContext(self.cloud, *self._parts(), self._key, self.timeout_s)
-        return await technique.fill(context, prepared, spec)
+        """Make one slot of the technique's pool. Raises FillError, and botocore's errors.
+
+        With ``spec.pool`` its machine's tags say that it is ready, see :mod:`instant_env.launch.slots`.
+        """
+        context = LaunchContext(self.cloud, *self._parts(), self.timeout_s)
+        slot = await technique.fill(context, prepared, spec)
+        if spec.pool and slot.instance_id:
+            await self._mark_ready(slot)
+        return slot
+
+    async def _mark_ready(self, slot: PoolSlot) -> None:
+        try:
+            await asyncio.to_thread(slots.mark_ready, self.cloud, slot)
+        except (ClientError, BotoCoreError) as error:
+            await asyncio.to_thread(request_end, self.cloud, slot.instance_id)
+            raise FillError(f"{slot.instance_id} cannot be tagged as ready: {error}") from error
 
     def launch(self, technique: Technique, prepared: Prepared, spec: LaunchSpec, slot: PoolSlot) -> Launch:
         """A launch that :meth:`follow` starts. It delivers the key where the technique has to."""

@@ -1,13 +1,16 @@
 """Fill a slot of a pool: launch a machine on demand, log in once, perhaps put it to sleep.
 
-A fill is a launch of its own, off everybody's clock, by the run's key pair. So a machine is known to work
-before it counts, and its boot id is known.
+A fill is a launch of its own, off everybody's clock. It logs in once, so a machine is known to work before it
+counts, and its boot id is known. The login's key is made for it and handed over by EC2 Instance Connect: sshd
+takes it for 60 seconds and it is in no file of the machine. The machine has no EC2 key pair, because our init
+installs that one at every start, and whoever filled the pool could log in to it for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,7 +19,9 @@ from typing import TypeVar
 import asyncssh
 from botocore.exceptions import BotoCoreError, ClientError
 
+from instant_env.cloud.handover import by_instance_connect
 from instant_env.cloud.instances import LaunchOptions, Market, describe, terminate
+from instant_env.cloud.keys import KeyPair
 from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role
 from instant_env.launch.follow import follow
@@ -47,6 +52,9 @@ _GET_READY = (
     'elif [ "$(cat /proc/1/comm)" != instant-init ]; then echo later; fi'
 )
 _GET_READY_TIMEOUT_S = 60.0
+#: sshd asks for the key at each login, so a second refusal means that it does not; one more is for a metadata
+#: service that answers late while the machine starts.
+_REFUSALS_MAX = 3
 _AGENT_S = 120.0
 
 
@@ -58,11 +66,12 @@ async def fill_running(
     user_data: str | None,
     hibernation: bool = False,
 ) -> PoolSlot:
-    """Launch a machine and log in to it once. Raises FillError, and then the machine is gone; cancelled, it
-    is the run's to end, by its tags."""
+    """Launch a machine without a key pair and log in to it once. Raises FillError, and then the machine is
+    gone; cancelled, it is the run's to end, by its tags."""
     made = dataclasses.replace(
         spec,
         role=Role.POOL,
+        key_name="",
         market=Market.ON_DEMAND,  # a one-time spot machine cannot be stopped and started
         client_token=f"{spec.client_token}-pool",
     )
@@ -72,7 +81,7 @@ async def fill_running(
         context.prober,
         lambda: run_instance(context.cloud, prepared, made, user_data=user_data),
     )
-    login = PrivateKeyLogin(prepared.username, context.key)
+    login = _MinuteLogin(filling, prepared.username)
     async with _ended_on_failure(context.cloud, lambda: filling.instance_id):
         try:
             await follow(filling, login, timeout_s=context.timeout_s)
@@ -90,6 +99,35 @@ async def fill_running(
         boot_id=boot_id,
         filled_ns=time.monotonic_ns(),
     )
+
+
+class _MinuteLogin(PrivateKeyLogin):
+    """A login by a key of its own, which Instance Connect gives the machine right before each try."""
+
+    def __init__(self, launch: Launch, username: str) -> None:
+        pair = KeyPair.generate()
+        super().__init__(username, pair.for_asyncssh())
+        self._launch = launch
+        self._username = username
+        self._public_key = pair.public_key
+
+    async def _prove(self, sock: socket.socket) -> int:
+        if self.keys_refused == _REFUSALS_MAX:
+            sock.close()
+            raise FillError(
+                f"{self._launch.instance_id}: sshd refused a key of EC2 Instance Connect {self.keys_refused} "
+                "times: a pool needs an image that takes such keys",
+                hint="use an AMI of the recipe minimal or custom-init, or a base with ec2-instance-connect",
+            )
+        try:
+            await asyncio.to_thread(
+                by_instance_connect,
+                self._launch.cloud, self._launch.instance_id, self._username, self._public_key,
+            )  # fmt: skip
+        except BaseException:
+            sock.close()
+            raise
+        return await super()._prove(sock)
 
 
 async def _boot_id(login: PrivateKeyLogin) -> str:

@@ -12,10 +12,9 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
-import asyncssh
 from botocore.exceptions import ClientError
 
 from instant_env.cloud.handover import HandOver
@@ -62,7 +61,8 @@ class LaunchSpec:
 
     ``public_key`` is the key that is to be let in; ``key_name`` names the key pair that EC2 gives to machines
     at launch. The two are the same key unless the technique hands a key over (``hands_over_key``).
-    ``padding``: bytes of nothing in the user data.
+    ``padding``: bytes of nothing in the user data. ``pool``: the name of the pool that a fill is for, in the
+    machine's tags; empty for a slot that nobody has to find again.
     """
 
     run_id: str
@@ -79,13 +79,15 @@ class LaunchSpec:
     options: LaunchOptions = _PLAIN
     hand_over: HandOver = HandOver.CONNECT
     padding: int = 0
+    pool: str = ""
 
 
 @dataclass(frozen=True)
 class PoolSlot:
     """What ``fill`` made for one launch; empty for techniques that make nothing ahead.
 
-    ``boot_id``: of its machine, as it ran then. ``filled_ns``: ``time.monotonic_ns()`` when it was ready.
+    ``boot_id``: of its machine, as it ran then. ``filled_ns``: ``time.monotonic_ns()`` when it was ready; it
+    is of this process's clock, so it does not count in comparisons.
     """
 
     instance_id: str = ""
@@ -93,7 +95,7 @@ class PoolSlot:
     allocation_id: str = ""
     address: str = ""
     boot_id: str = ""
-    filled_ns: int = 0
+    filled_ns: int = field(default=0, compare=False)
 
     @property
     def is_empty(self) -> bool:
@@ -112,12 +114,11 @@ class FillError(InstantEnvError):
 
 @dataclass(frozen=True)
 class LaunchContext:
-    """What slots are filled with: the shared poll, the prober and the key that logs in during a fill."""
+    """What slots are filled with: the shared poll, the prober, and how long a fill's launch may take."""
 
     cloud: Cloud
     watcher: Watcher
     prober: Prober
-    key: asyncssh.SSHKey
     timeout_s: float
 
 
@@ -224,6 +225,7 @@ def launch_request(prepared: Prepared, spec: LaunchSpec, *, user_data: str | Non
         security_group_id=spec.security_group_id,
         market=spec.market,
         user_data=user_data,
+        extra_tags={"pool": spec.pool} if spec.pool else {},
         options=spec.options,
         root_device=prepared.root_device,
     )

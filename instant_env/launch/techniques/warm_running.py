@@ -25,8 +25,9 @@ class WarmRunning(Combined):
 
     Does: SendSSHPublicKey of EC2 Instance Connect (or a tag), then log in.
     Needs: a pool of running machines, paid for like any other, of an image whose sshd asks for keys of
-    Instance Connect or whose key agent looks out for the tag. Saves: everything but the hand-over and the
-    login. t1 is the answer to the hand-over, and t2 the same instant: the machine ran before.
+    Instance Connect, which also prove the fill; for a hand-over by tag, of one that asks for the tag.
+    Saves: everything but the hand-over and the login. t1 is the answer to the hand-over, and t2 the same
+    instant: the machine ran before.
     """
 
     way = "warm-running"

@@ -21,7 +21,8 @@ class WarmStopped(Combined):
 
     Does: put the key into the user data of a stopped machine, start it; its key agent reads it there.
     Needs: a pool of stopped machines (their volumes are paid for), on demand, of an image whose init or key
-    agent reads keys in user data at each start: a stock image does so at its first start alone.
+    agent reads keys in user data at each start (a stock image does so at its first start alone), and whose
+    sshd takes keys of Instance Connect, which prove the fill.
     Saves: making the volume and the interface; first touch of blocks that the snapshot still held; host keys.
     """
 

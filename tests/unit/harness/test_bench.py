@@ -270,7 +270,8 @@ def test_a_place_that_cannot_be_filled_is_a_row_and_leaves_nothing(tmp_path: Pat
 
 def test_a_key_is_new_to_a_machine_of_a_pool(tmp_path: Path) -> None:
     sent: list[str] = []
-    with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
+    faults = Ec2Faults()
+    with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, faults) as cloud:
         bake(cloud, "minimal", register_image(cloud))
 
         def note(params: dict[str, Any], **_: Any) -> None:
@@ -285,4 +286,6 @@ def test_a_key_is_new_to_a_machine_of_a_pool(tmp_path: Path) -> None:
         )
         result = run(cloud, techniques=("warm-running",))
     assert [row.outcome for row in result.rows] == ["ok", "ok"]
-    assert len({*sent, imported[0].decode()}) == 3
+    # Two fills prove themselves by keys of their own, and each attempt gets another one.
+    assert len({*sent, imported[0].decode()}) == 5
+    assert [body.get("KeyName") for body in faults.run_bodies] == [None, None]

@@ -41,6 +41,7 @@ from instant_env.launch.login_check import PrivateKeyLogin
 from instant_env.launch.techniques import LaunchSpec, PoolSlot, Prepared
 from instant_env.launch.techniques.cold import Cold
 from instant_env.launch.timeline import MarkName, Outcome
+from instant_env.user_data import UserData
 
 #: Of the project, p99 with 20 in flight on two cores.
 TARGET_MS = 15.0
@@ -108,7 +109,7 @@ _PUBLIC_KEY = KeyPair.generate().public_key
 def _order(number: int) -> LaunchSpec:
     return LaunchSpec(
         run_id="calibration", name=f"calibration-{number}", role=Role.BENCH, instance_type="m7i.large",
-        key_name="", security_group_id="", market=Market.ON_DEMAND, ttl_s=3600,
+        key_name="", security_group_id="", market=Market.ON_DEMAND, user_data=UserData(ttl_s=3600),
         expires_at=datetime.now(UTC) + timedelta(hours=1), client_token=f"calibration-{number}",
         public_key=_PUBLIC_KEY,
     )  # fmt: skip

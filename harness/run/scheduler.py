@@ -37,6 +37,7 @@ from instant_env.launch.techniques import (
 from instant_env.launch.timeline import MarkName, Outcome
 from instant_env.progress import Progress
 from instant_env.stopping import StopSignals
+from instant_env.user_data import UserData
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.type_defs import FilterTypeDef
@@ -255,6 +256,7 @@ class AttemptScheduler:
 
     def _spec(self, planned: Planned, pair: KeyPair) -> LaunchSpec:
         cell = planned.cell
+        padding = cell.options.user_data_bytes
         return LaunchSpec(
             run_id=self.run_id,
             name=f"instant-env-bench-{cell.technique}-{planned.attempt}",
@@ -264,12 +266,12 @@ class AttemptScheduler:
             security_group_id=self.access.security_group_id,
             market=market_of(self.cloud, cell),
             expires_at=datetime.now(UTC) + timedelta(seconds=self.ttl_s),
-            ttl_s=self.ttl_s,
+            user_data=UserData(ttl_s=self.ttl_s),
             client_token=f"{self.run_id}-{planned.attempt}",
             public_key=pair.public_key,
             options=cell.options.for_launch(),
             hand_over=cell.options.hand_over or HandOver.CONNECT,
-            padding=cell.options.user_data_bytes or 0,
+            beside_user_data={"padding": "x" * padding} if padding else {},
         )
 
     async def _end(self, attempt: Attempt, launcher: Launcher) -> None:

@@ -57,12 +57,14 @@ class Prepared:
 
 @dataclass(frozen=True)
 class LaunchSpec:
-    """One launch, as every technique is told it. ``ttl_s``: the machine's own timer, where it has one.
+    """One launch, as every technique gets it. ``user_data``: what our init is told, such as its own timer;
+    a key that is handed over by user data replaces the keys in it. ``beside_user_data``: members of the same
+    document that are not ours, and which the init ignores.
 
     ``public_key`` is the key that is to be let in; ``key_name`` names the key pair that EC2 gives to machines
     at launch. The two are the same key unless the technique hands a key over (``hands_over_key``).
-    ``padding``: bytes of nothing in the user data. ``pool``: the name of the pool that a fill is for, in the
-    machine's tags; empty for a slot that nobody has to find again.
+    ``pool``: the name of the pool that a fill is for, in the machine's tags; empty for a slot that nobody has
+    to find again.
     """
 
     run_id: str
@@ -73,12 +75,12 @@ class LaunchSpec:
     security_group_id: str
     market: Market
     expires_at: datetime
-    ttl_s: int
+    user_data: UserData
     client_token: str
     public_key: PublicKey
     options: LaunchOptions = _PLAIN
     hand_over: HandOver = HandOver.CONNECT
-    padding: int = 0
+    beside_user_data: Mapping[str, str] = field(default_factory=dict)
     pool: str = ""
 
 
@@ -146,10 +148,7 @@ class Technique(ABC):
 
     def user_data(self, spec: LaunchSpec) -> str | None:
         """What its machines are told at launch."""
-        document = UserData(ttl_s=spec.ttl_s).document()
-        if spec.padding:
-            document["padding"] = "x" * spec.padding
-        return json.dumps(document)
+        return json.dumps(spec.user_data.document() | dict(spec.beside_user_data))
 
     async def fill(self, context: LaunchContext, prepared: Prepared, spec: LaunchSpec) -> PoolSlot:
         """Make one slot, before the clock starts. Raises FillError, and botocore's errors.

@@ -13,7 +13,6 @@ from instant_env.errors import UsageError
 from instant_env.launch import pool
 from instant_env.launch.launched import Launched
 from instant_env.launch.techniques.base import Combined, LaunchContext, LaunchSpec, PoolSlot, Prepared
-from instant_env.user_data import UserData
 
 
 class WarmStopped(Combined):
@@ -44,6 +43,6 @@ class WarmStopped(Combined):
 
     def launch(self, cloud: Cloud, prepared: Prepared, spec: LaunchSpec, slot: PoolSlot) -> Launched:
         del prepared
-        handover.in_user_data(cloud, slot.instance_id, spec.public_key, UserData(ttl_s=spec.ttl_s))
+        handover.in_user_data(cloud, slot.instance_id, spec.public_key, spec.user_data)
         cloud.ec2.start_instances(InstanceIds=[slot.instance_id])
         return Launched(slot.instance_id, Market.ON_DEMAND, time.monotonic_ns(), restarted=True)

@@ -24,6 +24,7 @@ from instant_env.public_key import PublicKey
 from instant_env.ssh import key_query
 from instant_env.ssh.connection import wait_for_login
 from instant_env.ssh.login import KeyRefused
+from instant_env.user_data import UserData
 
 pytest_plugins = ("support.tiny_cloud",)
 pytestmark = [pytest.mark.boot, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -73,8 +74,8 @@ def test_after_a_reboot_only_the_receivers_key_logs_in(tiny_cloud: TinyCloud) ->
     spec = LaunchSpec(
         run_id=new_run_id(), name="pool", role=Role.POOL, instance_type=INSTANCE_TYPES[tiny_cloud.arch],
         key_name=KEY_NAME, security_group_id=tiny_cloud.group_id, market=Market.ON_DEMAND,
-        expires_at=datetime.now(UTC) + timedelta(hours=1), ttl_s=3600, client_token=new_run_id(),
-        public_key=receiver.public_key, hand_over=HandOver.TAG,
+        expires_at=datetime.now(UTC) + timedelta(hours=1), user_data=UserData(ttl_s=3600),
+        client_token=new_run_id(), public_key=receiver.public_key, hand_over=HandOver.TAG,
     )  # fmt: skip
     slot, address = asyncio.run(fill_and_hand_over(cloud, prepared, spec, receiver))
     assert "KeyName" not in tiny_cloud.describe(slot.instance_id)

@@ -30,6 +30,7 @@ from instant_env.launch.watch import Watcher
 from instant_env.public_key import PublicKey
 from instant_env.settings import CloudName
 from instant_env.ssh.probe_client import Prober, ProberError, probing
+from instant_env.user_data import UserData
 
 ORDER = LaunchSpec(
     run_id="r",
@@ -40,7 +41,7 @@ ORDER = LaunchSpec(
     security_group_id="",
     market=Market.ON_DEMAND,
     expires_at=datetime.now(UTC) + timedelta(hours=1),
-    ttl_s=1800,
+    user_data=UserData(ttl_s=1800),
     client_token="token",
     public_key=fresh_key().public_key,
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,12 +22,13 @@ from instant_env.cloud.tags import Role, read_tags
 from instant_env.launch import slots
 from instant_env.launch.launcher import Launcher
 from instant_env.launch.techniques import FillError, LaunchSpec, PoolSlot, Prepared, find_technique
+from instant_env.user_data import Mount, UserData
 
 NOW = datetime.now(UTC)
 SPEC = LaunchSpec(
     run_id="r", name="n", role=Role.POOL, instance_type="m7i.large", key_name="operators",
-    security_group_id="", market=Market.ON_DEMAND, expires_at=NOW + timedelta(hours=1), ttl_s=3600,
-    client_token="token", public_key=fresh_key().public_key, pool="p1",
+    security_group_id="", market=Market.ON_DEMAND, expires_at=NOW + timedelta(hours=1),
+    user_data=UserData(ttl_s=3600), client_token="token", public_key=fresh_key().public_key, pool="p1",
 )  # fmt: skip
 
 
@@ -89,6 +92,13 @@ def test_a_fill_for_nobody_to_find_has_no_more_tags_than_before(cloud: Cloud) ->
     described = cloud.ec2.describe_instances(InstanceIds=[slot.instance_id])["Reservations"][0]
     keys = set(read_tags(described["Instances"][0]["Tags"]))
     assert keys == {"Project", "Name", *(f"instant-env:{name}" for name in ("run", "role", "expires-at"))}
+
+
+def test_all_of_the_user_data_reaches_the_machine(cloud: Cloud, faults: Ec2Faults) -> None:
+    data = UserData(ttl_s=3600, mounts=(Mount("/dev/sdf", "/data"),), services=("web",))
+    fill(cloud, dataclasses.replace(SPEC, user_data=data, beside_user_data={"padding": "xx"}))
+    sent = base64.b64decode(faults.run_bodies[0]["UserData"])
+    assert json.loads(sent) == data.document() | {"padding": "xx"}
 
 
 def test_what_is_no_ready_slot_is_left_out(cloud: Cloud) -> None:

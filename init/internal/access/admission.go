@@ -92,14 +92,19 @@ func (a *Admission) BeforeSSHD() error {
 	return nil
 }
 
-// tryUserData reads user data and installs its keys.
+// tryUserData reads user data and installs its keys. Their marks count if no key was named at launch: a machine of a pool
+// gets its user's key here.
 func (a *Admission) tryUserData(deadline time.Time) error {
 	data, err := userdata.Fetch(a.Client, deadline, a.log)
 	if err != nil {
 		return err
 	}
 	a.data, a.dataKnown = data, true
-	a.install(data.Keys)
+	if len(data.Keys) > 0 {
+		a.marks.Mark(timeline.KeyReceived)
+		a.install(data.Keys)
+		a.marks.Mark(timeline.KeyWritten)
+	}
 	return nil
 }
 

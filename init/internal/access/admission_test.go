@@ -82,7 +82,7 @@ func TestBeforeSSHD(t *testing.T) {
 			},
 			after: inittest.Key + "\n", marks: "key_received key_written", silent: "no SSH key",
 		},
-		{name: "none at launch, one in user data", items: map[string][]string{userdata.Path: {"503", wishes(inittest.Key)}}, after: inittest.Key + "\n"},
+		{name: "none at launch, one in user data", items: map[string][]string{userdata.Path: {"503", wishes(inittest.Key)}}, after: inittest.Key + "\n", marks: "key_received key_written"},
 		{name: "none anywhere", said: "nobody can log in"},
 		{name: "none, and user data does not come", items: map[string][]string{userdata.Path: {"503"}}, said: "user data is not known yet", others: 100 * time.Millisecond},
 		{

@@ -78,6 +78,13 @@ async def serving(
         listener.close()
 
 
+async def eventually(condition: Callable[[], bool], within_s: float = 30.0) -> None:
+    """Wait until the condition holds; the limit is for a machine that stands still."""
+    async with asyncio.timeout(within_s):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
 async def until_closed(sock: socket.socket) -> None:
     """Stay silent until the peer closes."""
     with contextlib.suppress(OSError):

@@ -43,9 +43,9 @@ def listening(port: int = 0, **options: Any) -> Iterator[int]:
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     try:
         yield found
     finally:
         stop()
-        thread.join(10)
+        thread.join(60)

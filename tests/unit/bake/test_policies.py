@@ -156,7 +156,7 @@ def test_a_race_in_a_cloud_stays_within_its_policy(tmp_path: Path) -> None:
         )
         (image,) = list_baked(cloud)
         recorder.actions.clear()
-        request = Request(iterations=1, seed=7, timeout_s=10, ami=image.id, techniques=("minimal-ami",))
+        request = Request(iterations=1, seed=7, timeout_s=60, ami=image.id, techniques=("minimal-ami",))
         settings, planner = read(request, cloud.settings)
         carry_out(settings, planner, progress=print, open_cloud=lambda *_: cloud)
     assert {"ec2:RunInstances", "ec2:TerminateInstances", "ec2:ImportKeyPair"} <= recorder.actions

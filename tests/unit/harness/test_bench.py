@@ -40,7 +40,7 @@ def run(
     **flags: Any,
 ) -> BenchResult:  # fmt: skip
     """What ``invoke bench`` does with these flags."""
-    values: dict[str, Any] = {"iterations": 2, "arch": "x86_64", "seed": 7, "timeout_s": 10}
+    values: dict[str, Any] = {"iterations": 2, "arch": "x86_64", "seed": 7, "timeout_s": 60}
     progress = (lines if lines is not None else []).append
     settings, planner = read(Request(**(values | flags)), cloud.settings)
     return carry_out(

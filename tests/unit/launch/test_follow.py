@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.harness_cloud import Ec2Faults, SshHost, cloud_in_process, free_port, fresh_key, register_image
@@ -26,7 +27,7 @@ from instant_env.launch.login_check import LoginCheck, PrivateKeyLogin, PublicKe
 from instant_env.launch.techniques import LaunchSpec, Prepared
 from instant_env.launch.techniques.base import run_instance
 from instant_env.launch.timeline import MarkName, Outcome
-from instant_env.launch.watch import Watcher
+from instant_env.launch.watch import Running, Watched, Watcher
 from instant_env.public_key import PublicKey
 from instant_env.settings import CloudName
 from instant_env.ssh.probe_client import Prober, ProberError, probing
@@ -59,7 +60,7 @@ class Followed:
 def follow_one(
     cloud: Cloud,
     *,
-    timeout_s: float = 10,
+    timeout_s: float = 60,
     order: LaunchSpec = ORDER,
     public_key: PublicKey | None = None,
     meanwhile: Callable[[asyncio.Task[None], Launch, Prober], None] | None = None,
@@ -109,7 +110,7 @@ def test_ok_has_every_mark_in_order_with_resolutions(tmp_path: Path) -> None:
     assert 0 < t1.ms < t2.ms
     assert t2.ms - t1.ms >= 300
     assert tcp.ms < t3.ms < t4.ms
-    assert 0 < t2.resolution_ms < 250
+    assert 0 < t2.resolution_ms < 2_000, "polled as seldom as a machine that runs"
     assert ssh.usernames == ["admin"]
     assert done.launch.banner.startswith("SSH-2.0-AsyncSSH")
     assert done.login.host_key_fingerprint.startswith("SHA256:")
@@ -147,6 +148,19 @@ def test_disk_statistics_count_sectors_of_512_bytes() -> None:
     assert parse_disk_statistics("") is None
 
 
+def test_running_began_after_the_last_question_that_was_answered_otherwise() -> None:
+    async def work() -> None:
+        watched = Watched("i-1", since_ns=100)
+        for asked_ns, answered_ns, state in (
+            (200, 210, "pending"), (300, 350, "pending"), (400, 420, "running"), (500, 510, "running"),
+        ):  # fmt: skip
+            description: Any = {"State": {"Name": state}}
+            watched.see(description, asked_ns, answered_ns)
+        assert watched.running.result() == Running(seen_ns=420, resolution_ns=120)
+
+    asyncio.run(work())
+
+
 def test_guest_clock_is_joined_within_its_stated_error(tmp_path: Path) -> None:
     """The "guest" is this host, so the true answer is known."""
     with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
@@ -154,7 +168,7 @@ def test_guest_clock_is_joined_within_its_stated_error(tmp_path: Path) -> None:
     assert done.guest is not None
     truth_ns = time.monotonic_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     assert abs(done.guest.boot_at_ns - truth_ns) / 1e6 <= done.guest.clock_error_ms + 1
-    assert done.guest.clock_error_ms < 100
+    assert done.guest.clock_error_ms < 5_000
     assert done.guest.marks_ms == {}
 
 
@@ -167,7 +181,7 @@ def test_key_that_comes_late_is_retried_and_t4_says_how_exact_it_is(tmp_path: Pa
     t4 = done.launch.timeline.marks[MarkName.T4]
     assert t4.resolution_ms >= 500
     late_by_ms = t4.ms - done.launch.timeline.ms(late.refused_last_ns)
-    assert 0 <= late_by_ms <= t4.resolution_ms + 500  # the handshake itself takes its time
+    assert 0 <= late_by_ms <= t4.resolution_ms + 10_000  # the handshake itself takes its time
 
 
 @pytest.mark.slow
@@ -204,14 +218,14 @@ def test_a_public_key_that_sshd_does_not_know_yet_is_asked_for_again(tmp_path: P
 
 def test_nobody_listening_is_ssh_refused(tmp_path: Path) -> None:
     with cloud_in_process(tmp_path, free_port(), Ec2Faults()) as cloud:
-        done = follow_one(cloud, timeout_s=0.8)
+        done = follow_one(cloud, timeout_s=2.0)
     assert done.launch.outcome is Outcome.SSH_REFUSED
     assert "as far as t2" in done.launch.error
 
 
 def test_where_the_host_refuses_for_the_guest_it_is_a_timeout(tmp_path: Path) -> None:
     with cloud_in_process(tmp_path, free_port(), Ec2Faults()) as cloud:
-        done = follow_one(dataclasses.replace(cloud, refusals_from_guest=False), timeout_s=0.8)
+        done = follow_one(dataclasses.replace(cloud, refusals_from_guest=False), timeout_s=2.0)
     assert done.launch.outcome is Outcome.TIMEOUT
     assert done.launch.probes.refused > 0
 
@@ -219,7 +233,7 @@ def test_where_the_host_refuses_for_the_guest_it_is_a_timeout(tmp_path: Path) ->
 def test_silence_is_timeout(tmp_path: Path) -> None:
     # TEST-NET-1 (RFC 5737) answers nobody; or has no route at all, which is silence too.
     with cloud_in_process(tmp_path, 22, Ec2Faults(address="192.0.2.1")) as cloud:
-        done = follow_one(cloud, timeout_s=0.8)
+        done = follow_one(cloud, timeout_s=2.0)
     assert done.launch.outcome in (Outcome.TIMEOUT, Outcome.SSH_REFUSED)
 
 

@@ -11,13 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from support.harness_cloud import SshHost, fresh_key
-from support.launch_servers import free_port, serving, speak, until_closed
+from support.launch_servers import BANNER, eventually, free_port, serving, speak, until_closed
 from support.processes import alive
 
 from instant_env.ssh import probe_client as prober_module
@@ -25,7 +26,7 @@ from instant_env.ssh.connect_probe import DIRECT, Found, ProbeStats
 from instant_env.ssh.login import authenticate, client_options
 from instant_env.ssh.probe_client import Prober, ProberError, probing
 
-#: Tells the pid of its prober, probes a port that refuses, and when interrupted tells how often it did.
+#: Tells the pid of its prober, probes a port, and when interrupted tells how often that refused.
 _PARENT = """
 import asyncio, signal, sys
 from instant_env.ssh.connect_probe import DIRECT, ProbeStats
@@ -56,7 +57,7 @@ def files(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-def comes_true(what: Callable[[], bool], within_s: float = 5.0) -> bool:
+def comes_true(what: Callable[[], bool], within_s: float = 30.0) -> bool:
     deadline = time.monotonic() + within_s
     while not what() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -64,10 +65,10 @@ def comes_true(what: Callable[[], bool], within_s: float = 5.0) -> bool:
 
 
 @contextlib.contextmanager
-def parent() -> Iterator[tuple[subprocess.Popen[str], int]]:
+def parent(port: int) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A process with a prober, and that one's pid; alone in a process group, as a terminal makes it."""
     with subprocess.Popen(
-        [sys.executable, "-c", _PARENT, str(free_port())],
+        [sys.executable, "-c", _PARENT, str(port)],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -91,7 +92,7 @@ def test_socket_that_is_handed_over_takes_a_login() -> None:
         login.connection.abort()
 
     with SshHost().serving() as ssh:
-        asyncio.run(asyncio.wait_for(work(ssh.port), 20))
+        asyncio.run(asyncio.wait_for(work(ssh.port), 60))
 
 
 def test_nothing_stays_open_on_either_side_after_many_probes() -> None:
@@ -111,28 +112,42 @@ def test_nothing_stays_open_on_either_side_after_many_probes() -> None:
                 for task in waiting:
                     task.cancel()
                 await asyncio.gather(*waiting, return_exceptions=True)
-            await asyncio.sleep(0.1)  # the servers see their ends closed
-            assert (files(prober.pid), files(os.getpid())) == before
-            assert (open_.open_now, silent.open_now) == (0, 0)
+            await eventually(lambda: (open_.open_now, silent.open_now) == (0, 0))
+            await eventually(lambda: (files(prober.pid), files(os.getpid())) == before)
 
-    asyncio.run(asyncio.wait_for(work(), 20))
+    asyncio.run(asyncio.wait_for(work(), 60))
 
 
 def test_answer_that_crosses_a_cancellation_is_closed() -> None:
-    async def work() -> None:
-        async with serving(lambda sock, _: speak(sock)) as server, probing() as prober:
+    answered, closed = threading.Event(), threading.Event()
+
+    def answer() -> None:
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.sendall(BANNER)
+            answered.set()
+            with contextlib.suppress(ConnectionResetError):  # closed with the answer unread
+                accepted.recv(1)
+            closed.set()
+
+    async def work(port: int) -> None:
+        async with probing() as prober:
             stats = ProbeStats()
-            looking = asyncio.create_task(look(prober, server.port, stats))
+            looking = asyncio.create_task(look(prober, port, stats))
             await asyncio.sleep(0)
+            assert answered.wait(30)
             time.sleep(0.2)  # the answer comes, and this loop does not see it
             looking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await looking
             assert stats.opened == 1
-            await asyncio.sleep(0.05)
-            assert server.open_now == 0
+            assert closed.wait(30)
 
-    asyncio.run(asyncio.wait_for(work(), 20))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=answer)
+        server.start()
+        asyncio.run(asyncio.wait_for(work(listener.getsockname()[1]), 60))
+        server.join(30)
 
 
 def test_probe_that_outlives_its_prober_is_cancelled() -> None:
@@ -147,7 +162,7 @@ def test_probe_that_outlives_its_prober_is_cancelled() -> None:
         with pytest.raises(ProberError, match="the prober is closed"):
             await look(prober, free_port())
 
-    asyncio.run(asyncio.wait_for(work(), 20))
+    asyncio.run(asyncio.wait_for(work(), 60))
 
 
 def test_prober_that_dies_fails_every_probe_and_those_to_come() -> None:
@@ -162,7 +177,7 @@ def test_prober_that_dies_fails_every_probe_and_those_to_come() -> None:
             await look(prober, free_port())
 
     with pytest.raises(ProberError, match="SIGKILL"):
-        asyncio.run(asyncio.wait_for(work(), 20))
+        asyncio.run(asyncio.wait_for(work(), 60))
 
 
 def test_prober_that_died_while_nobody_probed_is_told_at_the_end() -> None:
@@ -172,7 +187,7 @@ def test_prober_that_died_while_nobody_probed_is_told_at_the_end() -> None:
             await asyncio.sleep(0.2)
 
     with pytest.raises(ProberError, match="SIGKILL"):
-        asyncio.run(asyncio.wait_for(work(), 20))
+        asyncio.run(asyncio.wait_for(work(), 60))
 
 
 def test_prober_that_fails_tells_its_last_words() -> None:
@@ -181,7 +196,7 @@ def test_prober_that_fails_tells_its_last_words() -> None:
             await prober.probe("no address", 22, DIRECT, ProbeStats(), not_before_ns=0)
 
     with pytest.raises(ProberError, match=r"the prober has ended: exit code 1, socket\.gaierror: "):
-        asyncio.run(asyncio.wait_for(work(), 20))
+        asyncio.run(asyncio.wait_for(work(), 60))
 
 
 def test_prober_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,38 +207,42 @@ def test_prober_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPatch)
             pass
 
     with pytest.raises(ProberError, match="the prober has ended: exit code 1, no"):
-        asyncio.run(asyncio.wait_for(work(), 20))
+        asyncio.run(asyncio.wait_for(work(), 60))
 
 
 def test_prober_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prober_module, "_PATIENCE_S", 0.5)
     pids: list[int] = []
 
     async def work() -> None:
         async with probing() as prober:
+            monkeypatch.setattr(prober_module, "_PATIENCE_S", 0.5)
             pids.append(prober.pid)
             os.kill(prober.pid, signal.SIGSTOP)
             async with asyncio.timeout(0.1):
                 await look(prober, free_port())
 
     with pytest.raises(ProberError, match=r"has not answered for .* s: killed"):
-        asyncio.run(asyncio.wait_for(work(), 20))
+        asyncio.run(asyncio.wait_for(work(), 60))
     assert not alive(pids[0])
 
 
 def test_prober_ends_with_its_parent_however_that_ends() -> None:
-    with parent() as (process, pid):
+    with parent(free_port()) as (process, pid):
         assert alive(pid)
         process.kill()
-        process.wait(10)
+        process.wait(30)
         assert comes_true(lambda: not alive(pid))
 
 
 def test_ctrl_c_does_not_reach_it_and_it_still_tells_what_it_met() -> None:
-    with parent() as (process, pid):
-        time.sleep(0.3)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        parent(listener.getsockname()[1]) as (process, pid),
+    ):
+        for _ in range(2):  # closed without a byte; the second one comes after the first was counted
+            listener.accept()[0].close()
         os.killpg(process.pid, signal.SIGINT)
-        output, _ = process.communicate(timeout=10)
+        output, _ = process.communicate(timeout=30)
         assert process.returncode == 0
         assert re.fullmatch(r"[1-9]\d*", output.strip())
         assert not alive(pid)
@@ -241,4 +260,4 @@ def test_prober_holds_nothing_of_its_parents(tmp_path: Path) -> None:
         kinds = sorted(re.sub(r"[:/].*", "", str(path).lstrip("/")) for path in held)
         assert kinds == ["anon_inode", "dev", "socket", "tmp"]
 
-    asyncio.run(asyncio.wait_for(work(), 20))
+    asyncio.run(asyncio.wait_for(work(), 60))

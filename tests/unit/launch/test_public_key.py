@@ -101,7 +101,7 @@ def sshd(directory: Path) -> Iterator[int]:
         [program, "-D", "-e", "-f", directory / "config"], stderr=subprocess.DEVNULL
     ) as server:
         try:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while socket.socket().connect_ex(("127.0.0.1", port)):
                 assert time.monotonic() < deadline, "sshd does not listen"
                 time.sleep(0.05)

@@ -143,6 +143,7 @@ def test_a_stop_that_the_guest_ignores_is_cut_short_by_force(served: Served) -> 
     instance_id = launch(served)
     machine = served.machine(instance_id)
     machine.press_power_button = lambda: None  # type: ignore[method-assign]
+    served.services.lifecycle.stop_timeout_s = 600.0
     served.ec2.stop_instances(InstanceIds=[instance_id])
     began = time.monotonic()
     served.ec2.stop_instances(InstanceIds=[instance_id], Force=True)

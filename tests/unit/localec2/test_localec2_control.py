@@ -108,7 +108,7 @@ def test_web_pages_and_the_admin_route_are_kept_apart(served: Served) -> None:
     def status(path: str, **headers: str) -> int:
         request = urllib.request.Request(served.server.url + path, headers=headers)  # noqa: S310 - loopback
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310 - loopback
+            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - loopback
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             return error.code

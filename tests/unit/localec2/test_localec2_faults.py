@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
+import threading
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +15,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError
 from support.patience import until
 
+from instant_env.localec2.api import server
 from instant_env.localec2.state.faults import DelayFault, ErrorFault, Faults, UnknownFault
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ def ask(served: Served, method: str, route: str = "", body: dict[str, Any] | Non
         data=None if body is None else json.dumps(body).encode(),
         headers={"X-Localec2-Token": served.state.server.admin_token},
     )  # fmt: skip
-    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - loopback
+    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - loopback
         result: dict[str, Any] = json.load(answer)
         return result
 
@@ -105,14 +108,27 @@ def test_an_unsigned_call_uses_no_fault_up(served: Served) -> None:
     assert [fault["struck"] for fault in listed(served)] == [0]
 
 
-def test_a_delayed_action_keeps_nobody_else_waiting(served: Served) -> None:
+def test_a_delayed_action_keeps_nobody_else_waiting(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The delay ends when the test says so."""
+    begun, over, delays_s = threading.Event(), threading.Event(), list[float]()
+
+    def delay(seconds: float) -> None:
+        delays_s.append(seconds)
+        begun.set()
+        over.wait(60)
+
+    monkeypatch.setattr(server, "time", SimpleNamespace(sleep=delay))
     inject(served, kind="delay", action="DescribeVolumes", delay_ms=1000)
-    started = time.monotonic()
-    served.ec2.describe_instances()
-    assert time.monotonic() - started < 0.9
-    started = time.monotonic()
-    served.ec2.describe_volumes()
-    assert time.monotonic() - started >= 1
+    with ThreadPoolExecutor() as pool:
+        delayed = pool.submit(served.ec2.describe_volumes)
+        try:
+            assert begun.wait(60)
+            served.ec2.describe_instances()
+            assert not delayed.done()
+        finally:
+            over.set()
+        delayed.result(60)
+    assert delays_s == [1.0]
     assert listed(served)[0]["struck"] == 1, "a delay lasts until it is cleared"
 
 

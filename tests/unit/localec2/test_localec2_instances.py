@@ -211,7 +211,7 @@ def test_one_unknown_id_fails_the_whole_request(served: Served) -> None:
 def test_going_down_stops_instances_and_says_why(served: Served) -> None:
     (launched,) = run(served, served.register(), InstanceInitiatedShutdownBehavior="terminate")
     wait(served, launched["InstanceId"], "running")
-    served.services.lifecycle.close(timeout_s=1.0)
+    served.services.lifecycle.close(timeout_s=60.0)
     served.restart()
     stopped = describe(served, launched["InstanceId"])
     assert stopped["State"]["Name"] == "stopped"

@@ -261,7 +261,7 @@ def test_parameters_are_read_without_the_lock(served: Served) -> None:
             done.wait(60)
 
     threading.Thread(target=hold, daemon=True).start()
-    assert held.wait(10)
+    assert held.wait(60)
     sender = threading.Thread(
         target=lambda: replies.append(owner(served).send("ec2", DESCRIBE + b"&MaxResults=many")), daemon=True
     )

@@ -46,7 +46,7 @@ def order(served: Served, route: str, **body: Any) -> dict[str, Any]:
         headers={"X-Localec2-Token": served.state.server.admin_token},
     )  # fmt: skip
     try:
-        with urllib.request.urlopen(call, timeout=10) as answer:  # noqa: S310 - loopback
+        with urllib.request.urlopen(call, timeout=60) as answer:  # noqa: S310 - loopback
             result: dict[str, Any] = json.load(answer)
     except urllib.error.HTTPError as error:
         return {"status": error.code, "error": json.load(error)["error"]}

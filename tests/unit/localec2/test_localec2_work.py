@@ -13,7 +13,7 @@ def test_jobs_of_one_name_run_in_order_and_those_of_others_at_once() -> None:
 
     def job(number: int, last: bool = False) -> None:
         def run(name: str) -> None:
-            gate.wait(10)
+            gate.wait(60)
             seen.append((name, number))
             if last:
                 done.set()
@@ -24,9 +24,9 @@ def test_jobs_of_one_name_run_in_order_and_those_of_others_at_once() -> None:
         job(number, last=number == 49)
     other = threading.Event()
     work.add("b", lambda _: other.set())
-    assert other.wait(10), "b does not wait for a"
+    assert other.wait(60), "b does not wait for a"
     gate.set()
-    assert done.wait(10)
+    assert done.wait(60)
     assert seen == [("a", number) for number in range(50)]
 
 
@@ -38,4 +38,4 @@ def test_a_job_that_fails_does_not_stop_the_next() -> None:
 
     work.add("a", fail)
     work.add("a", lambda _: done.set())
-    assert done.wait(10)
+    assert done.wait(60)

@@ -130,12 +130,14 @@ def report(
             say(f"{fill}: {'filled anew' if changed else 'as its CSVs have it'}")
         return
     wanted = formats(format)
-    found = make(results)
-    written = found.write(Path(output) if output else results_dir / "reports" / found.results.name, wanted)
+    document = make(results)
+    written = document.write(
+        Path(output) if output else results_dir / "reports" / document.results.name, wanted
+    )
     if json:
-        print_json({**found.as_json(), "files": [str(path) for path in written]})
+        print_json({**document.as_json(), "files": [str(path) for path in written]})
         return
-    for section in found.sections:
+    for section in document.sections:
         say(f"{section.caption}: {section.recommendation.headline}")
         for reason in section.recommendation.reasons:
             say(f"  {reason}")

@@ -40,11 +40,11 @@ def _inject(json: bool, **fields: Any) -> None:
     from instant_env.cli import tables
     from instant_env.localec2 import starter
 
-    made = starter.inject(_endpoint(), **{name: value for name, value in fields.items() if value})
+    fault = starter.inject(_endpoint(), **{name: value for name, value in fields.items() if value})
     if json:
-        print_json({"fault": made})
+        print_json({"fault": fault})
     else:
-        say(tables.fault_line(made))
+        say(tables.fault_line(fault))
 
 
 @task(
@@ -178,12 +178,12 @@ def list_(_: Context, json: bool = False) -> None:
     from instant_env.cli import tables
     from instant_env.localec2 import starter
 
-    found = starter.faults(_endpoint())
+    faults = starter.faults(_endpoint())
     if json:
-        print_json({"faults": found})
-    for fault in [] if json else found:
+        print_json({"faults": faults})
+    for fault in [] if json else faults:
         say(tables.fault_line(fault))
-    if not found and not json:
+    if not faults and not json:
         say("no faults")
 
 

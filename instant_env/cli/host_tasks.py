@@ -31,12 +31,12 @@ def setup(
     connection = connect(
         account.only_aws(read_settings(cloud=cloud, region=region, subnet=subnet)), Reporter()
     )
-    found = account.set_up(connection, dry_run=dry_run, progress=Reporter())
+    findings = account.set_up(connection, dry_run=dry_run, progress=Reporter())
     if json:
-        print_json({"found": [finding.as_dict() for finding in found]})
+        print_json({"found": [finding.as_dict() for finding in findings]})
     else:
-        say("\n".join(account.advice(found)))
-    if any(finding.state == "trouble" for finding in found):
+        say("\n".join(account.advice(findings)))
+    if any(finding.state == "trouble" for finding in findings):
         raise Exit(code=1)
 
 
@@ -50,10 +50,10 @@ def teardown(
     from instant_env.cloud.session import connect
 
     connection = connect(account.only_aws(read_settings(cloud=cloud, region=region)), Reporter())
-    found = account.tear_down(connection, dry_run=dry_run, progress=Reporter())
+    findings = account.tear_down(connection, dry_run=dry_run, progress=Reporter())
     if json:
-        print_json({"found": [finding.as_dict() for finding in found]})
-    elif not found:
+        print_json({"found": [finding.as_dict() for finding in findings]})
+    elif not findings:
         say("nothing to remove")
 
 

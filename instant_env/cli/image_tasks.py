@@ -176,11 +176,11 @@ def amis(
     settings = read_settings(cloud=cloud, region=region)
     if diff:
         manifests = [difference.load(lambda: connect(settings, Reporter()), settings, name) for name in diff]
-        found = difference.compare(*manifests)
+        differences = difference.compare(*manifests)
         if json:
-            print_json(found)
+            print_json(differences)
         else:
-            say("\n".join(difference.as_text(found)))
+            say("\n".join(difference.as_text(differences)))
         return
     connection = connect(settings, Reporter())
     images = list_baked(connection, recipe=recipe, arch=parse_arch(arch) if arch else None)
@@ -237,13 +237,13 @@ def publish(
                 source_cloud, connect(away, report), source, workers=workers, progress=report,
                 watch=lambda standing: report.show(tables.publish_line(standing)),
             )  # fmt: skip
-    found = source.as_dict() if dry_run else result.as_dict()
+    publication = source.as_dict() if dry_run else result.as_dict()
     if json:
-        print_json(found)
+        print_json(publication)
     elif dry_run:
-        say("\n".join(tables.publish_plan(found)))
+        say("\n".join(tables.publish_plan(publication)))
     else:
-        say(tables.publish_summary(found))
+        say(tables.publish_summary(publication))
 
 
 @task(
@@ -372,10 +372,18 @@ def init_build(_: Context, arch: str = "", json: bool = False) -> None:
     from instant_env.bake.plan import file_sha256
     from instant_env.toolchain import go_build
 
-    built = [(one, go_build("init", one)) for one in ([parse_arch(arch)] if arch else list(Arch))]
+    built = [
+        (architecture, go_build("init", architecture))
+        for architecture in ([parse_arch(arch)] if arch else list(Arch))
+    ]
     rows = [
-        {"arch": one.value, "path": str(path), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        for one, path in built
+        {
+            "arch": architecture.value,
+            "path": str(path),
+            "bytes": path.stat().st_size,
+            "sha256": file_sha256(path),
+        }
+        for architecture, path in built
     ]
     if json:
         print_json({"binaries": rows})

@@ -44,11 +44,11 @@ def status(_: Context, json: bool = False) -> None:
     from instant_env.cli import tables
     from instant_env.localec2 import starter
 
-    found = starter.status(read_settings())
+    state = starter.status(read_settings())
     if json:
-        print_json(tables.status_dict(found))
+        print_json(tables.status_dict(state))
     else:
-        tables.print_status(found)
+        tables.print_status(state)
 
 
 @task(klass=VerbTask)

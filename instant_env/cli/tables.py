@@ -92,25 +92,25 @@ def publish_line(standing: Standing) -> str:
     )
 
 
-def publish_plan(found: dict[str, Any]) -> list[str]:
+def publish_plan(plan: dict[str, Any]) -> list[str]:
     """What a publication would write."""
-    lines = [f"{found['source']} ({found['recipe']}, {found['arch']}) as {found['name']}"]
+    lines = [f"{plan['source']} ({plan['recipe']}, {plan['arch']}) as {plan['name']}"]
     lines += [
         f"  {volume['device']}: {volume['size_gib']} GiB, {volume['blocks']} blocks with data"
-        for volume in found["volumes"]
+        for volume in plan["volumes"]
     ]
-    share = 100 - 100 * found["blocks_with_data"] / found["blocks"]
-    return [*lines, f"  at most {found['bytes_at_most'] / 1e6:.0f} MB; {share:.1f} % of the blocks are holes"]
+    share = 100 - 100 * plan["blocks_with_data"] / plan["blocks"]
+    return [*lines, f"  at most {plan['bytes_at_most'] / 1e6:.0f} MB; {share:.1f} % of the blocks are holes"]
 
 
-def publish_summary(found: dict[str, Any]) -> str:
-    """What a publication did."""
-    if found["reused"]:
-        return f"{found['ami']} is {found['source']}, published before"
-    skipped = 100 * found["blocks_skipped"] / found["blocks"]
+def publish_summary(image: dict[str, Any]) -> str:
+    """What a image did."""
+    if image["reused"]:
+        return f"{image['ami']} is {image['source']}, published before"
+    skipped = 100 * image["blocks_skipped"] / image["blocks"]
     return (
-        f"{found['ami']} ({found['recipe']}, {found['arch']}) published from {found['source']} in "
-        f"{found['seconds']:.0f} s: {found['bytes_written'] / 1e6:.0f} MB, {found['mb_per_s']:.0f} MB/s, "
+        f"{image['ami']} ({image['recipe']}, {image['arch']}) published from {image['source']} in "
+        f"{image['seconds']:.0f} s: {image['bytes_written'] / 1e6:.0f} MB, {image['mb_per_s']:.0f} MB/s, "
         f"{skipped:.1f} % of the blocks skipped"
     )
 
@@ -149,10 +149,10 @@ def shell_exports(endpoint: Endpoint) -> str:
 
 def status_dict(status: Status) -> dict[str, Any]:
     """Status for programs; no secrets."""
-    found: dict[str, Any] = status.model_dump(
+    fields: dict[str, Any] = status.model_dump(
         mode="json", exclude={"endpoint": {"secret_access_key", "admin_token"}}
     )
-    return found
+    return fields
 
 
 def fault_line(fault: dict[str, Any]) -> str:

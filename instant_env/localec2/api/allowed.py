@@ -65,7 +65,8 @@ ACTIONS: dict[str, frozenset[str]] = {
         "HibernationOptions.Configured",
         "IamInstanceProfile.Name", "IamInstanceProfile.Arn", "CreditSpecification.CpuCredits",
         "CpuOptions.CoreCount", "CpuOptions.ThreadsPerCore", "Monitoring.Enabled", "PrivateIpAddress",
-        "NetworkInterface.PrivateIpAddress",
+        "NetworkInterface.PrivateIpAddress", "LaunchTemplate.LaunchTemplateId",
+        "LaunchTemplate.LaunchTemplateName", "LaunchTemplate.Version",
     },
     "ModifyInstanceCreditSpecification": frozenset(
         {"ClientToken", "InstanceCreditSpecification.InstanceId", "InstanceCreditSpecification.CpuCredits"}
@@ -116,6 +117,9 @@ ACTIONS: dict[str, frozenset[str]] = {
     "EnableImageDeregistrationProtection": frozenset({"ImageId", "WithCooldown"}),
     "DisableImageDeregistrationProtection": frozenset({"ImageId"}),
     "CreateSnapshot": _TAGS | {"VolumeId", "Description"},
+    "CopySnapshot": _TAGS | {
+        "SourceRegion", "SourceSnapshotId", "Description", "DestinationRegion", "Encrypted", "PresignedUrl",
+    },
     "DeleteSnapshot": frozenset({"SnapshotId"}),
     "CreateVolume": _TAGS | {
         "AvailabilityZone", "Size", "SnapshotId", "VolumeType", "ClientToken", "Encrypted", "Iops",
@@ -164,6 +168,26 @@ ACTIONS: dict[str, frozenset[str]] = {
     "DeleteTags": frozenset({"ResourceId", "Tag.Key", "Tag.Value"}),
 }  # fmt: skip
 
+_TEMPLATE_NAMES = frozenset({"LaunchTemplateId", "LaunchTemplateName"})
+#: What a launch template may say: what a launch may say, and localec2 does.
+_TEMPLATE_DATA = frozenset(
+    f"LaunchTemplateData.{name}"
+    for name in ACTIONS["RunInstances"]
+    - {"MinCount", "MaxCount", "ClientToken", "SubnetId", "PrivateIpAddress"}
+    if not name.startswith("LaunchTemplate.")
+)
+ACTIONS |= {
+    "CreateLaunchTemplate": _TAGS | _TEMPLATE_DATA | {
+        "LaunchTemplateName", "VersionDescription", "ClientToken"
+    },
+    "CreateLaunchTemplateVersion": _TEMPLATE_DATA | _TEMPLATE_NAMES | {
+        "SourceVersion", "VersionDescription", "ClientToken"
+    },
+    "ModifyLaunchTemplate": _TEMPLATE_NAMES | {"SetDefaultVersion", "ClientToken"},
+    "DeleteLaunchTemplate": _TEMPLATE_NAMES,
+    "DeleteLaunchTemplateVersions": _TEMPLATE_NAMES | {"LaunchTemplateVersion"},
+}  # fmt: skip
+
 #: Accepted with exactly these values, because they ask for what happens anyway.
 ONLY_VALUES: dict[tuple[str, str], frozenset[str]] = {
     ("RunInstances", "InstanceMarketOptions.MarketType"): frozenset({"spot"}),
@@ -183,6 +207,13 @@ ONLY_VALUES: dict[tuple[str, str], frozenset[str]] = {
     ("RegisterImage", "VirtualizationType"): frozenset({"hvm"}),
     ("RegisterImage", "SriovNetSupport"): frozenset({"simple"}),
     ("RegisterImage", "BootMode"): frozenset({"uefi", "uefi-preferred"}),
+}
+
+ONLY_VALUES |= {
+    (action, f"LaunchTemplateData.{name}"): values
+    for (launch, name), values in list(ONLY_VALUES.items())
+    if launch == "RunInstances"
+    for action in ("CreateLaunchTemplate", "CreateLaunchTemplateVersion")
 }
 
 #: Reading changes nothing, so moto answers: from our records where they have something to say.
@@ -211,7 +242,9 @@ def _changes(*parameters: str) -> IamAction:
     return IamAction(True, frozenset(parameters))
 
 
-#: IAM: what instance profiles need.
+_IAM_TAGS = ("Tags.member.Key", "Tags.member.Value")
+
+#: IAM: roles, their policies, and instance profiles.
 IAM_ACTIONS: dict[str, IamAction] = {
     "CreateRole": _changes(
         "RoleName", "Path", "AssumeRolePolicyDocument", "Description", "MaxSessionDuration",
@@ -232,6 +265,22 @@ IAM_ACTIONS: dict[str, IamAction] = {
     "DeleteInstanceProfile": _changes("InstanceProfileName"),
     "GetInstanceProfile": _reads("InstanceProfileName"), "ListInstanceProfiles": _reads("PathPrefix"),
     "ListInstanceProfilesForRole": _reads("RoleName"),
+    "UpdateRole": _changes("RoleName", "Description", "MaxSessionDuration"),
+    "UpdateRoleDescription": _changes("RoleName", "Description"),
+    "TagRole": _changes("RoleName", *_IAM_TAGS), "UntagRole": _changes("RoleName", "TagKeys.member"),
+    "ListRoleTags": _reads("RoleName"),
+    "TagInstanceProfile": _changes("InstanceProfileName", *_IAM_TAGS),
+    "UntagInstanceProfile": _changes("InstanceProfileName", "TagKeys.member"),
+    "CreatePolicy": _changes("PolicyName", "Path", "PolicyDocument", "Description", *_IAM_TAGS),
+    "DeletePolicy": _changes("PolicyArn"), "GetPolicy": _reads("PolicyArn"),
+    "ListPolicies": _reads("Scope", "OnlyAttached", "PathPrefix"),
+    "ListEntitiesForPolicy": _reads("PolicyArn", "EntityFilter", "PathPrefix"),
+    "CreatePolicyVersion": _changes("PolicyArn", "PolicyDocument", "SetAsDefault"),
+    "DeletePolicyVersion": _changes("PolicyArn", "VersionId"),
+    "SetDefaultPolicyVersion": _changes("PolicyArn", "VersionId"),
+    "GetPolicyVersion": _reads("PolicyArn", "VersionId"), "ListPolicyVersions": _reads("PolicyArn"),
+    "TagPolicy": _changes("PolicyArn", *_IAM_TAGS), "UntagPolicy": _changes("PolicyArn", "TagKeys.member"),
+    "ListPolicyTags": _reads("PolicyArn"),
     "AddRoleToInstanceProfile": _changes("InstanceProfileName", "RoleName"),
     "RemoveRoleFromInstanceProfile": _changes("InstanceProfileName", "RoleName"),
 }  # fmt: skip

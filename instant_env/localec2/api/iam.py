@@ -12,6 +12,7 @@ from instant_env.localec2.protocol.call import CallError, read_object
 from instant_env.localec2.protocol.moto_request import CallResponse
 from instant_env.localec2.state.moto_api import (
     ActionResult,
+    DeleteConflictException,
     IAMException,
     IamResponse,
     LimitExceededException,
@@ -72,8 +73,38 @@ class LocalIam(CallResponse, IamResponse):  # type: ignore[misc]  # moto is unty
         return result
 
     def attach_role_policy(self) -> ActionResult:
-        self.services.state.identities.know_policy(self._get_param("PolicyArn"))
+        self._know_policy()
         return super().attach_role_policy()
+
+    def get_policy(self) -> ActionResult:
+        self._know_policy()
+        return super().get_policy()
+
+    def get_policy_version(self) -> ActionResult:
+        self._know_policy()
+        return super().get_policy_version()
+
+    def _know_policy(self) -> None:
+        self.services.state.identities.know_policy(self._get_param("PolicyArn"))
+
+    def delete_policy(self) -> ActionResult:
+        """moto deletes one that is in use; IAM wants it detached, and its other versions gone."""
+        policy = self.backend.get_policy(self._get_param("PolicyArn"))
+        if policy.attachment_count > 0:
+            raise DeleteConflictException("Cannot delete a policy attached to entities.")
+        if len(policy.versions) > 1:
+            raise DeleteConflictException(
+                "This policy has more than one version. Before you delete a policy, you must delete the "
+                "policy's versions. The default version is deleted with the policy."
+            )
+        return super().delete_policy()
+
+    def update_role(self) -> ActionResult:
+        """What is left out stays; moto makes it nothing."""
+        role = self.backend.get_role(self._get_param("RoleName"))
+        self.params.setdefault("Description", role.description)
+        self.params.setdefault("MaxSessionDuration", role.max_session_duration)
+        return super().update_role()
 
 
 def _check_document(name: str, text: str | None, most: int) -> None:

@@ -27,6 +27,7 @@ from instant_env.localec2.api.requests.checks import check
 from instant_env.localec2.api.requests.fields import given
 from instant_env.localec2.api.requests.tags import check_metadata_keys
 from instant_env.localec2.api.services import Services
+from instant_env.localec2.api.templates.actions import LaunchTemplateActions
 from instant_env.localec2.instances.hibernation import check_stop
 from instant_env.localec2.instances.launches import metadata_options, run_instances
 from instant_env.localec2.instances.state_reasons import HIBERNATION, USER
@@ -54,6 +55,7 @@ class LocalResponse(
     KeyPairs,
     Prices,
     TagListing,
+    LaunchTemplateActions,
 ):
     """One request to EC2. The server holds the state's lock while it runs."""
 
@@ -143,6 +145,7 @@ class LocalResponse(
 
     def run_instances(self) -> ActionResult:
         state, lifecycle = self.services.state, self.services.lifecycle
+        self.params = state.launch_templates.merged(self.params)
         tags = self._parse_tag_specification()
         self.error_on_dryrun()
         if (self._get_param("MetadataOptions") or {}).get("InstanceMetadataTags") == "enabled":
@@ -292,6 +295,21 @@ class LocalResponse(
         )
         shown = [{"Key": key, "Value": value} for key, value in snapshot.tags.items()]
         return ActionResult(self._snapshot(snapshot.id, shown))
+
+    def copy_snapshot(self) -> ActionResult:
+        tags, state = self._parse_tag_specification(), self.services.state
+        for name in ("SourceRegion", "DestinationRegion"):
+            if self._get_param(name) not in (None, state.region):
+                raise EC2ClientError("UnsupportedOperation", f"localec2 has one region, {state.region}.")
+        source_id = self._get_param("SourceSnapshotId") or ""
+        state.snapshot(source_id)
+        self.error_on_dryrun()
+        snapshot = self.services.snapshots.copy(
+            source_id, self._get_param("Description") or "", tags.get("snapshot", {}),
+            encrypted=bool(self._get_bool_param("Encrypted", False)),
+        )  # fmt: skip
+        shown = [{"Key": key, "Value": value} for key, value in snapshot.tags.items()]
+        return ActionResult({"SnapshotId": snapshot.id, "Tags": shown})
 
     def delete_snapshot(self) -> ActionResult:
         self.error_on_dryrun()

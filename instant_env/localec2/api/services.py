@@ -135,7 +135,7 @@ class Services:
         for resource_id in resource_ids:
             records = (
                 state.instances, state.volumes, state.snapshots, state.images, state.spot_requests,
-                state.interfaces, state.addresses,
+                state.interfaces, state.addresses, state.launch_templates.records,
             )  # fmt: skip
             record = next((kind[resource_id] for kind in records if resource_id in kind), None)
             if record is not None:

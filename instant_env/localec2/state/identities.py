@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from instant_env.localec2.records.records import Record, Tags
 from instant_env.localec2.records.store import RecordStore
@@ -43,6 +43,27 @@ class RoleRecord(IdentityRecord):
     attached_policy_arns: list[str] = Field(default_factory=list)
 
 
+class PolicyVersion(BaseModel):
+    """One version of a policy's document."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    document: str
+    create_date: datetime
+
+
+class PolicyRecord(IdentityRecord):
+    """A managed policy of this account's own."""
+
+    kind: ClassVar[str] = "policy"
+    description: str = ""
+    update_date: datetime
+    default_version_id: str
+    next_version: int  # numbers are not used again
+    versions: list[PolicyVersion]
+
+
 class InstanceProfileRecord(IdentityRecord):
     """An instance profile: the container of one role."""
 
@@ -62,11 +83,19 @@ class Identities:
         self.iam: Any = moto.iam_backend()
         self.roles: dict[str, RoleRecord] = {}
         self.profiles: dict[str, InstanceProfileRecord] = {}
+        self.policies: dict[str, PolicyRecord] = {}
 
     def load(self) -> None:
         """Show in moto what is on the disk, and nothing else."""
         for known in (self.roles, self.profiles, self.iam.roles, self.iam.instance_profiles):
             known.clear()
+        for arn in [arn for arn, policy in self.iam.managed_policies.items() if _is_own(policy)]:
+            del self.iam.managed_policies[arn]
+        self.policies.clear()
+        for policy in self._store.load_all(PolicyRecord):
+            self.policies[policy.name] = policy
+            shown = _shown_policy(policy)
+            self.iam.managed_policies[shown.arn] = shown
         for role in self._store.load_all(RoleRecord):
             self.roles[role.name] = role
             self.iam.roles[role.id] = self._shown_role(role)
@@ -78,9 +107,12 @@ class Identities:
         """Record what moto has now, after a call that changed something; what ``write`` raises is raised."""
         roles = {role.name: _role(role) for role in self.iam.roles.values()}
         profiles = {item.name: _profile(item) for item in self.iam.instance_profiles.values()}
+        own = [item for item in self.iam.managed_policies.values() if _is_own(item)]
+        policies = {item.name: _policy(item) for item in own}
+        self._record(self.policies, policies, write)
         self._record(self.roles, roles, write)
         self._record(self.profiles, profiles, write)
-        self.roles, self.profiles = roles, profiles
+        self.roles, self.profiles, self.policies = roles, profiles, policies
 
     def _record(
         self,
@@ -195,6 +227,43 @@ def _profile(profile: Any) -> InstanceProfileRecord:
         role_name=profile.roles[0].name if profile.roles else None,
         tags={tag["Key"]: tag["Value"] for tag in profile.tags}, create_date=profile.create_date,
     )  # fmt: skip
+
+
+def _is_own(policy: Any) -> bool:
+    """Whether a policy is this account's, and not one of AWS's."""
+    return not isinstance(policy, moto.iam_models.AWSManagedPolicy)
+
+
+def _policy(policy: Any) -> PolicyRecord:
+    return PolicyRecord(
+        id=policy.id, name=policy.name, path=policy.path, description=policy.description,
+        tags={tag["Key"]: tag["Value"] for tag in policy.tags.values()}, create_date=policy.create_date,
+        update_date=policy.update_date, default_version_id=policy.default_version_id,
+        next_version=policy.next_version_num,
+        versions=[
+            PolicyVersion(id=item.version_id, document=item.document, create_date=item.create_date)
+            for item in policy.versions
+        ],
+    )  # fmt: skip
+
+
+def _shown_policy(record: PolicyRecord) -> Any:
+    policy = moto.iam_models.ManagedPolicy(
+        record.name, account_id=moto.ACCOUNT_ID, region="aws", path=record.path,
+        description=record.description, default_version_id=record.default_version_id,
+        create_date=record.create_date.replace(tzinfo=None),
+        update_date=record.update_date.replace(tzinfo=None),
+        tags={key.lower(): {"Key": key, "Value": value} for key, value in record.tags.items()},
+    )  # fmt: skip
+    policy.id, policy.next_version_num = record.id, record.next_version
+    policy.versions = [
+        moto.iam_models.PolicyVersion(
+            policy.arn, item.document, item.id == record.default_version_id, item.id,
+            item.create_date.replace(tzinfo=None),
+        )
+        for item in record.versions
+    ]  # fmt: skip
+    return policy
 
 
 def _tag_list(tags: Tags) -> list[dict[str, str]]:

@@ -37,7 +37,12 @@ from moto.ec2.responses import EC2Response
 from moto.ec2.utils import EC2_PREFIX_TO_RESOURCE, generic_filter
 from moto.ec2.utils import filter_dict_attribute_mapping as INSTANCE_FILTERS
 from moto.iam.aws_managed_policies import aws_managed_policies_data
-from moto.iam.exceptions import IAMException, LimitExceededException, MalformedPolicyDocument
+from moto.iam.exceptions import (
+    DeleteConflictException,
+    IAMException,
+    LimitExceededException,
+    MalformedPolicyDocument,
+)
 from moto.iam.responses import IamResponse
 from moto.moto_api._internal import mock_random
 from moto.ssm.exceptions import SSMException
@@ -52,6 +57,7 @@ __all__ = [
     "INSTANCE_TYPES",
     "ActionResult",
     "Base64EncodedString",
+    "DeleteConflictException",
     "EC2ClientError",
     "EC2QueryParser",
     "EC2Response",
@@ -118,7 +124,13 @@ def ec2_backend(region: str, seed: int) -> Any:
     """
     mock_random.seed(seed)
     try:
-        return ec2_models.ec2_backends[ACCOUNT_ID][region]
+        backend = ec2_models.ec2_backends[ACCOUNT_ID][region]
+        if not backend.internet_gateways:  # moto's default VPC has none, and no way out
+            gateway = backend.create_internet_gateway()
+            backend.attach_internet_gateway(gateway.id, backend.default_vpc.id)
+            (table,) = backend.describe_route_tables(filters={"association.main": ["true"]})
+            backend.create_route(table.id, "0.0.0.0/0", None, gateway_id=gateway.id)
+        return backend
     finally:
         mock_random.seed()
 

@@ -36,6 +36,7 @@ from instant_env.localec2.records.store import RecordStore
 from instant_env.localec2.state.credentials import Issuer
 from instant_env.localec2.state.faults import Faults
 from instant_env.localec2.state.identities import Identities
+from instant_env.localec2.state.launch_templates import LaunchTemplates, TemplateRecord
 from instant_env.localec2.state.mirror import Mirror
 from instant_env.localec2.state.moto_api import EC2ClientError
 from instant_env.localec2.state.pushed_keys import InstanceConnect
@@ -72,6 +73,7 @@ class State:
         self.faults = Faults()
         self.mirror = Mirror(region, server.network_seed)
         self.identities = Identities(store)
+        self.launch_templates = LaunchTemplates(store)
         self.issuer = Issuer(server.secret_access_key)
         self.connect = InstanceConnect(layout.signer, region)
         self.instances: dict[str, InstanceRecord] = {}
@@ -106,6 +108,9 @@ class State:
         """Show everything that is on the disk, what others refer to first."""
         undo_unanswered(self.layout.journal, self.store)
         self.identities.load()
+        self.launch_templates.load()
+        for template in self.launch_templates.records.values():
+            self.mirror.show_tags(TagsRecord(resource_id=template.id, tags=template.tags))
         for group in self.store.load_all(SecurityGroupRecord):
             self.mirror.show_group(group)
         for pair in self.store.load_all(KeyPairRecord):
@@ -169,6 +174,9 @@ class State:
             case AddressRecord():
                 self.addresses[record.id] = record
                 self.mirror.show_address(record)
+            case TemplateRecord():
+                self.launch_templates.records[record.id] = record
+                self.mirror.show_tags(TagsRecord(resource_id=record.id, tags=record.tags))
             case SpotRequestRecord():
                 self.spot_requests[record.id] = record
                 self.mirror.show_tags(TagsRecord(resource_id=record.id, tags=record.tags))
@@ -261,6 +269,9 @@ class State:
             case ImageRecord():
                 self.images.pop(record.id, None)
                 self.mirror.hide_image(record.id)
+            case TemplateRecord():
+                self.launch_templates.forget(record)
+                self.mirror.ec2.tags.pop(record.id, None)
             case SpotRequestRecord():
                 self.spot_requests.pop(record.id, None)
                 self.mirror.ec2.tags.pop(record.id, None)
@@ -345,6 +356,7 @@ class State:
             "key": ("InvalidKeyPair.NotFound", lambda: [pair.id for pair in ec2.key_pairs.values()]),
             "sg": ("InvalidGroup.NotFound", lambda: [g.id for g in ec2.describe_security_groups()]),
             "sgr": ("InvalidSecurityGroupRuleId.NotFound", self._rule_ids),
+            "lt": ("InvalidLaunchTemplateId.NotFound", lambda: self.launch_templates.records),
             "sir": ("InvalidSpotInstanceRequestID.NotFound", lambda: self.spot_requests),
             "vpc": ("InvalidVpcID.NotFound", lambda: ec2.vpcs),
             "rtb": ("InvalidRouteTableID.NotFound", lambda: ec2.route_tables),

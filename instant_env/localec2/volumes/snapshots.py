@@ -79,6 +79,27 @@ class Snapshots:
             owner_id=ACCOUNT_ID, start_time=now(), state="pending",
         )  # fmt: skip
 
+    def copy(
+        self, source_id: str, description: str, tags: dict[str, str], *, encrypted: bool
+    ) -> SnapshotRecord:
+        """CopySnapshot: a pending snapshot of this account's own, over the source's bytes."""
+        source = self.state.snapshot(source_id)
+        if source.state != "completed":
+            raise EC2ClientError(
+                "IncorrectState", f"Snapshot {source_id} is in invalid state - {source.state}"
+            )
+        snapshot = self.copy_record(source, description, tags)
+        snapshot.encrypted = snapshot.encrypted or encrypted
+        self.state.save(snapshot)
+
+        def copy() -> None:
+            problem = self.layered([snapshot])
+            with self.state.lock:
+                self.settle(snapshot, problem)
+
+        threading.Thread(target=copy, name=f"copy {snapshot.id}").start()
+        return snapshot
+
     def layered(self, snapshots: Sequence[SnapshotRecord]) -> str:
         """Make the files of copies (lock not held); returns the problem, or ""."""
         layout = self.state.layout

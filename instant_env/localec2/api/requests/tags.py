@@ -52,6 +52,8 @@ def check_tags(action: str, fields: Iterable[Field]) -> None:
     for field in fields:
         if field.plain == "TagSpecification.ResourceType" and action in TAGGABLE:
             check_taggable(field.value, TAGGABLE[action])
+        elif field.plain == "LaunchTemplateData.TagSpecification.ResourceType":
+            check_taggable(field.value, _LAUNCHED)
         elif field.plain.endswith("Tag.Key"):
             _check_key(field.value)
             keys.setdefault(field.name.rpartition("Tag.")[0], []).append(field.value)

@@ -1,0 +1,1 @@
+"""Launch templates: what a launch may take its parameters from."""

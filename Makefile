@@ -51,6 +51,11 @@ coverage: setup ## print which lines of Python the quick tests run
 test-arm64: setup ## run the boot and contract tests with arm64 machines in x86_64's place
 	$(PYTEST) --arch arm64 --numprocesses $(WORKERS)
 
+# Seconds for all targets together. What breaks one is written to testdata/fuzz in its package: keep it with the mend.
+FUZZ_TIME ?= 3600
+fuzz: setup ## look for inputs that break a parser, for an hour (FUZZ_TIME=seconds)
+	INSTANT_ENV_FUZZ_SECONDS=$(FUZZ_TIME) $(PYTEST) --numprocesses 0 tests/unit/test_fuzz.py
+
 # The one command to refresh constraints.txt. Existing pins stay unless LOCK_FLAGS=--upgrade.
 lock: ## write constraints.txt from pyproject.toml (LOCK_FLAGS=--upgrade: newest versions)
 	$(PYTHON) -m venv build/lock

@@ -63,14 +63,16 @@ class Runner:
         stdin: str = "",
         on_line: Callable[[str], None] | None = None,
         directory: Path | None = None,
+        prefix: Sequence[str | Path] = (),
     ) -> None:
         """Run ``command`` to its end. Raises BuildError with its last lines when it fails.
 
         ``stdin`` must be small (it is written before the output is read). ``on_line`` sees each line of the
-        output, stdout and stderr mixed. ``directory`` is where it runs, by default where we do. On any
+        output, stdout and stderr mixed. ``directory`` is where it runs, by default where we do. ``prefix`` is
+        what runs it, such as unshare with its options; an error names the command all the same. On any
         exception, Ctrl-C included, the process group is ended.
         """
-        arguments = [str(part) for part in command]
+        arguments = [str(part) for part in (*prefix, *command)]
         tail: deque[str] = deque(maxlen=_TAIL)
         started = time.monotonic()
         with self.log.open("a", encoding="utf-8") as log:
@@ -105,7 +107,7 @@ class Runner:
             print(f"# exit {code} after {time.monotonic() - started:.1f} s", file=log)
         if code != 0:
             raise BuildError(
-                f"{Path(arguments[0]).name} failed ({code}): {' / '.join(tail) or 'it said nothing'}",
+                f"{Path(command[0]).name} failed ({code}): {' / '.join(tail) or 'it said nothing'}",
                 hint=f"all of its output is in {self.log}",
             )
 

@@ -25,7 +25,7 @@ type fakePE struct {
 	filler           byte
 }
 
-func (f fakePE) build(t *testing.T) []byte {
+func (f fakePE) build(t testing.TB) []byte {
 	t.Helper()
 	var out bytes.Buffer
 	put := func(value any) {

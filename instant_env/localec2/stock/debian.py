@@ -23,6 +23,7 @@ from pathlib import Path
 from instant_env.arch import Arch
 from instant_env.debian import foreign
 from instant_env.debian.command import BuildError, Runner, require
+from instant_env.debian.devices import own_devices
 from instant_env.debian.mirrors import SUITE, Mirrors, check_keyring
 from instant_env.files import replacing
 from instant_env.localec2.stock import debian_contents as contents
@@ -197,29 +198,26 @@ def _bootstrap(
             say(line.removeprefix("I: ").rstrip("."))
 
     runner.environment["TMPDIR"] = str(work / "inside")
-    runner.run(
-        [
-            "mmdebstrap",
-            f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
-            "--variant=minbase",
-            "--format=tar",
-            # Its check wants the program arch-test; ours (foreign.py) has looked at the kernel's handlers.
-            "--skip=check/qemu",
-            f"--architectures={arch.debian}",
-            f"--include={','.join(contents.packages(arch))}",
-            f"--essential-hook=tar-in {shlex.quote(str(early))} /",
-            *(postpone if arch is Arch.ARM64 else ()),
-            f"--customize-hook=tar-in {shlex.quote(str(late))} /",
-            f'--customize-hook=chroot "$1" {scratch}/finish',
-            f"--customize-hook=download {scratch}/packages {shlex.quote(str(work / 'packages'))}",
-            f'--customize-hook=rm -r "$1"{scratch}',
-            SUITE,
-            work / "root.tar",
-            "-",
-        ],
-        stdin=mirrors.sources(),
-        on_line=on_line,
-    )
+    command: list[str | Path] = [
+        "mmdebstrap",
+        f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
+        "--variant=minbase",
+        "--format=tar",
+        # Its check wants the program arch-test; ours (foreign.py) has looked at the kernel's handlers.
+        "--skip=check/qemu",
+        f"--architectures={arch.debian}",
+        f"--include={','.join(contents.packages(arch))}",
+        f"--essential-hook=tar-in {shlex.quote(str(early))} /",
+        *(postpone if arch is Arch.ARM64 else ()),
+        f"--customize-hook=tar-in {shlex.quote(str(late))} /",
+        f'--customize-hook=chroot "$1" {scratch}/finish',
+        f"--customize-hook=download {scratch}/packages {shlex.quote(str(work / 'packages'))}",
+        f'--customize-hook=rm -r "$1"{scratch}',
+        SUITE,
+        work / "root.tar",
+        "-",
+    ]
+    runner.run(command, stdin=mirrors.sources(), on_line=on_line, prefix=own_devices())
 
 
 def _make_disk(runner: Runner, work: Path, arch: Arch, ids: disks.Identifiers) -> None:

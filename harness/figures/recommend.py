@@ -17,7 +17,8 @@ from harness.figures.statistics import (
     compare,
     sample,
 )
-from instant_env.launch.techniques import BASELINE
+from instant_env.errors import UsageError
+from instant_env.launch.techniques import BASELINE, find_technique
 
 #: Of a technique's attempts that were neither interrupted nor cancelled, so many must have logged in.
 MIN_OK_SHARE = 0.9
@@ -74,13 +75,11 @@ def recommend(summary: Summary, records: Sequence[Record]) -> Recommendation:
             f"{best.technique} has the smallest median of {name} ({table.figure(best.phases[phase].p50)} s), "
             f"but that is of {against.blocks if against else 0} blocks; an interval takes {MIN_BLOCKS}.",
         )
-    reasons = [*refused, _sentence(best.technique, BASELINE, name, against)]
+    reasons = [_sentence(best.technique, BASELINE, name, against), *refused]
     if against.difference_ms.interval[1] >= 0:
         return no(*reasons, "The interval holds 0: it may as well be no faster than cold.")
     ties = []
-    for other in usable:
-        if other is best:
-            continue
+    for other in _by_interest(usable, best, phase):
         samples = (sample(records, t.technique, phase) for t in (other, best))
         between = compare(*samples, same_run=True)
         reasons.append(_sentence(best.technique, other.technique, name, between))
@@ -90,6 +89,23 @@ def recommend(summary: Summary, records: Sequence[Record]) -> Recommendation:
     if ties:
         return no(*reasons, f"Nothing here tells {best.technique} from {' and '.join(ties)}.")
     return Recommendation(best.technique, phase, (*reasons, f"{_ok_count(best)} logged in."))
+
+
+def _by_interest(
+    usable: Sequence[TechniqueStatistics], best: TechniqueStatistics, phase: str
+) -> list[TechniqueStatistics]:
+    """All but the best, by their medians; first the one without a pool, against which a pool has to pay."""
+    others = sorted((t for t in usable if t is not best), key=lambda t: t.phases[phase].p50.ms)
+    without_pool = [t for t in others if not _has_pool(t.technique)][:1]
+    return [*without_pool, *(t for t in others if t not in without_pool)]
+
+
+def _has_pool(name: str) -> bool:
+    """Whether its machines are there before they are asked for; of one that we do not know, no."""
+    try:
+        return find_technique(name).hands_over_key
+    except UsageError:
+        return False
 
 
 def _variants(summary: Summary, phase: str) -> list[str]:

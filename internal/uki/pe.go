@@ -52,6 +52,9 @@ func parsePE(data []byte) (*peImage, error) {
 	if len(data) > maxImageSize {
 		return nil, errors.New("larger than 2 GiB")
 	}
+	if binary.LittleEndian.Uint32(data[peOffsetField:]) < peOffsetField+4 {
+		return nil, errors.New("the PE header lies within the DOS header")
+	}
 	file, err := pe.NewFile(bytes.NewReader(data))
 	if err != nil {
 		return nil, fmt.Errorf("not a usable PE file: %w", err)
@@ -118,6 +121,9 @@ func (p *peImage) makeRoom(count int) error {
 	tableEnd := uint32(p.sectionTable() + len(p.sections)*sectionHeaderSize)
 	needed := roundUp(tableEnd+uint32(count*sectionHeaderSize), p.optional.FileAlignment)
 	first := p.firstRawData()
+	if first < tableEnd {
+		return fmt.Errorf("a section's bytes begin at %#x, within the headers, which end at %#x", first, tableEnd)
+	}
 	if needed > first {
 		lowest := uint32(maxImageSize)
 		for _, s := range p.sections {

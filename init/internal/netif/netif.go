@@ -93,6 +93,9 @@ func parseLinks(dump []byte) ([]Interface, error) {
 			Index:  int(int32(binary.NativeEndian.Uint32(message.Data[4:]))),
 			Linked: binary.NativeEndian.Uint32(message.Data[8:])&lowerUp != 0,
 		}
+		if len(message.Data)%syscall.RTA_ALIGNTO != 0 { // the kernel pads attributes, and Go's parser relies on it
+			return nil, syscall.EINVAL
+		}
 		attributes, err := syscall.ParseNetlinkRouteAttr(&message)
 		if err != nil {
 			return nil, err

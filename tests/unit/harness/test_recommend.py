@@ -21,6 +21,19 @@ def test_the_fastest_is_recommended_when_the_figures_tell_it_from_every_other() 
     assert found.reasons[-1] == "10 of 10 attempts of custom-init logged in."
 
 
+def test_a_reader_first_sees_cold_and_the_best_that_takes_no_pool() -> None:
+    medians = {
+        "prealloc_eni": 39_000, "minimal_ami": 20_000, "warm_stopped": 7_000, "custom_init": 8_000,
+        "cold": 40_000, "warm_running": 600,
+    }  # fmt: skip
+    found = judge(*race(10, **medians))
+    compared = [reason.partition(":")[0] for reason in found.reasons[:-1]]
+    assert compared == [
+        f"warm-running against {other}"
+        for other in ("cold", "custom-init", "warm-stopped", "minimal-ami", "prealloc-eni")
+    ]
+
+
 def test_on_ec2_t4_decides() -> None:
     rows = [
         row(t, ms, block=b, cloud="aws") for b in range(10) for t, ms in (("cold", 4e4), ("minimal-ami", 2e4))
@@ -56,7 +69,8 @@ def test_a_technique_that_often_fails_is_out() -> None:
         rows[block * 3 + 1] = row("custom-init", None, "launch_error", block=block + 1)
     found = judge(*rows)
     assert found.technique == "minimal-ami"
-    assert found.reasons[0] == "custom-init is out: 8 of 10 attempts of custom-init logged in."
+    assert found.reasons[0].startswith("minimal-ami against cold")
+    assert found.reasons[1] == "custom-init is out: 8 of 10 attempts of custom-init logged in."
     # A run cut short says nothing against the technique that was running.
     rows = [*race(10, cold=40_000, custom_init=8_000), row("custom-init", None, "interrupted", block=11)]
     assert judge(*rows).technique == "custom-init"

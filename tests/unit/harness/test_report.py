@@ -331,6 +331,18 @@ def test_page_as_it_is_seen(window: Browser, written: Path, width: int, figure: 
     assert window.console() == []
 
 
+@pytest.mark.parametrize(
+    "sample", sorted((ROOT / "results" / "samples").glob("*.csv")), ids=lambda path: path.stem
+)
+def test_figures_are_not_cut_off(window: Browser, sample: Path, tmp_path: Path) -> None:
+    """At 1280 pixels, a laptop's width, every column of the tables of figures is there without scrolling."""
+    make(read_results(sample)).write(tmp_path, (Format.HTML,))
+    window.look(tmp_path / "report.html", 1280)
+    wide = """return [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth)
+        .map(e => e.getAttribute('aria-label'));"""
+    assert window.run(wide) == []
+
+
 def test_metadata_that_are_no_metadata(tmp_path: Path) -> None:
     path = write_run(tmp_path / "20260101T000000Z-x.csv", three(1))
     for text in ("{", "[1]"):

@@ -21,11 +21,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+from hangs import HangError, Hangs, console_end
+
 from instant_env.arch import Arch
 from instant_env.cloud.keys import KeyPair
 from instant_env.localec2 import starter
+from instant_env.localec2.records.layout import Layout
 from instant_env.settings import Settings, load
-from instant_env.ssh.connection import wait_for_login
+from instant_env.ssh.connection import LoginError, wait_for_login
 
 #: Target of the project for a new connection, in the guest, median.
 TARGET_MS = 25.0
@@ -85,22 +88,41 @@ def measure(settings: Settings, connections: int) -> dict[str, object]:
         ec2.authorize_security_group_ingress(
             GroupId=group_id, IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp="127.0.0.1/32"
         )
-        instance_id = ec2.run_instances(
-            ImageId=image_id, InstanceType="m7i.large", MinCount=1, MaxCount=1, KeyName="bench",
-            SecurityGroupIds=[group_id],
-        )["Instances"][0]["InstanceId"]  # fmt: skip
-        ec2.get_waiter("instance_running").wait(InstanceIds=[instance_id], WaiterConfig={"Delay": 1})
-        found = ec2.describe_instances(InstanceIds=[instance_id])
-        address = found["Reservations"][0]["Instances"][0]["PublicIpAddress"]
-        guest = wait_for_login(address, endpoint.ssh_port, "admin", key, timeout_s=LOGIN_TIMEOUT_S)
-        # What runs beside the first login would be measured too.
-        guest.run("cloud-init status --wait", hide=True)
-        guest.put(io.StringIO(_GUEST), "measure.py")
-        result = guest.run(f"python3 measure.py {connections}", hide=True)
-        ec2.terminate_instances(InstanceIds=[instance_id])
-        ec2.get_waiter("instance_terminated").wait(InstanceIds=[instance_id], WaiterConfig={"Delay": 1})
-        answer: dict[str, object] = json.loads(result.stdout)
-        return answer | {"target_p50_ms": TARGET_MS, "machine": machine_facts(endpoint.accelerator)}
+        layout = Layout(settings.local_dir.resolve())
+
+        def once() -> dict[str, object]:
+            instance_id = ec2.run_instances(
+                ImageId=image_id, InstanceType="m7i.large", MinCount=1, MaxCount=1, KeyName="bench",
+                SecurityGroupIds=[group_id],
+            )["Instances"][0]["InstanceId"]  # fmt: skip
+            try:
+                ec2.get_waiter("instance_running").wait(InstanceIds=[instance_id], WaiterConfig={"Delay": 1})
+                found = ec2.describe_instances(InstanceIds=[instance_id])
+                address = found["Reservations"][0]["Instances"][0]["PublicIpAddress"]
+                try:
+                    guest = wait_for_login(
+                        address, endpoint.ssh_port, "admin", key, timeout_s=LOGIN_TIMEOUT_S
+                    )
+                except LoginError:
+                    console = console_end(layout.instance(instance_id) / "console.log")
+                    raise HangError(instance_id, LOGIN_TIMEOUT_S, console) from None
+                # What runs beside the first login would be measured too.
+                guest.run("cloud-init status --wait", hide=True)
+                guest.put(io.StringIO(_GUEST), "measure.py")
+                answer: dict[str, object] = json.loads(
+                    guest.run(f"python3 measure.py {connections}", hide=True).stdout
+                )
+                return answer
+            finally:
+                ec2.terminate_instances(InstanceIds=[instance_id])
+                ec2.get_waiter("instance_terminated").wait(
+                    InstanceIds=[instance_id], WaiterConfig={"Delay": 1}
+                )
+
+        hangs = Hangs()
+        return (hangs.measured("debian-12", once) or {}) | {
+            "hangs": hangs.rows, "target_p50_ms": TARGET_MS, "machine": machine_facts(endpoint.accelerator),
+        }  # fmt: skip
     finally:
         starter.down(settings)
 

@@ -13,6 +13,7 @@ for every 5 ms, with the same probe running beside it that looks for sshd on the
 `processor_ms` is what QEMU has used of the host's processors by then, which says more than the time where
 others use the host. Init's own figures are from its timeline, on the guest's clock. How long after the
 kernel's hand-off the floor's line comes, which is what a start of Go takes, is from the kernel's log.
+A machine that hangs is told, and another launched in its place (hangs.py).
 Prints one JSON object; figures of different machines are not comparable.
 """
 
@@ -33,10 +34,12 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import asyncssh
+from hangs import HangError, Hangs, console_end
 
 from instant_env.arch import Arch
 from instant_env.launch.guest import read_guest
@@ -72,6 +75,7 @@ class Bench:
     key: asyncssh.SSHKey
     key_name: str
     group_id: str
+    limit_s: float = LIMIT_S
 
     async def launch(self, image_id: str, follow: Callable[[Machine], Awaitable[Figures]]) -> Figures:
         """Launch, measure, end the machine whatever happened."""
@@ -88,13 +92,18 @@ class Bench:
         )  # fmt: skip
         instance_id = made["Instances"][0]["InstanceId"]
         try:
-            address = await self._running(instance_id)
-            async with asyncio.timeout(LIMIT_S):
+            async with asyncio.timeout(self.limit_s):
+                address = await self._running(instance_id)
                 return await follow(Machine(instance_id, address, started_ns, prober))
+        except TimeoutError:
+            raise HangError(instance_id, self.limit_s, console_end(self._console(instance_id))) from None
         finally:
             self.ec2.terminate_instances(InstanceIds=[instance_id])
             while self._describe(instance_id)["State"]["Name"] != "terminated":
                 await asyncio.sleep(0.05)
+
+    def _console(self, instance_id: str) -> Path:
+        return Layout(self.settings.local_dir.resolve()).instance(instance_id) / "console.log"
 
     def _describe(self, instance_id: str) -> Any:
         found = self.ec2.describe_instances(InstanceIds=[instance_id])
@@ -114,7 +123,7 @@ class Bench:
 
     async def floor(self, machine: Machine) -> Figures:
         """Until its line is on the console."""
-        console = Layout(self.settings.local_dir.resolve()).instance(machine.instance_id) / "console.log"
+        console = self._console(machine.instance_id)
         looking = self._probe(machine)
         try:
             while not console.exists() or LINE not in console.read_bytes():
@@ -279,6 +288,36 @@ def summary(launches: list[Figures]) -> dict[str, object]:
     }
 
 
+def launch_once(bench: Bench, image_id: str, follow: Callable[[Machine], Awaitable[Figures]]) -> Figures:
+    return asyncio.run(bench.launch(image_id, follow))
+
+
+def compared(blocks: list[dict[str, Figures]]) -> dict[str, Any]:
+    """Figures of each kind of launch, and custom-init's against the floor's; a block may lack what hung."""
+    launches: dict[str, list[Figures]] = {}
+    for block in blocks:
+        for name, figures in block.items():
+            launches.setdefault(name, []).append(figures)
+    result: dict[str, Any] = {name: {"n": len(all_), **summary(all_)} for name, all_ in launches.items()}
+    pairs = [
+        (block["custom-init"], block["floor"]) for block in blocks if {"custom-init", "floor"} <= block.keys()
+    ]
+    for figure in ("t4_ms", "processor_ms") if pairs else ():
+        ratios = [ours[figure] / floor[figure] for ours, floor in pairs]
+        result[f"{figure}_to_floor"] = {
+            "of_medians": round(result["custom-init"][figure]["p50"] / result["floor"][figure]["p50"], 3),
+            "median_of_blocks": round(statistics.median(ratios), 3), "target": 1.2,
+        }  # fmt: skip
+    times = [
+        block["custom-init"]["t4_ms"] / block["beside"]["t4_ms"]
+        for block in blocks
+        if {"custom-init", "beside"} <= block.keys()
+    ]
+    if times:
+        result["t4_ms_to_beside"] = {"median_of_blocks": round(statistics.median(times), 3)}
+    return result
+
+
 def measure(bench: Bench, arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
     arch = Arch(arguments.arch)
     image = newest(bench.ec2, arch)
@@ -291,33 +330,22 @@ def measure(bench: Bench, arguments: argparse.Namespace, directory: Path) -> dic
         follow["beside"] = bench.login("admin")
     images = {name: register(bench, image, arch, path, directory) for name, path in programs.items()}
     images["cold"] = base
-    launches: dict[str, list[Figures]] = {name: [] for name in follow}
-    load_1min = os.getloadavg()[0]  # before we make some
-    for block in range(arguments.blocks):
-        order = [*programs, *(["cold"] if block < arguments.cold else [])]
+    load_1min, hangs = os.getloadavg()[0], Hangs()  # before we make some
+    blocks: list[dict[str, Figures]] = []
+    for number in range(arguments.blocks):
+        order = [*programs, *(["cold"] if number < arguments.cold else [])]
         random.shuffle(order)
+        blocks.append({})
         for name in order:
-            launches[name].append(asyncio.run(bench.launch(images[name], follow[name])))
-    result: dict[str, Any] = {
-        name: {"n": len(all_), **summary(all_)} for name, all_ in launches.items() if all_
-    }
-    pairs = list(zip(launches["custom-init"], launches["floor"], strict=True))
-    for figure in ("t4_ms", "processor_ms"):
-        ratios = [ours[figure] / floor[figure] for ours, floor in pairs]
-        result[f"{figure}_to_floor"] = {
-            "of_medians": round(result["custom-init"][figure]["p50"] / result["floor"][figure]["p50"], 3),
-            "median_of_blocks": round(statistics.median(ratios), 3), "target": 1.2,
-        }  # fmt: skip
-    if arguments.beside:
-        times = [
-            ours["t4_ms"] / other["t4_ms"]
-            for ours, other in zip(launches["custom-init"], launches["beside"], strict=True)
-        ]
-        result["t4_ms_to_beside"] = {
-            "median_of_blocks": round(statistics.median(times), 3),
-            "bytes": [programs[name].stat().st_size for name in ("custom-init", "beside")],
-        }
+            figures = hangs.measured(name, partial(launch_once, bench, images[name], follow[name]))
+            if figures is not None:
+                blocks[-1][name] = figures
+    result = compared(blocks)
+    if "t4_ms_to_beside" in result:
+        sizes = [programs[name].stat().st_size for name in ("custom-init", "beside")]
+        result["t4_ms_to_beside"]["bytes"] = sizes
     return result | {
+        "hangs": hangs.rows,
         "image": image["ImageId"],
         "machine": {
             "cores": os.cpu_count(), "kernel": platform.release(), "accelerator": bench.endpoint.accelerator,

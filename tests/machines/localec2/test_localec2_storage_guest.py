@@ -59,3 +59,20 @@ def test_what_one_guest_writes_another_reads(tiny_cloud: TinyCloud) -> None:
     assert read(other, other.device(volume_id)) == "before"
     ec2.detach_volume(VolumeId=volume_id)
     ec2.get_waiter("volume_available").wait(VolumeIds=[volume_id], WaiterConfig={"Delay": 1})
+
+
+def test_a_volume_that_grew_is_larger_at_the_next_start(tiny_cloud: TinyCloud) -> None:
+    """ModifyVolume of an attached volume; QEMU's NVMe device tells a running guest nothing."""
+    ec2, instance_id = tiny_cloud.ec2, tiny_cloud.launch_tiny()
+    tiny_cloud.login(instance_id)
+    (volume,) = ec2.describe_volumes(Filters=[{"Name": "attachment.instance-id", "Values": [instance_id]}])[
+        "Volumes"
+    ]
+    volume_id, size_gib = volume["VolumeId"], volume["Size"] + 2
+    ec2.modify_volume(VolumeId=volume_id, Size=size_gib)
+    tiny_cloud.wait(instance_id, "running")
+    ec2.stop_instances(InstanceIds=[instance_id])
+    tiny_cloud.wait(instance_id, "stopped")
+    ec2.start_instances(InstanceIds=[instance_id])
+    sectors = tiny_cloud.login(instance_id).run("cat /sys/block/nvme0n1/size")
+    assert int(sectors) * 512 == size_gib << 30

@@ -52,10 +52,10 @@ class Policy:
         """Raises UsageError."""
         if self.keep < 0:
             raise UsageError(
-                f"--keep {self.keep} makes no sense", hint="0 removes every AMI that nothing refers to"
+                f"--keep {self.keep}: must be 0 or more", hint="0 removes every AMI that nothing refers to"
             )
         if self.min_age < timedelta(0):
-            raise UsageError("a negative --min-age-h makes no sense", hint="0 is the default")
+            raise UsageError("--min-age-h must be 0 or more", hint="0 is the default")
         if unknown := self.kinds - KINDS:
             raise UsageError(
                 f"--what {', '.join(sorted(unknown))}: no such kind",
@@ -331,8 +331,3 @@ def survey(cloud: Cloud, policy: Policy, now: datetime | None = None) -> Survey:
         return _Surveyor(cloud, policy, now or datetime.now(UTC)).survey()
     except ClientError as error:
         raise cloud_error(error, "listing what is ours") from error
-
-
-def find_removals(cloud: Cloud, *, keep: int, now: datetime | None = None) -> list[Removal]:
-    """What may go, of every kind."""
-    return survey(cloud, Policy(keep=keep), now).removals

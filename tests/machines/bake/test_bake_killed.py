@@ -10,6 +10,7 @@ import pytest
 from support.pretend_bakery import NOTHING, Bakery
 
 from instant_env.cloud import janitor
+from instant_env.cloud.janitor import Policy
 from instant_env.cloud.removal import remove
 
 pytest_plugins = ("support.pretend_bakery",)
@@ -36,7 +37,7 @@ def test_nothing_is_left_wherever_a_bake_is_killed(bakery: Bakery) -> None:
         os.kill(bake.pid, signal.SIGKILL)
         bake.join()
         machines += len(bakery.left()["instances"])
-        removals = janitor.find_removals(bakery.cloud, keep=99)
+        removals = janitor.survey(bakery.cloud, Policy(keep=99)).removals
         assert remove(bakery.cloud, removals, lambda _: None) == [], lines[-1]
         assert bakery.left() == NOTHING, lines[-1]
         assert (bakery.images(), bakery.snapshots()) == ([], []), lines[-1]

@@ -20,6 +20,7 @@ from instant_env.bake.request import Method, OnError, Options, choose
 from instant_env.bake.seal import SEAL_FAILED
 from instant_env.bake.verify import VerifyError
 from instant_env.cloud import janitor
+from instant_env.cloud.janitor import Policy
 from instant_env.cloud.removal import remove
 from instant_env.cloud.session import CloudError
 from instant_env.errors import UsageError
@@ -148,7 +149,7 @@ def test_what_failed_is_kept_when_asked_with_a_key_to_look_at_it(bakery: Bakery)
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert asyncssh.read_private_key(key).get_algorithm() == "ssh-ed25519"
     assert "PRIVATE" not in "".join(said)
-    assert remove(bakery.cloud, janitor.find_removals(bakery.cloud, keep=3), lambda _: None) == []
+    assert remove(bakery.cloud, janitor.survey(bakery.cloud, Policy(keep=3)).removals, lambda _: None) == []
     assert bakery.left() == NOTHING
 
 

@@ -22,6 +22,7 @@ from instant_env.bake.verify import VerifyError
 from instant_env.cloud import janitor
 from instant_env.cloud.account import POLICIES
 from instant_env.cloud.images import list_baked
+from instant_env.cloud.janitor import Policy
 from instant_env.cloud.removal import remove
 from instant_env.cloud.session import Cloud, CloudError
 from instant_env.cloud.tags import Role, tag_list
@@ -178,7 +179,7 @@ def test_cleaning_stays_within_its_policy_and_the_policy_within_the_sources(bake
     with pytest.raises(StepError):
         bakery.bake(on_error=OnError.KEEP)
     recorder = Recorder(bakery.cloud)
-    assert remove(bakery.cloud, janitor.find_removals(bakery.cloud, keep=3), lambda _: None) == []
+    assert remove(bakery.cloud, janitor.survey(bakery.cloud, Policy(keep=3)).removals, lambda _: None) == []
     assert bakery.left() == NOTHING
     policy = allowed("clean")
     assert {"ec2:TerminateInstances", "ec2:DeleteSecurityGroup", "ec2:DeleteKeyPair"} <= recorder.actions

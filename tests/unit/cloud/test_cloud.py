@@ -18,6 +18,7 @@ from instant_env.cloud import copies, instances, janitor, runs
 from instant_env.cloud.images import deregister, find_baked, list_baked, mark_verified, parameter_name
 from instant_env.cloud.instances import LaunchRequest, Market
 from instant_env.cloud.interfaces import PublicInterface, make_public_interface
+from instant_env.cloud.janitor import Policy
 from instant_env.cloud.keys import KeyPair, imported_key_pair
 from instant_env.cloud.network import temporary_security_group
 from instant_env.cloud.removal import Removal, remove
@@ -140,15 +141,15 @@ def test_clean_keeps_the_newest_and_latest_and_whatever_is_not_ours(cloud: Cloud
     assert sorted(by_age) == sorted(images)
     cloud.ssm.put_parameter(Name=parameter_name("minimal", Arch.X86_64), Value=oldest, Type="String")
 
-    removals = janitor.find_removals(cloud, keep=1, now=NOW)
+    removals = janitor.survey(cloud, Policy(keep=1), NOW).removals
     assert kinds(removals) == [("image", by_age[1])]  # the newest is kept, the oldest is `latest`
     assert remove(cloud, removals, lambda _: None) == []
     left = {image["ImageId"] for image in cloud.ec2.describe_images(Owners=["self"])["Images"]}
     assert {by_age[0], oldest, other, untagged} <= left
     assert by_age[1] not in left
-    assert janitor.find_removals(cloud, keep=1, now=NOW) == []
+    assert janitor.survey(cloud, Policy(keep=1), NOW).removals == []
     with pytest.raises(UsageError):
-        janitor.find_removals(cloud, keep=-1)
+        janitor.survey(cloud, Policy(keep=-1))
 
 
 def test_clean_takes_the_snapshots_along(cloud: Cloud) -> None:
@@ -166,7 +167,7 @@ def test_clean_ends_expired_machines_and_only_those(cloud: Cloud) -> None:
     ours_not = cloud.ec2.run_instances(ImageId="ami-12c6146b", MinCount=1, MaxCount=1)["Instances"][0][
         "InstanceId"
     ]
-    removals = janitor.find_removals(cloud, keep=3, now=NOW)
+    removals = janitor.survey(cloud, Policy(keep=3), NOW).removals
     assert ("instance", dead) in kinds(removals)
     assert {identity for _, identity in kinds(removals)}.isdisjoint({alive, ours_not})
     assert remove(cloud, removals, lambda _: None) == []
@@ -189,7 +190,7 @@ def test_clean_removes_expired_keys_and_groups(cloud: Cloud) -> None:
 
     leave("dead", NOW - timedelta(minutes=1))
     leave("alive", NOW + timedelta(minutes=1))
-    removals = janitor.find_removals(cloud, keep=3, now=NOW)
+    removals = janitor.survey(cloud, Policy(keep=3), NOW).removals
     assert {(removal.kind, removal.name) for removal in removals} == {
         ("key-pair", "dead"),
         ("security-group", "dead"),
@@ -212,7 +213,7 @@ def test_clean_takes_what_a_lost_machine_belonged_to(cloud: Cloud) -> None:
     for run_id in ("lost", "well"):
         tags = tag_specifications("key-pair", run_id=run_id, role=Role.BENCH, name=run_id, expires_at=LATER)
         cloud.ec2.create_key_pair(KeyName=run_id, TagSpecifications=tags)
-    removals = janitor.find_removals(cloud, keep=3, now=NOW)
+    removals = janitor.survey(cloud, Policy(keep=3), NOW).removals
     assert {(removal.kind, removal.name) for removal in removals} == {("instance", "n"), ("key-pair", "lost")}
     assert ("instance", lost) in kinds(removals)
 
@@ -234,18 +235,18 @@ def test_clean_takes_at_once_what_a_run_left_whose_process_has_ended(cloud: Clou
     dead, alive, elsewhere = new_run_id(), new_run_id(), new_run_id()
     with runs.alive(cloud.settings, dead):
         machine, _, group_id = leave_a_run(cloud, dead)
-        assert janitor.find_removals(cloud, keep=3, now=NOW) == []
+        assert janitor.survey(cloud, Policy(keep=3), NOW).removals == []
     with runs.alive(cloud.settings, alive):
         leave_a_run(cloud, alive)
         leave_a_run(cloud, elsewhere)
-        removals = janitor.find_removals(cloud, keep=3, now=NOW)
+        removals = janitor.survey(cloud, Policy(keep=3), NOW).removals
         (pair,) = cloud.ec2.describe_key_pairs(KeyNames=[dead])["KeyPairs"]
         assert kinds(removals) == [
             ("instance", machine), ("security-group", group_id), ("key-pair", pair["KeyPairId"])
         ]  # fmt: skip
         assert all("its run is over" in removal.reason for removal in removals)
         assert remove(cloud, removals, lambda _: None) == []
-        assert janitor.find_removals(cloud, keep=3, now=NOW) == []
+        assert janitor.survey(cloud, Policy(keep=3), NOW).removals == []
     names = {pair["KeyName"] for pair in cloud.ec2.describe_key_pairs()["KeyPairs"]}
     assert names == {alive, elsewhere}
 
@@ -285,7 +286,7 @@ def test_clean_takes_images_that_nobody_will_finish(cloud: Cloud, change: dict[s
     if "expires_at" in change:
         value = change["expires_at"].strftime("%Y-%m-%dT%H:%M:%SZ")
         cloud.ec2.create_tags(Resources=[image_id], Tags=[{"Key": "instant-env:expires-at", "Value": value}])
-    assert (("image", image_id) in kinds(janitor.find_removals(cloud, keep=3, now=NOW))) is gone
+    assert (("image", image_id) in kinds(janitor.survey(cloud, Policy(keep=3), NOW).removals)) is gone
     (image,) = list_baked(cloud, recipe="minimal")
     assert image.verified is ("expires_at" not in change)
     mark_verified(cloud, image)
@@ -307,7 +308,7 @@ def test_clean_takes_what_techniques_made_ahead_and_left(cloud: Cloud) -> None:
     cloud.ec2.create_tags(  # moto 5.2 drops CopyImage's tags
         Resources=[copy], Tags=tag_list("r1", Role.POOL, name="copy", expires_at=NOW)
     )
-    found = janitor.find_removals(cloud, keep=3, now=NOW + timedelta(minutes=1))
+    found = janitor.survey(cloud, Policy(keep=3), NOW + timedelta(minutes=1)).removals
     assert {(removal.kind, removal.id) for removal in found} == {
         ("network-interface", left.interface_id),
         ("elastic-ip", left.allocation_id),

@@ -246,7 +246,9 @@ func (m *Matcher) searchRun(window []byte, sample, from, to, depth int, report f
 		if at > 0 && table[window[at-1]]&wordByte != 0 && window[at-1] != '_' && !(at-escape <= 6 && escaped(window, at)) {
 			continue
 		}
-		m.judgeWord(window, at, report)
+		if at+1 < len(window) && m.starts[startKey(c, window[at+1])] != 0 || at+6 < len(window) && (window[at+6] == '_' || c >= 'M' && c <= 'O') {
+			m.judgeWord(window, at, report)
+		}
 	}
 	if start >= from && start < to {
 		m.judgeValue(window, start, report)

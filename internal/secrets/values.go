@@ -240,6 +240,9 @@ func nameOf(window []byte, at int) (string, bool) {
 	if at == 0 || strings.IndexByte(" =:>,\t\"'`\\|", window[at-1]) < 0 {
 		return "", false
 	}
+	if at > 1 && window[at-1] == ' ' && strings.IndexByte(" =:>,\t\"'`\\|", window[at-2]) < 0 && strings.IndexByte("rcn", window[at-2]) < 0 {
+		return "", false // words; but r, c and n end the schemes below
+	}
 	i := skip(at, " \t\"'`\\|")
 	if i > 6 && i < at && is(window[i-1], wordByte) { // of an Authorization header
 		for _, scheme := range []string{"Bearer", "bearer", "Basic", "basic", "Token", "token"} {

@@ -11,13 +11,15 @@ import (
 	"strings"
 )
 
-// Distributions ship private keys that everybody knows: self tests in libgnutls, examples in the
-// manuals of cloud-init and the AWS CLI. A key that is in a file as its package has it is public, and
-// so is the same key elsewhere: in a .pyc made from the file, or on the bare device.
+// Distributions ship secrets that everybody knows: self tests in libgnutls, examples in the
+// manuals of cloud-init and the AWS CLI. One that is in a file as its package has it is public, and
+// so is the same elsewhere: in a .pyc made from the file, or on the bare device.
 
-// knownPublicKeys are fingerprints of such keys in packages that a bake removes: their bytes may be
-// left in free space when no package vouches for them any more. Made from Debian 12's packages.
-var knownPublicKeys = map[string]string{}
+// knownPublicKeys are fingerprints of such secrets where no package vouches for them: in packages that a bake removes,
+// whose bytes may be left in free space, and in programs that come as archives.
+var knownPublicKeys = map[string]string{
+	"33998881ecb6ca2c": "a shared access signature in AWS DataSync's documentation (botocore/data/datasync/2018-11-09)",
+}
 
 // vendorFiles compares files of the image with their packages, by the databases of dpkg and rpm in the image.
 type vendorFiles struct {

@@ -51,10 +51,14 @@ class _File(YamlConfigSettingsSource):
     def _read_file(self, file_path: Any) -> dict[str, Any]:
         try:
             values = super()._read_file(file_path)
-        except yaml.YAMLError as error:
-            raise UsageError(f"{file_path} is not YAML: {error}".replace("\n", " ")) from error
-        except (OSError, UnicodeDecodeError) as error:
+        except RecursionError as error:
+            raise UsageError(f"{file_path} is nested too deeply") from error
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{file_path} is not UTF-8: {error}") from error
+        except OSError as error:
             raise UsageError(f"{file_path} cannot be read: {error}") from error
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+            raise UsageError(f"{file_path} is not YAML: {error}".replace("\n", " ")) from error
         if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
             raise UsageError(f"{file_path} must hold keys and values", hint="for example: cloud: aws")
         return values

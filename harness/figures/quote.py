@@ -18,6 +18,7 @@ from pathlib import Path
 from harness.figures.reading import read_results
 from harness.figures.report import Report, make
 from instant_env.errors import UsageError
+from instant_env.foreign import read_text
 from instant_env.settings import ROOT
 
 _END = "<!-- end of report -->"
@@ -48,10 +49,7 @@ def _substituted(text: str, piece: Callable[[re.Match[str]], str]) -> str:
 
 def fill(path: Path, root: Path = ROOT) -> bool:
     """Fill a document in place; True when that changed it. Raises UsageError."""
-    try:
-        before = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error}", hint="name a Markdown file") from error
+    before = read_text(path, hint="name a Markdown file")
     after = filled(before, root)
     if "<!-- report:" not in before:
         raise UsageError(

@@ -175,7 +175,7 @@ def _boots(path: Path) -> dict[str, Mapping[str, Any]]:
             found[str(boot["attempt"])] = boot
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"cannot read {path}: {error!r}", hint="move it away to go without") from error
     return found
 
@@ -185,7 +185,7 @@ def _metadata(path: Path) -> Mapping[str, Any]:
         loaded = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"cannot read {path}: {error}", hint="move it away to go without") from error
     if not isinstance(loaded, dict):
         raise UsageError(f"{path} holds no JSON object", hint="move it away to go without")

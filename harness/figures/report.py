@@ -282,7 +282,12 @@ class Report:
 
     def write(self, directory: Path, wanted: Sequence[Format]) -> list[Path]:
         """Write the report in each format; returns the files, the main ones first."""
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"{directory} cannot be a directory: {error.strerror}", hint="--output"
+            ) from error
         drawn: dict[str, str] = {}
         contents: dict[str, bytes] = {}
         for section in self.sections:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from harness.figures.reading import Kind
 from harness.figures.statistics import PHASES, Estimate, Figure, Summary
+from instant_env.foreign import visible
 from instant_env.launch.techniques import BASELINE
 
 HEADINGS = ("technique", "ok", "phase", "min s", "p50 s", "p90 s", "p99 s", "× faster")
@@ -138,7 +139,7 @@ def _shown(summary: Summary) -> list[tuple[str, ...]]:
     """Headings and lines without columns in which nothing stands."""
     table = [HEADINGS, *lines(summary)]
     kept = [column for column in range(len(HEADINGS)) if any(row[column] for row in table[1:])]
-    return [tuple(row[column] for column in kept) for row in table]
+    return [tuple(visible(row[column]) for column in kept) for row in table]
 
 
 def aligned(table: Sequence[Sequence[str]], left: Collection[int] = _LEFT) -> list[str]:
@@ -155,17 +156,17 @@ def aligned(table: Sequence[Sequence[str]], left: Collection[int] = _LEFT) -> li
 
 def _print_plain(summary: Summary, file: TextIO) -> None:
     for line in (*aligned(_shown(summary)), *notes(summary), caption(summary.kind)):
-        print(line, file=file)
+        print(visible(line), file=file)
 
 
 def _print_rich(summary: Summary, file: TextIO) -> None:
     table = Table(
         box=box.SIMPLE_HEAVY, padding=(0, 1, 0, 0), caption_justify="left",
-        caption="\n".join([*notes(summary), caption(summary.kind)]),
+        caption=Text(visible("\n".join([*notes(summary), caption(summary.kind)]))),
     )  # fmt: skip
     headings, *rows = _shown(summary)
     for column, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if column in _LEFT else "right", no_wrap=True)
+        table.add_column(Text(heading), justify="left" if column in _LEFT else "right", no_wrap=True)
     for number, row in enumerate(rows):
         if row[0] and number:
             table.add_section()

@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from harness.plan.experiment import Cell, Experiment, Options
@@ -26,6 +25,7 @@ from instant_env.arch import Arch
 from instant_env.cloud.handover import HandOver
 from instant_env.cloud.instances import Market, fits
 from instant_env.errors import UsageError
+from instant_env.foreign import read_yaml
 from instant_env.launch.techniques import find_technique
 from instant_env.settings import explain
 
@@ -135,15 +135,8 @@ class Definition(BaseModel):
 def load(path: Path) -> Definition:
     """Read an experiment. Raises UsageError that names the file, the key and what is wrong with it."""
     hint = "experiments/README.md has the keys"
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        known = sorted(str(found) for found in path.parent.glob("*.yml"))
-        raise UsageError(
-            f"cannot read {path}: {error.strerror}", hint=f"there are: {', '.join(known)}" if known else hint
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {error}", hint=hint) from error
+    known = [] if path.is_file() else sorted(str(found) for found in path.parent.glob("*.yml"))
+    loaded = read_yaml(path, hint=f"there are: {', '.join(known)}" if known else hint)
     if not isinstance(loaded, dict):
         raise UsageError(f"{path} must hold keys and values", hint=hint)
     try:

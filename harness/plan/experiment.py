@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 
@@ -12,6 +13,11 @@ from instant_env.cloud.handover import HandOver
 from instant_env.cloud.instances import LaunchOptions, Market
 from instant_env.errors import UsageError
 
+#: Of one run: at a second each, eleven days.
+MOST_ATTEMPTS = 1_000_000
+#: A day.
+MOST_TIMEOUT_S = 86_400
+
 
 def check_limits(iterations: int, timeout_s: float) -> None:
     """Raise UsageError for counts that make no run; cheap, so that it can come before any cloud is asked."""
@@ -19,6 +25,10 @@ def check_limits(iterations: int, timeout_s: float) -> None:
         raise UsageError(
             f"--iterations must be at least 1, not {iterations}", hint="the default is 3 of each technique"
         )
+    if iterations > MOST_ATTEMPTS:
+        raise UsageError(f"--iterations must be at most {MOST_ATTEMPTS}", hint="a hundred tell a lot")
+    if timeout_s > MOST_TIMEOUT_S:
+        raise UsageError(f"the time-out must be at most {MOST_TIMEOUT_S} s, not {timeout_s:g}")
     if timeout_s <= 0:
         raise UsageError(f"the time-out must be more than 0 s, not {timeout_s:g}")
 
@@ -117,10 +127,16 @@ class Experiment:
     def __post_init__(self) -> None:
         if not self.cells:
             raise UsageError("no technique to run", hint="for example: --technique cold")
-        for cell in self.cells:
-            if self.cells.count(cell) > 1:
-                raise UsageError(f"{cell.label} is named twice")
         check_limits(self.iterations, self.timeout_s)
+        if self.total > MOST_ATTEMPTS:
+            raise UsageError(
+                f"{len(self.cells)} combinations of {self.iterations} attempts each are {self.total}; "
+                f"a run has at most {MOST_ATTEMPTS}",
+                hint="fewer of either",
+            )
+        for cell, times in Counter(self.cells).items():
+            if times > 1:
+                raise UsageError(f"{cell.label} is named twice")
         if self.parallel < 1:
             raise UsageError(f"--parallel must be at least 1, not {self.parallel}")
         if self.warm_up < 0:

@@ -150,7 +150,7 @@ def metadata_of(csv_path: Path) -> dict[str, Any]:
     path = csv_path.with_suffix(".json")
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"cannot read {path}: {error}", hint="--resume takes the CSV of a run") from error
     if not isinstance(loaded, dict):
         raise UsageError(f"{path} holds no JSON object", hint="--resume takes the CSV of a run")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import jinja2
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -28,6 +27,7 @@ from pydantic import (
 from instant_env.arch import Arch
 from instant_env.bake.parameters import Parameter, Value
 from instant_env.errors import UsageError
+from instant_env.foreign import read_yaml
 from instant_env.settings import explain
 
 Family = Literal["apt", "dnf"]
@@ -209,10 +209,7 @@ class ResolvedRecipe(_Strict):
 
 
 def _read(path: Path, model: type[Model]) -> Model:
-    try:
-        data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML: {error}".replace("\n", " ")) from error
+    data: Any = read_yaml(path)
     if not isinstance(data, dict):
         raise UsageError(f"{path} must hold keys and values")
     try:
@@ -353,6 +350,8 @@ def _render(
                 parameters=values,
             )
         )
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}, or what it includes, is not UTF-8") from error
     except jinja2.TemplateSyntaxError as error:
         raise UsageError(f"{path}:{error.lineno}: {error.message}") from error
     except jinja2.UndefinedError as error:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 from instant_env.cli.verb import say, show
 from instant_env.cloud.images import BakedImage
@@ -84,12 +85,11 @@ def removal_table(removals: Sequence[Removal], caption: str) -> Table:
     return table
 
 
-def publish_line(standing: Standing) -> str:
+def publish_line(standing: Standing) -> Text:
     """How far a publication is, in one line."""
     share = 100 * standing.done // standing.total if standing.total else 100
-    return (
-        f"[dim]{standing.done} of {standing.total} blocks ({share} %), {standing.skipped} of them zeros[/dim]"
-    )
+    text = f"{standing.done} of {standing.total} blocks ({share} %), {standing.skipped} of them zeros"
+    return Text(text, "dim")
 
 
 def publish_plan(plan: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 from invoke.exceptions import Exit
 from rich.console import Console
 from rich.status import Status
@@ -21,6 +23,7 @@ from rich.text import Text
 
 from instant_env import stopping
 from instant_env.errors import InstantEnvError
+from instant_env.foreign import visible
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,16 +50,26 @@ def writing_to_stdout() -> Iterator[None]:
         _discard_output()
 
 
-class _Results(Console):
+class _Plain(Console):
+    """A console to which a text is only a text: no brackets of it are markup, and no terminal obeys it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, soft_wrap=True, markup=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+
+class _Results(_Plain):
     """When the reader of stdout is gone, Rich exits with 1; here the verb's own exit code counts."""
 
     def on_broken_pipe(self) -> None:
         _discard_output()
 
 
-_stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+_stderr = _Plain(stderr=True)
 #: Off a terminal nobody's columns are 80: an id that is cut short is no id.
-_stdout = _Results(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+_stdout = _Results(width=None if sys.stdout.isatty() else 200)
 
 
 class Reporter:
@@ -71,9 +84,9 @@ class Reporter:
     def __call__(self, text: str) -> None:
         elapsed_s = time.monotonic() - self._started
         # One call: what is shown live comes between two.
-        _stderr.print(Text.assemble((f"{elapsed_s:7.1f} s", "dim"), "  ", as_called(text)))
+        _stderr.print(Text.assemble((f"{elapsed_s:7.1f} s", "dim"), "  ", visible(as_called(text))))
         if self._status is not None and self._shown is None:
-            self._status.update(f"[dim]after: {text[:60].replace('[', '(')}[/dim]")
+            self._status.update(Text(f"after: {visible(text[:60])}", "dim"))
 
     @property
     def on_terminal(self) -> bool:
@@ -92,7 +105,7 @@ class Reporter:
         if not _stderr.is_terminal:
             yield self
             return
-        with _stderr.status("[dim]working[/dim]") as status:
+        with _stderr.status(Text("working", "dim")) as status:
             self._status = status
             try:
                 yield self
@@ -116,9 +129,22 @@ def as_called(text: str, program: str = "") -> str:
 def fail(message: str, hint: str, exit_code: int) -> NoReturn:
     """Print one line on stderr and end the process."""
     text = " ".join(message.split()) + (f" ({' '.join(hint.split())})" if hint else "")
-    _stderr.print("[bold red]error:[/bold red] ", end="")
+    _stderr.print(Text("error: ", "bold red"), end="")
     _stderr.print(as_called(text), markup=False)
     raise Exit(code=exit_code)
+
+
+def _write_anything() -> None:
+    """Let stdout and stderr take characters that their encoding does not have, written out."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the operating system refused, with the file that it is about."""
+    about = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return ": ".join([" and ".join(about) or type(error).__name__, error.strerror or str(error)])
 
 
 def verb(function: Callable[P, R]) -> Callable[P, R]:
@@ -127,6 +153,7 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
+            _write_anything()
             with stopping.interrupts():
                 return function(*args, **kwargs)
         except InstantEnvError as error:
@@ -139,6 +166,15 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
         except BrokenPipeError as error:
             # Not stdout's, which the functions below handle: a program or server of ours closed its end.
             fail(f"a connection was closed by its other end: {error}", "run it again", 1)
+        except ResponseParserError as error:
+            hint = "is something between this machine and the endpoint, such as a network's login page?"
+            fail(f"EC2: what answered is no AWS: {error}", hint, 4)
+        except OSError as error:
+            fail(_of_the_system(error), "", 1)
+        except UnicodeError as error:
+            fail(f"a text is not what it should be: {error}", "is a file of it not UTF-8?", 2)
+        except (RecursionError, OverflowError, MemoryError) as error:
+            fail(f"something given is too large: {str(error) or type(error).__name__}", "", 2)
 
     return wrapped
 

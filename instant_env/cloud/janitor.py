@@ -63,9 +63,17 @@ class Policy:
             )
 
 
+#: A hundred years.
+_MOST_HOURS = 100 * 365 * 24
+
+
 def policy(*, keep: int, min_age_h: int, what: str, everything: bool) -> Policy:
     """A policy as the front door has it. Raises UsageError."""
     kinds = frozenset(kind for text in what.split(",") if (kind := text.strip())) or KINDS
+    if abs(min_age_h) > _MOST_HOURS:
+        raise UsageError(
+            f"--min-age-h must be at most {_MOST_HOURS}, not {min_age_h}", hint="0 is the default"
+        )
     found = Policy(keep, timedelta(hours=min_age_h), kinds, everything)
     found.check()
     return found

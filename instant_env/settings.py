@@ -31,6 +31,8 @@ _OTHER_VARIABLES = frozenset(
         "AWS_TESTS",
         "E2E_DIR",
         "FUZZ_INPUTS",
+        "FUZZ_SECONDS",
+        "TERRAFORM_PLUGINS",
     )
 )
 

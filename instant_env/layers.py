@@ -54,7 +54,7 @@ class _File(YamlConfigSettingsSource):
         except RecursionError as error:
             raise UsageError(f"{file_path} is nested too deeply") from error
         except UnicodeDecodeError as error:
-            raise UsageError(f"{file_path} is not UTF-8: {error}") from error
+            raise UsageError(f"{file_path} cannot be read: it is not UTF-8 ({error})") from error
         except OSError as error:
             raise UsageError(f"{file_path} cannot be read: {error}") from error
         except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none

@@ -277,11 +277,12 @@ func entropy(text []byte) (bits float64) {
 }
 
 var placeholders = []string{
-	"xxxx", "example", "your", "0123456789", "1234567890", "abcdefgh", "abcd1234", "placeholder", "redacted", "changeme", "....", "deadbeef", "****",
+	"xxxxxx", "example", "your_", "your-", "yourtoken", "yourkey", "yoursecret", "yourpass", "yourapi", "youraccess", "0123456789", "1234567890", "abcdefgh",
+	"abcd1234", "placeholder", "redacted", "changeme", "....", "deadbeef", "****",
 }
 
 // isPlaceholder tells documentation's stand-ins from secrets: none of these texts is in a random one but by a chance of
-// less than one in 10^5.
+// less than one in 10^5, which takes five characters or more.
 func isPlaceholder(text []byte) bool {
 	lower := strings.ToLower(string(text[:min(len(text), 64)]))
 	for _, p := range placeholders {

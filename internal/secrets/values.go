@@ -63,7 +63,7 @@ var namedSecrets = compileNamed([]named{
 	{"Drone CI", "droneci dronetoken", low32, "gitleaks droneci-access-token", nil},
 	{"Dropbox", "dropbox", alnum + `{15}|` + alnum + `{11}A{10}[0-9A-Za-z=_-]{43}`, "gitleaks dropbox-api-token, dropbox-long-lived-api-token", nil},
 	{"Etsy", "etsy", alnum + `{24}`, "gitleaks etsy-access-token", nil},
-	{"Facebook", "facebook", hex32 + `|\d{15,16}[%\x7c][0-9a-zA-Z_-]{27,40}`, "gitleaks facebook-secret, facebook-access-token", nil},
+	{"Facebook", "facebook", hex32 + `|\d{15,16}(?:\x7c|%7C)[0-9a-zA-Z_-]{27,40}`, "gitleaks facebook-secret, facebook-access-token", nil},
 	{"Fastly", "fastly", word32, "gitleaks fastly-api-token", nil},
 	{"Finicity", "finicity", hex32 + `|` + alnum + `{20}`, "gitleaks finicity-api-token, finicity-client-secret", nil},
 	{"Finnhub", "finnhub", alnum + `{20}`, "gitleaks finnhub-access-token", nil},
@@ -104,7 +104,7 @@ var namedSecrets = compileNamed([]named{
 	{"Sumo Logic", "sumologic sumo", alnum + `{64}|su` + alnum + `{12}`, "gitleaks sumologic-access-token, sumologic-access-id (of 14 characters: too short to tell)", nil},
 	{"Travis CI", "travis", alnum + `{22}`, "gitleaks travisci-access-token", nil},
 	{"Twitch", "twitch", alnum + `{30}`, "gitleaks twitch-api-token", nil},
-	{"Twitter", "twitter", alnum + `{45}|` + alnum + `{25}|` + alnum + `{50}|\d{15,25}-[0-9A-Za-z]{20,40}|A{22}[0-9A-Za-z%]{80,100}`, "gitleaks twitter-access-secret, twitter-access-token, twitter-api-key, twitter-api-secret, twitter-bearer-token", nil},
+	{"Twitter", "twitter", alnum + `{45}|` + alnum + `{25}|` + alnum + `{50}|\d{15,25}-[0-9A-Za-z]{20,40}|A{22}[0-9A-Za-z=+/]{80,100}`, "gitleaks twitter-access-secret, twitter-access-token, twitter-api-key, twitter-api-secret, twitter-bearer-token", nil},
 	{"Yandex", "yandex", `YC[0-9A-Za-z_-]{38}`, "gitleaks yandex-aws-access-token", nil},
 	{"Zendesk", "zendesk", alnum + `{40}`, "gitleaks zendesk-secret-key", nil},
 })

@@ -10,6 +10,7 @@ guest's clock was not stepped in between, which ``clock_stepped`` tells.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,13 +84,20 @@ async def read_boot_records(connection: asyncssh.SSHClientConnection) -> BootRec
     """Read them; None on a machine without systemd. Raises RecordsError."""
     try:
         result = await connection.run(_SCRIPT, timeout=_TIMEOUT_S, encoding="utf-8", errors="replace")
-    except (asyncssh.Error, OSError, TimeoutError) as error:
+    except Exception as error:  # whatever a guest's bytes make of asyncssh
         raise RecordsError(f"{type(error).__name__}: {error}") from error
     return parse(str(result.stdout))
 
 
 def parse(text: str) -> BootRecords | None:
-    """What the script printed. Raises RecordsError when it is not whole."""
+    """What the script printed. Raises RecordsError when it is not whole, or not what systemd prints."""
+    try:
+        return _parse(text)
+    except Exception as error:
+        raise RecordsError(f"not what was asked for: {error!r}") from error
+
+
+def _parse(text: str) -> BootRecords | None:
     sections: dict[str, list[str]] = {}
     name = ""
     for line in text.splitlines():
@@ -100,13 +108,12 @@ def parse(text: str) -> BootRecords | None:
             sections[name].append(line)
     if "none" in sections:
         return None
-    try:
-        uptime_s, wall_s = (float(word) for word in sections["clocks"][0].split())
-        manager = _properties(sections["manager"])[0]
-        units = _properties(sections["units"])
-        events, until_s, _ = sections["cloud-init"], float(sections["until"][0]), sections["end"]
-    except (KeyError, ValueError, IndexError) as error:
-        raise RecordsError(f"not what was asked for: {error!r}") from error
+    uptime_s, wall_s = (float(word) for word in sections["clocks"][0].split())
+    manager = _properties(sections["manager"])[0]
+    units = _properties(sections["units"])
+    events, until_s, _ = sections["cloud-init"], float(sections["until"][0]), sections["end"]
+    if not all(map(math.isfinite, (uptime_s, wall_s, until_s))):
+        raise ValueError("a clock is not a finite number")
     cloud_init = _cloud_init(events, boot_s=wall_s - uptime_s)
     limit_ms = until_s * 1000 + _STEP_MS  # cloud-init goes on while it is asked
     stepped = any(not -_STEP_MS <= span.began_ms <= limit_ms for span in cloud_init)

@@ -10,6 +10,7 @@ guest, and the quicker the answer the smaller the error.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ _UPTIME_STEP_MS = 10.0
 CLOCK_READINGS = 5
 
 END = "--instant-env-end--"
+#: instant-init writes one line.
+_TIMELINE_LINES_MAX = 1000
 # The root's disk is found by its number; a partition lies below its disk in the kernel's tree, with a file
 # `partition`. The timeline comes last: PID 1 learns of the login from sshd's log, a moment after we do.
 _SCRIPT = f"""
@@ -80,8 +83,12 @@ def parse_timeline(text: str) -> tuple[bool, dict[str, float]]:
         if loaded["version"] not in TIMELINE_VERSIONS:
             raise GuestReadError(f"{TIMELINE_PATH} has version {loaded['version']}, not known here")
         marks = {str(mark["name"]): float(mark["boottime_ms"]) for mark in loaded["marks"]}
+        if not all(map(math.isfinite, marks.values())):
+            raise ValueError("a mark is not a finite number")
         return bool(loaded["pid1"]), marks
-    except (ValueError, KeyError, TypeError) as error:
+    except GuestReadError:
+        raise
+    except Exception as error:  # JSON can be nested too deeply, a number too long, and so on
         raise GuestReadError(f"{TIMELINE_PATH} is not a timeline: {error!r}") from error
 
 
@@ -116,8 +123,12 @@ async def read_guest(connection: asyncssh.SSHClientConnection) -> GuestReport:
             timeline = []
             while (line := await _line(process)) != END:
                 timeline.append(line)
+                if len(timeline) > _TIMELINE_LINES_MAX:
+                    raise GuestReadError(f"{TIMELINE_PATH} has more than {_TIMELINE_LINES_MAX} lines")
             process.stdin.write_eof()
-    except (asyncssh.Error, OSError) as error:
+    except GuestReadError:
+        raise
+    except Exception as error:  # whatever a guest's bytes make of asyncssh
         raise GuestReadError(f"{type(error).__name__}: {error}") from error
     pid1, marks = parse_timeline("\n".join(timeline))
     reads = parse_disk_statistics(statistics)
@@ -133,10 +144,10 @@ async def _read_clock(process: asyncssh.SSHClientProcess[str]) -> tuple[int, flo
         text = await _line(process)
         answered = time.monotonic_ns()
         try:
-            uptime_ms = float(text) * 1000 + _UPTIME_STEP_MS / 2
-        except ValueError:
+            uptime_ns = int((float(text) * 1000 + _UPTIME_STEP_MS / 2) * 1e6)
+        except (ValueError, OverflowError):  # int() of an infinite number
             raise GuestReadError(f"/proc/uptime says {text!r}") from None
-        reading = (answered - asked, (asked + answered) // 2 - int(uptime_ms * 1e6))
+        reading = (answered - asked, (asked + answered) // 2 - uptime_ns)
         best = min(best, reading) if best else reading
     assert best is not None  # noqa: S101 - the loop ran
     return best[1], round(best[0] / 2e6 + _UPTIME_STEP_MS / 2, 3)

@@ -90,3 +90,19 @@ def test_a_machine_without_systemd_has_none() -> None:
 def test_half_an_answer_is_refused(text: str) -> None:
     with pytest.raises(RecordsError):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    ("printed", "instead"),
+    [
+        ("FinishTimestampMonotonic=0", "FinishTimestampMonotonic=\u00b2"),
+        ("2026-11-21 12:00:05,100", "2026-13-41 12:00:05,100"),
+        ("42.50 1795262442.500000000", "inf nan"),
+        ("42.50 1795262442.500000000", "1 2 3"),
+    ],
+    ids=["a digit that is no number", "a day that is none", "no finite clock", "a third clock"],
+)
+def test_whatever_a_guest_prints_is_a_record_or_an_error(printed: str, instead: str) -> None:
+    assert printed in ANSWER
+    with pytest.raises(RecordsError, match="not what was asked for"):
+        parse(ANSWER.replace(printed, instead, 1))

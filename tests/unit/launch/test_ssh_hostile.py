@@ -7,11 +7,13 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import asyncssh
 import pytest
 
 from instant_env.cloud.keys import KeyPair
+from instant_env.launch.guest import CLOCK_READINGS, END, GuestReadError, read_guest
 from instant_env.public_key import PublicKey
 from instant_env.ssh import key_query, login
 from instant_env.ssh.connection import LoginError, wait_for_login
@@ -80,3 +82,61 @@ def test_what_is_no_ssh_fails_one_attempt(name: str) -> None:
 def test_what_is_no_ssh_is_tried_again_until_the_time_is_over(name: str) -> None:
     with hostile_server(ANSWERS[name]) as port, pytest.raises(LoginError):
         wait_for_login("127.0.0.1", port, "admin", KeyPair.generate(), timeout_s=0.5)
+
+
+class Shell:
+    """A guest's shell that prints these lines, whatever it is asked; an exception is raised in its place."""
+
+    def __init__(self, lines: list[str | Exception]) -> None:
+        self._lines = iter(lines)
+        self.stdout = self.stdin = self
+
+    async def readline(self) -> str:
+        line = next(self._lines, "")
+        if isinstance(line, Exception):
+            raise line
+        return f"{line}\n" if line else ""
+
+    def write(self, _: str) -> None:
+        """Nothing that it is told matters."""
+
+    def write_eof(self) -> None:
+        """Nor that there is no more."""
+
+    async def __aenter__(self) -> Shell:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    def create_process(self, *_: object, **__: object) -> Shell:
+        return self
+
+
+HEAD: list[str | Exception] = ["1 2 3", "boot-id", "6.1"]
+CLOCK: list[str | Exception] = ["12.5"] * CLOCK_READINGS
+MARK = '{"version": 2, "pid1": true, "marks": [{"name": "a", "boottime_ms": %s}]}'
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [*HEAD, "inf"],
+        [*HEAD, "nan"],
+        [*HEAD, UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid")],
+        [*HEAD, *CLOCK, MARK % "Infinity", END],
+        [*HEAD, *CLOCK, MARK % ("9" * 5000), END],
+        [*HEAD, *CLOCK, "[" * 100_000, END],
+        [*HEAD, *CLOCK, *["x"] * 2000, END],
+    ],
+    ids=["infinite", "no number", "no UTF-8", "infinite mark", "huge mark", "nested", "no end"],
+)
+def test_whatever_a_guest_says_of_itself_is_a_report_or_an_error(lines: list[str | Exception]) -> None:
+    connection: Any = Shell(lines)
+    with pytest.raises(GuestReadError):
+        asyncio.run(read_guest(connection))
+
+
+def test_the_shell_of_these_tests_can_be_read() -> None:
+    connection: Any = Shell([*HEAD, *CLOCK, MARK % "7.5", END])
+    assert asyncio.run(read_guest(connection)).marks_ms == {"a": 7.5}

@@ -83,7 +83,10 @@ class Row:
     init_start_ms: float | None = _column("ms from kernel start", "our init started (PID 1 or key agent)")
     resumed_ms: float | None = _column("ms from kernel start", "our init went on after hibernation")
     network_up_ms: float | None = _column("ms from kernel start", "the guest had its address")
-    key_received_ms: float | None = _column("ms from kernel start", "the public key came from IMDS")
+    key_received_ms: float | None = _column(
+        "ms from kernel start",
+        "the public key came from IMDS: the launch's, or without one that of user data",
+    )
     key_written_ms: float | None = _column("ms from kernel start", "authorized_keys was written")
     sshd_started_ms: float | None = _column("ms from kernel start", "sshd was started by our init")
     sshd_listening_ms: float | None = _column("ms from kernel start", "sshd took connections, key included")

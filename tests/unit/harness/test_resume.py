@@ -141,9 +141,9 @@ def test_a_limit_on_money_stops_the_run_before_it_is_passed(
     with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
         bake(cloud, "minimal", register_image(cloud))
         # An attempt is billed for a minute: $0.60; with a time-out of 10 s it may cost $0.70.
-        result = run(cloud, iterations=3, max_usd=2.0)
+        result = run(cloud, iterations=3, timeout_s=10.0, max_usd=2.0)
         # One after the other, what is in flight is paid when the next one is judged.
-        assert len(run(cloud, iterations=1, max_usd=1.35).rows) == 2
+        assert len(run(cloud, iterations=1, timeout_s=10.0, max_usd=1.35).rows) == 2
         assert run(cloud, iterations=1, max_usd=0.0).rows == ()
         assert_nothing_left(cloud)
     assert len(result.rows) == 3

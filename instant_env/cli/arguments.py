@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from invoke.parser.argument import Argument
 from invoke.tasks import Task
@@ -11,8 +12,27 @@ from invoke.tasks import Task
 LETTERS = {"yes": "y", "verbose": "v", "dry-run": "n"}
 
 
+class _Operand(Argument):
+    """A value without a flag. Invoke takes whatever comes for it, so it looks for ``--help`` itself."""
+
+    def __init__(self, like: Argument, on_help: Callable[[], None]) -> None:
+        super().__init__(
+            names=like.names, kind=like.kind, default=like.default, help=like.help, positional=True,
+            attr_name=like.attr_name,
+        )  # fmt: skip
+        self._on_help = on_help
+
+    def set_value(self, value: Any, cast: bool = True) -> None:
+        if value in ("-h", "--help"):
+            self._on_help()
+        super().set_value(value, cast)
+
+
 class VerbTask(Task[Any]):
-    """A task that has the one-letter flags of :data:`LETTERS` and no others."""
+    """A task that has the one-letter flags of :data:`LETTERS` and no others, and shows its help."""
+
+    #: Prints a verb's help and ends the program; :mod:`instant_env.cli.program` knows the verbs' full names.
+    print_help: ClassVar[Callable[[Task[Any]], None]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "auto_shortflags": False})
@@ -23,7 +43,10 @@ class VerbTask(Task[Any]):
             letter = next((LETTERS[name] for name in argument.names if name in LETTERS), None)
             if letter:
                 argument.names = (*argument.names, letter)
-        return arguments
+        return [
+            _Operand(argument, lambda: VerbTask.print_help(self)) if argument.positional else argument
+            for argument in arguments
+        ]
 
 
 class _Pair(Argument):

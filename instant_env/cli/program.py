@@ -6,11 +6,15 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from invoke.collection import Collection
+from invoke.exceptions import Exit
 from invoke.program import Program
+from invoke.tasks import Task
 
 from instant_env import __version__
+from instant_env.cli.arguments import VerbTask
 from instant_env.cli.bench_tasks import bench, compare, report
 from instant_env.cli.fault_tasks import fault
 from instant_env.cli.host_tasks import doctor, setup, teardown
@@ -40,6 +44,17 @@ def end_with_the_reader(program: str, arguments: Sequence[str]) -> None:
         return  # imported by something else, tests for instance
     if not arguments or any(argument in _PRINTS_ONLY for argument in arguments):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
+def print_help(task: Task[Any]) -> None:
+    """Print a verb's help as ``invoke --help VERB`` does, and end the program."""
+    name = next(name for name in namespace.task_names if namespace[name].body is task.body)
+    binary = Path(sys.argv[0]).name
+    Program(namespace=namespace, name=binary, binary=binary).run([binary, "--help", name], exit=False)
+    raise Exit(code=0)
+
+
+VerbTask.print_help = staticmethod(print_help)
 
 
 def main() -> None:

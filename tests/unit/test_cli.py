@@ -352,6 +352,20 @@ def test_a_stopped_verb_ends_with_128_and_the_signal(number: signal.Signals) -> 
     assert errors.endswith("error: interrupted; what was begun has been cleaned up\n")
 
 
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize("program", ["invoke", "instant-env"])
+def test_a_verb_that_takes_operands_shows_its_help(program: str, flag: str) -> None:
+    """In an operand's place, and behind one."""
+    for arguments in (["recipe.show", flag], ["compare", flag], ["compare", "one", flag]):
+        result = subprocess.run(
+            [INVOKE.parent / program, *arguments], cwd=ROOT, capture_output=True, text=True,
+            check=False, timeout=120,
+        )  # fmt: skip
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout.startswith("Usage: ")
+        assert f" {arguments[0]} " in result.stdout.partition("\n")[0]
+
+
 @pytest.mark.parametrize("program", ["invoke", "instant-env"])
 @pytest.mark.parametrize("arguments", [["--list"], ["bake", "-h"], ["local.env", "--help"]], ids=" ".join)
 def test_a_listing_whose_reader_has_left_ends_like_other_programs(program: str, arguments: list[str]) -> None:

@@ -83,6 +83,13 @@ def test_terraform(contract: ContractCloud, configuration: Configuration) -> Non
     def instance(instance_id: str) -> Any:
         return contract.describe(instance_id)
 
+    def others() -> set[str]:
+        """Volumes and addresses, which other tests of the suite may have, too."""
+        volumes = ec2.describe_volumes(Filters=contract.ours)["Volumes"]
+        addresses = ec2.describe_addresses()["Addresses"]
+        return {item["VolumeId"] for item in volumes} | {item["AllocationId"] for item in addresses}
+
+    before = others()
     first = configuration.apply()
     made = instance(first["instance_id"])
     assert (made["State"]["Name"], made["PublicIpAddress"]) == ("running", first["address"])
@@ -109,8 +116,7 @@ def test_terraform(contract: ContractCloud, configuration: Configuration) -> Non
     assert instance(first["instance_id"])["State"]["Name"] == "terminated"
     configuration.run("destroy", "-input=false", "-auto-approve")
     assert instance(third["instance_id"])["State"]["Name"] == "terminated"
-    assert not ec2.describe_volumes(VolumeIds=[], Filters=contract.ours)["Volumes"]
-    assert not ec2.describe_addresses()["Addresses"]
+    assert others() == before
     groups = ec2.describe_security_groups(
         Filters=[{"Name": "group-name", "Values": [f"{contract.name('tf')}*"]}]
     )

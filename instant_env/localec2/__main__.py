@@ -69,7 +69,10 @@ def main(argv: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: ending.set())
     _report(arguments.ready_fd, {"ok": True})
-    ending.wait()
+    # With a time-out: the kernel may hand a signal to another thread, which does not wake this one, and
+    # Python runs handlers in this one alone.
+    while not ending.wait(1.0):
+        pass
     process.close(arguments.down_timeout)
     logging.shutdown()
     os._exit(0)  # a thread that is not done by now must not keep the directory's lock

@@ -49,6 +49,8 @@ REGISTER_TIMEOUT_S = 300.0
 FAULT_TIMEOUT_S = 60.0
 #: Of a server that only says that it is there, on a machine that has other things to do.
 HEALTH_TIMEOUT_S = 10.0
+#: A process that was killed is gone, with its locks, within this.
+ENDING_S = 5.0
 
 
 class LocalEc2Error(InstantEnvError):
@@ -268,6 +270,11 @@ def session(endpoint: Endpoint) -> boto3.Session:
     )  # fmt: skip
 
 
+def _lives(layout: Layout) -> bool:
+    """Whether a server's process is there, and has not begun to go down."""
+    return hung.is_locked(layout.server_lock) and layout.endpoint.exists()
+
+
 def _running(settings: Settings) -> Endpoint | None:
     """The endpoint, when its server answers; None when there is none.
 
@@ -284,7 +291,8 @@ def _running(settings: Settings) -> Endpoint | None:
         answer = _own_route(endpoint, "health", None, HEALTH_TIMEOUT_S)
     except LocalEc2Error as error:
         # Nobody there, or somebody else at its port; unless its process lives and still says that it serves.
-        if not hung.is_locked(layout.server_lock) or not layout.endpoint.exists():
+        # One that was killed a moment ago has closed its connections, and holds its lock a little longer.
+        if wait_until(lambda: not _lives(layout), ENDING_S, 0.05):
             return None
         raise LocalEc2Error(
             f"localec2 (pid {endpoint.pid}) runs in {layout.state_dir} and does not answer: {error.message}",

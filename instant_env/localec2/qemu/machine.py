@@ -33,6 +33,8 @@ START_TIMEOUT_S = 30.0
 QUIT_TIMEOUT_S = 10.0
 #: A guest that knows Ctrl-Alt-Del (arm64: the power button) obeys within this; then it is reset.
 REBOOT_TIMEOUT_S = 60.0
+#: How often the power button of a guest that does not shut down is pressed.
+PRESS_AGAIN_S = 10.0
 #: States of QEMU (RunState in qapi/run-state.json) that a machine does not come back from.
 BROKEN = ("internal-error", "io-error", "guest-panicked")
 
@@ -194,10 +196,16 @@ class Machine:
             self.ended.wait(QUIT_TIMEOUT_S)
 
     def stop(self, timeout_s: float, copies_timeout_s: float = COPY_TIMEOUT_S) -> None:
-        """Power button, then the plug when the guest is not off after ``timeout_s``."""
-        if timeout_s > 0:
+        """Power button, then the plug when the guest is not off after ``timeout_s``.
+
+        A guest that has just booted may not watch its button yet: the press is lost, so it is repeated.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (left_s := deadline - time.monotonic()) > 0:
             self.press_power_button()
-        if not self.ended.wait(timeout_s):
+            if self.ended.wait(min(left_s, PRESS_AGAIN_S)):
+                return
+        if not self.ended.is_set():
             self.quit(copies_timeout_s)
 
     def copy_disks(self, copies: Sequence[Copy], begun: threading.Event) -> None:

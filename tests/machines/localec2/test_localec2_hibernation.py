@@ -96,6 +96,13 @@ def test_a_guest_that_only_suspends_to_memory_is_shut_down(tiny_cloud: TinyCloud
         "for d in /dev/input/event*; do (dd if=$d bs=24 count=1 && echo mem >/sys/power/state) "
         "</dev/null >/dev/null 2>&1 & done"
     )
+    # A key that is pressed before they read is nobody's.
+    wait_until(
+        guest,
+        "n=0; for f in /proc/[0-9]*/fd/0; do "
+        "case $(readlink $f) in /dev/input/event*) n=$((n+1));; esac; done; "
+        "[ $n -ge $(ls /dev/input/event* | wc -l) ]",
+    )
     asked = time.monotonic()
     tiny_cloud.ec2.stop_instances(InstanceIds=[instance_id], Hibernate=True)
     stopped = tiny_cloud.wait(instance_id, "stopped", timeout_s=250)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 from support.patience import until
 
-from instant_env.localec2 import starter
+from instant_env.localec2 import hung, starter
+from instant_env.localec2.records.layout import Layout
 
 if TYPE_CHECKING:
     from support.localec2_cloud import LocalCloud
@@ -81,6 +83,14 @@ def test_machines_of_a_killed_server_are_found_and_ended(local_cloud: LocalCloud
     assert [image["ImageId"] for image in local_cloud.ec2.describe_images()["Images"]] == [image_id]
     local_cloud.ec2.start_instances(InstanceIds=[lives])
     local_cloud.wait(lives, "running")
+
+
+def test_a_signal_that_another_thread_was_given_ends_the_server(local_cloud: LocalCloud) -> None:
+    """The kernel gives a process's signal to any thread that takes it, and Python's main thread may wait."""
+    pid = local_cloud.endpoint.pid
+    others = [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir() if path.name != str(pid)]
+    assert ctypes.CDLL(None).tgkill(pid, others[0], signal.SIGTERM) == 0
+    until(lambda: not hung.is_locked(Layout(local_cloud.endpoint.state_dir).server_lock))
 
 
 @pytest.mark.slow

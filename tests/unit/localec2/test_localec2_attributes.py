@@ -12,6 +12,8 @@ from botocore.config import Config
 from support.localec2_served import launch, refused, state_of, volume_of
 from support.patience import until
 
+from instant_env.localec2.qemu import machine as qemu_machine
+
 if TYPE_CHECKING:
     from support.localec2_served import Served
 
@@ -149,6 +151,25 @@ def test_a_stop_that_the_guest_ignores_is_cut_short_by_force(served: Served) -> 
     served.ec2.stop_instances(InstanceIds=[instance_id], Force=True)
     until(lambda: state_of(served, instance_id) == "stopped")
     assert time.monotonic() - began < served.services.lifecycle.stop_timeout_s
+
+
+def test_a_press_that_the_guest_misses_is_repeated(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that was logged in to a moment ago does not watch its power button yet."""
+    monkeypatch.setattr(qemu_machine, "PRESS_AGAIN_S", 0.05)
+    instance_id = launch(served)
+    machine = served.machine(instance_id)
+    presses: list[str] = []
+
+    def press() -> None:
+        presses.append("")
+        if len(presses) == 3:
+            machine.power_off(guest=True)
+
+    machine.press_power_button = press  # type: ignore[method-assign]
+    served.services.lifecycle.stop_timeout_s = 600.0
+    served.ec2.stop_instances(InstanceIds=[instance_id])
+    until(lambda: state_of(served, instance_id) == "stopped")
+    assert machine.guest_shutdown
 
 
 def test_a_token_stands_for_the_whole_request(served: Served) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from instant_env.errors import UsageError
+from instant_env.service_settings import ServiceSettings
 
 _PREFIX = "INSTANT_ENV_"
 
@@ -119,6 +120,9 @@ class Settings(BaseModel):
     accelerator: AcceleratorChoice = AcceleratorChoice.AUTO
     local_egress: bool = Field(
         default=True, description="machines of localec2 reach the internet, as the security groups say"
+    )
+    service: ServiceSettings = Field(
+        default_factory=ServiceSettings, description="pools and limits of `invoke serve`"
     )
 
     @property

@@ -22,6 +22,10 @@ LAYERS = (
     ("harness/figures",),
     ("harness/plan",),
     ("harness",),
+    ("service/server",),
+    ("service/web", "service/engine"),
+    ("service/store",),
+    ("service",),
     ("launch",),
     ("ssh",),
     ("cloud",),
@@ -37,6 +41,8 @@ LAYERS = (
     ("ground",),
 )
 LEVELS = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+#: Rooms that are rooms of their own inside.
+DIVIDED = ("localec2", "harness", "service")
 #: What other rooms may import of localec2: everything else goes over HTTP.
 DOOR = "instant_env.localec2.starter"
 
@@ -72,9 +78,9 @@ def room_of(module: str, graph: Graph) -> str:
     """``instant_env.localec2.api.server`` is in ``localec2/api``; modules beside the rooms are the ground."""
     parts = module.removeprefix("instant_env.").split(".")
     packages = {name.rpartition(".")[0] for name in graph}
-    if parts[0] in ("localec2", "harness"):
+    if parts[0] in DIVIDED:
         depth = 2 if len(parts) > 2 or module in packages else 1
-        return "/".join(parts[:depth]) if module not in ("instant_env.localec2", "harness") else parts[0]
+        return "/".join(parts[:depth]) if len(parts) > 1 else parts[0]
     if parts[0] == "tasks" or len(parts) > 1 or module in packages - {"instant_env"}:
         return parts[0]
     return "ground"

@@ -33,7 +33,10 @@ _OTHER_VARIABLES = frozenset(
         "E2E_DIR",
         "FUZZ_INPUTS",
         "FUZZ_SECONDS",
+        "KILLS",
+        "KILL_SEED",
         "TERRAFORM_PLUGINS",
+        "USER_DATA_CASES",
     )
 )
 

@@ -153,9 +153,9 @@ def calibrate(
     """Run attempts, so many at a time, of machines that open their port ``boot_s`` after their launch."""
     if attempts > stand_ins.MOST:
         raise ValueError(f"at most {stand_ins.MOST} attempts: each has an address of its own")
-    drawn = random.Random(seed)  # noqa: S311 - the same instants each time
+    generator = random.Random(seed)  # noqa: S311 - the same instants each time
     result = Calibration(in_flight)
-    boots = [drawn.uniform(*boot_s) for _ in range(attempts)]
+    boots = [generator.uniform(*boot_s) for _ in range(attempts)]
     with (
         tempfile.TemporaryDirectory() as directory,
         stand_ins.machines() as machines,
@@ -175,19 +175,19 @@ def calibrate(
                     return await _one(launcher, prepared, key, number)
 
             async with Launcher(cloud, timeout_s=60.0) as launcher:
-                done = [limited(number, launcher) for number in range(attempts)]
+                measurements = [limited(number, launcher) for number in range(attempts)]
                 try:
-                    return await asyncio.gather(*done)
+                    return await asyncio.gather(*measurements)
                 finally:
                     result.cpu_s += launcher.cpu_s
 
         began, cpu_s = time.monotonic(), time.process_time()
         with short_pauses():
-            done = asyncio.run(work())
+            measurements = asyncio.run(work())
         result.took_s = time.monotonic() - began
         result.cpu_s += time.process_time() - cpu_s
         result.calls = dict(placement.calls)
-        for measured in done:
+        for measured in measurements:
             if measured.trouble:
                 result.failures.append(measured.trouble)
                 continue
@@ -209,15 +209,15 @@ def main() -> int:
     parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 10, 20])
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
-    found = [calibrate(in_flight, arguments.attempts) for in_flight in arguments.in_flight]
+    results = [calibrate(in_flight, arguments.attempts) for in_flight in arguments.in_flight]
     about = {
         "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
         "kernel": platform.release(), "python": platform.python_version(),
         "load_at_start": round(load, 2), "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "target_p99_ms": TARGET_MS,
     }  # fmt: skip
-    print(json.dumps({**about, "calibration": [one.as_json() for one in found]}, indent=2))
-    return 1 if any(one.failures for one in found) else 0
+    print(json.dumps({**about, "calibration": [one.as_json() for one in results]}, indent=2))
+    return 1 if any(one.failures for one in results) else 0
 
 
 if __name__ == "__main__":

@@ -97,8 +97,8 @@ def measure(settings: Settings, connections: int) -> dict[str, object]:
             )["Instances"][0]["InstanceId"]  # fmt: skip
             try:
                 ec2.get_waiter("instance_running").wait(InstanceIds=[instance_id], WaiterConfig={"Delay": 1})
-                found = ec2.describe_instances(InstanceIds=[instance_id])
-                address = found["Reservations"][0]["Instances"][0]["PublicIpAddress"]
+                description = ec2.describe_instances(InstanceIds=[instance_id])
+                address = description["Reservations"][0]["Instances"][0]["PublicIpAddress"]
                 try:
                     guest = wait_for_login(
                         address, endpoint.ssh_port, "admin", key, timeout_s=LOGIN_TIMEOUT_S

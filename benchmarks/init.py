@@ -47,7 +47,7 @@ from instant_env.localec2 import starter
 from instant_env.localec2.records.layout import Layout
 from instant_env.localec2.stock.model import StockImage
 from instant_env.settings import Settings, load
-from instant_env.ssh.connect_probe import DIRECT, Found, ProbeStats
+from instant_env.ssh.connect_probe import DIRECT, ProbeStats, SshAnswer
 from instant_env.ssh.login import authenticate, client_options
 from instant_env.ssh.probe_client import Prober, probing
 from instant_env.toolchain import go_build
@@ -86,11 +86,11 @@ class Bench:
         self, image_id: str, follow: Callable[[Machine], Awaitable[Figures]], prober: Prober
     ) -> Figures:
         started_ns = time.monotonic_ns()
-        made = self.ec2.run_instances(
+        answer = self.ec2.run_instances(
             ImageId=image_id, InstanceType=INSTANCE_TYPE, KeyName=self.key_name, MinCount=1, MaxCount=1,
             SecurityGroupIds=[self.group_id],
         )  # fmt: skip
-        instance_id = made["Instances"][0]["InstanceId"]
+        instance_id = answer["Instances"][0]["InstanceId"]
         try:
             async with asyncio.timeout(self.limit_s):
                 address = await self._running(instance_id)
@@ -106,15 +106,15 @@ class Bench:
         return Layout(self.settings.local_dir.resolve()).instance(instance_id) / "console.log"
 
     def _describe(self, instance_id: str) -> Any:
-        found = self.ec2.describe_instances(InstanceIds=[instance_id])
-        return found["Reservations"][0]["Instances"][0]
+        answer = self.ec2.describe_instances(InstanceIds=[instance_id])
+        return answer["Reservations"][0]["Instances"][0]
 
     async def _running(self, instance_id: str) -> str:
-        while (found := self._describe(instance_id))["State"]["Name"] == "pending":
+        while (description := self._describe(instance_id))["State"]["Name"] == "pending":
             await asyncio.sleep(0.02)
-        return str(found["PublicIpAddress"])
+        return str(description["PublicIpAddress"])
 
-    def _probe(self, machine: Machine) -> asyncio.Task[Found]:
+    def _probe(self, machine: Machine) -> asyncio.Task[SshAnswer]:
         now_ns = time.monotonic_ns()
         looking = machine.prober.probe(
             machine.address, self.endpoint.ssh_port, DIRECT, ProbeStats(), not_before_ns=now_ns
@@ -141,10 +141,10 @@ class Bench:
         """Until the key was accepted, and then the machine's own account."""
 
         async def follow(machine: Machine) -> Figures:
-            found = await self._probe(machine)
-            login = await authenticate(found.sock, client_options(username, self.key))
+            sshd = await self._probe(machine)
+            login = await authenticate(sshd.sock, client_options(username, self.key))
             figures = {
-                "t3_ms": machine.elapsed_ms(found.banner_ns),
+                "t3_ms": machine.elapsed_ms(sshd.banner_ns),
                 "t4_ms": machine.elapsed_ms(login.authenticated_ns),
                 "processor_ms": machine.processor_ms(),
             }
@@ -155,9 +155,9 @@ class Bench:
             if report.root_reads is not None:
                 figures["disk_requests"], figures["disk_bytes"] = report.root_reads
             await asyncio.sleep(1)  # PID 1 completes its timeline
-            told = (await login.connection.run(ASK, check=False)).stdout
+            output = (await login.connection.run(ASK, check=False)).stdout
             login.connection.abort()
-            return figures | own_account(str(told))
+            return figures | own_account(str(output))
 
         return follow
 

@@ -132,11 +132,11 @@ def functions(starts: list[Path], directory: Path) -> dict[str, float]:
         ).stdout
 
     tool("covdata", "textfmt", "-i", ",".join(str(path) for path in starts), "-o", str(profile))
-    found = {}
+    counts = {}
     for line in tool("cover", "-func", str(profile)).splitlines():
         if match := re.match(r"(?:instantenv/)?(\S+?):(?:\d+:)?\s+(\S+)\s+([0-9.]+)%$", line):
-            found["total" if match[1] == "total" else f"{match[1]} {match[2]}"] = float(match[3])
-    return found
+            counts["total" if match[1] == "total" else f"{match[1]} {match[2]}"] = float(match[3])
+    return counts
 
 
 def main() -> None:
@@ -153,12 +153,12 @@ def main() -> None:
             starts = fetch(put_through(cloud, binary), directory)
         finally:
             end(cloud)
-        found = functions(starts, directory)
-    total = found.pop("total")
-    low = {name: percent for name, percent in sorted(found.items()) if percent < arguments.below}
+        counts = functions(starts, directory)
+    total = counts.pop("total")
+    low = {name: percent for name, percent in sorted(counts.items()) if percent < arguments.below}
     print(
         json.dumps(
-            {"statements_percent": total, "starts": len(starts), "functions": len(found), "low": low},
+            {"statements_percent": total, "starts": len(starts), "functions": len(counts), "low": low},
             indent=1,
         )
     )

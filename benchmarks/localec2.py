@@ -106,7 +106,7 @@ def register_image(endpoint: starter.Endpoint, directory: Path) -> str:
     return starter.register(endpoint, image)
 
 
-def seed(settings: Settings, known: int) -> None:
+def seed(settings: Settings, count: int) -> None:
     """Copy the one instance there is, stopped, until there are this many (the server is down)."""
     store = RecordStore(Layout(settings.local_dir.resolve()).records)
     (instance,) = store.load_all(InstanceRecord)
@@ -115,7 +115,7 @@ def seed(settings: Settings, known: int) -> None:
         raise RuntimeError("the instance has lost its volume")
     subnet = ipaddress.ip_network(f"{instance.private_ip}/20", strict=False)  # the default VPC's
     free = (str(host) for host in list(subnet.hosts())[100:] if str(host) != instance.private_ip)
-    for number in range(1, known):
+    for number in range(1, count):
         address = next(free)
         copy = instance.model_copy(
             update={
@@ -174,14 +174,14 @@ def launch(settings: Settings, ec2: EC2Client, image_id: str, launches: int) -> 
     pending, running, bytes_made = [], [], []
     for _ in range(launches):
         started = time.perf_counter()
-        made = ec2.run_instances(ImageId=image_id, InstanceType=INSTANCE_TYPE, MinCount=1, MaxCount=1)
+        answer = ec2.run_instances(ImageId=image_id, InstanceType=INSTANCE_TYPE, MinCount=1, MaxCount=1)
         pending.append((time.perf_counter() - started) * 1000)
-        instance_id = made["Instances"][0]["InstanceId"]
+        instance_id = answer["Instances"][0]["InstanceId"]
         while state_of(ec2, instance_id) != "running":
             pass
         running.append((time.perf_counter() - started) * 1000)
-        found = ec2.describe_volumes(Filters=[{"Name": "attachment.instance-id", "Values": [instance_id]}])
-        for volume in found["Volumes"]:
+        volumes = ec2.describe_volumes(Filters=[{"Name": "attachment.instance-id", "Values": [instance_id]}])
+        for volume in volumes["Volumes"]:
             path = Layout(settings.local_dir.resolve()).volume(volume["VolumeId"])
             bytes_made.append(path.stat().st_blocks * 512)
         ec2.terminate_instances(InstanceIds=[instance_id])
@@ -196,8 +196,8 @@ def launch(settings: Settings, ec2: EC2Client, image_id: str, launches: int) -> 
 
 
 def state_of(ec2: EC2Client, instance_id: str) -> str:
-    found = ec2.describe_instances(InstanceIds=[instance_id])
-    return found["Reservations"][0]["Instances"][0]["State"]["Name"]
+    answer = ec2.describe_instances(InstanceIds=[instance_id])
+    return answer["Reservations"][0]["Instances"][0]["State"]["Name"]
 
 
 def crowd(endpoint: starter.Endpoint, clients: int, rounds: int = 20) -> dict[str, object]:
@@ -205,7 +205,7 @@ def crowd(endpoint: starter.Endpoint, clients: int, rounds: int = 20) -> dict[st
     times: list[float] = []
     errors: list[str] = []
     begin = threading.Barrier(clients + 1)
-    made = [starter.client(endpoint, "ec2") for _ in range(clients)]
+    connections = [starter.client(endpoint, "ec2") for _ in range(clients)]
 
     def one(number: int, ec2: EC2Client) -> None:
         begin.wait()
@@ -225,7 +225,7 @@ def crowd(endpoint: starter.Endpoint, clients: int, rounds: int = 20) -> dict[st
                     errors.append(f"{type(error).__name__}: {error}")
                 times.append((time.perf_counter() - started) * 1000)
 
-    threads = [threading.Thread(target=one, args=pair) for pair in enumerate(made)]
+    threads = [threading.Thread(target=one, args=pair) for pair in enumerate(connections)]
     for thread in threads:
         thread.start()
     begin.wait()
@@ -255,10 +255,10 @@ def measure(settings: Settings, arguments: argparse.Namespace, directory: Path) 
         image_id = register_image(endpoint, directory)
         ec2 = starter.client(endpoint, "ec2")
         ours: Any = [{"ResourceType": "instance", "Tags": [{"Key": "Project", "Value": "instant-env"}]}]
-        made = ec2.run_instances(
+        answer = ec2.run_instances(
             ImageId=image_id, InstanceType=INSTANCE_TYPE, MinCount=1, MaxCount=1, TagSpecifications=ours
         )
-        instance_id = made["Instances"][0]["InstanceId"]
+        instance_id = answer["Instances"][0]["InstanceId"]
         while state_of(ec2, instance_id) != "running":
             time.sleep(0.1)
         ec2.stop_instances(InstanceIds=[instance_id], Force=True)

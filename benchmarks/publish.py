@@ -115,8 +115,8 @@ def main() -> int:
         "load": round(os.getloadavg()[0], 1), "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "python": platform.python_version(),
     }  # fmt: skip
-    kept = ("run", "workers", "seconds", "mb_per_s", "blocks", "blocks_written", "blocks_skipped")
-    print(json.dumps({"machine": facts, "runs": [{k: row[k] for k in kept} for row in rows]}, indent=1))
+    columns = ("run", "workers", "seconds", "mb_per_s", "blocks", "blocks_written", "blocks_skipped")
+    print(json.dumps({"machine": facts, "runs": [{k: row[k] for k in columns} for row in rows]}, indent=1))
     return 0
 
 

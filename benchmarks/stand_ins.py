@@ -72,11 +72,11 @@ def machines() -> Iterator[Machines]:
     process = subprocess.Popen(
         [sys.executable, __file__, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    found = Machines(process, port)
-    reader = threading.Thread(target=found.read_on, daemon=True)
+    machines = Machines(process, port)
+    reader = threading.Thread(target=machines.read_on, daemon=True)
     reader.start()
     try:
-        yield found
+        yield machines
     finally:
         process.terminate()
         process.wait(10)
@@ -102,9 +102,9 @@ class Placement:
     def register(self, client: Any) -> None:
         client.meta.events.register("after-call.ec2.RunInstances", self._launched)
         client.meta.events.register("after-call.ec2.DescribeInstances", self._described)
-        client.meta.events.register("before-send.ec2", self._sent)
+        client.meta.events.register("before-send.ec2", self._on_sent)
 
-    def _sent(self, event_name: str, **_: Any) -> None:
+    def _on_sent(self, event_name: str, **_: Any) -> None:
         action = event_name.rpartition(".")[2]
         with self._lock:
             self.calls[action] = self.calls.get(action, 0) + 1

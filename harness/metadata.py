@@ -50,7 +50,7 @@ def host_state() -> dict[str, Any]:
 def images(cloud: Cloud, image_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Of each AMI: snapshots, volumes, boot mode, and what its tags say of how it was made, the init's hash
     too."""
-    found = cloud.ec2.describe_images(Filters=[{"Name": "image-id", "Values": sorted(image_ids)}])["Images"]
+    amis = cloud.ec2.describe_images(Filters=[{"Name": "image-id", "Values": sorted(image_ids)}])["Images"]
     return {
         image["ImageId"]: {
             "name": image.get("Name", ""),
@@ -66,7 +66,7 @@ def images(cloud: Cloud, image_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
                 key: value for key, value in read_tags(image.get("Tags")).items() if key.startswith(PREFIX)
             },
         }
-        for image in found
+        for image in amis
     }
 
 
@@ -77,9 +77,9 @@ def client(cloud: Cloud) -> dict[str, Any]:
     """
     times_ms = []
     for _ in range(_ROUND_TRIPS):
-        asked = time.monotonic()
+        started = time.monotonic()
         cloud.ec2.describe_availability_zones()
-        times_ms.append((time.monotonic() - asked) * 1000)
+        times_ms.append((time.monotonic() - started) * 1000)
     try:
         network = str(ipaddress.ip_network(caller_cidr(cloud).replace("/32", "/16"), strict=False))
     except CloudError:
@@ -98,13 +98,13 @@ def load() -> list[float]:
 
 def library_versions() -> dict[str, str | None]:
     """Versions of the libraries in a measurement; null for one that is not installed."""
-    found: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {}
     for name in _LIBRARIES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
 def command_line() -> list[str]:

@@ -107,7 +107,7 @@ def _explained(error: ValidationError, model: type[BaseModel], layers: tuple[_La
     return UsageError("; ".join(mistakes), hint=hint or "see instant_env/settings.py for the keys")
 
 
-def nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, names: list[str]) -> str:
     """A hint with the name that is most like this one; empty when none is."""
-    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
+    near = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.8)
     return f"did you mean {near[0]}?" if near else ""

@@ -73,8 +73,8 @@ class Requirement:
             return None
         if any(find_spec(module) is None for module in self.modules):
             return None
-        found = [path for path in (*programs, *(groups[0] if groups else ())) if path]
-        return ", ".join(found) or f"in {sys.base_prefix}"
+        paths = [path for path in (*programs, *(groups[0] if groups else ())) if path]
+        return ", ".join(paths) or f"in {sys.base_prefix}"
 
 
 #: Ubuntu has Chromium as a snap only (`snap install chromium`), which no package manager of ours installs.

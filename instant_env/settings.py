@@ -141,14 +141,14 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os
     """
     from instant_env import layers
 
-    known = {_PREFIX + name.upper() for name in Settings.model_fields} | _OTHER_VARIABLES
+    names = {_PREFIX + name.upper() for name in Settings.model_fields} | _OTHER_VARIABLES
     for name in sorted(environ):
         # A misspelt INSTANT_ENV_CLOUD or INSTANT_ENV_SUBNET must not mean the default.
-        if name.startswith(_PREFIX) and name not in known:
-            hint = layers.nearest(name, list(known)) or "see instant_env/settings.py for the names; unset it"
+        if name.startswith(_PREFIX) and name not in names:
+            hint = layers.nearest(name, list(names)) or "see instant_env/settings.py for the names; unset it"
             raise UsageError(f"unknown environment variable {name}", hint=hint)
-    given = {key: value for key, value in (flags or {}).items() if value not in (None, "")}
-    return layers.merge(Settings, flags=given, prefix=_PREFIX, environ=environ, file=_config_file(environ))
+    values = {key: value for key, value in (flags or {}).items() if value not in (None, "")}
+    return layers.merge(Settings, flags=values, prefix=_PREFIX, environ=environ, file=_config_file(environ))
 
 
 def _config_file(environ: Mapping[str, str]) -> Path | None:

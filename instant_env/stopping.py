@@ -37,10 +37,10 @@ STOPPED_CODES = frozenset(exit_code(number) for number in (signal.SIGINT, signal
 
 def signals() -> list[signal.Signals]:
     """Signals to handle. A process that ignores SIGHUP (nohup) is meant to outlive its terminal."""
-    found = [signal.SIGINT, signal.SIGTERM]
+    numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        found.append(signal.SIGHUP)
-    return found
+        numbers.append(signal.SIGHUP)
+    return numbers
 
 
 @contextlib.contextmanager
@@ -55,13 +55,13 @@ def signals_deferred() -> Iterator[None]:
         return
     received: list[int] = []
     # Ignored signals stay ignored, in programs that are started too. None: a handler that Python did not set.
-    taken = [number for number in signals() if signal.getsignal(number) not in (signal.SIG_IGN, None)]
-    before = [signal.signal(number, lambda number, _: received.append(number)) for number in taken]
+    numbers = [number for number in signals() if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = [signal.signal(number, lambda number, _: received.append(number)) for number in numbers]
     try:
         yield
     finally:
         # Ctrl-C's last: it may come right then, and must not keep the others from their handlers.
-        for number, handler in reversed(list(zip(taken, before, strict=True))):
+        for number, handler in reversed(list(zip(numbers, before, strict=True))):
             signal.signal(number, handler)
         for arrived in received:
             signal.raise_signal(arrived)
@@ -84,16 +84,16 @@ def interrupts(*, quiet: bool = False) -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP raise Stopped once, so that every ``finally`` runs; more of them
     are answered with a word, since cutting a clean-up short is what leaves machines running. ``quiet`` is for
     processes that share a screen with the one that speaks."""
-    seen = False
+    stopping = False
 
     def handle(signum: int, _: FrameType | None) -> None:
-        nonlocal seen
-        if seen and quiet:
+        nonlocal stopping
+        if stopping and quiet:
             return
-        if seen:
+        if stopping:
             print("still cleaning up; machines would stay behind otherwise", file=sys.stderr, flush=True)
             return
-        seen = True
+        stopping = True
         leave_terminal(signum)
         if not quiet:
             print(f"\n{signal.Signals(signum).name}: cleaning up", file=sys.stderr, flush=True)

@@ -43,7 +43,7 @@ _MIN_REVISION = 7
 class Side:
     """One of the two: the newest run that fits what was asked for, and the attempts of it that count."""
 
-    asked: str
+    name: str
     results: Results
     records: tuple[Record, ...]
     note: str = ""
@@ -51,7 +51,7 @@ class Side:
     @property
     def label(self) -> str:
         revision = str((self.results.metadata.get("git") or {}).get("revision") or "")[:12]
-        return f"{self.asked}: {self.results.path.name}" + (f" of {revision}" if revision else "")
+        return f"{self.name}: {self.results.path.name}" + (f" of {revision}" if revision else "")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Outcomes:
     def as_json(self) -> dict[str, Any]:
         return {
             **{
-                name: {"asked": side.asked, "csv": str(side.results.path), "note": side.note}
+                name: {"asked": side.name, "csv": str(side.results.path), "note": side.note}
                 for name, side in (("a", self.a), ("b", self.b))
             },
             "changes": [{**plain(change), "verdict": change.verdict} for change in self.changes],
@@ -119,10 +119,10 @@ def limit(text: str) -> float | None:
     """Parse ``10%``; empty is none. Raises UsageError."""
     if not text:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%?", text.strip())
-    if not found:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%?", text.strip())
+    if not match:
         raise UsageError(f"{text!r} is not a percentage", hint="for example: --fail-if-slower 10%")
-    return float(found[1]) / 100
+    return float(match[1]) / 100
 
 
 def compare_runs(
@@ -158,54 +158,56 @@ def compare_runs(
     return Outcomes(a, b, tuple(changes), tuple(cautions), most)
 
 
-def find_side(directory: Path, asked: str) -> Side:
+def find_side(directory: Path, name: str) -> Side:
     """A CSV by path or by name, else the newest run with that AMI, else of that git revision.
 
     ``directory`` is where results are; its folders count too. Raises UsageError when nothing fits.
     """
-    for path in (Path(asked), directory / asked, directory / f"{asked}.csv"):
+    for path in (Path(name), directory / name, directory / f"{name}.csv"):
         if path.is_file() and path.suffix == ".csv":
             results = read_results(path)
-            return Side(asked, results, results.records)
+            return Side(name, results, results.records)
     runs = sorted(
         {*result_files(directory), *directory.glob("*/*.csv")}, key=lambda path: path.name, reverse=True
     )
-    if _AMI.match(asked):
-        return _by_ami(runs, asked, directory)
-    return _by_revision(runs, asked, directory)
+    if _AMI.match(name):
+        return _by_ami(runs, name, directory)
+    return _by_revision(runs, name, directory)
 
 
 def _by_ami(runs: Sequence[Path], ami: str, directory: Path) -> Side:
-    found = [
+    runs_of_ami = [
         (results, own)
         for results in _readable(runs)
         if (own := tuple(record for record in results.records if record.texts.get("ami") == ami))
     ]
-    if not found:
+    if not runs_of_ami:
         raise UsageError(f"no run in {directory} has measured {ami}", hint=f"invoke bench --ami {ami}")
-    return Side(ami, *found[0], note=_newest_of(ami, found[0][0], len(found)))
+    return Side(ami, *runs_of_ami[0], note=_newest_of(ami, runs_of_ami[0][0], len(runs_of_ami)))
 
 
-def _by_revision(runs: Sequence[Path], asked: str, directory: Path) -> Side:
-    revision = _resolve(asked) or (asked if re.fullmatch(rf"[0-9a-f]{{{_MIN_REVISION},40}}", asked) else None)
+def _by_revision(runs: Sequence[Path], name: str, directory: Path) -> Side:
+    revision = _resolve(name) or (name if re.fullmatch(rf"[0-9a-f]{{{_MIN_REVISION},40}}", name) else None)
     if revision is None:
         raise UsageError(
-            f"{asked!r} is neither a CSV in {directory} nor an AMI id nor a git revision",
+            f"{name!r} is neither a CSV in {directory} nor an AMI id nor a git revision",
             hint="for example: invoke compare main HEAD",
         )
-    found = []
+    of_revision = []
     for results in _readable(runs):
         git = results.metadata.get("git") or {}
         if str(git.get("revision") or "").startswith(revision):
-            found.append(results)
-    if not found:
+            of_revision.append(results)
+    if not of_revision:
         raise UsageError(
             f"no run in {directory} is of revision {revision[:12]}", hint="check it out and: invoke bench"
         )
-    note = _newest_of(asked, found[0], len(found))
-    if (found[0].metadata.get("git") or {}).get("dirty"):
-        note = "; ".join(filter(None, (note, f"{found[0].path.name}: the checkout differed from {asked}")))
-    return Side(asked, found[0], found[0].records, note)
+    note = _newest_of(name, of_revision[0], len(of_revision))
+    if (of_revision[0].metadata.get("git") or {}).get("dirty"):
+        note = "; ".join(
+            filter(None, (note, f"{of_revision[0].path.name}: the checkout differed from {name}"))
+        )
+    return Side(name, of_revision[0], of_revision[0].records, note)
 
 
 def _readable(runs: Sequence[Path]) -> Iterator[Results]:
@@ -216,8 +218,8 @@ def _readable(runs: Sequence[Path]) -> Iterator[Results]:
             yield read_results(path)
 
 
-def _newest_of(asked: str, results: Results, count: int) -> str:
-    return f"{asked}: {count} runs fit, this is the newest ({results.path.name})" if count > 1 else ""
+def _newest_of(name: str, results: Results, count: int) -> str:
+    return f"{name}: {count} runs fit, this is the newest ({results.path.name})" if count > 1 else ""
 
 
 def _resolve(name: str) -> str | None:
@@ -235,24 +237,24 @@ def _resolve(name: str) -> str | None:
 
 def _differences(a: Side, b: Side) -> list[str]:
     """Why figures of the two do not belong together."""
-    found = []
+    differences = []
     for what, values in (
         ("clouds", [{record.kind.cloud for record in side.records} for side in (a, b)]),
         ("accelerators", [{record.kind.accelerator for record in side.records} for side in (a, b)]),
     ):
         if values[0] != values[1]:
-            found.append(
+            differences.append(
                 f"different {what} ({', '.join(sorted(values[0]))} and {', '.join(sorted(values[1]))})"
             )
     if a.results.path.resolve() == b.results.path.resolve():
-        return found
+        return differences
     unknown = [side.results.path.name for side in (a, b) if side.results.host is None]
     if unknown:
-        found.append(f"no metadata say on which host {' and '.join(unknown)} ran")
+        differences.append(f"no metadata say on which host {' and '.join(unknown)} ran")
     elif a.results.host != b.results.host:
         hosts = (", ".join(side.results.host or ()) for side in (a, b))
-        found.append(f"different hosts ({' and '.join(hosts)})")
-    return found
+        differences.append(f"different hosts ({' and '.join(hosts)})")
+    return differences
 
 
 def _pairs(a: Side, b: Side) -> list[tuple[Kind, Kind]]:
@@ -286,7 +288,7 @@ def _changes(
         [record for record in side.records if record.kind == kind and record.technique == technique]
         for side, kind, technique in zip((a, b), kinds, techniques, strict=True)
     ]
-    found = []
+    changes = []
     for phase in COMPARED:
         base, other = (
             sample(records, name, phase, of)
@@ -295,7 +297,7 @@ def _changes(
         if not base.n or not other.n:
             continue
         between = compare(base, other, same_run=same_run)
-        found.append(
+        changes.append(
             Change(
                 technique=techniques[0] if techniques[0] == techniques[1] else " → ".join(techniques),
                 kind=kinds[1],
@@ -309,7 +311,7 @@ def _changes(
                 interval=_shares(between),
             )
         )
-    return found
+    return changes
 
 
 def _ok(records: Sequence[Record]) -> tuple[int, int]:
@@ -321,10 +323,10 @@ def _share(times_faster: float) -> float:
     return math.inf if times_faster == 0 else 1 / times_faster - 1
 
 
-def _shares(found: Comparison) -> tuple[float, float] | None:
-    if found.ratio.interval is None:
+def _shares(comparison: Comparison) -> tuple[float, float] | None:
+    if comparison.ratio.interval is None:
         return None
-    low, high = found.ratio.interval
+    low, high = comparison.ratio.interval
     return _share(high), _share(low)
 
 
@@ -332,7 +334,7 @@ def _percent(value: float) -> str:
     return f"{value:+.1%}".replace("-", "−").replace("%", " %") if math.isfinite(value) else "∞"
 
 
-def render(found: Outcomes) -> str:
+def render(outcomes: Outcomes) -> str:
     """The comparison for people."""
     headings = ("technique", "phase", "ok A", "ok B", "A s", "B s", "change", "95 % interval", "")
     rows = [
@@ -347,18 +349,18 @@ def render(found: Outcomes) -> str:
             "–" if change.interval is None else f"[{', '.join(map(_percent, change.interval))}]",
             change.verdict,
         )
-        for change in found.changes
+        for change in outcomes.changes
     ]
-    out = [f"A  {found.a.label}", f"B  {found.b.label}", ""]
+    out = [f"A  {outcomes.a.label}", f"B  {outcomes.b.label}", ""]
     out += summary_table.aligned([headings, *rows], left=(0, 1, 8))
-    out += [summary_table.caption(kind) for kind in dict.fromkeys(change.kind for change in found.changes)]
-    out += found.cautions
-    if found.limit is not None:
-        limit_text = f"{found.limit * 100:.4g} %"
-        for change in found.too_slow:
+    out += [summary_table.caption(kind) for kind in dict.fromkeys(change.kind for change in outcomes.changes)]
+    out += outcomes.cautions
+    if outcomes.limit is not None:
+        limit_text = f"{outcomes.limit * 100:.4g} %"
+        for change in outcomes.too_slow:
             out.append(
                 f"FAILED: {change.technique} is more than {limit_text} slower in {PHASES[change.phase]}"
             )
-        if not found.too_slow:
+        if not outcomes.too_slow:
             out.append(f"no interval lies wholly above {limit_text} slower")
     return "\n".join(out)

@@ -146,24 +146,26 @@ def _axes(figure: Figure, rows: int = 1) -> list[Axes]:
     return axes
 
 
-def waterfall(found: Sequence[Breakdown], where: str) -> Picture:
+def waterfall(breakdowns: Sequence[Breakdown], where: str) -> Picture:
     """A bar for each technique: its median attempt, stage by stage."""
 
     def draw(width: float) -> Figure:
-        used = [stage for stage in Stage if any(piece.stage is stage for b in found for piece in b.stretches)]
+        used = [
+            stage for stage in Stage if any(piece.stage is stage for b in breakdowns for piece in b.stretches)
+        ]
         columns = 3 if width > 5 else 2
         legend_in = 0.2 * -(-len(used) // columns) + 0.1
-        figure = Figure(figsize=(width, 1.5 + 1.24 * len(found) + legend_in), layout="constrained")
+        figure = Figure(figsize=(width, 1.5 + 1.24 * len(breakdowns) + legend_in), layout="constrained")
         seconds, share = _axes(figure, 2)
-        longest_s = max(b.t4_ms for b in found) / 1000
-        _bars(seconds, found, lambda _: 0.001, longest_s)
-        for row, breakdown in enumerate(found):
+        longest_s = max(b.t4_ms for b in breakdowns) / 1000
+        _bars(seconds, breakdowns, lambda _: 0.001, longest_s)
+        for row, breakdown in enumerate(breakdowns):
             seconds.text(
                 breakdown.t4_ms / 1000 + longest_s * 0.01, row, f"{breakdown.t4_ms / 1000:.1f} s",
                 va="center", fontweight="bold",
             )  # fmt: skip
         seconds.set(xlabel="seconds from the request to the login", xlim=(0, longest_s * 1.16))
-        _bars(share, found, lambda b: 100 / b.t4_ms, 100)
+        _bars(share, breakdowns, lambda b: 100 / b.t4_ms, 100)
         share.set(xlabel="per cent of the technique's own t4", xlim=(0, 100))
         handles = [
             Patch(facecolor=STAGE_COLOURS[s], edgecolor=PAPER if s is Stage.AUTH else INK, linewidth=0.4,
@@ -175,21 +177,21 @@ def waterfall(found: Sequence[Breakdown], where: str) -> Picture:
         )
         return figure
 
-    told = [
+    sentences = [
         f"{b.technique} (attempt {b.attempt}): "
         + ", ".join(f"{piece.stage.value} {piece.ms / 1000:.2f} s" for piece in b.stretches)
         + f"; in all {b.t4_ms / 1000:.2f} s."
-        for b in found
+        for b in breakdowns
     ]
     title = "Where the time goes: the median attempt of each technique"
-    return Picture("waterfall", title, " ".join(told), where, draw)
+    return Picture("waterfall", title, " ".join(sentences), where, draw)
 
 
 def _bars(
-    axes: Axes, found: Sequence[Breakdown], scale: Callable[[Breakdown], float], longest: float
+    axes: Axes, breakdowns: Sequence[Breakdown], scale: Callable[[Breakdown], float], longest: float
 ) -> None:
     """A row of stages for each technique; ``scale`` turns its milliseconds into the axis's unit."""
-    for row, breakdown in enumerate(found):
+    for row, breakdown in enumerate(breakdowns):
         factor = scale(breakdown)
         for piece in breakdown.stretches:
             colour, amount = STAGE_COLOURS[piece.stage], piece.ms * factor
@@ -207,7 +209,7 @@ def _bars(
         # Above its bar, so that on a phone names take nothing from the width.
         axes.text(0, row - 0.36, _short(breakdown.technique), va="bottom", fontweight="bold")
     axes.grid(visible=False, axis="y")
-    axes.set(yticks=[], ylim=(len(found) - 0.55, -0.8))
+    axes.set(yticks=[], ylim=(len(breakdowns) - 0.55, -0.8))
     axes.spines["left"].set_visible(False)
 
 
@@ -222,7 +224,9 @@ def _short(technique: str) -> str:
     return technique if len(technique) <= _MAX_NAME else f"{technique[: _MAX_NAME - 1]}…"
 
 
-def _known(records: Sequence[Record], technique: str, phase: str) -> list[tuple[Record, float, bool]]:
+def _measured_times(
+    records: Sequence[Record], technique: str, phase: str
+) -> list[tuple[Record, float, bool]]:
     """(attempt, seconds, censored) of the attempts that were measured."""
     return [
         (record, ends[0] / 1000, ends[0] != ends[1])
@@ -239,11 +243,11 @@ def ecdf(records: Sequence[Record], order: Sequence[str], phases: Sequence[str],
         for axes, phase in zip(_axes(figure, len(phases)), phases, strict=True):
             edge_s = _edge(records, order, phase)
             for number, technique in enumerate(order):
-                known = _known(records, technique, phase)
-                if not known:
+                attempts_of = _measured_times(records, technique, phase)
+                if not attempts_of:
                     continue
-                x, y = _steps(known)
-                if any(censored for _, _, censored in known):
+                x, y = _steps(attempts_of)
+                if any(censored for _, _, censored in attempts_of):
                     # Beyond the edge nothing happens but the deadline.
                     x, y = [*x, edge_s], [*y, y[-1]]
                     axes.plot([edge_s], [y[-1]], ">", color=_LINES[number % 7], markersize=7, clip_on=False)
@@ -263,31 +267,31 @@ def ecdf(records: Sequence[Record], order: Sequence[str], phases: Sequence[str],
         )  # fmt: skip
         return figure
 
-    told = []
+    sentences = []
     for phase in phases:
         for technique in order:
-            if known := _known(records, technique, phase):
-                cut = sum(censored for _, _, censored in known)
-                seen = [s for _, s, censored in known if not censored]
-                told.append(
-                    f"{technique}, {PHASES[phase]}: {len(seen)} of {len(known)} logged in"
-                    + (f", from {min(seen):.2f} to {max(seen):.2f} s" if seen else "")
+            if attempts_of := _measured_times(records, technique, phase):
+                cut = sum(censored for _, _, censored in attempts_of)
+                logins = [s for _, s, censored in attempts_of if not censored]
+                sentences.append(
+                    f"{technique}, {PHASES[phase]}: {len(logins)} of {len(attempts_of)} logged in"
+                    + (f", from {min(logins):.2f} to {max(logins):.2f} s" if logins else "")
                     + (f", {cut} were given up at their deadline (arrow at the edge)." if cut else ".")
                 )
-    return Picture("ecdf", "How many had logged in by then", " ".join(told), where, draw)
+    return Picture("ecdf", "How many had logged in by then", " ".join(sentences), where, draw)
 
 
 def _edge(records: Sequence[Record], order: Sequence[str], phase: str) -> float:
     """Where the axis ends: past the slowest login. A deadline many times as far would leave it no room."""
-    known = [one for technique in order for one in _known(records, technique, phase)]
-    seen = [seconds for _, seconds, censored in known if not censored]
-    return 1.08 * max(seen or [seconds for _, seconds, _ in known], default=1.0)
+    all_attempts = [one for technique in order for one in _measured_times(records, technique, phase)]
+    logins = [seconds for _, seconds, censored in all_attempts if not censored]
+    return 1.08 * max(logins or [seconds for _, seconds, _ in all_attempts], default=1.0)
 
 
-def _steps(known: Sequence[tuple[Record, float, bool]]) -> tuple[list[float], list[float]]:
+def _steps(times: Sequence[tuple[Record, float, bool]]) -> tuple[list[float], list[float]]:
     """Corners of the step function, from (first, 0) on."""
-    x, y = kaplan_meier([(seconds, censored) for _, seconds, censored in known])
-    return ([min(seconds for _, seconds, _ in known), *x], [0.0, *y]) if x else ([0.0], [0.0])
+    x, y = kaplan_meier([(seconds, censored) for _, seconds, censored in times])
+    return ([min(seconds for _, seconds, _ in times), *x], [0.0, *y]) if x else ([0.0], [0.0])
 
 
 def attempts(records: Sequence[Record], order: Sequence[str], phase: str, where: str) -> Picture:
@@ -299,12 +303,12 @@ def attempts(records: Sequence[Record], order: Sequence[str], phase: str, where:
         edge_s = _edge(records, order, phase)
         for number, technique in enumerate(order):
             colour, marker = _LINES[number % 7], _MARKERS[number % 7]
-            known = _known(records, technique, phase)
+            attempts_of = _measured_times(records, technique, phase)
             label = _short(technique)
             for cut in (False, True):
                 points = [
                     (r.ms("attempt") or 0.0, edge_s if cut else s)
-                    for r, s, censored in known
+                    for r, s, censored in attempts_of
                     if censored is cut
                 ]
                 if points:
@@ -323,10 +327,10 @@ def attempts(records: Sequence[Record], order: Sequence[str], phase: str, where:
         return figure
 
     total = len(records)
-    lost = total - sum(len(_known(records, technique, phase)) for technique in order)
-    told = f"{total} attempts in the order in which they ran, {PHASES[phase]} of each."
-    if lost:
-        told += f" {lost} that failed without a time are not drawn."
-    if any(censored for technique in order for _, _, censored in _known(records, technique, phase)):
-        told += " Hollow triangles at the upper edge were given up at their deadline."
-    return Picture("attempts", "Every attempt, in order", told, where, draw)
+    missing = total - sum(len(_measured_times(records, technique, phase)) for technique in order)
+    description = f"{total} attempts in the order in which they ran, {PHASES[phase]} of each."
+    if missing:
+        description += f" {missing} that failed without a time are not drawn."
+    if any(censored for technique in order for _, _, censored in _measured_times(records, technique, phase)):
+        description += " Hollow triangles at the upper edge were given up at their deadline."
+    return Picture("attempts", "Every attempt, in order", description, where, draw)

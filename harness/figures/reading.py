@@ -168,16 +168,16 @@ def read_results(path: Path) -> Results:
 
 def _boots(path: Path) -> dict[str, Mapping[str, Any]]:
     """By attempt. Raises UsageError."""
-    found: dict[str, Mapping[str, Any]] = {}
+    boots: dict[str, Mapping[str, Any]] = {}
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
             boot = json.loads(line)
-            found[str(boot["attempt"])] = boot
+            boots[str(boot["attempt"])] = boot
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"cannot read {path}: {error!r}", hint="move it away to go without") from error
-    return found
+    return boots
 
 
 def _metadata(path: Path) -> Mapping[str, Any]:

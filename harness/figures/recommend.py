@@ -64,18 +64,18 @@ def recommend(summary: Summary, records: Sequence[Record]) -> Recommendation:
     if phase not in cold.phases or not rivals:
         return no(f"{name} is known of {'cold' if phase in cold.phases else 'no cold attempt'} only.")
     usable = [t for t in rivals if not t.phases[phase].p50.censored and _ok_share(t) >= MIN_OK_SHARE]
-    refused = tuple(f"{t.technique} is out: {_ok_count(t)} logged in." for t in rivals if t not in usable)
+    excluded = tuple(f"{t.technique} is out: {_ok_count(t)} logged in." for t in rivals if t not in usable)
     if not usable:
-        return no(*refused, "No other technique is left.")
+        return no(*excluded, "No other technique is left.")
     best = min(usable, key=lambda t: t.phases[phase].p50.ms)
     against = best.against.get(phase)
     if against is None or against.difference_ms.interval is None:
         return no(
-            *refused,
+            *excluded,
             f"{best.technique} has the smallest median of {name} ({table.figure(best.phases[phase].p50)} s), "
             f"but that is of {against.blocks if against else 0} blocks; an interval takes {MIN_BLOCKS}.",
         )
-    reasons = [_sentence(best.technique, BASELINE, name, against), *refused]
+    reasons = [_sentence(best.technique, BASELINE, name, against), *excluded]
     if against.difference_ms.interval[1] >= 0:
         return no(*reasons, "The interval holds 0: it may as well be no faster than cold.")
     ties = []
@@ -126,7 +126,7 @@ def _ok_count(technique: TechniqueStatistics) -> str:
     return f"{technique.n - technique.failures} of {technique.n} attempts of {technique.technique}"
 
 
-def _sentence(technique: str, other: str, phase: str, found: Comparison) -> str:
+def _sentence(technique: str, other: str, phase: str, comparison: Comparison) -> str:
     """``custom-init against cold: t2→t4 −47.46 s [−48.10, −46.90], 5.7 [5.4–6.0] times faster.``"""
-    times = f", {table.ratio(found.ratio)} times faster" if math.isfinite(found.ratio.high) else ""
-    return f"{technique} against {other}: {phase} {table.difference(found.difference_ms)} s{times}."
+    times = f", {table.ratio(comparison.ratio)} times faster" if math.isfinite(comparison.ratio.high) else ""
+    return f"{technique} against {other}: {phase} {table.difference(comparison.difference_ms)} s{times}."

@@ -41,14 +41,14 @@ class Format(StrEnum):
 
 def formats(text: str) -> tuple[Format, ...]:
     """Parse ``html,md``. Raises UsageError."""
-    known = f"known: {', '.join(Format)}"
+    hint = f"known: {', '.join(Format)}"
     try:
-        found = tuple(dict.fromkeys(Format(part.strip()) for part in text.split(",") if part.strip()))
+        chosen = tuple(dict.fromkeys(Format(part.strip()) for part in text.split(",") if part.strip()))
     except ValueError as error:
-        raise UsageError(f"unknown format in {text!r}", hint=known) from error
-    if not found:
-        raise UsageError("no format named", hint=known)
-    return found
+        raise UsageError(f"unknown format in {text!r}", hint=hint) from error
+    if not chosen:
+        raise UsageError("no format named", hint=hint)
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,14 @@ class Section:
     @cached_property
     def pictures(self) -> list[Picture]:
         where = self.caption
-        found = [waterfall(self.breakdowns, where)] if self.breakdowns else []
+        pictures = [waterfall(self.breakdowns, where)] if self.breakdowns else []
         if phases := [p for p in COMPARED if any(p in t.phases for t in self.summary.techniques)]:
             judged = self.recommendation.phase
-            found += [
+            pictures += [
                 ecdf(self.records, self.order, phases, where),
                 attempts(self.records, self.order, judged if judged in phases else phases[0], where),
             ]
-        return found
+        return pictures
 
     @property
     def table(self) -> Table:
@@ -189,12 +189,12 @@ class Section:
 
 
 def _without_empty_columns(table: Table) -> Table:
-    kept = [n for n in range(len(table.headings)) if any(row[n] for row in table.rows)]
+    columns = [n for n in range(len(table.headings)) if any(row[n] for row in table.rows)]
     return Table(
         table.caption,
-        tuple(table.headings[n] for n in kept),
-        tuple(tuple(row[n] for n in kept) for row in table.rows),
-        frozenset(new for new, old in enumerate(kept) if old in table.numeric),
+        tuple(table.headings[n] for n in columns),
+        tuple(tuple(row[n] for n in columns) for row in table.rows),
+        frozenset(new for new, old in enumerate(columns) if old in table.numeric),
     )
 
 
@@ -280,7 +280,7 @@ class Report:
             raise UsageError(f"a report has no piece {name!r}", hint="see figures/templates/fragments.md.j2")
         return str(macro(self)).strip("\n") + "\n"
 
-    def write(self, directory: Path, wanted: Sequence[Format]) -> list[Path]:
+    def write(self, directory: Path, chosen: Sequence[Format]) -> list[Path]:
         """Write the report in each format; returns the files, the main ones first."""
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -288,22 +288,22 @@ class Report:
             raise UsageError(
                 f"{directory} cannot be a directory: {error.strerror}", hint="--output"
             ) from error
-        drawn: dict[str, str] = {}
+        pictures: dict[str, str] = {}
         contents: dict[str, bytes] = {}
         for section in self.sections:
             for picture in section.pictures:
                 name = f"{section.slug}-{picture.name}"
-                if Format.SVG in wanted:
+                if Format.SVG in chosen:
                     contents[f"{name}.svg"] = picture.svg().encode()
-                    drawn[name] = f"{name}.svg"
-                if Format.PNG in wanted:
+                    pictures[name] = f"{name}.svg"
+                if Format.PNG in chosen:
                     contents[f"{name}.png"] = picture.png()
-                    drawn[name] = f"{name}.png"
+                    pictures[name] = f"{name}.png"
         main: dict[str, bytes] = {}
-        if Format.HTML in wanted:
+        if Format.HTML in chosen:
             main["report.html"] = self.html().encode()
-        if Format.MARKDOWN in wanted:
-            main["report.md"] = self.markdown(drawn).encode()
+        if Format.MARKDOWN in chosen:
+            main["report.md"] = self.markdown(pictures).encode()
         paths = []
         for name, content in {**main, **contents}.items():
             path = directory / name
@@ -380,16 +380,16 @@ def _provenance(about: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _cautions(results: Results) -> list[str]:
-    about, said = results.metadata, []
+    about, cautions = results.metadata, []
     if not about:
         return [
             f"There is no {results.path.stem}.json beside the CSV: nobody can say on which host this ran."
         ]
     if about.get("status") not in (None, "finished"):
-        said.append(f"The run's status is {about['status']}: it may lack attempts.")
+        cautions.append(f"The run's status is {about['status']}: it may lack attempts.")
     if isinstance(git := about.get("git"), Mapping) and git.get("dirty"):
-        said.append("The checkout differed from its revision.")
+        cautions.append("The checkout differed from its revision.")
     load, host = about.get("load_at_start"), about.get("host")
     if load and isinstance(host, Mapping) and host.get("cores") and load[0] > host["cores"] / 2:
-        said.append(f"The host was busy when the run began: load {load[0]} on {host['cores']} cores.")
-    return said
+        cautions.append(f"The host was busy when the run began: load {load[0]} on {host['cores']} cores.")
+    return cautions

@@ -133,7 +133,7 @@ class Summary:
     confidence: float = CONFIDENCE
 
     def get(self, technique: str) -> TechniqueStatistics | None:
-        return next((found for found in self.techniques if found.technique == technique), None)
+        return next((item for item in self.techniques if item.technique == technique), None)
 
     def as_json(self) -> dict[str, Any]:
         return {item.name: plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
@@ -157,18 +157,18 @@ class Sample:
 
     def __init__(self, values: Sequence[tuple[int, float, float]], blocks: Sequence[int]) -> None:
         """``values`` are (block, low, high), ``blocks`` all blocks there are to resample."""
-        held: dict[int, list[tuple[float, float]]] = {block: [] for block in blocks}
+        by_block: dict[int, list[tuple[float, float]]] = {block: [] for block in blocks}
         for block, low, high in values:
-            held[block].append((low, high))
-        width = max((len(pairs) for pairs in held.values()), default=0)
+            by_block[block].append((low, high))
+        width = max((len(pairs) for pairs in by_block.values()), default=0)
         # Blocks in which the technique has no value, or fewer than in others, are filled up with NaN.
         self.low = np.full((len(blocks), width), np.nan)
         self.high = np.full((len(blocks), width), np.nan)
-        for row, pairs in enumerate(held.values()):
+        for row, pairs in enumerate(by_block.values()):
             for column, (low, high) in enumerate(pairs):
                 self.low[row, column], self.high[row, column] = low, high
         self.n = len(values)
-        self.filled_blocks = sum(bool(pairs) for pairs in held.values())
+        self.filled_blocks = sum(bool(pairs) for pairs in by_block.values())
 
     def ends(self, q: float) -> tuple[float, float]:
         """The quantile's low and high end; NaN without values."""
@@ -351,7 +351,7 @@ def summarise(records: Sequence[Record], order: Sequence[str] = (), *, resamples
             hint="" if not kinds else "sum up one kind at a time",
         )
     records = [record for record in records if record.block > 0]  # block 0 warmed up
-    found = []
+    techniques = []
     present = {record.technique for record in records}
     names = [name for name in dict.fromkeys([*order, *sorted(present)]) if name in present]
     for name in names:
@@ -369,5 +369,5 @@ def summarise(records: Sequence[Record], order: Sequence[str] = (), *, resamples
             base = sample(records, str(technique.base), phase)
             if base.n and samples[phase].n:
                 technique.against[phase] = compare(base, samples[phase], same_run=True, resamples=resamples)
-        found.append(technique)
-    return Summary(kinds.pop(), tuple(found), resamples=resamples)
+        techniques.append(technique)
+    return Summary(kinds.pop(), tuple(techniques), resamples=resamples)

@@ -42,7 +42,7 @@ def figure(value: Figure | None) -> str:
     return f"> {value.ms / 1000:.5g}" if value.censored else f"{value.ms / 1000:.2f}"
 
 
-def _told(value: float, digits: int, *, sign: bool) -> str:
+def _number(value: float, digits: int, *, sign: bool) -> str:
     if not math.isfinite(value):
         return "−∞" if value < 0 else "∞"
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
@@ -51,19 +51,19 @@ def _told(value: float, digits: int, *, sign: bool) -> str:
 def ratio(value: Estimate) -> str:
     """Times faster: ``5.7 [5.4–6.0]``, without brackets when there is no interval, ``> 5.7`` when open."""
     # Below 1 a second digit: 0.07 is not 0.1.
-    low, high = (_told(end, 1 if end >= 1 else 2, sign=False) for end in (value.low, value.high))
+    low, high = (_number(end, 1 if end >= 1 else 2, sign=False) for end in (value.low, value.high))
     text = low if value.exact else f"> {low}" if math.isinf(value.high) and value.low > 0 else f"< {high}"
     if math.isinf(value.high) and value.low == 0:
         text = "unknown"
     if value.interval is None:
         return text
-    ends = (_told(end, 1 if end >= 1 else 2, sign=False) for end in value.interval)
+    ends = (_number(end, 1 if end >= 1 else 2, sign=False) for end in value.interval)
     return f"{text} [{'–'.join(ends)}]"
 
 
 def difference(value: Estimate) -> str:
     """Seconds, minus is faster: ``−47.46 [−48.10, −46.90]``; open ends as in :func:`ratio`."""
-    low, high = (_told(end / 1000, 2, sign=True) for end in (value.low, value.high))
+    low, high = (_number(end / 1000, 2, sign=True) for end in (value.low, value.high))
     if value.exact:
         text = low
     elif math.isfinite(value.low):
@@ -72,12 +72,12 @@ def difference(value: Estimate) -> str:
         text = f"< {high}" if math.isfinite(value.high) else "unknown"
     if value.interval is None:
         return text
-    return f"{text} [{', '.join(_told(end / 1000, 2, sign=True) for end in value.interval)}]"
+    return f"{text} [{', '.join(_number(end / 1000, 2, sign=True) for end in value.interval)}]"
 
 
 def interval_s(value: tuple[float, float] | None) -> str:
     """``56.85–63.31``; empty when there is none."""
-    return "" if value is None else "–".join(_told(end / 1000, 2, sign=False) for end in value)
+    return "" if value is None else "–".join(_number(end / 1000, 2, sign=False) for end in value)
 
 
 def lines(summary: Summary) -> list[tuple[str, ...]]:
@@ -99,22 +99,22 @@ def lines(summary: Summary) -> list[tuple[str, ...]]:
 
 def notes(summary: Summary) -> list[str]:
     """What the figures do not say by themselves: failures, bounds, and why there is no interval."""
-    said = []
+    remarks = []
     for technique in summary.techniques:
         if technique.failures:
             kinds = ", ".join(f"{n} {kind}" for kind, n in technique.outcomes.items() if kind != "ok")
-            said.append(f"{technique.technique}: {technique.failures} of {technique.n} failed ({kinds})")
+            remarks.append(f"{technique.technique}: {technique.failures} of {technique.n} failed ({kinds})")
     phases = [phase for technique in summary.techniques for phase in technique.phases.values()]
     if any(phase.censored for phase in phases):
-        said.append("attempts given up at their deadline count as longer than it; > marks a lower bound")
+        remarks.append("attempts given up at their deadline count as longer than it; > marks a lower bound")
     bases = {technique.base for technique in summary.techniques if technique.against} - {None, BASELINE}
     if bases:
         others = ", ".join(sorted(map(str, bases)))
-        said.append(f"× faster is than {BASELINE} where that was measured, else than {others}")
+        remarks.append(f"× faster is than {BASELINE} where that was measured, else than {others}")
     compared = [c for technique in summary.techniques for c in technique.against.values()]
     if any(comparison.ratio.interval is None for comparison in compared):
-        said.append("too few blocks for a 95 % interval of × faster: that takes 6 attempts of each")
-    return said
+        remarks.append("too few blocks for a 95 % interval of × faster: that takes 6 attempts of each")
+    return remarks
 
 
 def filling_lines(fillings: Mapping[str, Any]) -> list[str]:
@@ -135,11 +135,11 @@ def print_summary(summary: Summary, file: TextIO | None = None) -> None:
         _print_plain(summary, file)
 
 
-def _shown(summary: Summary) -> list[tuple[str, ...]]:
+def _filled_columns(summary: Summary) -> list[tuple[str, ...]]:
     """Headings and lines without columns in which nothing stands."""
     table = [HEADINGS, *lines(summary)]
-    kept = [column for column in range(len(HEADINGS)) if any(row[column] for row in table[1:])]
-    return [tuple(visible(row[column]) for column in kept) for row in table]
+    columns = [column for column in range(len(HEADINGS)) if any(row[column] for row in table[1:])]
+    return [tuple(visible(row[column]) for column in columns) for row in table]
 
 
 def aligned(table: Sequence[Sequence[str]], left: Collection[int] = _LEFT) -> list[str]:
@@ -155,7 +155,7 @@ def aligned(table: Sequence[Sequence[str]], left: Collection[int] = _LEFT) -> li
 
 
 def _print_plain(summary: Summary, file: TextIO) -> None:
-    for line in (*aligned(_shown(summary)), *notes(summary), caption(summary.kind)):
+    for line in (*aligned(_filled_columns(summary)), *notes(summary), caption(summary.kind)):
         print(visible(line), file=file)
 
 
@@ -164,7 +164,7 @@ def _print_rich(summary: Summary, file: TextIO) -> None:
         box=box.SIMPLE_HEAVY, padding=(0, 1, 0, 0), caption_justify="left",
         caption=Text(visible("\n".join([*notes(summary), caption(summary.kind)]))),
     )  # fmt: skip
-    headings, *rows = _shown(summary)
+    headings, *rows = _filled_columns(summary)
     for column, heading in enumerate(headings):
         table.add_column(Text(heading), justify="left" if column in _LEFT else "right", no_wrap=True)
     for number, row in enumerate(rows):

@@ -92,23 +92,23 @@ def stretches(record: Record) -> list[Stretch]:
     if record.outcome != Outcome.OK or t4_ms is None:
         return []
     pid1 = record.ms(_PID1_MARK) is not None
-    found: list[Stretch] = []
+    pieces: list[Stretch] = []
     at = 0.0
     for instant, stage in sorted(_instants(record, pid1), key=lambda mark: mark[0]):
         # The guest's clock is joined with an error: its marks stay between the host's own ends.
         end = min(max(instant, at), t4_ms)
-        if found and found[-1].stage is stage:
-            found[-1] = Stretch(stage, found[-1].start_ms, end)
+        if pieces and pieces[-1].stage is stage:
+            pieces[-1] = Stretch(stage, pieces[-1].start_ms, end)
         elif end > at:
-            found.append(Stretch(stage, at, end))
+            pieces.append(Stretch(stage, at, end))
         at = end
-    return found
+    return pieces
 
 
 def _instants(record: Record, pid1: bool) -> list[tuple[float, Stage]]:
     boot_ms = record.ms("guest_boot_ms")
     boot = _boot_instants(record) if boot_ms is not None else []
-    found = []
+    instants = []
     for mark in MARKS:
         value = record.ms(mark.column)
         if value is None or (mark.guest and boot_ms is None):
@@ -121,8 +121,8 @@ def _instants(record: Record, pid1: bool) -> list[tuple[float, Stage]]:
         elif mark.column == "t3_ms" and not (pid1 or boot or _sshd_was_there(record)):
             # Between the last mark and sshd's answer somebody else's init was at work, unseen.
             stage = Stage.UNEXPLAINED
-        found.append((value + (boot_ms or 0.0) if mark.guest else value, stage))
-    return found + [(ms + (boot_ms or 0.0), stage) for ms, stage in boot]
+        instants.append((value + (boot_ms or 0.0) if mark.guest else value, stage))
+    return instants + [(ms + (boot_ms or 0.0), stage) for ms, stage in boot]
 
 
 def _sshd_was_there(record: Record) -> bool:
@@ -148,14 +148,16 @@ def _boot_instants(record: Record) -> list[tuple[float, Stage]]:
     if until is None:
         return []
     stages = {"kernel": Stage.KERNEL, "initrd": Stage.INITRAMFS}
-    found = [(span["ended_ms"], stages[span["name"]]) for span in spans("stages") if span["name"] in stages]
+    instants = [
+        (span["ended_ms"], stages[span["name"]]) for span in spans("stages") if span["name"] in stages
+    ]
     if not record.boot.get("clock_stepped"):
         for span in spans("cloud_init"):
             if "/" not in span["name"] and span["began_ms"] < until:
-                found.append((_unit_began_ms(record, span), Stage.UNITS))
-                found.append((min(span["ended_ms"], until), Stage.CLOUD_INIT))
+                instants.append((_unit_began_ms(record, span), Stage.UNITS))
+                instants.append((min(span["ended_ms"], until), Stage.CLOUD_INIT))
     # Last: of two marks at one instant the first names the stretch, and cloud-init may be cut off there.
-    return [(ms, stage) for ms, stage in found if ms <= until] + [(until, Stage.UNITS)]
+    return [(ms, stage) for ms, stage in instants if ms <= until] + [(until, Stage.UNITS)]
 
 
 def _unit_began_ms(record: Record, stage: dict[str, Any]) -> float:
@@ -188,7 +190,7 @@ class Breakdown:
 
 def breakdowns(records: Sequence[Record], order: Sequence[str]) -> list[Breakdown]:
     """One for each technique that logged in at least once."""
-    found = []
+    rows = []
     for technique in order:
         good = [
             (pieces[-1].end_ms, record, pieces)
@@ -200,7 +202,7 @@ def breakdowns(records: Sequence[Record], order: Sequence[str]) -> list[Breakdow
         good.sort(key=lambda item: item[0])
         _, typical, pieces = good[(len(good) - 1) // 2]
         sums = [{stage: _total(own, stage) for stage in Stage} for _, _, own in good]
-        found.append(
+        rows.append(
             Breakdown(
                 technique=technique,
                 attempt=typical.texts.get("attempt", "?"),
@@ -218,7 +220,7 @@ def breakdowns(records: Sequence[Record], order: Sequence[str]) -> list[Breakdow
                 ),
             )
         )
-    return found
+    return rows
 
 
 @dataclass(frozen=True)
@@ -237,25 +239,25 @@ def longest_works(records: Sequence[Record], technique: str, most: int) -> list[
     in which it began. They overlap: units run side by side, and modules are within their stages, which are
     within their units. Only what more than half of the attempts have."""
     spans: dict[str, list[tuple[float, float]]] = {}
-    told = 0
+    attempts = 0
     for record in records:
         until = sshd_started_ms(record)
         if record.technique != technique or record.outcome != Outcome.OK or until is None:
             continue
-        told += 1
+        attempts += 1
         stepped = bool(record.boot.get("clock_stepped"))
         for kind in ("units",) if stepped else ("units", "cloud_init"):
             for span in record.boot.get(kind, ()):
                 if span.get("ended_ms") is not None and span["began_ms"] < until:
                     name = span["name"] if kind == "units" else f"cloud-init: {span['name']}"
                     spans.setdefault(name, []).append((span["began_ms"], span["ended_ms"] - span["began_ms"]))
-    found = [
+    works = [
         Work(name, len(own), *(float(value) for value in np.median(np.array(own), axis=0)))
         for name, own in spans.items()
-        if len(own) > told / 2
+        if len(own) > attempts / 2
     ]
-    found.sort(key=lambda work: -work.took_ms)
-    return sorted(found[:most], key=lambda work: work.began_ms)
+    works.sort(key=lambda work: -work.took_ms)
+    return sorted(works[:most], key=lambda work: work.began_ms)
 
 
 def sshd_started_ms(record: Record) -> float | None:

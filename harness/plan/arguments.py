@@ -49,9 +49,9 @@ def read(request: Request, settings: Settings) -> tuple[Settings, Planner]:
     """
     if request.experiment and request.resume:
         raise UsageError("--experiment and --resume do not go together", hint="a run knows its experiment")
-    if (request.experiment or request.resume) and (given := request.of_a_race()):
+    if (request.experiment or request.resume) and (flags := request.of_a_race()):
         raise UsageError(
-            f"{request.experiment or request.resume} says that itself: {', '.join(given)}",
+            f"{request.experiment or request.resume} says that itself: {', '.join(flags)}",
             hint="--dry-run shows what it says" if request.experiment else "it goes on as it began",
         )
     if request.resume and request.seed is not None:
@@ -59,9 +59,9 @@ def read(request: Request, settings: Settings) -> tuple[Settings, Planner]:
     if request.resume:
         return _resumed(Path(request.resume), settings)
     if request.experiment:
-        found = definition.load(Path(request.experiment))
-        changed = settings.model_copy(update={"region": found.region}) if found.region else settings
-        return changed, lambda cloud: planning.of_definition(cloud, found, request.seed)
+        experiment = definition.load(Path(request.experiment))
+        changed = settings.model_copy(update={"region": experiment.region}) if experiment.region else settings
+        return changed, lambda cloud: planning.of_definition(cloud, experiment, request.seed)
     name, arch = request.name or "bench", Arch.parse(request.arch or Arch.X86_64)
     iterations = 3 if request.iterations is None else request.iterations
     timeout_s = 600.0 if request.timeout_s is None else float(request.timeout_s)

@@ -135,8 +135,8 @@ class Definition(BaseModel):
 def load(path: Path) -> Definition:
     """Read an experiment. Raises UsageError that names the file, the key and what is wrong with it."""
     hint = "experiments/README.md has the keys"
-    known = [] if path.is_file() else sorted(str(found) for found in path.parent.glob("*.yml"))
-    loaded = read_yaml(path, hint=f"there are: {', '.join(known)}" if known else hint)
+    names = [] if path.is_file() else sorted(str(file) for file in path.parent.glob("*.yml"))
+    loaded = read_yaml(path, hint=f"there are: {', '.join(names)}" if names else hint)
     if not isinstance(loaded, dict):
         raise UsageError(f"{path} must hold keys and values", hint=hint)
     try:

@@ -21,12 +21,12 @@ def choose(
     their latest. Without ``names``: cold and every technique whose AMI there is, or, given an AMI id, cold
     and the technique of that AMI. Raises UsageError for unknown names and AMIs, and when nothing is baked.
     """
-    asked = [find_technique(name) for name in names] if names else None
+    requested = [find_technique(name) for name in names] if names else None
     images: dict[str, BakedImage] = {}
     if ami != "latest":
         named = _by_id(cloud, arch, ami)
         images[named.recipe] = named
-    if asked is None:
+    if requested is None:
         if ami == "latest":
             _add_latest(cloud, arch, images)
         chosen = [
@@ -40,12 +40,12 @@ def choose(
                 hint=f"run: invoke bake --arch {arch} --recipe minimal",
             )
         return (BASELINE, *chosen), images
-    for technique in asked:
+    for technique in requested:
         if technique.recipe and technique.recipe not in images:
             images[technique.recipe] = find_baked(cloud, technique.recipe, arch)
     if not images:  # cold alone: the base of whatever there is
         _add_latest(cloud, arch, images)
-    return tuple(technique.name for technique in asked), images
+    return tuple(technique.name for technique in requested), images
 
 
 def _by_id(cloud: Cloud, arch: Arch, ami: str) -> BakedImage:

@@ -48,10 +48,10 @@ class Plan:
     about: str = ""
     csv_path: Path | None = None
     before: Mapping[str, Any] = field(default_factory=dict)
-    done: frozenset[int] = frozenset()
+    finished: frozenset[int] = frozenset()
 
-    def left(self) -> list[Planned]:
-        return [planned for planned in self.experiment.plan() if planned.attempt not in self.done]
+    def remaining(self) -> list[Planned]:
+        return [planned for planned in self.experiment.plan() if planned.attempt not in self.finished]
 
     def as_json(self) -> dict[str, Any]:
         """What a resumed run needs to be the same run."""
@@ -100,8 +100,8 @@ def of_definition(cloud: Cloud, definition: Definition, seed: int | None = None)
     cells = definition.cells(lambda arch: default_type(cloud, arch))
     experiment = definition.experiment(cells, _seed(definition.seed if seed is None else seed))
     prepared = {cell: find_technique(cell.technique).prepare(cloud, images[cell.arch]) for cell in cells}
-    found = prices.find(cloud, experiment.cells)
-    return Plan(definition.name, experiment, prepared, found, about=definition.about)
+    price_list = prices.find(cloud, experiment.cells)
+    return Plan(definition.name, experiment, prepared, price_list, about=definition.about)
 
 
 def of_interrupted(cloud: Cloud, before: Mapping[str, Any], csv_path: Path) -> Plan:
@@ -129,11 +129,11 @@ def of_interrupted(cloud: Cloud, before: Mapping[str, Any], csv_path: Path) -> P
             f"{csv_path.name} ran on another host: {differs[0]} was {there.get(differs[0])}",
             hint="figures of different hosts are never pooled; run it anew",
         )
-    wanted = sorted({one.image_id for one in prepared})
-    known = cloud.ec2.describe_images(Filters=[{"Name": "image-id", "Values": wanted}])["Images"]
-    if gone := set(wanted) - {image["ImageId"] for image in known}:
-        raise UsageError(f"{', '.join(sorted(gone))} is gone, so the run cannot go on", hint="run it anew")
-    done = {row.attempt for row in read_rows(csv_path) if row.outcome not in _MISSING}
+    image_ids = sorted({one.image_id for one in prepared})
+    existing = cloud.ec2.describe_images(Filters=[{"Name": "image-id", "Values": image_ids}])["Images"]
+    if missing := set(image_ids) - {image["ImageId"] for image in existing}:
+        raise UsageError(f"{', '.join(sorted(missing))} is gone, so the run cannot go on", hint="run it anew")
+    finished = {row.attempt for row in read_rows(csv_path) if row.outcome not in _MISSING}
     return Plan(
         str(before.get("name", "bench")),
         experiment,
@@ -141,7 +141,7 @@ def of_interrupted(cloud: Cloud, before: Mapping[str, Any], csv_path: Path) -> P
         prices.find(cloud, experiment.cells),
         csv_path=csv_path,
         before=before,
-        done=frozenset(done),
+        finished=frozenset(finished),
     )
 
 
@@ -162,14 +162,16 @@ Planner = Callable[[Cloud], Plan]
 
 def lines(cloud: Cloud, plan: Plan) -> list[str]:
     """The plan for people: cells, attempts, cost."""
-    experiment, left = plan.experiment, plan.left()
+    experiment, remaining = plan.experiment, plan.remaining()
     out = [f"{plan.name}: {plan.about}" if plan.about else plan.name]
     for cell in experiment.cells:
-        count = sum(planned.cell == cell for planned in left)
+        count = sum(planned.cell == cell for planned in remaining)
         market, ami = prices.market_of(cloud, cell), plan.prepared[cell].image_id
         out.append(f"  {count:4} × {cell.label}: {cell.arch} {cell.instance_type} {market} {ami}")
     flight = f", {experiment.parallel} in flight" if experiment.parallel > 1 else ""
-    out.append(f"  {len(left)} attempts in blocks of {len(experiment.cells)}, seed {experiment.seed}{flight}")
+    out.append(
+        f"  {len(remaining)} attempts in blocks of {len(experiment.cells)}, seed {experiment.seed}{flight}"
+    )
     for item in plan.prices.as_json():
         if item["usd_per_hour"]:
             kind = f"{item['instance_type']} {item['market']}"
@@ -178,5 +180,5 @@ def lines(cloud: Cloud, plan: Plan) -> list[str]:
     return out
 
 
-def _seed(given: int | None) -> int:
-    return secrets.randbelow(2**31) if given is None else given
+def _seed(seed: int | None) -> int:
+    return secrets.randbelow(2**31) if seed is None else seed

@@ -27,12 +27,12 @@ _USUAL_FILL_S = 240.0
 class Prices:
     """Prices of what an experiment launches, by type and market. ``unknown``: types that nobody knows."""
 
-    known: dict[tuple[str, Market], Price] = field(default_factory=dict)
+    per_hour: dict[tuple[str, Market], Price] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
 
     def cost_usd(self, instance_type: str, market: Market, *lives_s: float) -> float | None:
         """Of machines that lived so long, each start by itself; None when there is no price."""
-        price = self.known.get((instance_type, market))
+        price = self.per_hour.get((instance_type, market))
         if price is None:
             return None
         return sum(max(MIN_BILLED_S, life_s) for life_s in lives_s) * price.usd_per_hour / 3600
@@ -57,7 +57,7 @@ class Prices:
                 "usd_per_hour": price.usd_per_hour,
                 "source": price.source,
             }
-            for (kind, market), price in self.known.items()
+            for (kind, market), price in self.per_hour.items()
         ]
 
 
@@ -84,17 +84,18 @@ def market_of(cloud: Cloud, cell: Cell) -> Market:
     return cell.market or default_market(cloud)
 
 
-def estimate(cloud: Cloud, experiment: Experiment, known: Prices) -> Estimate:
+def estimate(cloud: Cloud, experiment: Experiment, price_list: Prices) -> Estimate:
     each = experiment.iterations + experiment.warm_up
     return Estimate(
-        likely_usd=each * sum(known.usual_usd(cloud, cell) for cell in experiment.cells),
-        worst_usd=each * sum(known.worst_usd(cloud, cell, experiment.timeout_s) for cell in experiment.cells),
-        unknown=known.unknown,
+        likely_usd=each * sum(price_list.usual_usd(cloud, cell) for cell in experiment.cells),
+        worst_usd=each
+        * sum(price_list.worst_usd(cloud, cell, experiment.timeout_s) for cell in experiment.cells),
+        unknown=price_list.unknown,
     )
 
 
 def find(cloud: Cloud, cells: Sequence[Cell]) -> Prices:
     """The prices for these cells. Never fails: what nobody can tell is in ``unknown``."""
-    wanted = {(cell.instance_type, market_of(cloud, cell)) for cell in cells}
-    known = prices.find(cloud, wanted)
-    return Prices(known, tuple(sorted({kind for kind, market in wanted if (kind, market) not in known})))
+    pairs = {(cell.instance_type, market_of(cloud, cell)) for cell in cells}
+    price_of = prices.find(cloud, pairs)
+    return Prices(price_of, tuple(sorted({kind for kind, market in pairs if (kind, market) not in price_of})))

@@ -107,5 +107,5 @@ def progress_line(row: Row, total: int) -> str:
     """One attempt in one line: ``[2/9] custom-init  ok  t1 0.21 s  t2 0.38 s  t3 7.02 s  t4 8.11 s``."""
     head = f"[{row.attempt}/{total}] {row.label:<15} {row.outcome}"
     figures = {"t1": row.t1_ms, "t2": row.t2_ms, "t3": row.t3_ms, "t4": row.t4_ms, "t2→t4": row.t2_t4_ms}
-    told = "".join(f"  {name} {ms / 1000:.2f} s" for name, ms in figures.items() if ms is not None)
-    return head + told + ("" if row.outcome == Outcome.OK else f"  ({row.error or 'no reason known'})")
+    times = "".join(f"  {name} {ms / 1000:.2f} s" for name, ms in figures.items() if ms is not None)
+    return head + times + ("" if row.outcome == Outcome.OK else f"  ({row.error or 'no reason known'})")

@@ -107,11 +107,13 @@ def carry_out(
         try:
             cloud = open_cloud(settings, progress)
             plan = planner(cloud)
-            told = prices.estimate(cloud, plan.experiment, plan.prices)
-            if told.worst_usd or told.unknown:
-                progress(f"cost: {told}")
-            if max_usd is not None and told.unknown:
-                raise UsageError(f"--max-usd needs a price of {', '.join(told.unknown)}, and there is none")
+            estimate = prices.estimate(cloud, plan.experiment, plan.prices)
+            if estimate.worst_usd or estimate.unknown:
+                progress(f"cost: {estimate}")
+            if max_usd is not None and estimate.unknown:
+                raise UsageError(
+                    f"--max-usd needs a price of {', '.join(estimate.unknown)}, and there is none"
+                )
             run = Run(cloud, plan, stop, progress, max_usd=max_usd, watch=watch)
             csv_path = plan.csv_path or _csv_path(settings.results_dir, plan.name)
             return run.execute(csv_path)
@@ -240,7 +242,7 @@ class Run:
         finally:
             if metadata_path.exists():
                 ended = {"status": status, "finished_utc": _utc_text(), "load_at_end": metadata.load()}
-                about["sessions"][-1] |= ended | _done(scheduler)
+                about["sessions"][-1] |= ended | _closing_facts(scheduler)
                 metadata.write(metadata_path, about | ended | _total(about["sessions"], scheduler))
         # Of a resumed run, also those from before.
         rows = tuple(read_rows(csv_path)) if self.plan.csv_path else tuple(scheduler.rows)
@@ -251,21 +253,21 @@ class Run:
             rows,
             fillings_as_json(scheduler.fillings),
             spent_usd=round(scheduler.spent_usd, 6),
-            left_out=len(self.plan.left()) - len(scheduler.rows),
+            left_out=len(self.plan.remaining()) - len(scheduler.rows),
         )
 
     def _apply_boot_modes(self, expires_at: datetime) -> None:
         """Put copies with the boot mode asked for in place of AMIs."""
-        made: dict[tuple[str, str], str] = {}
+        copies_made: dict[tuple[str, str], str] = {}
         for cell, prepared in self.prepared.items():
             if mode := cell.options.boot_mode:
                 key = (prepared.image_id, mode)
-                if key not in made:
+                if key not in copies_made:
                     name = f"instant-env-{mode}-{prepared.image_id}-{self.run_id}"
-                    made[key] = copies.with_boot_mode(
+                    copies_made[key] = copies.with_boot_mode(
                         self.cloud, *key, run_id=self.run_id, name=name, expires_at=expires_at
                     )
-                self.prepared[cell] = dataclasses.replace(prepared, image_id=made[key])
+                self.prepared[cell] = dataclasses.replace(prepared, image_id=copies_made[key])
 
     def _tell(self, row: Row, scheduler: AttemptScheduler | None) -> None:
         self._progress(progress_line(row, self.experiment.total))
@@ -274,7 +276,7 @@ class Run:
             self._watch(
                 Standing(
                     rows=tuple(scheduler.rows),
-                    to_do=len(self.plan.left()),
+                    to_do=len(self.plan.remaining()),
                     spent_usd=scheduler.spent_usd,
                     took_s=took_s,
                 )
@@ -286,7 +288,7 @@ class Run:
         # A Python signal handler runs between any two bytecodes: the loop is only told to cancel.
         self._stop.hook = lambda: _forget(loop.call_soon_threadsafe(task.cancel))
         try:
-            await scheduler.run(self.plan.left())
+            await scheduler.run(self.plan.remaining())
         finally:
             self._stop.hook = _note_only  # what follows is cleaning up
 
@@ -299,7 +301,7 @@ class Run:
             "command_line": metadata.command_line(),
             "git": git_state().as_json(),
             "load": metadata.load(),
-            "attempts": len(self.plan.left()),
+            "attempts": len(self.plan.remaining()),
         }
         return {
             "schema_version": SCHEMA_VERSION,
@@ -351,7 +353,7 @@ def _cell(cell: Cell, cloud: Cloud) -> dict[str, str]:
     }
 
 
-def _done(scheduler: AttemptScheduler | None) -> dict[str, Any]:
+def _closing_facts(scheduler: AttemptScheduler | None) -> dict[str, Any]:
     """What is known of a run when it ends, however it ends."""
     if scheduler is None:
         return {"attempts_done": 0}

@@ -283,8 +283,8 @@ class AttemptScheduler:
             await launcher.end(attempt.technique, machine, attempt.slot)
         except (InstantEnvError, ClientError, BotoCoreError, TimeoutError) as error:
             # Tried again before the next attempt and at the end of the run, and there it counts.
-            left = machine or attempt.slot.interface_id
-            self.progress(f"warning: {left} is not ended yet: {error or type(error).__name__}")
+            resource_id = machine or attempt.slot.interface_id
+            self.progress(f"warning: {resource_id} is not ended yet: {error or type(error).__name__}")
 
     async def _keep_console(self, instance_id: str, planned: Planned) -> None:
         text = await asyncio.to_thread(console_tail, self.cloud, instance_id, _CONSOLE_LINES)

@@ -85,9 +85,9 @@ def check(settings: Settings, request: Request) -> tuple[Base, BakePlan]:
             hint=f"it does for: {', '.join(base.architectures)}",
         )
     recipe = resolve(settings.recipes_dir, request.recipe, base.family)
-    wanted = {step.spec.upload for step in recipe.steps if step.spec.upload is not None}
-    made = artefacts.build({str(name) for name in wanted}, arch, settings.cache_dir)
-    return base, make_plan(recipe, base, "ami-00000000", arch, made, request.options.given)
+    uploads = {step.spec.upload for step in recipe.steps if step.spec.upload is not None}
+    built = artefacts.build({str(name) for name in uploads}, arch, settings.cache_dir)
+    return base, make_plan(recipe, base, "ami-00000000", arch, built, request.options.parameters)
 
 
 def prepare(
@@ -169,7 +169,7 @@ def bake(
     request says to keep what failed. Raises UsageError before anything is launched, StepError, LoginError,
     VerifyError or CloudError after.
     """
-    begun = time.monotonic()
+    bake_started = time.monotonic()
     git = git_state()
     plan, base = prepare(cloud, settings, request, progress)
     progress(
@@ -179,7 +179,7 @@ def bake(
     if not request.options.force and (existing := _already_baked(cloud, plan, request)):
         images.finish(cloud, existing, request)
         _publish(cloud, existing)
-        return BakeResult(existing, True, None, None, time.monotonic() - begun)
+        return BakeResult(existing, True, None, None, time.monotonic() - bake_started)
 
     options, run_id = request.options, request.run_id
     expires_at = datetime.now(UTC) + timedelta(seconds=MACHINE_TTL_S)
@@ -245,7 +245,7 @@ def bake(
             if isinstance(error, ClientError):
                 raise cloud_error(error, f"baking {request.label}: {error.operation_name}") from error
             raise
-    total_s = time.monotonic() - begun
+    total_s = time.monotonic() - bake_started
     path = settings.state_dir / "manifests" / image.manifest
     record = manifest(
         image,

@@ -72,13 +72,13 @@ def machine(cloud: Cloud, order: Order, progress: Progress) -> Iterator[Machine]
     Only a failure of ours (not an interrupt) leaves them, when the order says that they are to be kept.
     """
     key, run_id, role = KeyPair.generate(), order.run_id, order.role
-    kept = False
+    keep_resources = False
 
     def keep() -> bool:
-        return kept
+        return keep_resources
 
     def terminate() -> None:
-        if not kept:
+        if not keep_resources:
             retry_cleanup(lambda: launched.update(instances.live_of_run(cloud, run_id, role)))
             instances.terminate(cloud, sorted(launched))
 
@@ -137,7 +137,7 @@ def machine(cloud: Cloud, order: Order, progress: Progress) -> Iterator[Machine]
             yield Machine(instance_id, address, zone, key, connection)
         except InstantEnvError:
             if order.keep_key_in is not None:
-                kept = True
+                keep_resources = True
                 path = _write_key(key, order.keep_key_in / f"{key_name}.pem")
                 progress(
                     f"{instance_id} is kept until {order.expires_at:%H:%M} UTC or the next `invoke clean`: "

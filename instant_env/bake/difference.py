@@ -31,13 +31,13 @@ def load(connect: Callable[[], Cloud], settings: Settings, name: str) -> dict[st
     path = Path(name)
     is_ami = not path.is_file()
     if is_ami:
-        found = [image.manifest for image in list_baked(connect()) if image.id == name]
-        if not found:
+        manifests = [image.manifest for image in list_baked(connect()) if image.id == name]
+        if not manifests:
             raise UsageError(
                 f"{name} is neither an AMI baked by instant-env nor a manifest file",
                 hint="invoke amis lists them",
             )
-        path = settings.state_dir / "manifests" / (found[0] or f"{name}.json")
+        path = settings.state_dir / "manifests" / (manifests[0] or f"{name}.json")
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         _ = manifest["packages"]["after"]["components"], manifest["plan"]["steps"], manifest["steps"]
@@ -87,8 +87,8 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
         return {step["name"]: step["seconds"] for step in manifest["steps"]}
 
     def installed(manifest: Mapping[str, Any]) -> dict[str, Any]:
-        found = packages.sizes(manifest["packages"]["after"]["components"])
-        return {name: list(one) for name, one in sorted(found.items())}
+        versions = packages.sizes(manifest["packages"]["after"]["components"])
+        return {name: list(one) for name, one in sorted(versions.items())}
 
     seconds_a, seconds_b = times(a), times(b)
     return {
@@ -105,26 +105,26 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def as_text(found: Mapping[str, Any]) -> Iterator[str]:
+def as_text(differences: Mapping[str, Any]) -> Iterator[str]:
     """`compare`'s result for people, line by line."""
-    yield f"a: {found['a']}   b: {found['b']}"
-    for name, change in found["facts"].items():
-        yield f"  {name}: {_shown(change['a'])} -> {_shown(change['b'])}"
-    for name, change in found["steps"].items():
+    yield f"a: {differences['a']}   b: {differences['b']}"
+    for name, change in differences["facts"].items():
+        yield f"  {name}: {_as_word(change['a'])} -> {_as_word(change['b'])}"
+    for name, change in differences["steps"].items():
         yield f"  step {name}: {_verdict(change)}"
-    for name, change in found["packages"].items():
+    for name, change in differences["packages"].items():
         yield f"  package {name}: {_package(change)}"
-    total = found["bytes"]
+    total = differences["bytes"]
     yield (
-        f"packages: {len(found['packages'])} differ, {_mib(total['a'])} -> {_mib(total['b'])} "
+        f"packages: {len(differences['packages'])} differ, {_mib(total['a'])} -> {_mib(total['b'])} "
         f"({_mib(total['b'] - total['a'], sign=True)})"
     )
-    for name, seconds in found["seconds"].items():
-        shown = ["     -  " if seconds[side] is None else f"{seconds[side]:6.1f} s" for side in ("a", "b")]
-        yield f"  {name:16} {shown[0]} {shown[1]}"
+    for name, seconds in differences["seconds"].items():
+        columns = ["     -  " if seconds[side] is None else f"{seconds[side]:6.1f} s" for side in ("a", "b")]
+        yield f"  {name:16} {columns[0]} {columns[1]}"
 
 
-def _shown(value: Any) -> str:
+def _as_word(value: Any) -> str:
     return "-" if value in (None, "", {}) else str(value)
 
 

@@ -82,10 +82,10 @@ def forecast(
 
     ``ttl_s`` is how long its machines live at most."""
     usual_s = _last_s(cloud, plan) or _USUAL_S
-    wanted = [(kind, Market.ON_DEMAND) for kind in builder_types]
-    known = prices.find(cloud, wanted)
-    first = known.get(wanted[0])
-    dearest = max((price.usd_per_hour for price in known.values()), default=0.0)
+    pairs = [(kind, Market.ON_DEMAND) for kind in builder_types]
+    price_of = prices.find(cloud, pairs)
+    first = price_of.get(pairs[0])
+    dearest = max((price.usd_per_hour for price in price_of.values()), default=0.0)
     gp3_hourly = prices.storage_usd_per_gib_month(cloud, "gp3") * base.size_gib / _HOURS_PER_MONTH
     snapshot = prices.storage_usd_per_gib_month(cloud, "snapshot") * base.size_gib
 
@@ -108,12 +108,12 @@ def _resources(
     request: Request, plan: BakePlan, base: BaseImage, builder_types: Sequence[str]
 ) -> tuple[Resource, ...]:
     image = request.image_name
-    found: list[Resource] = []
+    resources: list[Resource] = []
     kinds = builder_types[0] + (f" (or {', '.join(builder_types[1:])})" if builder_types[1:] else "")
     encrypted = "encrypted " if request.options.encrypt else ""
     for role, source in (("builder", base.id), ("verify", "the new AMI")):
         name = f"instant-env-{role}-{request.run_id}"
-        found += [
+        resources += [
             Resource("key-pair", name, "ed25519; the private half stays in memory"),
             Resource("security-group", name, "SSH from the caller's address only"),
             Resource("instance", name, f"{kinds}, on demand, from {source}, IMDSv2 only"),
@@ -122,24 +122,24 @@ def _resources(
         ]
     audit = f"instant-env-audit-{request.run_id}"
     parameter = parameter_name(request.recipe, plan.arch)
-    found += [
+    resources += [
         Resource("volume", audit, f"{encrypted}gp3, {base.size_gib} GiB: read by the audit"),
         Resource("snapshot", image, f"{encrypted}{base.size_gib} GiB", stays=True),
         Resource("image", image, f"{plan.arch}", stays=True),
         Resource("ssm-parameter", parameter, "names the newest verified AMI", stays=True),
     ]
-    return tuple(found)
+    return tuple(resources)
 
 
 def _last_s(cloud: Cloud, plan: BakePlan) -> float:
     """How long the last bake of this recipe and architecture took in this cloud; 0 when none is on record."""
-    found: list[tuple[str, float]] = []
+    durations: list[tuple[str, float]] = []
     for path in (cloud.settings.state_dir / "manifests").glob("*.json"):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             same = (record["cloud"], record["plan"]["recipe"], record["plan"]["arch"])
             if same == (cloud.name.value, plan.recipe.name, plan.arch.value):
-                found.append((record["created"], float(record["total_s"])))
+                durations.append((record["created"], float(record["total_s"])))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not ours, or of another version: it only sharpens an estimate
-    return max(found)[1] if found else 0.0
+    return max(durations)[1] if durations else 0.0

@@ -57,8 +57,8 @@ def make(
         raise cloud_error(error, f"making an image of {instance_id}") from error
 
     def state() -> tuple[str, BakedImage | None]:
-        found = [image for image in list_baked(cloud, run_id=request.run_id) if image.id == image_id]
-        return (found[0].state, found[0]) if found else ("unknown", None)
+        images = [image for image in list_baked(cloud, run_id=request.run_id) if image.id == image_id]
+        return (images[0].state, images[0]) if images else ("unknown", None)
 
     image = _settled(image_id, "available", state)
     if image is None:
@@ -81,12 +81,12 @@ def _snapshot(cloud: Cloud, instance_id: str, described: str, tags: dict[str, An
 
     def state() -> tuple[str, None]:
         try:
-            found = cloud.ec2.describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"]
+            snapshots = cloud.ec2.describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"]
         except ClientError as error:
             if error_code(error) == "InvalidSnapshot.NotFound":
                 return "unknown", None
             raise
-        return (found[0]["State"] if found else "unknown"), None
+        return (snapshots[0]["State"] if snapshots else "unknown"), None
 
     _settled(snapshot_id, "completed", state)
     return snapshot_id
@@ -118,19 +118,19 @@ def _register(
     )["ImageId"]
 
 
-def _settled(what: str, wanted: str, state: Callable[[], tuple[str, T]]) -> T:
+def _settled(what: str, target: str, state: Callable[[], tuple[str, T]]) -> T:
     """Poll until the wanted state was seen several times in a row. Raises CloudError when it will not be."""
-    deadline, seen = time.monotonic() + _TIMEOUT_S, 0
+    deadline, in_a_row = time.monotonic() + _TIMEOUT_S, 0
     while time.monotonic() < deadline:
         now, value = state()
         if now in ("failed", "error", "invalid", "deregistered"):
             raise CloudError(f"{what} is {now}", hint="is the disk of the machine full?")
-        seen = seen + 1 if now == wanted else 0
-        if seen >= _IN_A_ROW:
+        in_a_row = in_a_row + 1 if now == target else 0
+        if in_a_row >= _IN_A_ROW:
             return value
-        if not seen:
+        if not in_a_row:
             time.sleep(_POLL_S)
-    raise CloudError(f"{what} is not {wanted} after {_TIMEOUT_S:.0f} s")
+    raise CloudError(f"{what} is not {target} after {_TIMEOUT_S:.0f} s")
 
 
 def finish(cloud: Cloud, image: BakedImage, request: Request) -> None:

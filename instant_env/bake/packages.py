@@ -61,17 +61,17 @@ class Package:
 
 def parse(text: str) -> list[Package]:
     """The packages that a list command printed, by name. Raises PackageListError for any other line."""
-    found = []
+    packages = []
     for line in text.splitlines():
         try:
             name, version, arch, size, unit, status = line.split("\t")
             if status == "installed" and name != "gpg-pubkey":  # rpm lists keys among the packages
-                found.append(Package(name, version, arch, int(size or 0) * int(unit)))
+                packages.append(Package(name, version, arch, int(size or 0) * int(unit)))
         except ValueError as error:
             raise PackageListError(f"no line of a package list: {line!r}") from error
-    if not found:
+    if not packages:
         raise PackageListError("the package manager lists no packages")
-    return sorted(found)
+    return sorted(packages)
 
 
 def listing(packages: Sequence[Package], base: Base) -> dict[str, Any]:
@@ -86,13 +86,13 @@ def listing(packages: Sequence[Package], base: Base) -> dict[str, Any]:
 def sizes(components: Sequence[dict[str, Any]]) -> dict[str, tuple[str, int]]:
     """Version and size in bytes by name, of a manifest's components. Where there are several of a name
     (architectures, kernels), versions are joined and sizes added."""
-    found: dict[str, tuple[str, int]] = {}
+    by_name: dict[str, tuple[str, int]] = {}
     for component in components:
         size = sum(int(entry["value"]) for entry in component["properties"] if entry["name"] == _SIZE)
-        version, before = found.get(component["name"], ("", 0))
+        version, before = by_name.get(component["name"], ("", 0))
         joined = ", ".join(filter(None, (version, component["version"])))
-        found[component["name"]] = (joined, before + size)
-    return found
+        by_name[component["name"]] = (joined, before + size)
+    return by_name
 
 
 def bill_of_materials(image_id: str, image_name: str, components: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Parameter(BaseModel):
                 continue
             if type(default) is not _PYTHON[self.type]:
                 raise ValueError(f"default {default!r} is not of type {self.type}")
-            self.read(_written(default))
+            self.read(_as_text(default))
         return self
 
     def default_for(self, arch: Arch) -> Value | None:
@@ -109,37 +109,37 @@ _PYTHON: dict[Kind, type] = {
 }  # fmt: skip
 
 
-def _written(value: Value) -> str:
+def _as_text(value: Value) -> str:
     """A value as one would write it after ``--set key=``."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def split(assignments: Iterable[str]) -> dict[str, str]:
     """``key=value`` texts of a command line as a mapping. Raises UsageError; a key given twice is one."""
-    given: dict[str, str] = {}
+    values: dict[str, str] = {}
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise UsageError(f"--set {text}: must be key=value", hint="--set key=value")
-        if key in given:
+        if key in values:
             raise UsageError(f"--set gives {key} twice", hint="leave one of them")
-        given[key] = value
-    return given
+        values[key] = value
+    return values
 
 
 def settle(
-    recipe: str, declared: Mapping[str, Parameter], given: Mapping[str, str], arch: Arch
+    recipe: str, declared: Mapping[str, Parameter], texts: Mapping[str, str], arch: Arch
 ) -> dict[str, Value]:
     """The value of every declared parameter, in the order of their names. Raises UsageError."""
-    if unknown := sorted(set(given) - set(declared)):
+    if unknown := sorted(set(texts) - set(declared)):
         there = f"it has: {', '.join(sorted(declared))}" if declared else "it has none"
         raise UsageError(f"recipe {recipe} has no parameter {', '.join(unknown)}", hint=there)
     values: dict[str, Value] = {}
     missing = []
     for name, parameter in sorted(declared.items()):
-        if name in given:
+        if name in texts:
             try:
-                values[name] = parameter.read(given[name])
+                values[name] = parameter.read(texts[name])
             except ValueError as error:
                 raise UsageError(
                     f"parameter {name} of recipe {recipe}: {error}", hint=parameter.description

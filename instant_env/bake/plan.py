@@ -111,14 +111,14 @@ def file_sha256(path: Path) -> str:
 
 def make_plan(
     recipe: ResolvedRecipe, base: Base, base_ami: str, arch: Arch, artefacts: Mapping[str, Path],
-    given: Mapping[str, str] | None = None,
+    parameters: Mapping[str, str] | None = None,
 ) -> BakePlan:  # fmt: skip
-    """Render every step. ``artefacts`` maps the names that uploads use to built files; ``given`` are values
-    of the recipe's parameters as text.
+    """Render every step. ``artefacts`` maps the names that uploads use to built files; ``parameters`` are
+    values of the recipe's parameters as text.
 
     Raises UsageError when a parameter is wrong or missing, or a script cannot be rendered.
     """
-    values = settle(recipe.name, recipe.parameters, given or {}, arch)
+    values = settle(recipe.name, recipe.parameters, parameters or {}, arch)
     steps: list[Step] = []
     for step in recipe.steps:
         spec = step.spec

@@ -215,8 +215,8 @@ def _read(path: Path, model: type[Model]) -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        known = ", ".join(model.model_fields)
-        raise UsageError(explain(error, str(path)), hint=f"known keys: {known}") from error
+        keys = ", ".join(model.model_fields)
+        raise UsageError(explain(error, str(path)), hint=f"known keys: {keys}") from error
 
 
 def recipe_names(recipes_dir: Path) -> list[str]:

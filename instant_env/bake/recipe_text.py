@@ -38,14 +38,16 @@ def list_recipes(recipes_dir: Path) -> list[dict[str, Any]]:
                 "description": recipe.description,
                 "lineage": resolved.lineage,
                 "families": list(recipe.families),
-                "parameters": {key: _parameter(found) for key, found in sorted(resolved.parameters.items())},
+                "parameters": {
+                    key: _parameter(parameter) for key, parameter in sorted(resolved.parameters.items())
+                },
             }
         )
     return rows
 
 
 def rendered(
-    recipes_dir: Path, name: str, base_name: str, arch: Arch, given: Mapping[str, str]
+    recipes_dir: Path, name: str, base_name: str, arch: Arch, parameters: Mapping[str, str]
 ) -> dict[str, Any]:
     """The plan with every script and file rendered. What a bake builds (``upload``) is named, not built, and
     the base's AMI is named by its SSM parameter, so there is no plan hash. Raises UsageError."""
@@ -56,20 +58,20 @@ def rendered(
             hint=f"it does for: {', '.join(base.architectures)}",
         )
     recipe = resolve(recipes_dir, name, base.family)
-    values = settle(name, recipe.parameters, given, arch)
+    values = settle(name, recipe.parameters, parameters, arch)
     steps: list[dict[str, Any]] = []
     for step in recipe.steps:
         spec = step.spec
-        told: dict[str, Any] = {"name": spec.name, "phase": spec.phase.value, "from": step.directory.name}
+        entry: dict[str, Any] = {"name": spec.name, "phase": spec.phase.value, "from": step.directory.name}
         if spec.upload is not None:
-            told |= {"kind": "upload", "what": spec.upload, "to": spec.to, "mode": spec.mode}
+            entry |= {"kind": "upload", "what": spec.upload, "to": spec.to, "mode": spec.mode}
         elif spec.file is not None:
             content = read_file(step, recipe, base, arch, values)
-            told |= {"kind": "file", "to": spec.to, "mode": spec.mode, **_content(content)}
+            entry |= {"kind": "file", "to": spec.to, "mode": spec.mode, **_content(content)}
         else:
             text = render_script(step, recipe, base, arch, values)
-            told |= {"kind": "script", "timeout_s": spec.timeout_s, "text": text}
-        steps.append(told)
+            entry |= {"kind": "script", "timeout_s": spec.timeout_s, "text": text}
+        steps.append(entry)
     return {
         "recipe": name,
         "description": recipe.description,

@@ -57,7 +57,7 @@ class Options:
     base_ami: str | None = None
     builder_types: tuple[str, ...] = ()
     force: bool = False
-    given: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, str] = field(default_factory=dict)
     method: Method = Method.CREATE_IMAGE
     encrypt: bool = True
     kms_key_id: str | None = None
@@ -118,14 +118,16 @@ def requests(recipes: str, archs: str, options: Options) -> list[Request]:
     Raises UsageError for an empty list of architectures, and when builder types are named but none of one of
     them. No recipe makes one request that is in the wrong: who reads it says which recipes there are.
     """
-    wanted = list(dict.fromkeys(Arch.parse(word) for word in split_commas(archs)))
-    if not wanted:
+    architectures = list(dict.fromkeys(Arch.parse(word) for word in split_commas(archs)))
+    if not architectures:
         raise UsageError("no architecture named", hint=f"--arch takes: {', '.join(Arch)}")
-    made = [Request(recipe, arch, options) for recipe in split_commas(recipes) or [""] for arch in wanted]
-    for request in made:
+    matrix = [
+        Request(recipe, arch, options) for recipe in split_commas(recipes) or [""] for arch in architectures
+    ]
+    for request in matrix:
         if options.builder_types and not request.builder_types:
             raise UsageError(
                 f"no builder type for {request.arch} among {', '.join(options.builder_types)}",
                 hint="name one of each architecture",
             )
-    return made
+    return matrix

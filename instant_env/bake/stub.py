@@ -29,21 +29,21 @@ def fetch(name: str, arch: Arch, cache_dir: Path) -> Path:
 
     Raises MissingToolError without apt or Debian's keys, StubError when the mirror or the package fails.
     """
-    kept = cache_dir / "efi-stub" / arch.value / name
-    if kept.is_file():
-        return kept
-    hint = f"apt-get install {PACKAGE}:{arch.debian}, or put its {DIRECTORY}/{name} at {kept}"
+    stub = cache_dir / "efi-stub" / arch.value / name
+    if stub.is_file():
+        return stub
+    hint = f"apt-get install {PACKAGE}:{arch.debian}, or put its {DIRECTORY}/{name} at {stub}"
     try:
         require(apt.TOOLS)
         mirrors.check_keyring()
     except MissingToolError as error:
         raise MissingToolError(f"no EFI stub {name} here, and {error.message}", hint=hint) from error
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=kept.parent) as directory:
+    stub.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=stub.parent) as directory:
         work = Path(directory)
         try:
             archive = apt.Archive(
-                Runner(kept.with_suffix(".log")),
+                Runner(stub.with_suffix(".log")),
                 work / "apt",
                 arch,
                 mirrors.Mirrors.from_environment().sources(),
@@ -51,7 +51,7 @@ def fetch(name: str, arch: Arch, cache_dir: Path) -> Path:
             archive.update()
             archive.unpack([PACKAGE], work / "tree")
             # Two bakes may fetch it at once; whoever renames last, it is the same file.
-            (work / "tree" / DIRECTORY / name).replace(kept)
+            (work / "tree" / DIRECTORY / name).replace(stub)
         except (InstantEnvError, OSError) as error:
             raise StubError(f"no EFI stub for {arch}: {error}", hint=hint) from error
-    return kept
+    return stub

@@ -45,17 +45,17 @@ class Verdict:
     audit: dict[str, Any]
 
 
-def _device_of(found: Machine, volume_id: str, log: StepLog, timeout_s: float = 60.0) -> str:
+def _device_of(machine: Machine, volume_id: str, log: StepLog, timeout_s: float = 60.0) -> str:
     """The NVMe block device whose serial is the volume's id (EBS puts it there without the dash)."""
-    wanted = volume_id.replace("-", "")
+    expected_serial = volume_id.replace("-", "")
 
     def device() -> str:
         serials = run_as_root(
-            found.connection, ["sh", "-c", "grep -H . /sys/class/block/nvme*n1/device/serial || true"], log
+            machine.connection, ["sh", "-c", "grep -H . /sys/class/block/nvme*n1/device/serial || true"], log
         )
         for line in serials.splitlines():
             path, _, serial = line.partition(":")
-            if serial.strip() == wanted:
+            if serial.strip() == expected_serial:
                 return f"/dev/{Path(path).parent.parent.name}"
         return ""
 
@@ -64,8 +64,8 @@ def _device_of(found: Machine, volume_id: str, log: StepLog, timeout_s: float = 
     raise VerifyError(f"volume {volume_id} did not appear in the machine within {timeout_s:.0f} s")
 
 
-def _timeline(found: Machine, log: StepLog) -> dict[str, Any]:
-    text = run_as_root(found.connection, ["cat", "/run/instant-init/timeline.json"], log)
+def _timeline(machine: Machine, log: StepLog) -> dict[str, Any]:
+    text = run_as_root(machine.connection, ["cat", "/run/instant-init/timeline.json"], log)
     try:
         timeline: dict[str, Any] = json.loads(text)
     except ValueError as error:
@@ -74,21 +74,21 @@ def _timeline(found: Machine, log: StepLog) -> dict[str, Any]:
 
 
 def _audit(
-    cloud: Cloud, found: Machine, image: BakedImage, imagetool: Path, forbidden: Sequence[str],
+    cloud: Cloud, machine: Machine, image: BakedImage, imagetool: Path, forbidden: Sequence[str],
     allow_modes: Sequence[str], allow_accounts: Sequence[str], run_id: str, expires_at: datetime,
     log: StepLog,
 ) -> dict[str, Any]:  # fmt: skip
     with ExitStack() as stack:
         volume_id = stack.enter_context(
             volumes.temporary_volume(
-                cloud, image.root_snapshot_id, found.availability_zone, run_id=run_id, expires_at=expires_at
+                cloud, image.root_snapshot_id, machine.availability_zone, run_id=run_id, expires_at=expires_at
             )
         )
-        stack.enter_context(volumes.attached(cloud, volume_id, found.instance_id, _AUDIT_DEVICE))
-        device = _device_of(found, volume_id, log)
-        make_work_dir(found.connection, log)
-        put_bytes(found.connection, imagetool.read_bytes(), f"{WORK_DIR}/imagetool")
-        run_as_root(found.connection, ["chmod", "0755", f"{WORK_DIR}/imagetool"], log)
+        stack.enter_context(volumes.attached(cloud, volume_id, machine.instance_id, _AUDIT_DEVICE))
+        device = _device_of(machine, volume_id, log)
+        make_work_dir(machine.connection, log)
+        put_bytes(machine.connection, imagetool.read_bytes(), f"{WORK_DIR}/imagetool")
+        run_as_root(machine.connection, ["chmod", "0755", f"{WORK_DIR}/imagetool"], log)
         command = [f"{WORK_DIR}/imagetool", "audit", "--device", device, "--json"]
         for account in (image.login_user, *allow_accounts):
             command += ["--allow-user", account]
@@ -98,9 +98,9 @@ def _audit(
             command += ["--forbid", text]
         # Exit 1 means findings, which the JSON tells better.
         script = f"{shlex.join(command)} >{WORK_DIR}/audit.json || [ $? -eq 1 ]"
-        run_as_root(found.connection, ["sh", "-c", script], log, timeout_s=600)
+        run_as_root(machine.connection, ["sh", "-c", script], log, timeout_s=600)
         report: dict[str, Any] = json.loads(
-            run_as_root(found.connection, ["cat", f"{WORK_DIR}/audit.json"], log)
+            run_as_root(machine.connection, ["cat", f"{WORK_DIR}/audit.json"], log)
         )
         return report
 
@@ -110,14 +110,14 @@ def judge(audit: Mapping[str, Any], image_id: str, log_path: Path) -> None:
     findings = audit["findings"]
     if not findings:
         return
-    shown = "; ".join(
-        f"{found['rule']} in {found.get('path') or 'free space at byte ' + str(found.get('offset'))}"
-        f" ({found['reason']})"
-        for found in findings[:5]
+    examples = "; ".join(
+        f"{finding['rule']} in {finding.get('path') or 'free space at byte ' + str(finding.get('offset'))}"
+        f" ({finding['reason']})"
+        for finding in findings[:5]
     )
     count = len(findings) + audit.get("findings_dropped", 0)
     raise VerifyError(
-        f"the audit of {image_id} has {count} finding{'s' * (count != 1)}: {shown}",
+        f"the audit of {image_id} has {count} finding{'s' * (count != 1)}: {examples}",
         hint=f"all of them: {log_path}",
     )
 
@@ -140,15 +140,15 @@ def verify(
     ``allow_modes`` paths that may be setuid, world-writable or have file capabilities besides those that
     distributions ship so, ``allow_accounts`` system accounts that may have a shell.
     """
-    with machine(cloud, order, progress) as found:
-        who = run_as_root(found.connection, ["id", "-un"], log).strip()
+    with machine(cloud, order, progress) as booted:
+        who = run_as_root(booted.connection, ["id", "-un"], log).strip()
         if who != "root":
             raise VerifyError(f"sudo on {image.id} runs as {who!r}, expected root")
-        timeline = _timeline(found, log)
+        timeline = _timeline(booted, log)
         started = time.monotonic()
         try:
             audit = _audit(
-                cloud, found, image, imagetool, forbidden, allow_modes, allow_accounts, order.run_id,
+                cloud, booted, image, imagetool, forbidden, allow_modes, allow_accounts, order.run_id,
                 order.expires_at, log,
             )  # fmt: skip
         except ClientError as error:

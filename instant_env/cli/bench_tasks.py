@@ -129,19 +129,19 @@ def report(
         else:
             say(f"{fill}: {'filled anew' if changed else 'as its CSVs have it'}")
         return
-    wanted = formats(format)
+    chosen_formats = formats(format)
     document = make(results)
-    written = document.write(
-        Path(output) if output else results_dir / "reports" / document.results.name, wanted
+    paths = document.write(
+        Path(output) if output else results_dir / "reports" / document.results.name, chosen_formats
     )
     if json:
-        print_json({**document.as_json(), "files": [str(path) for path in written]})
+        print_json({**document.as_json(), "files": [str(path) for path in paths]})
         return
     for section in document.sections:
         say(f"{section.caption}: {section.recommendation.headline}")
         for reason in section.recommendation.reasons:
             say(f"  {reason}")
-    for path in written:
+    for path in paths:
         say(str(path))
 
 

@@ -229,14 +229,14 @@ def user_namespace_item(apparmor_profiles: Path = Path("/etc/apparmor.d")) -> It
     command = ["unshare", "--user", "--map-root-user", "true"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
-        refused = result.stderr.strip() if result.returncode else ""
+        refusal = result.stderr.strip() if result.returncode else ""
     except OSError as error:
-        refused = str(error)
-    if refused and (apparmor_profiles / "mmdebstrap").exists():
+        refusal = str(error)
+    if refusal and (apparmor_profiles / "mmdebstrap").exists():
         # Ubuntu 24.04 forbids them to every program without a profile; mmdebstrap has one.
         detail = "allowed for mmdebstrap by its AppArmor profile"
-    elif refused:
-        status, detail = Status.MISSING, f"not allowed ({refused}); needed for {use}"
+    elif refusal:
+        status, detail = Status.MISSING, f"not allowed ({refusal}); needed for {use}"
         hint = "run as root, or: sudo sysctl kernel.unprivileged_userns_clone=1"
         if Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").exists():
             hint = "run as root, or: sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"
@@ -254,14 +254,14 @@ def has_subordinate_ids(
 ) -> bool:
     """True when each file gives the user a range (subuid(5): ``name:first:count``)."""
 
-    def given(file: Path) -> bool:
+    def has_range(file: Path) -> bool:
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except OSError:
             return False
         return any(line.split(":")[0] in (user, str(os.geteuid())) for line in lines)
 
-    return all(given(file) for file in files)
+    return all(has_range(file) for file in files)
 
 
 def credentials_item(profile: str | None) -> Item:

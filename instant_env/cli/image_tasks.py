@@ -85,28 +85,28 @@ def bake(
     options = Options(
         base=base or None, base_ami=base_ami or None, force=force,
         builder_types=tuple(split_commas(builder_type)),
-        given=parameters.split(set or ()), method=choose(Method, method, "--method"), encrypt=encrypt,
+        parameters=parameters.split(set or ()), method=choose(Method, method, "--method"), encrypt=encrypt,
         kms_key_id=kms_key_id or None, on_error=choose(OnError, on_error, "--on-error"),
         ssh_private=ssh_private, deprecate_after_days=deprecate_after_days or None, protect=protect,
     )  # fmt: skip
-    wanted = requests(recipe, arch, options)
+    bakes = requests(recipe, arch, options)
     if parallel < 0:
         raise UsageError(
             f"--parallel {parallel}: must be 0 or more", hint="0, the default, bakes all at a time"
         )
-    if verbose and len(wanted) > 1:
+    if verbose and len(bakes) > 1:
         raise UsageError("--verbose shows one bake at a time", hint="each has a log, named when it begins")
     with Reporter().live() as report:
-        for request in wanted:
+        for request in bakes:
             check(settings, request)
         connection = connect(settings, report)
         if dry_run:
-            estimates = [estimate(connection, settings, request, report) for request in wanted]
-        elif len(wanted) > 1:
-            _bake_in_parallel(settings, wanted, parallel, report, json)
+            estimates = [estimate(connection, settings, request, report) for request in bakes]
+        elif len(bakes) > 1:
+            _bake_in_parallel(settings, bakes, parallel, report, json)
             return
         else:
-            (request,) = wanted
+            (request,) = bakes
             result = bake_image(
                 connection, settings, request, verbose=sys.stderr if verbose else None, progress=report
             )
@@ -125,15 +125,15 @@ def bake(
 
 
 def _bake_in_parallel(
-    settings: Settings, wanted: list[Request], parallel: int, report: Reporter, json: bool
+    settings: Settings, bakes: list[Request], parallel: int, report: Reporter, json: bool
 ) -> None:
     from instant_env.bake.bake import bake_in_process
     from instant_env.bake.parallel import bake_all, exit_code
     from instant_env.cli import bake_progress
 
-    screen = bake_progress.Screen(report, settings, wanted)
+    screen = bake_progress.Screen(report, settings, bakes)
     outcomes = bake_all(
-        bake_in_process, settings, wanted, parallel=parallel, on_line=screen.on_line,
+        bake_in_process, settings, bakes, parallel=parallel, on_line=screen.on_line,
         on_outcome=screen.on_outcome,
     )  # fmt: skip
     if json:
@@ -226,12 +226,12 @@ def publish(
     from instant_env.publish.publish import publish as publish_image
 
     check(cloud, ami, recipe)
-    wanted = parse_arch(arch)
+    architecture = parse_arch(arch)
     local = read_settings(cloud="local")
     away = read_settings(cloud="aws", region=region, endpoint_url=to_endpoint)
     with Reporter().live() as report:
         source_cloud = connect(local, report)
-        source = find_source(source_cloud, ami, recipe, wanted)
+        source = find_source(source_cloud, ami, recipe, architecture)
         if not dry_run:
             result = publish_image(
                 source_cloud, connect(away, report), source, workers=workers, progress=report,

@@ -60,10 +60,10 @@ def set_up(cloud: Cloud, *, dry_run: bool, progress: Progress) -> list[Finding]:
 
     Raises CloudError when a piece cannot be made; what a check finds is in the answer.
     """
-    found: list[Finding] = []
+    findings: list[Finding] = []
 
     def note(finding: Finding) -> None:
-        found.append(finding)
+        findings.append(finding)
         progress(
             f"{finding.what} {finding.name}: {finding.state}" + f" ({finding.detail})" * bool(finding.detail)
         )
@@ -80,7 +80,7 @@ def set_up(cloud: Cloud, *, dry_run: bool, progress: Progress) -> list[Finding]:
         raise cloud_error(error, f"setting up: {error.operation_name}") from error
     for finding in [*_quotas(cloud), *_permissions(cloud, subnet["SubnetId"])]:
         note(finding)
-    return found
+    return findings
 
 
 def _subnet(cloud: Cloud) -> Any:
@@ -165,12 +165,12 @@ def _refuse_foreign(kind: str, tags: Any) -> None:
 
 
 def _role(iam: Any, dry_run: bool) -> Finding:
-    wanted = json.loads((POLICIES / "builder-role.json").read_text(encoding="utf-8"))
+    document = json.loads((POLICIES / "builder-role.json").read_text(encoding="utf-8"))
     there = _present(lambda: iam.get_role(RoleName=ROLE_NAME))
     if there is not None:
         _refuse_foreign("role", there["Role"].get("Tags"))
         policy = _present(lambda: iam.get_role_policy(RoleName=ROLE_NAME, PolicyName=_POLICY_NAME))
-        if policy is not None and policy["PolicyDocument"] == wanted:
+        if policy is not None and policy["PolicyDocument"] == document:
             return Finding("role", ROLE_NAME, "there")
     if dry_run:
         return Finding(
@@ -183,7 +183,7 @@ def _role(iam: Any, dry_run: bool) -> Finding:
             Description="machines that instant-env bakes images on",
             Tags=_TAGS,
         )
-    iam.put_role_policy(RoleName=ROLE_NAME, PolicyName=_POLICY_NAME, PolicyDocument=json.dumps(wanted))
+    iam.put_role_policy(RoleName=ROLE_NAME, PolicyName=_POLICY_NAME, PolicyDocument=json.dumps(document))
     return Finding("role", ROLE_NAME, "made")
 
 
@@ -253,14 +253,14 @@ def tear_down(cloud: Cloud, *, dry_run: bool, progress: Progress) -> list[Findin
 
     Raises CloudError when a machine still uses one of them, or one is somebody else's.
     """
-    found: list[Finding] = []
+    findings: list[Finding] = []
     iam = cloud.client("iam")
 
     def go(what: str, name: str, remove: Callable[[], Any]) -> None:
         if not dry_run:
             remove()
-        found.append(Finding(what, name, "there" if dry_run else "removed"))
-        progress(f"{what} {name}: {found[-1].state}")
+        findings.append(Finding(what, name, "there" if dry_run else "removed"))
+        progress(f"{what} {name}: {findings[-1].state}")
 
     try:
         for group in _our_groups(cloud):
@@ -277,7 +277,7 @@ def tear_down(cloud: Cloud, *, dry_run: bool, progress: Progress) -> list[Findin
         raise cloud_error(
             error, f"tearing down: {error.operation_name}", hint="end what uses it first"
         ) from error
-    return found
+    return findings
 
 
 def _delete_profile(iam: Any, profile: Any) -> None:
@@ -299,15 +299,15 @@ def only_aws(settings: Settings) -> Settings:
     return settings
 
 
-def advice(found: list[Finding]) -> Iterator[str]:
+def advice(findings: list[Finding]) -> Iterator[str]:
     """What to put into instant-env.yml, and what is not as it should be."""
     keys = {"subnet": "subnet", "security group": "security_group"}
     lines = [
-        f"  {keys[one.what]}: {one.name}" for one in found if one.what in keys and one.state != "missing"
+        f"  {keys[one.what]}: {one.name}" for one in findings if one.what in keys and one.state != "missing"
     ]
     yield "in instant-env.yml:"
     yield "  cloud: aws"
     yield from lines
-    for one in found:
+    for one in findings:
         if one.state == "trouble":
             yield f"{one.what} {one.name}: {one.detail}"

@@ -59,8 +59,8 @@ class Holds:
         if machine_id not in self._reasons:
             return
         why = self._belongs_to(machine_id)
-        for needed in _needs(machine):
-            self._reasons.setdefault(needed, why)
+        for dependency in _needs(machine):
+            self._reasons.setdefault(dependency, why)
         if run_id := read_tags(machine.get("Tags")).get(f"{PREFIX}run"):
             self._runs.setdefault(run_id, why)
 
@@ -82,8 +82,8 @@ class Holds:
 
     def why_image(self, image_id: str, snapshot_ids: Iterable[str]) -> str:
         """Why an AMI must stay with its snapshots, which would go with it."""
-        kept = [snapshot_id for snapshot_id in snapshot_ids if snapshot_id in self._reasons]
-        along = f"its snapshot {kept[0]} stays: {self._reasons[kept[0]]}" if kept else ""
+        held_ids = [snapshot_id for snapshot_id in snapshot_ids if snapshot_id in self._reasons]
+        along = f"its snapshot {held_ids[0]} stays: {self._reasons[held_ids[0]]}" if held_ids else ""
         return self._reasons.get(image_id, along)
 
     def _belongs_to(self, resource_id: str) -> str:

@@ -98,16 +98,16 @@ def list_baked(
     cloud: Cloud, *, recipe: str = "", arch: Arch | None = None, run_id: str = ""
 ) -> list[BakedImage]:
     """Our AMIs, newest first. An AMI counts when it carries the image role and a recipe."""
-    wanted = {"recipe": recipe, "run": run_id}
-    filters = project_filter(role="image", **{key: value for key, value in wanted.items() if value})
+    tags = {"recipe": recipe, "run": run_id}
+    filters = project_filter(role="image", **{key: value for key, value in tags.items() if value})
     if arch is not None:
         filters.append({"Name": "architecture", "Values": [arch.value]})
     try:
         pages = cloud.ec2.get_paginator("describe_images").paginate(Owners=["self"], Filters=filters)
-        found = [_from_description(image) for page in pages for image in page["Images"]]
+        images = [_from_description(image) for page in pages for image in page["Images"]]
     except ClientError as error:
         raise cloud_error(error, "listing AMIs") from error
-    return sorted(found, key=lambda image: (image.created, image.id), reverse=True)
+    return sorted(images, key=lambda image: (image.created, image.id), reverse=True)
 
 
 def parameter_name(recipe: str, arch: Arch) -> str:
@@ -143,16 +143,16 @@ def deregister(cloud: Cloud, image_id: str) -> list[str]:
     DeleteAssociatedSnapshots would take those that are not ours along, and not every endpoint knows it.
     """
     try:
-        found = cloud.ec2.describe_images(ImageIds=[image_id], Filters=PROJECT_FILTER)["Images"]
+        images = cloud.ec2.describe_images(ImageIds=[image_id], Filters=PROJECT_FILTER)["Images"]
         ids = [
             mapping["Ebs"]["SnapshotId"]
-            for image in found
+            for image in images
             for mapping in image.get("BlockDeviceMappings", [])
             if mapping.get("Ebs", {}).get("SnapshotId")
         ]
         ours: Any = [*PROJECT_FILTER, {"Name": "snapshot-id", "Values": ids}]
         snapshots = cloud.ec2.describe_snapshots(Filters=ours)["Snapshots"] if ids else []
-        if found:
+        if images:
             cloud.ec2.deregister_image(ImageId=image_id)
     except ClientError as error:
         if error_code(error) in ("InvalidAMIID.NotFound", "InvalidAMIID.Unavailable"):

@@ -73,11 +73,11 @@ def default_type(cloud: Cloud, arch: Arch, override: str | None = None) -> str:
     return chosen
 
 
-def builder_types(cloud: Cloud, arch: Arch, asked: Sequence[str]) -> tuple[str, ...]:
+def builder_types(cloud: Cloud, arch: Arch, requested: Sequence[str]) -> tuple[str, ...]:
     """Types for a machine of which only the size matters, in the order to try them: those asked for alone, or
     the default and others like it."""
-    if asked:
-        return tuple(default_type(cloud, arch, kind) for kind in asked)
+    if requested:
+        return tuple(default_type(cloud, arch, kind) for kind in requested)
     first = default_type(cloud, arch)
     return (first,) if cloud.settings.instance_type else (first, *_ALTERNATIVES[arch])
 
@@ -270,14 +270,14 @@ def describe(cloud: Cloud, instance_id: str) -> InstanceTypeDef | None:
 def wait_for_state(
     cloud: Cloud,
     instance_id: str,
-    wanted: Collection[str],
+    states: Collection[str],
     *,
     timeout_s: float,
     poll_s: float = 0.25,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> InstanceTypeDef:
-    """Poll one instance until its state is one of ``wanted``.
+    """Poll one instance until its state is one of ``states``.
 
     Raises CloudError on the timeout, and at once when the machine ended and that was not wanted.
     """
@@ -287,14 +287,14 @@ def wait_for_state(
         instance = describe(cloud, instance_id)
         if instance is not None:
             state = instance["State"]["Name"]
-            if state in wanted:
+            if state in states:
                 return instance
-            if state in ("terminated", "shutting-down") and "terminated" not in wanted:
+            if state in ("terminated", "shutting-down") and "terminated" not in states:
                 reason: Any = instance.get("StateReason", {})
                 raise CloudError(f"{instance_id} ended by itself: {reason.get('Message', 'no reason given')}")
         sleep(poll_s)
     raise CloudError(
-        f"{instance_id} is still {state} after {timeout_s:.0f} s, wanted {' or '.join(sorted(wanted))}",
+        f"{instance_id} is still {state} after {timeout_s:.0f} s, wanted {' or '.join(sorted(states))}",
         hint="see its console: aws ec2 get-console-output",
     )
 
@@ -313,7 +313,7 @@ def request_end(cloud: Cloud, instance_id: str) -> bool:
     try:
         return retry_cleanup(
             lambda: cloud.ec2.terminate_instances(InstanceIds=[instance_id]),
-            gone="InvalidInstanceID.NotFound",
+            missing_code="InvalidInstanceID.NotFound",
         )
     except ClientError as error:
         raise cloud_error(error, f"terminating {instance_id}", hint="run: invoke clean") from error

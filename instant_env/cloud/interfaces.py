@@ -73,15 +73,15 @@ def make_public_interface(
 def _subnet(cloud: Cloud, zone: str | None) -> tuple[str, str]:
     """Id and zone of the subnet that machines go to: the configured one, else a zone's default one."""
     if cloud.settings.subnet:
-        found = cloud.ec2.describe_subnets(SubnetIds=[cloud.settings.subnet])["Subnets"]
+        subnets = cloud.ec2.describe_subnets(SubnetIds=[cloud.settings.subnet])["Subnets"]
     else:
         filters = [
             {"Name": "vpc-id", "Values": [vpc_of(cloud)]},
             {"Name": "default-for-az", "Values": ["true"]},
             *([{"Name": "availability-zone", "Values": [zone]}] if zone else []),
         ]
-        found = cloud.ec2.describe_subnets(Filters=filters)["Subnets"]  # type: ignore[arg-type]
-    subnet = min(found, key=lambda item: item["AvailabilityZone"])
+        subnets = cloud.ec2.describe_subnets(Filters=filters)["Subnets"]  # type: ignore[arg-type]
+    subnet = min(subnets, key=lambda item: item["AvailabilityZone"])
     return subnet["SubnetId"], subnet["AvailabilityZone"]
 
 

@@ -74,9 +74,9 @@ def policy(*, keep: int, min_age_h: int, what: str, everything: bool) -> Policy:
         raise UsageError(
             f"--min-age-h must be at most {_MOST_HOURS}, not {min_age_h}", hint="0 is the default"
         )
-    found = Policy(keep, timedelta(hours=min_age_h), kinds, everything)
-    found.check()
-    return found
+    policy = Policy(keep, timedelta(hours=min_age_h), kinds, everything)
+    policy.check()
+    return policy
 
 
 @dataclass(frozen=True)
@@ -113,53 +113,53 @@ def _images(
 ) -> tuple[list[Removal], list[Removal]]:
     """AMIs of ours that may go, and those that would but for somebody or something that keeps them."""
     groups = defaultdict(list)
-    wanted: dict[str, str] = {}  # AMI -> why it may go
+    candidates: dict[str, str] = {}  # AMI -> why it may go
     baked = list_baked(cloud)
     for image in baked:
         if image.state in _BROKEN:
-            wanted[image.id] = f"{image.state}: its copy was cut short"
+            candidates[image.id] = f"{image.state}: its copy was cut short"
         elif image.expires_at is not None and (image.expires_at <= now or dead_runs.why(image.run_id)):
-            wanted[image.id] = "never verified, and its run is over"
+            candidates[image.id] = "never verified, and its run is over"
         if image.state == "available" and image.verified:
             groups[image.recipe, image.arch].append(image)
     for (recipe, arch), images in sorted(groups.items()):
         for image in images[policy.keep :]:
-            wanted[image.id] = f"older than the newest {policy.keep} of {recipe} {arch}"
-    keepers = _keepers(cloud, policy, now, baked, wanted, ending)
+            candidates[image.id] = f"older than the newest {policy.keep} of {recipe} {arch}"
+    keepers = _keepers(cloud, policy, now, baked, candidates, ending)
     removals: list[Removal] = []
-    kept: list[Removal] = []
+    holdbacks: list[Removal] = []
     for image in baked:
-        if image.id in wanted:
+        if image.id in candidates:
             hold = holds.why_image(image.id, image.snapshot_ids)
             why = "; ".join([*([hold] if hold else []), *keepers.get(image.id, [])])
-            row = Removal("image", image.id, image.name, why or wanted[image.id])
-            (kept if why else removals).append(row)
-    return removals, kept
+            row = Removal("image", image.id, image.name, why or candidates[image.id])
+            (holdbacks if why else removals).append(row)
+    return removals, holdbacks
 
 
 def _keepers(
-    cloud: Cloud, policy: Policy, now: datetime, baked: Sequence[BakedImage], wanted: Collection[str],
+    cloud: Cloud, policy: Policy, now: datetime, baked: Sequence[BakedImage], candidates: Collection[str],
     ending: set[str],
 ) -> dict[str, list[str]]:  # fmt: skip
     """What keeps AMIs that would go otherwise: the reasons of each."""
-    if not wanted:
+    if not candidates:
         return {}
-    found: defaultdict[str, list[str]] = defaultdict(list)
+    reasons_of: defaultdict[str, list[str]] = defaultdict(list)
     latest, protected = _latest_ids(cloud), _protected_ids(cloud)
     for image in baked:
         if image.id in latest:
-            found[image.id].append("`latest` points to it")
+            reasons_of[image.id].append("`latest` points to it")
         if image.id in protected:
-            found[image.id].append("protected from deregistration")
+            reasons_of[image.id].append("protected from deregistration")
         if policy.min_age and now - image.created < policy.min_age:
-            found[image.id].append(f"younger than {policy.min_age.total_seconds() / 3600:g} h")
-        if image.base_ami in wanted and image.base_ami != image.id:
-            found[image.base_ami].append(f"image {image.id} was baked from it")
-    for image_id, reasons in references.find(cloud, wanted, ending=ending).items():
-        found[image_id] += [
+            reasons_of[image.id].append(f"younger than {policy.min_age.total_seconds() / 3600:g} h")
+        if image.base_ami in candidates and image.base_ami != image.id:
+            reasons_of[image.base_ami].append(f"image {image.id} was baked from it")
+    for image_id, reasons in references.find(cloud, candidates, ending=ending).items():
+        reasons_of[image_id] += [
             reason for reason in reasons if not (image_id in latest and "/instant-env/" in reason)
         ]
-    return found
+    return reasons_of
 
 
 def _own_images(cloud: Cloud) -> Iterator[ImageTypeDef]:
@@ -238,8 +238,8 @@ class _Surveyor:
         if role not in _MACHINE_ROLES and not self._policy.everything:
             return ""
         # Nobody of ours starts a stopped machine again, so its run is over, whatever its expiry says.
-        lost = machine.get("StateReason", {}).get("Code") == "Server.InternalError"
-        if lost and machine["State"]["Name"] == "stopped":
+        by_cloud = machine.get("StateReason", {}).get("Code") == "Server.InternalError"
+        if by_cloud and machine["State"]["Name"] == "stopped":
             self._dead_runs.lost |= {tags[f"{PREFIX}run"]} if f"{PREFIX}run" in tags else set()
             return f"{role} lost by the cloud (Server.InternalError)"
         if expired(tags, self._now):
@@ -307,10 +307,10 @@ class _Surveyor:
             if reason := self._reason_of(read_tags(image.get("Tags"))):
                 row = Removal("image-copy", image["ImageId"], image.get("Name", ""), reason)
                 rows.append((row, self._holds.why_image(row.id, _snapshots_of(image))))
-        wanted = {row.id for row, _ in rows} if "image-copy" in self._policy.kinds else set()
-        needed = references.find(self._cloud, wanted, ending=self._ending)
+        copy_ids = {row.id for row, _ in rows} if "image-copy" in self._policy.kinds else set()
+        users_of = references.find(self._cloud, copy_ids, ending=self._ending)
         for row, hold in rows:
-            self._add(row, hold or "; ".join(needed.get(row.id, [])))
+            self._add(row, hold or "; ".join(users_of.get(row.id, [])))
 
     def _list_snapshots(self) -> None:
         """Snapshots of ours that no AMI is made of: uploads and bakes cut short, and deregistrations."""

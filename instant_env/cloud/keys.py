@@ -66,4 +66,6 @@ def imported_key_pair(
         yield name
     finally:
         if not keep():
-            retry_cleanup(lambda: cloud.ec2.delete_key_pair(KeyName=name), gone="InvalidKeyPair.NotFound")
+            retry_cleanup(
+                lambda: cloud.ec2.delete_key_pair(KeyName=name), missing_code="InvalidKeyPair.NotFound"
+            )

@@ -142,6 +142,6 @@ def delete_group(cloud: Cloud, group_id: str, timeout_s: float = _GROUP_RELEASE_
         )
 
     try:
-        retry_cleanup(delete, gone="InvalidGroup.NotFound")
+        retry_cleanup(delete, missing_code="InvalidGroup.NotFound")
     except ClientError as error:
         raise cloud_error(error, f"deleting security group {group_id}", hint="run: invoke clean") from error

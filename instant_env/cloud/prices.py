@@ -33,24 +33,24 @@ class Price:
     source: str
 
 
-def find(cloud: Cloud, wanted: Iterable[tuple[str, Market]]) -> dict[tuple[str, Market], Price]:
+def find(cloud: Cloud, cells: Iterable[tuple[str, Market]]) -> dict[tuple[str, Market], Price]:
     """Prices by type and market; what nobody can tell is missing. Never fails.
 
     A spot launch may end on demand, so both prices of its type are asked for.
     """
-    pairs = set(wanted)
+    pairs = set(cells)
     pairs |= {(kind, Market.ON_DEMAND) for kind, _ in pairs}
     if cloud.name is CloudName.LOCAL:
         return {pair: Price(0.0, "localec2") for pair in pairs}
-    known: dict[tuple[str, Market], Price] = {}
+    price_of: dict[tuple[str, Market], Price] = {}
     for kind in sorted({kind for kind, _ in pairs}):
-        on_demand = _asked(cloud, kind) or _from_table(kind)
+        on_demand = _price_from_api(cloud, kind) or _from_table(kind)
         if on_demand is None:
             continue
-        known[kind, Market.ON_DEMAND] = on_demand
+        price_of[kind, Market.ON_DEMAND] = on_demand
         if (kind, Market.SPOT) in pairs:  # never dearer than on demand
-            known[kind, Market.SPOT] = _spot(cloud, kind) or on_demand
-    return known
+            price_of[kind, Market.SPOT] = _spot(cloud, kind) or on_demand
+    return price_of
 
 
 def storage_usd_per_gib_month(cloud: Cloud, what: str) -> float:
@@ -60,7 +60,7 @@ def storage_usd_per_gib_month(cloud: Cloud, what: str) -> float:
     return float(json.loads(_TABLE.read_text(encoding="utf-8"))["usd_per_gib_month"][what])
 
 
-def _asked(cloud: Cloud, kind: str) -> Price | None:
+def _price_from_api(cloud: Cloud, kind: str) -> Price | None:
     """The Pricing API's answer (API reference, GetProducts); None when it cannot be asked or says nothing."""
     filters = {
         "instanceType": kind,
@@ -84,16 +84,16 @@ def _asked(cloud: Cloud, kind: str) -> Price | None:
 
 def _of_products(price_list: Sequence[Any]) -> Price | None:
     """The lowest on-demand price per hour in GetProducts' answer, a list of JSON texts."""
-    found: list[float] = []
+    prices: list[float] = []
     for text in price_list:
         product = json.loads(text)
         for term in product.get("terms", {}).get("OnDemand", {}).values():
-            found.extend(
+            prices.extend(
                 usd
                 for dimension in term.get("priceDimensions", {}).values()
                 if dimension.get("unit") == "Hrs" and (usd := float(dimension["pricePerUnit"]["USD"])) > 0
             )
-    return Price(min(found), f"Pricing API, {datetime.now(UTC):%Y-%m-%d}") if found else None
+    return Price(min(prices), f"Pricing API, {datetime.now(UTC):%Y-%m-%d}") if prices else None
 
 
 def _from_table(kind: str) -> Price | None:

@@ -31,12 +31,12 @@ def find(cloud: Cloud, image_ids: Collection[str], *, ending: Collection[str] = 
     """
     if not image_ids:
         return {}
-    found: defaultdict[str, list[str]] = defaultdict(list)
+    referrers: defaultdict[str, list[str]] = defaultdict(list)
     for sources in (_instances(cloud, ending), _templates_and_groups(cloud), _parameters(cloud)):
         for image_id, who in sources:
             if image_id in image_ids:
-                found[image_id].append(who)
-    return dict(found)
+                referrers[image_id].append(who)
+    return dict(referrers)
 
 
 def _pages(client: Any, operation: str, key: str, **arguments: Any) -> Iterator[Any]:

@@ -253,14 +253,14 @@ def undo_on_error(undo: Callable[[], Any], doing: str) -> Iterator[None]:
 
 
 def retry_cleanup(
-    call: Callable[[], Any], *, gone: str = "", sleep: Callable[[float], None] | None = None
+    call: Callable[[], Any], *, missing_code: str = "", sleep: Callable[[float], None] | None = None
 ) -> bool:
     """Make a call that cleans up, again when the cloud refuses: nobody else would make it.
 
-    ``gone`` is the error code for a resource that does not exist. EC2 also returns it for one that it does
-    not know yet, so it counts the second time; the result is then False. The last error is passed on.
+    ``missing_code`` is the error code for a resource that does not exist. EC2 also returns it for one that
+    it does not know yet, so it counts the second time; the result is then False. The last error is passed on.
     """
-    return finish_despite_interrupt(lambda: _retry(call, gone, sleep))
+    return finish_despite_interrupt(lambda: _retry(call, missing_code, sleep))
 
 
 def delete_once_unused(delete: Callable[[], Any], in_use: Collection[str], timeout_s: float) -> None:
@@ -285,15 +285,15 @@ def delete_once_unused(delete: Callable[[], Any], in_use: Collection[str], timeo
         raise refusal
 
 
-def _retry(call: Callable[[], Any], gone: str, sleep: Callable[[float], None] | None) -> bool:
-    seen_gone = 0
+def _retry(call: Callable[[], Any], missing_code: str, sleep: Callable[[float], None] | None) -> bool:
+    times_missing = 0
     for pause_s in (*_RETRY_PAUSES_S, None):
         try:
             call()
             return True
         except ClientError as error:
-            seen_gone += bool(gone) and error_code(error) == gone
-            if seen_gone > 1:
+            times_missing += bool(missing_code) and error_code(error) == missing_code
+            if times_missing > 1:
                 return False
             if pause_s is None:
                 raise

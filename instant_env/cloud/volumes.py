@@ -16,7 +16,7 @@ from instant_env.waiting import wait_until
 _TIMEOUT_S = 120.0
 
 
-def _wait(cloud: Cloud, volume_id: str, wanted: str) -> None:
+def _wait(cloud: Cloud, volume_id: str, target: str) -> None:
     state: str = "unknown"
 
     def is_there() -> bool:
@@ -26,10 +26,10 @@ def _wait(cloud: Cloud, volume_id: str, wanted: str) -> None:
         except ClientError as error:
             if error_code(error) != "InvalidVolume.NotFound":
                 raise
-        return state == wanted
+        return state == target
 
     if not wait_until(is_there, _TIMEOUT_S, 0.25):
-        raise CloudError(f"volume {volume_id} is {state} after {_TIMEOUT_S:.0f} s, wanted {wanted}")
+        raise CloudError(f"volume {volume_id} is {state} after {_TIMEOUT_S:.0f} s, wanted {target}")
 
 
 @contextmanager
@@ -58,7 +58,9 @@ def temporary_volume(
         _wait(cloud, volume_id, "available")
         yield volume_id
     finally:
-        retry_cleanup(lambda: cloud.ec2.delete_volume(VolumeId=volume_id), gone="InvalidVolume.NotFound")
+        retry_cleanup(
+            lambda: cloud.ec2.delete_volume(VolumeId=volume_id), missing_code="InvalidVolume.NotFound"
+        )
 
 
 @contextmanager
@@ -69,5 +71,5 @@ def attached(cloud: Cloud, volume_id: str, instance_id: str, device: str) -> Ite
         _wait(cloud, volume_id, "in-use")
         yield
     finally:
-        retry_cleanup(lambda: cloud.ec2.detach_volume(VolumeId=volume_id), gone="IncorrectState")
+        retry_cleanup(lambda: cloud.ec2.detach_volume(VolumeId=volume_id), missing_code="IncorrectState")
         retry_cleanup(lambda: _wait(cloud, volume_id, "available"))

@@ -53,17 +53,17 @@ class Archive:
 
         Debian's kernels have their version in the name, and a package without one that depends on the latest.
         """
-        found: list[str] = []
+        dependencies: list[str] = []
 
         def on_line(line: str) -> None:
             kind, _, name = line.strip().partition(": ")
             if kind == "Depends" and name.startswith(prefix):
-                found.append(name)
+                dependencies.append(name)
 
         self.runner.run(["apt-cache", *self._options, "depends", "--important", package], on_line=on_line)
-        if len(found) != 1:
-            raise BuildError(f"{package} depends on {len(found)} packages named {prefix}*, not on one")
-        return found[0]
+        if len(dependencies) != 1:
+            raise BuildError(f"{package} depends on {len(dependencies)} packages named {prefix}*, not on one")
+        return dependencies[0]
 
     def unpack(self, packages: Iterable[str], tree: Path) -> list[str]:
         """Download ``packages`` and unpack them into ``tree``; returns their file names (with versions)."""

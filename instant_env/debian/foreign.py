@@ -86,9 +86,9 @@ def ensure(arch: Arch, registry: Path = REGISTRY, handlers: Path = HANDLERS) -> 
     command = registration(arch, registry, handlers)
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if not runs(arch, registry):
-        said = result.stderr.strip().replace("\n", " / ") or "the kernel did not take the handler"
+        reason = result.stderr.strip().replace("\n", " / ") or "the kernel did not take the handler"
         raise MissingToolError(
-            f"programs for {arch} cannot run here: {said}",
+            f"programs for {arch} cannot run here: {reason}",
             hint="in a container: register the handler on the host (with flag F), or run it privileged",
         )
 

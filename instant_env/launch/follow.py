@@ -54,8 +54,8 @@ def _after_timeout(launch: Launch, check: LoginCheck, timeout_s: float) -> tuple
     marks = launch.timeline.marks
     reached = max(marks, key=lambda name: marks[name].ms, default="t0")
     detail = f"no login {after}; got as far as {reached}" + (f"; {trouble}" if trouble else "")
-    refused = launch.cloud.refusals_from_guest and launch.probes.first_refused_ns is not None
-    if refused and MarkName.T3 not in marks:
+    by_guest = launch.cloud.refusals_from_guest and launch.probes.first_refused_ns is not None
+    if by_guest and MarkName.T3 not in marks:
         return Outcome.SSH_REFUSED, f"{detail}; {launch.probes.refused} connects refused"
     return Outcome.TIMEOUT, detail
 

@@ -139,15 +139,15 @@ async def _read_clock(process: asyncssh.SSHClientProcess[str]) -> tuple[int, flo
     """The zero of the guest's clock as host nanoseconds, and the bound of its error in ms."""
     best: tuple[int, int] | None = None  # (round trip, boot instant), both ns
     for _ in range(CLOCK_READINGS):
-        asked = time.monotonic_ns()
+        before_ns = time.monotonic_ns()
         process.stdin.write("\n")
         text = await _line(process)
-        answered = time.monotonic_ns()
+        after_ns = time.monotonic_ns()
         try:
             uptime_ns = int((float(text) * 1000 + _UPTIME_STEP_MS / 2) * 1e6)
         except (ValueError, OverflowError):  # int() of an infinite number
             raise GuestReadError(f"/proc/uptime says {text!r}") from None
-        reading = (answered - asked, (asked + answered) // 2 - uptime_ns)
+        reading = (after_ns - before_ns, (before_ns + after_ns) // 2 - uptime_ns)
         best = min(best, reading) if best else reading
     assert best is not None  # noqa: S101 - the loop ran
     return best[1], round(best[0] / 2e6 + _UPTIME_STEP_MS / 2, 3)

@@ -18,7 +18,7 @@ from instant_env.cloud.session import Cloud
 from instant_env.launch.launched import Launched
 from instant_env.launch.timeline import MarkName, Outcome, Timeline
 from instant_env.launch.watch import Running, Watched, Watcher
-from instant_env.ssh.connect_probe import DIRECT, Found, ProbeStats
+from instant_env.ssh.connect_probe import DIRECT, ProbeStats, SshAnswer
 from instant_env.ssh.probe_client import Prober
 
 T = TypeVar("T")
@@ -80,7 +80,7 @@ class Launch:
         watched.running.add_done_callback(self._mark_running)
         self._delivery = asyncio.create_task(self._deliver(watched, launched))
 
-    async def version_line(self, *, not_before_ns: int | None = None) -> Found:
+    async def version_line(self, *, not_before_ns: int | None = None) -> SshAnswer:
         """Wait until sshd sends its version line (t3) and the key was delivered; the caller owns the socket.
 
         Call it again, with ``not_before_ns`` (``time.monotonic_ns()``), for another connection. It never
@@ -91,22 +91,22 @@ class Launch:
         if watched is None or launched is None or delivery is None:
             raise RuntimeError("start() comes first")
         self.address = launched.address or await watched.address
-        found = await self._prober.probe(
+        answer = await self._prober.probe(
             self.address,
             self.cloud.ssh_port,
             DIRECT,
             self.probes,
             not_before_ns=launched.returned_ns if not_before_ns is None else not_before_ns,
         )
-        self.timeline.mark(MarkName.T3_TCP, found.accepted_ns, found.resolution_ns)
-        self.timeline.mark(MarkName.T3, found.banner_ns, found.resolution_ns)
-        self.banner = self.banner or found.line
+        self.timeline.mark(MarkName.T3_TCP, answer.accepted_ns, answer.resolution_ns)
+        self.timeline.mark(MarkName.T3, answer.banner_ns, answer.resolution_ns)
+        self.banner = self.banner or answer.line
         try:
             await asyncio.shield(delivery)
         except BaseException:
-            found.sock.close()
+            answer.sock.close()
             raise
-        return found
+        return answer
 
     async def while_it_lives(self, work: Coroutine[Any, Any, T]) -> T:
         """``work``'s result, once `running` was seen as well (t2). Raises MachineEnded when the machine ends

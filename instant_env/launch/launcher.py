@@ -103,7 +103,7 @@ class Launcher:
         """
         watcher, _ = self._parts()
         if instance_id:
-            known = await asyncio.to_thread(request_end, self.cloud, instance_id)
-            if known:
+            exists = await asyncio.to_thread(request_end, self.cloud, instance_id)
+            if exists:
                 await watcher.until_gone(instance_id, _END_TIMEOUT_S)
         await asyncio.to_thread(technique.release, self.cloud, slot)

@@ -18,7 +18,7 @@ from instant_env.launch.launch import Launch
 from instant_env.launch.timeline import MarkName
 from instant_env.public_key import PublicKey
 from instant_env.ssh import key_query, pauses
-from instant_env.ssh.connect_probe import Found
+from instant_env.ssh.connect_probe import SshAnswer
 from instant_env.ssh.login import HandshakeFailed, KeyRefused, authenticate, client_options
 
 #: Reading the machine's own account may take this long; it is off the clock and never fails a launch.
@@ -44,12 +44,12 @@ class LoginCheck(ABC):
 
     async def run(self, launch: Launch) -> None:
         """Ask until sshd accepts the key, and mark t4; the deadline is the caller's."""
-        previous: Found | None = None
+        previous: SshAnswer | None = None
         not_before_ns: int | None = None
         while True:
-            found = await launch.version_line(not_before_ns=not_before_ns)
+            answer = await launch.version_line(not_before_ns=not_before_ns)
             try:
-                accepted_ns = await self._prove(found.sock)
+                accepted_ns = await self._prove(answer.sock)
             except KeyRefused:
                 pause_s = pauses.after_refusal(self.keys_refused)
                 self.keys_refused += 1
@@ -59,10 +59,10 @@ class LoginCheck(ABC):
             else:
                 # Without a retry an ideal prober would have been ahead by t3's resolution; with one, sshd may
                 # have been willing since just after it last was not.
-                resolution_ns = found.banner_ns - previous.banner_ns if previous else found.resolution_ns
+                resolution_ns = answer.banner_ns - previous.banner_ns if previous else answer.resolution_ns
                 launch.timeline.mark(MarkName.T4, accepted_ns, resolution_ns)
                 return
-            previous = found
+            previous = answer
             await asyncio.sleep(pause_s)
             not_before_ns = time.monotonic_ns()
 

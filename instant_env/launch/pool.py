@@ -68,7 +68,7 @@ async def fill_running(
 ) -> PoolSlot:
     """Launch a machine without a key pair and log in to it once. Raises FillError, and then the machine is
     gone; cancelled, it is the run's to end, by its tags."""
-    made = dataclasses.replace(
+    pool_spec = dataclasses.replace(
         spec,
         role=Role.POOL,
         key_name="",
@@ -79,7 +79,7 @@ async def fill_running(
         context.cloud,
         context.watcher,
         context.prober,
-        lambda: run_instance(context.cloud, prepared, made, user_data=user_data),
+        lambda: run_instance(context.cloud, prepared, pool_spec, user_data=user_data),
     )
     login = _MinuteLogin(filling, prepared.username)
     async with _ended_on_failure(context.cloud, lambda: filling.instance_id):

@@ -70,8 +70,8 @@ def adopt(
     pages = cloud.ec2.get_paginator("describe_instances").paginate(
         Filters=filters, PaginationConfig={"PageSize": page_size}
     )
-    found = (_slot_of(i, now()) for page in pages for r in page["Reservations"] for i in r["Instances"])
-    return sorted((slot for slot in found if slot is not None), key=lambda slot: slot.filled_ns)
+    slots = (_slot_of(i, now()) for page in pages for r in page["Reservations"] for i in r["Instances"])
+    return sorted((slot for slot in slots if slot is not None), key=lambda slot: slot.filled_ns)
 
 
 def _slot_of(machine: InstanceTypeDef, now: datetime) -> PoolSlot | None:

@@ -134,10 +134,10 @@ class Watcher:
 
     async def until_gone(self, instance_id: str, timeout_s: float) -> None:
         """Wait until a machine that is being terminated is so. Raises TimeoutError."""
-        gone = self._ending.setdefault(instance_id, asyncio.get_running_loop().create_future())
+        end = self._ending.setdefault(instance_id, asyncio.get_running_loop().create_future())
         self._changed.set()
         try:
-            await asyncio.wait_for(gone, timeout_s)
+            await asyncio.wait_for(end, timeout_s)
         finally:
             self._ending.pop(instance_id, None)
 
@@ -173,7 +173,7 @@ class Watcher:
         ids = list(self._watched | self._ending)
         self.polls += 1
         try:
-            asked, answered, instances = await asyncio.to_thread(self._describe, ids)
+            asked_ns, answered_ns, instances = await asyncio.to_thread(self._describe, ids)
         except ClientError as error:
             self._fail(f"{error_code(error)}: {error}", throttled=error_code(error) in THROTTLING)
             return
@@ -183,7 +183,7 @@ class Watcher:
         self._backoff_s = self._backoff_s / 2 if self._backoff_s > self._eager_s else 0.0
         for instance in instances:
             if watched := self._watched.get(instance["InstanceId"]):
-                watched.see(instance, asked, answered)
+                watched.see(instance, asked_ns, answered_ns)
             ending = self._ending.get(instance["InstanceId"])
             if ending is not None and not ending.done() and instance["State"]["Name"] == "terminated":
                 ending.set_result(None)
@@ -195,7 +195,7 @@ class Watcher:
 
     def _describe(self, ids: Sequence[str]) -> tuple[int, int, list[InstanceTypeDef]]:
         """One poll. The instants are taken in the worker thread: the event loop's lag is not in them."""
-        asked = time.monotonic_ns()
+        asked_ns = time.monotonic_ns()
         answer = self._cloud.ec2.describe_instances(Filters=[{"Name": "instance-id", "Values": list(ids)}])
-        answered = time.monotonic_ns()
-        return asked, answered, [i for r in answer["Reservations"] for i in r["Instances"]]
+        answered_ns = time.monotonic_ns()
+        return asked_ns, answered_ns, [i for r in answer["Reservations"] for i in r["Instances"]]

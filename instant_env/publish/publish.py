@@ -99,7 +99,7 @@ class Published:
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        written = self.standing.written - self.standing.written_before
+        new_blocks = self.standing.written - self.standing.written_before
         return {
             "ami": self.image_id,
             "snapshots": list(self.snapshot_ids),
@@ -113,7 +113,7 @@ class Published:
             "blocks_before": self.standing.before,
             "bytes_written": self.standing.written * BLOCK_BYTES,
             "seconds": round(self.seconds, 2),
-            "mb_per_s": round(written * BLOCK_BYTES / 1e6 / self.seconds, 1) if self.seconds else 0.0,
+            "mb_per_s": round(new_blocks * BLOCK_BYTES / 1e6 / self.seconds, 1) if self.seconds else 0.0,
         }
 
 
@@ -130,12 +130,12 @@ def find_source(cloud: Cloud, which: str, recipe: str, arch: Arch) -> Source:
     if which == "latest":
         image = find_baked(cloud, recipe, arch)
     else:
-        found = [image for image in list_baked(cloud) if image.id == which]
-        if not found:
+        images = [image for image in list_baked(cloud) if image.id == which]
+        if not images:
             raise UsageError(
                 f"{which} is not an AMI baked by instant-env in {cloud.name}", hint="run: invoke amis"
             )
-        (image,) = found
+        (image,) = images
     if image.state != "available" or not image.verified:
         raise UsageError(
             f"{image.id} is {image.state if image.state != 'available' else 'not verified'}",
@@ -167,20 +167,20 @@ def publish(
     that AMI is returned. Raises UsageError before anything is made, CloudError after; then what is there has
     our tags and an expiry, and the same call goes on with it.
     """
-    begun = time.monotonic()
+    started = time.monotonic()
     if workers < 1:
         raise UsageError(f"--workers {workers}: must be 1 or more", hint="16 is the default")
     image = source.image
     standing = Standing(total=source.listed_blocks)
     path = target.settings.state_dir / "publish" / f"{image.id}-{_target_key(target)}"
     with journals.opened(path, new_run_id()) as journal, runs.alive(target.settings, journal.run_id):
-        done = sum(len(volume.blocks) for volume in journal.volumes.values())
+        blocks_before = sum(len(volume.blocks) for volume in journal.volumes.values())
         hint = "the same command goes on where this one stopped; `invoke clean` removes what it left"
         with _as_cloud_errors(f"publishing {image.id}", hint=hint):
             reused = _published_before(target, source)
             if reused is None:
-                if journal.resumed and done:
-                    progress(f"going on: {done} of {standing.total} blocks are there")
+                if journal.resumed and blocks_before:
+                    progress(f"going on: {blocks_before} of {standing.total} blocks are there")
                 client = _ebs(target, workers)
                 snapshots = {}
                 for volume in source.volumes:
@@ -193,10 +193,12 @@ def publish(
             else:
                 image_id = reused
                 _finish(target, reused)
-            found = target.ec2.describe_images(ImageIds=[image_id])["Images"][0]
+            description = target.ec2.describe_images(ImageIds=[image_id])["Images"][0]
         journal.end()
-    ids = tuple(mapping["Ebs"]["SnapshotId"] for mapping in found["BlockDeviceMappings"] if "Ebs" in mapping)
-    return Published(image_id, ids, source, standing, reused is not None, time.monotonic() - begun)
+    ids = tuple(
+        mapping["Ebs"]["SnapshotId"] for mapping in description["BlockDeviceMappings"] if "Ebs" in mapping
+    )
+    return Published(image_id, ids, source, standing, reused is not None, time.monotonic() - started)
 
 
 def _ebs(cloud: Cloud, workers: int) -> Any:
@@ -262,12 +264,12 @@ def _publish_volume(
     standing: Standing, *, workers: int, watch: Watch, progress: Progress,
 ) -> str:  # fmt: skip
     """One volume's completed snapshot at the target."""
-    known = journal.volumes[volume.device]
-    state = _snapshot_state(target, known.snapshot_id)
+    record = journal.volumes[volume.device]
+    state = _snapshot_state(target, record.snapshot_id)
     if state not in ("pending", "completed"):
         if state:  # it timed out
-            target.ec2.delete_snapshot(SnapshotId=known.snapshot_id)
-        snapshot_id = _start(ebs, source, volume, journal.run_id, known.starts)
+            target.ec2.delete_snapshot(SnapshotId=record.snapshot_id)
+        snapshot_id = _start(ebs, source, volume, journal.run_id, record.starts)
         journal.snapshot(volume.device, snapshot_id)
         state = "pending"
     entry = journal.volumes[volume.device]
@@ -278,10 +280,12 @@ def _publish_volume(
         standing.count(moved)
     if state == "completed":
         return entry.snapshot_id
-    left = [block for block in volume.blocks if block.index not in entry.blocks]
-    progress(f"{volume.device}: {len(left)} blocks of 512 KiB to {entry.snapshot_id}")
+    remaining = [block for block in volume.blocks if block.index not in entry.blocks]
+    progress(f"{volume.device}: {len(remaining)} blocks of 512 KiB to {entry.snapshot_id}")
     watch(standing)
-    for moved in transfer.copy(source_ebs, volume.snapshot_id, ebs, entry.snapshot_id, left, workers=workers):
+    for moved in transfer.copy(
+        source_ebs, volume.snapshot_id, ebs, entry.snapshot_id, remaining, workers=workers
+    ):
         journal.block(volume.device, moved.index, moved.digest)
         standing.count(moved)
         watch(standing)
@@ -323,12 +327,12 @@ def _snapshot_state(target: Cloud, snapshot_id: str) -> str:
 def _wait_completed(target: Cloud, snapshot_id: str) -> None:
     deadline, pause_s = time.monotonic() + _COMPLETE_TIMEOUT_S, 0.1
     while True:
-        found = target.ec2.describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"][0]
-        if found["State"] == "completed":
+        snapshot = target.ec2.describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"][0]
+        if snapshot["State"] == "completed":
             return
-        if found["State"] != "pending" or time.monotonic() > deadline:
+        if snapshot["State"] != "pending" or time.monotonic() > deadline:
             raise CloudError(
-                f"{snapshot_id} is {found['State']}: {found.get('StateMessage', '')}".strip(": ")
+                f"{snapshot_id} is {snapshot['State']}: {snapshot.get('StateMessage', '')}".strip(": ")
             )
         time.sleep(pause_s)
         pause_s = min(2.0, pause_s * 1.5)

@@ -41,15 +41,15 @@ class Moved:
 
 def blocks_of(ebs: Any, snapshot_id: str) -> list[Block]:
     """The blocks of a snapshot that hold something, by ListSnapshotBlocks: the rest reads as zeros."""
-    found: list[Block] = []
+    blocks: list[Block] = []
     more: dict[str, str] = {}
     while True:
         page = ebs.list_snapshot_blocks(SnapshotId=snapshot_id, **more)
         if (size := page["BlockSize"]) != BLOCK_BYTES:
             raise CloudError(f"the blocks of {snapshot_id} have {size} bytes, not {BLOCK_BYTES}")
-        found += [Block(item["BlockIndex"], item["BlockToken"]) for item in page.get("Blocks", [])]
+        blocks += [Block(item["BlockIndex"], item["BlockToken"]) for item in page.get("Blocks", [])]
         if not page.get("NextToken"):
-            return found
+            return blocks
         more = {"NextToken": page["NextToken"]}
 
 
@@ -99,11 +99,11 @@ def copy(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def seal(ebs: Any, snapshot_id: str, written: dict[int, bytes]) -> None:
+def seal(ebs: Any, snapshot_id: str, digests: dict[int, bytes]) -> None:
     """CompleteSnapshot, with the aggregate of the checksums: that of all of them in the blocks' order."""
-    aggregate = hashlib.sha256(b"".join(digest for _, digest in sorted(written.items()))).digest()
+    aggregate = hashlib.sha256(b"".join(digest for _, digest in sorted(digests.items()))).digest()
     ebs.complete_snapshot(
-        SnapshotId=snapshot_id, ChangedBlocksCount=len(written),
+        SnapshotId=snapshot_id, ChangedBlocksCount=len(digests),
         Checksum=base64.b64encode(aggregate).decode(), ChecksumAlgorithm="SHA256",
         ChecksumAggregationMethod="LINEAR",
     )  # fmt: skip

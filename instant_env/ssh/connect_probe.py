@@ -74,7 +74,7 @@ class ProbeStats:
 
 
 @dataclass(frozen=True)
-class Found:
+class SshAnswer:
     """The connection that brought the line. ``sock`` is non-blocking and nothing has been read from it.
 
     ``resolution_ns`` bounds how much earlier an ideal prober, connecting all the time, would have had it.
@@ -110,7 +110,7 @@ class Probe:
         target: tuple[str, int],
         policy: ProbePolicy,
         not_before_ns: int,
-        on_found: Callable[[Found], None],
+        on_found: Callable[[SshAnswer], None],
     ) -> None:
         self.stats = ProbeStats()
         self._selector = selector
@@ -188,7 +188,7 @@ class Probe:
     def _on_connect_error(self, connection: _Connection, code: int) -> None:
         # ECONNRESET: accepted, and dropped before we looked.
         if code in (errno.ECONNREFUSED, errno.ECONNRESET):
-            self._refused(connection)
+            self._on_refused(connection)
         else:
             self.stats.silent += 1
             self._drop(connection)
@@ -217,7 +217,7 @@ class Probe:
             self._win(connection, line, now)
             return
         if not data:
-            self._refused(connection)
+            self._on_refused(connection)
         elif len(data) >= _MAX_PREAMBLE or _peer_closed(connection.sock):
             connection.spoke = True
             self._give_up(connection)
@@ -227,7 +227,7 @@ class Probe:
             self._look_due_ns = now + _HALF_LINE_NS
         self._schedule()
 
-    def _refused(self, connection: _Connection) -> None:
+    def _on_refused(self, connection: _Connection) -> None:
         self.stats.refused += 1
         if self.stats.first_refused_ns is None:
             self.stats.first_refused_ns = time.monotonic_ns()
@@ -246,7 +246,7 @@ class Probe:
         accepted_ns = connection.accepted_ns or now
         # The answer began between the winner's connect and the one before it.
         resolution_ns = connection.opened_ns - connection.previous_ns
-        self._on_found(Found(connection.sock, line, accepted_ns, now, resolution_ns))
+        self._on_found(SshAnswer(connection.sock, line, accepted_ns, now, resolution_ns))
 
     def _drop(self, connection: _Connection) -> None:
         with contextlib.suppress(KeyError):  # of half a line, or one that failed at once

@@ -34,10 +34,10 @@ class LoginError(InstantEnvError):
 def _wait_for_banner(host: str, port: int, timeout_s: float) -> bool:
     """Whether something that speaks SSH answered in time. Connects anew every few milliseconds, so that
     neither a lost packet nor a guest that was not listening yet costs a retransmission's second."""
-    found = find(host, port, DIRECT, timeout_s=timeout_s)
-    if found is not None:
-        found.sock.close()
-    return found is not None
+    answer = find(host, port, DIRECT, timeout_s=timeout_s)
+    if answer is not None:
+        answer.sock.close()
+    return answer is not None
 
 
 def wait_for_login(host: str, port: int, user: str, key: KeyPair, *, timeout_s: float) -> fabric.Connection:
@@ -50,7 +50,7 @@ def wait_for_login(host: str, port: int, user: str, key: KeyPair, *, timeout_s: 
     """
     deadline = time.monotonic() + timeout_s
     reason = "no SSH banner"
-    refused = 0
+    refusals = 0
     while (left_s := deadline - time.monotonic()) > 0 and _wait_for_banner(host, port, left_s):
         connection = fabric.Connection(
             host,
@@ -74,8 +74,8 @@ def wait_for_login(host: str, port: int, user: str, key: KeyPair, *, timeout_s: 
         except paramiko.AuthenticationException as error:
             # The key may not be there yet.
             reason = f"{user}'s key was refused ({error})"
-            time.sleep(pauses.after_refusal(refused))
-            refused += 1
+            time.sleep(pauses.after_refusal(refusals))
+            refusals += 1
         except Exception as error:  # noqa: BLE001 - whatever a peer's bytes make of Paramiko
             reason = str(error) or type(error).__name__
             time.sleep(0.2)

@@ -19,6 +19,6 @@ REFUSED_S = (0.5, 3.0, 6.0)
 HANDSHAKE_S = 0.1
 
 
-def after_refusal(refused: int) -> float:
+def after_refusal(refusals: int) -> float:
     """The pause after a refused login, by the number of those refused before it."""
-    return REFUSED_S[min(refused, len(REFUSED_S) - 1)]
+    return REFUSED_S[min(refusals, len(REFUSED_S) - 1)]

@@ -27,10 +27,10 @@ from dataclasses import asdict
 from typing import IO, Any
 
 from instant_env.errors import InstantEnvError
-from instant_env.ssh.connect_probe import Found, ProbePolicy, ProbeStats
+from instant_env.ssh.connect_probe import ProbePolicy, ProbeStats, SshAnswer
 
 #: What a probe ended with: nothing was found when it was cancelled.
-_Answer = tuple[Found | None, ProbeStats]
+_Answer = tuple[SshAnswer | None, ProbeStats]
 
 _COMMAND = (sys.executable, "-m", "instant_env.ssh.probe_worker")
 
@@ -88,7 +88,7 @@ class Prober:
 
     async def probe(
         self, address: str, port: int, policy: ProbePolicy, stats: ProbeStats, *, not_before_ns: int
-    ) -> Found:
+    ) -> SshAnswer:
         """Wait until sshd at ``address`` sends its version line; the caller owns the socket that is returned.
 
         It never times out by itself: cancel it. ``stats`` is added to when it ends, either way.
@@ -102,18 +102,18 @@ class Prober:
                 probe=number, address=address, port=port, policy=asdict(policy), not_before_ns=not_before_ns
             )
             await asyncio.wait([answer])  # which leaves the future alone when it is cancelled
-            found, met = answer.result()
+            sshd, met = answer.result()
         except asyncio.CancelledError:
-            found, met = await self._cancel(number, answer)
+            sshd, met = await self._cancel(number, answer)
             stats.add(met)
-            if found is not None:  # told before it was asked to stop
-                found.sock.close()
+            if sshd is not None:  # told before it was asked to stop
+                sshd.sock.close()
             raise
         finally:
             self._answers.pop(number, None)
         stats.add(met)
-        assert found is not None  # noqa: S101 - it was not cancelled
-        return found
+        assert sshd is not None  # noqa: S101 - it was not cancelled
+        return sshd
 
     async def _cancel(self, number: int, answer: asyncio.Future[_Answer]) -> _Answer:
         if not answer.done():
@@ -144,25 +144,25 @@ class Prober:
             return
         *lines, self._unread = (self._unread + data).split(b"\n")
         for line in lines:
-            if told := json.loads(line):
-                self._hear(told)
+            if message := json.loads(line):
+                self._hear(message)
             else:
                 self._ready.set_result(None)
 
-    def _hear(self, told: Mapping[str, Any]) -> None:
-        self.cpu_s = told["cpu_s"]
-        sock = self._sockets.popleft() if told["found"] and self._sockets else None
-        answer = self._answers.pop(told["probe"], None)
+    def _hear(self, message: Mapping[str, Any]) -> None:
+        self.cpu_s = message["cpu_s"]
+        sock = self._sockets.popleft() if message["found"] and self._sockets else None
+        answer = self._answers.pop(message["probe"], None)
         if answer is None:  # nobody waits any more
             if sock is not None:
                 sock.close()
-        elif told["found"] and sock is None:  # recvmsg(2) drops what there is no room for
+        elif message["found"] and sock is None:  # recvmsg(2) drops what there is no room for
             answer.set_exception(
                 ProberError("a machine's connection is lost: too many open files", hint="raise ulimit -n")
             )
         else:
-            found = Found(sock, **told["found"]) if sock else None
-            answer.set_result((found, ProbeStats(**told["stats"])))
+            sshd = SshAnswer(sock, **message["found"]) if sock else None
+            answer.set_result((sshd, ProbeStats(**message["stats"])))
 
     def _fail(self, what: str) -> None:
         """Take the process for lost: whoever waits is told why."""

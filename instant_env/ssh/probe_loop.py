@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from instant_env.ssh.connect_probe import Found, Probe, ProbePolicy
+from instant_env.ssh.connect_probe import Probe, ProbePolicy, SshAnswer
 
 _NS = 1_000_000_000
 
@@ -28,7 +28,7 @@ class Probes:
         policy: ProbePolicy,
         *,
         not_before_ns: int,
-        on_found: Callable[[Found], None],
+        on_found: Callable[[SshAnswer], None],
     ) -> Probe:
         """Probe until found or stopped. ``on_found`` is called once at most and owns the socket.
 
@@ -36,11 +36,11 @@ class Probes:
         resolution of an answer to the very first connect reaches back to it.
         """
 
-        def found(what: Found) -> None:
+        def finish(answer: SshAnswer) -> None:
             self._probes.discard(probe)
-            on_found(what)
+            on_found(answer)
 
-        probe = Probe(self._selector, (address, port), policy, not_before_ns, found)
+        probe = Probe(self._selector, (address, port), policy, not_before_ns, finish)
         self._probes.add(probe)
         return probe
 
@@ -74,16 +74,16 @@ class Probes:
         self._selector.close()
 
 
-def find(address: str, port: int, policy: ProbePolicy, *, timeout_s: float) -> Found | None:
+def find(address: str, port: int, policy: ProbePolicy, *, timeout_s: float) -> SshAnswer | None:
     """Wait until sshd at ``address`` sends its version line; None when it does not within the time.
 
     The caller owns the socket that is returned.
     """
     now = time.monotonic_ns()
     until_ns = now + int(timeout_s * _NS)
-    found: list[Found] = []
+    answers: list[SshAnswer] = []
     with contextlib.closing(Probes()) as probes:
-        probes.start(address, port, policy, not_before_ns=now, on_found=found.append)
-        while not found and time.monotonic_ns() < until_ns:
+        probes.start(address, port, policy, not_before_ns=now, on_found=answers.append)
+        while not answers and time.monotonic_ns() < until_ns:
             probes.turn(until_ns)
-    return found[0] if found else None
+    return answers[0] if answers else None

@@ -24,7 +24,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from instant_env.ssh.connect_probe import Found, Probe, ProbePolicy
+from instant_env.ssh.connect_probe import Probe, ProbePolicy, SshAnswer
 from instant_env.ssh.probe_loop import Probes
 
 #: Descriptors that are enough for 80 silent addresses; the usual limit is 1,024.
@@ -39,7 +39,7 @@ class _Service:
     def __init__(self, channel: socket.socket, probes: Probes) -> None:
         self._channel = channel
         self._probes = probes
-        self._wanted: dict[int, Probe] = {}
+        self._active: dict[int, Probe] = {}
         self._unread = b""
         self._open = True
 
@@ -57,41 +57,41 @@ class _Service:
         self._open = bool(data)
         *lines, self._unread = (self._unread + data).split(b"\n")
         for line in lines:
-            asked = json.loads(line)
-            if "cancel" in asked:
-                self._cancel(asked["cancel"])
+            request = json.loads(line)
+            if "cancel" in request:
+                self._cancel(request["cancel"])
             else:
-                self._start(**asked)
+                self._start(**request)
 
     def _start(self, probe: int, address: str, port: int, policy: dict[str, Any], not_before_ns: int) -> None:
-        self._wanted[probe] = self._probes.start(
+        self._active[probe] = self._probes.start(
             address,
             port,
             ProbePolicy(**policy),
             not_before_ns=not_before_ns,
-            on_found=partial(self._found, probe),
+            on_found=partial(self._on_found, probe),
         )
 
     def _cancel(self, number: int) -> None:
-        if (probe := self._wanted.pop(number, None)) is not None:
+        if (probe := self._active.pop(number, None)) is not None:
             self._probes.stop(probe)
             self._channel.sendall(_line(number, probe, None))
 
-    def _found(self, number: int, found: Found) -> None:
+    def _on_found(self, number: int, sshd: SshAnswer) -> None:
         what = {
-            "line": found.line,
-            "accepted_ns": found.accepted_ns,
-            "banner_ns": found.banner_ns,
-            "resolution_ns": found.resolution_ns,
+            "line": sshd.line,
+            "accepted_ns": sshd.accepted_ns,
+            "banner_ns": sshd.banner_ns,
+            "resolution_ns": sshd.resolution_ns,
         }
-        with found.sock:  # ours; the other end gets a descriptor of its own
-            line = _line(number, self._wanted.pop(number), what)
-            socket.send_fds(self._channel, [line], [found.sock.fileno()])
+        with sshd.sock:  # ours; the other end gets a descriptor of its own
+            line = _line(number, self._active.pop(number), what)
+            socket.send_fds(self._channel, [line], [sshd.sock.fileno()])
 
 
-def _line(number: int, probe: Probe, found: dict[str, Any] | None) -> bytes:
-    told = {"probe": number, "stats": asdict(probe.stats), "found": found, "cpu_s": time.process_time()}
-    return json.dumps(told).encode() + b"\n"
+def _line(number: int, probe: Probe, sshd: dict[str, Any] | None) -> bytes:
+    message = {"probe": number, "stats": asdict(probe.stats), "found": sshd, "cpu_s": time.process_time()}
+    return json.dumps(message).encode() + b"\n"
 
 
 def _raise_file_limit() -> None:

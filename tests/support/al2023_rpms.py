@@ -73,14 +73,14 @@ def names(*, minimal: bool) -> list[str]:
 
 def closure(packages: Iterable[str]) -> set[str]:
     """The packages, and all that they require."""
-    found: set[str] = set()
+    members: set[str] = set()
     waiting = list(packages)
     while waiting:
         name = waiting.pop()
-        if name not in found:
-            found.add(name)
+        if name not in members:
+            members.add(name)
             waiting += REQUIRES.get(name, "").split()
-    return found
+    return members
 
 
 def _section(name: str) -> tuple[str, str, str]:

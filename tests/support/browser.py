@@ -35,12 +35,12 @@ class Browser:
         if os.geteuid() == 0:
             arguments.append("--no-sandbox")  # Chromium has no sandbox for root
         options = {"binary": find_program("chromium"), "args": arguments}
-        wanted = {
+        capabilities = {
             "browserName": "chrome",
             "goog:chromeOptions": options,
             "goog:loggingPrefs": {"browser": "ALL"},
         }
-        answer = self._post("/session", {"capabilities": {"alwaysMatch": wanted}})
+        answer = self._post("/session", {"capabilities": {"alwaysMatch": capabilities}})
         self._session = f"/session/{answer['sessionId']}"
 
     def _call(self, method: str, path: str, body: object = None) -> Any:
@@ -72,8 +72,8 @@ class Browser:
 
     def console(self) -> list[dict[str, Any]]:
         """What the page made Chromium say: errors of scripts and of loading, breaches of its policy."""
-        found: list[dict[str, Any]] = self._post(f"{self._session}/se/log", {"type": "browser"})
-        return found
+        entries: list[dict[str, Any]] = self._post(f"{self._session}/se/log", {"type": "browser"})
+        return entries
 
     def screenshot(self, path: Path) -> None:
         """The whole page, as long as it is."""
@@ -105,11 +105,11 @@ def open_browser() -> Iterator[Browser]:
         try:
             assert driver.stdout is not None
             for line in driver.stdout:
-                if found := re.search(r"started successfully on port (\d+)", line):
+                if match := re.search(r"started successfully on port (\d+)", line):
                     break
             else:
                 pytest.fail("chromedriver did not start")
-            with Browser(f"http://127.0.0.1:{found[1]}") as browser:
+            with Browser(f"http://127.0.0.1:{match[1]}") as browser:
                 yield browser
         finally:
             driver.terminate()

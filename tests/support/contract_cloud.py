@@ -178,9 +178,9 @@ class ContractCloud:
     def login(self, instance_id: str) -> Login:
         """Wait for a machine, log in; the connection is kept for the next who asks."""
         address = self.wait(instance_id, "running")["PublicIpAddress"]
-        known = self.logins.get(instance_id)
-        if known and known.connection.is_connected and known.connection.host == address:
-            return known
+        open_login = self.logins.get(instance_id)
+        if open_login and open_login.connection.is_connected and open_login.connection.host == address:
+            return open_login
         connection = wait_for_login(
             address, self.cloud.ssh_port, self.login_user, self.key, timeout_s=LOGIN_TIMEOUT_S
         )

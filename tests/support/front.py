@@ -84,15 +84,15 @@ class Front:
 
     def machines(self) -> list[int]:
         """Process ids of QEMUs that run from our state directory."""
-        found = []
+        pids = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 command = (process / "cmdline").read_bytes()
             except OSError:
                 continue
             if b"qemu-system" in command.split(b"\0")[0] and str(self.directory).encode() in command:
-                found.append(int(process.name))
-        return found
+                pids.append(int(process.name))
+        return pids
 
 
 NOTHING: dict[str, list[str]] = {

@@ -27,15 +27,15 @@ STOCK_TIMEOUT_S = 2400
 
 def machines(word: str) -> list[int]:
     """Pids of QEMU processes with this word in their command line."""
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             arguments = path.read_bytes().split(b"\0")
         except OSError:
             continue  # it has just ended
         if b"qemu-system" in arguments[0] and any(word.encode() in part for part in arguments):
-            found.append(int(path.parent.name))
-    return found
+            pids.append(int(path.parent.name))
+    return pids
 
 
 class LocalCloud:

@@ -116,9 +116,9 @@ class PretendMachine(Machine):
         for copy in copies:
             volume = next(disk.path for disk in self.spec.disks if disk.node == copy.node)
             backing = backing_of(copy.target)
-            made = copy.target.with_name("made")
-            disks.copy_layer(volume, made, backing) if backing else disks.flatten(volume, made)
-            made.replace(copy.target)
+            unfinished = copy.target.with_name("made")
+            disks.copy_layer(volume, unfinished, backing) if backing else disks.flatten(volume, unfinished)
+            unfinished.replace(copy.target)
 
 
 class PretendNetwork(Network):
@@ -282,8 +282,8 @@ def launch(served: Served, **more: Any) -> str:
 
 
 def state_of(served: Served, instance_id: str) -> str:
-    found = served.ec2.describe_instances(InstanceIds=[instance_id])
-    return str(found["Reservations"][0]["Instances"][0]["State"]["Name"])
+    answer = served.ec2.describe_instances(InstanceIds=[instance_id])
+    return str(answer["Reservations"][0]["Instances"][0]["State"]["Name"])
 
 
 def image(served: Served, image_id: str) -> Any:
@@ -305,9 +305,9 @@ def holds(path: Path, letter: str, offset: str = "0") -> bool:
 
 def completed(served: Served, snapshot_id: str) -> Any:
     def done() -> Any:
-        (found,) = served.ec2.describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"]
-        assert found["State"] != "error", found["StateMessage"]
-        return found if found["State"] == "completed" else None
+        (snapshot,) = served.ec2.describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"]
+        assert snapshot["State"] != "error", snapshot["StateMessage"]
+        return snapshot if snapshot["State"] == "completed" else None
 
     return until(done)
 

@@ -183,8 +183,8 @@ class Bakery:
 
     def snapshots(self) -> list[str]:
         filters: Any = [{"Name": "tag:Project", "Values": ["instant-env"]}]
-        found = self.served.ec2.describe_snapshots(OwnerIds=["self"], Filters=filters)["Snapshots"]
-        return [snapshot["SnapshotId"] for snapshot in found]
+        snapshots = self.served.ec2.describe_snapshots(OwnerIds=["self"], Filters=filters)["Snapshots"]
+        return [snapshot["SnapshotId"] for snapshot in snapshots]
 
 
 NOTHING: dict[str, list[str]] = {"instances": [], "volumes": [], "key pairs": [], "groups": []}
@@ -223,12 +223,12 @@ class Elsewhere:
     settings: Settings
     binary: Path
 
-    def bake(self, stop_at: int, said: Connection) -> None:
+    def bake(self, stop_at: int, lines: Connection) -> None:
         """Bake; say each line, and with line ``stop_at`` (0: the first) wait to be killed."""
         count = itertools.count()
 
         def progress(text: str) -> None:
-            said.send(text)
+            lines.send(text)
             if next(count) == stop_at:
                 signal.pause()
 
@@ -249,7 +249,7 @@ class Elsewhere:
         answer_here(cloud)
         request = Request("pretend", Arch.X86_64, Options(base="pretend", force=True))
         bake(cloud, self.settings, request, progress=progress)
-        said.send("done")
+        lines.send("done")
 
 
 def write_recipes(directory: Path) -> Path:
@@ -281,10 +281,10 @@ def bakery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bakery]:
         return [volume["VolumeId"] for volume in served.ec2.describe_volumes()["Volumes"]]
 
     with Guest(tmp_path / "guest", sealed, volumes).serving() as guest:
-        made = Bakery(served, make_cloud(served, settings, guest.port), settings, guest)
-        made.new_base("first-base")
+        bakery = Bakery(served, make_cloud(served, settings, guest.port), settings, guest)
+        bakery.new_base("first-base")
         try:
-            yield made
+            yield bakery
         finally:
             served.stop()
 

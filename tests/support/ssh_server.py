@@ -27,15 +27,15 @@ class TakesAnyKey(asyncssh.SSHServer):
 @contextmanager
 def listening(port: int = 0, **options: Any) -> Iterator[int]:
     """Serve until the context ends; yields the port. ``options`` are asyncssh.listen's, without host keys."""
-    ready, found = threading.Event(), port
+    ready, port_used = threading.Event(), port
     stop: Callable[[], object]
 
     async def serve() -> None:
-        nonlocal found, stop
+        nonlocal port_used, stop
         stopping, loop = asyncio.Event(), asyncio.get_running_loop()
         keys = [asyncssh.generate_private_key("ssh-ed25519")]
         server = await asyncssh.listen("127.0.0.1", port, server_host_keys=keys, **options)
-        found, stop = server.get_port(), lambda: loop.call_soon_threadsafe(stopping.set)
+        port_used, stop = server.get_port(), lambda: loop.call_soon_threadsafe(stopping.set)
         ready.set()
         await stopping.wait()
         server.close()
@@ -45,7 +45,7 @@ def listening(port: int = 0, **options: Any) -> Iterator[int]:
     thread.start()
     assert ready.wait(60)
     try:
-        yield found
+        yield port_used
     finally:
         stop()
         thread.join(60)

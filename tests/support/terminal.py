@@ -42,11 +42,11 @@ class Terminal:
     def expect(self, pattern: str, timeout_s: float = TIMEOUT_S) -> re.Match[str]:
         """Wait for the pattern behind what was expected last. Fails with everything that was seen."""
         deadline = time.monotonic() + timeout_s
-        while (found := re.compile(pattern).search(self.seen, self._at)) is None:
+        while (match := re.compile(pattern).search(self.seen, self._at)) is None:
             assert time.monotonic() < deadline, f"{pattern!r} does not come: {self.seen!r}"
             assert self._read(deadline), f"it ended before {pattern!r}: {self.seen!r}"
-        self._at = found.end()
-        return found
+        self._at = match.end()
+        return match
 
     def _read(self, deadline: float) -> bool:
         """Read what there is; False at the end."""

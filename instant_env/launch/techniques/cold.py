@@ -36,7 +36,7 @@ class Cold(Technique):
         newest = max(images.values(), key=lambda image: (image.created, image.id))
         others = sorted(image.recipe for image in images.values() if image.base_ami != newest.base_ami)
         try:
-            found = cloud.ec2.describe_images(ImageIds=[newest.base_ami])["Images"]
+            bases = cloud.ec2.describe_images(ImageIds=[newest.base_ami])["Images"]
         except ClientError as error:
             if not error_code(error).startswith("InvalidAMIID"):
                 raise
@@ -44,7 +44,7 @@ class Cold(Technique):
                 f"{newest.base_ami}, the base of {newest.id}, is gone",
                 hint=f"bake from the current one: invoke bake --arch {newest.arch} --recipe {newest.recipe}",
             ) from error
-        base = found[0]
+        base = bases[0]
         root_device = base.get("RootDeviceName", "")
         volumes = base.get("BlockDeviceMappings", [])
         sizes = [v.get("Ebs", {}).get("VolumeSize", 0) for v in volumes if v.get("DeviceName") == root_device]

@@ -42,14 +42,14 @@ class PreallocEni(Combined):
         # A thread cannot be stopped: whoever cancels gets the interface deleted, not left.
         making = asyncio.create_task(asyncio.to_thread(self._make, context.cloud, spec))
         try:
-            made = await asyncio.shield(making)
+            interface = await asyncio.shield(making)
         except asyncio.CancelledError:
             await asyncio.gather(making, return_exceptions=True)
             raise  # the run ends what carries its tags
         return PoolSlot(
-            interface_id=made.interface_id,
-            allocation_id=made.allocation_id,
-            address=made.address,
+            interface_id=interface.interface_id,
+            allocation_id=interface.allocation_id,
+            address=interface.address,
             filled_ns=time.monotonic_ns(),
         )
 

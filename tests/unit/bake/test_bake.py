@@ -88,7 +88,7 @@ def test_a_forecast_for_aws_has_the_price_of_machine_and_disks(
     bakery: Bakery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """m7i.large at $0.1008 an hour; twice 2 GiB of gp3 at $0.08 a month beside it; the snapshot at $0.05."""
-    monkeypatch.setattr("instant_env.cloud.prices._asked", lambda *_: None)
+    monkeypatch.setattr("instant_env.cloud.prices._price_from_api", lambda *_: None)
     aws = dataclasses.replace(bakery.cloud, name=CloudName.AWS)
     told = estimate(aws, bakery.settings, bakery.request(), lambda _: None)
     hour = 0.1008 + 2 * 2 * 0.08 / 730

@@ -71,7 +71,7 @@ def test_baking_needs_all_that_its_policy_allows_and_nothing_else(
     recorder = Recorder(bakery.cloud)
     # The Pricing API is asked by a client of its own, on AWS only.
     monkeypatch.setattr(
-        "instant_env.cloud.prices._asked", lambda *_: recorder.actions.add("pricing:GetProducts")
+        "instant_env.cloud.prices._price_from_api", lambda *_: recorder.actions.add("pricing:GetProducts")
     )
     bakery.new_base("second-base")
     estimate(bakery.aws(), bakery.settings, bakery.request(), lambda _: None)

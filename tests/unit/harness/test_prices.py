@@ -47,14 +47,14 @@ def test_a_pool_is_on_demand_and_pays_for_its_filling(tmp_path: Path) -> None:
 def test_without_the_pricing_api_there_is_a_dated_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cloud_prices, "_asked", lambda *_: None)
+    monkeypatch.setattr(cloud_prices, "_price_from_api", lambda *_: None)
     strange = Cell("cold", Arch.X86_64, "x9z.large")
     with cloud_in_process(tmp_path, 22, Ec2Faults(), name=CloudName.AWS) as cloud:
         found = prices.find(cloud, [COLD, strange])
         told = prices.estimate(
             cloud, Experiment((COLD, strange), iterations=1, seed=1, timeout_s=60.0), found
         )
-    price = found.known["m7i.large", Market.ON_DEMAND]
+    price = found.per_hour["m7i.large", Market.ON_DEMAND]
     assert price.usd_per_hour > 0
     assert "table of 20" in price.source
     assert found.unknown == ("x9z.large",)

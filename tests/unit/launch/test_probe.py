@@ -15,7 +15,7 @@ import pytest
 from support.launch_servers import BANNER, eventually, free_port, reset, serving, speak, until_closed
 
 from instant_env.ssh import connect_probe, probe_loop
-from instant_env.ssh.connect_probe import DIRECT, Found, ProbePolicy, ProbeStats
+from instant_env.ssh.connect_probe import DIRECT, ProbePolicy, ProbeStats, SshAnswer
 from instant_env.ssh.probe_client import Prober, probing
 from instant_env.ssh.probe_loop import find
 
@@ -46,7 +46,7 @@ class Driven:
     """A probe of loopback in this process, whose time passes as a test says."""
 
     def __init__(self, clock: Clock, probes: probe_loop.Probes, port: int, policy: ProbePolicy) -> None:
-        self.found: list[Found] = []
+        self.found: list[SshAnswer] = []
         self.began_ns = clock.now_ns
         self.probe = probes.start(
             "127.0.0.1", port, policy, not_before_ns=clock.now_ns, on_found=self.found.append
@@ -85,7 +85,9 @@ class Looker:
 
     prober: Prober
 
-    async def find(self, port: int, policy: ProbePolicy = DIRECT, stats: ProbeStats | None = None) -> Found:
+    async def find(
+        self, port: int, policy: ProbePolicy = DIRECT, stats: ProbeStats | None = None
+    ) -> SshAnswer:
         now_ns = time.monotonic_ns()
         return await self.prober.probe("127.0.0.1", port, policy, stats or ProbeStats(), not_before_ns=now_ns)
 

@@ -22,7 +22,7 @@ from support.launch_servers import BANNER, eventually, free_port, serving, speak
 from support.processes import alive
 
 from instant_env.ssh import probe_client as prober_module
-from instant_env.ssh.connect_probe import DIRECT, Found, ProbeStats
+from instant_env.ssh.connect_probe import DIRECT, ProbeStats, SshAnswer
 from instant_env.ssh.login import authenticate, client_options
 from instant_env.ssh.probe_client import Prober, ProberError, probing
 
@@ -47,7 +47,7 @@ asyncio.run(main())
 """
 
 
-async def look(prober: Prober, port: int, stats: ProbeStats | None = None) -> Found:
+async def look(prober: Prober, port: int, stats: ProbeStats | None = None) -> SshAnswer:
     return await prober.probe(
         "127.0.0.1", port, DIRECT, stats or ProbeStats(), not_before_ns=time.monotonic_ns()
     )

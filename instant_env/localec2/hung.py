@@ -58,10 +58,10 @@ def _serves(process: Path, layout: Layout) -> bool:
         if process.stat().st_uid != os.getuid():
             return False
         words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-        held = {str(link.readlink()) for link in (process / "fd").iterdir()}
+        open_files = {str(link.readlink()) for link in (process / "fd").iterdir()}
     except OSError:
         return False  # it has just ended
-    return "instant_env.localec2" in words and str(layout.server_lock) in held
+    return "instant_env.localec2" in words and str(layout.server_lock) in open_files
 
 
 def kill(layout: Layout, pid: int) -> None:

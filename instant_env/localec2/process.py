@@ -67,7 +67,7 @@ class ServerProcess:
         chosen = self._accelerator(platform)
         store = RecordStore(self.layout.records)
         record = restore.settle_home(self.layout, store, restore.identity(store, self.region))
-        lost = restore.end_lost_machines(self.layout, store)
+        lost_ids = restore.end_lost_machines(self.layout, store)
         self.network = Network(
             AddressBlock(record.address_block), self.netd, vpc=metadata.VPC_CIDR,
             domain=metadata.internal_domain(self.region), egress=self.egress,
@@ -81,7 +81,7 @@ class ServerProcess:
         self.network.on_guest_up = lifecycle.interface_spoke
         with self.state.lock:
             self.state.load()
-            restore.settle(self.state, lifecycle, self.services.images, lost)
+            restore.settle(self.state, lifecycle, self.services.images, lost_ids)
             self.services.interfaces.settle()
             self.services.uploads.resume()
             self.services.modifications.resume()

@@ -43,8 +43,8 @@ def identity(store: RecordStore, region: str) -> ServerRecord:
 
     Raises RegionError when what is in the store was made in another region: zones and ARNs name it.
     """
-    if found := store.load_all(ServerRecord):
-        record = found[0]
+    if servers := store.load_all(ServerRecord):
+        record = servers[0]
         if not record.region:
             zones = [instance.zone for instance in store.load_all(InstanceRecord)]
             zones += [volume.zone for volume in store.load_all(VolumeRecord)]
@@ -138,7 +138,7 @@ def end_processes(layout: Layout) -> set[str]:
     Returns the ids of the instances among them. Only where there is /proc.
     """
     ours, ended = str(layout.state_dir) + "/", set()
-    found = []
+    processes = []
     for directory in Path("/proc").glob("[0-9]*"):
         try:
             if directory.stat().st_uid != os.getuid():
@@ -154,9 +154,9 @@ def end_processes(layout: Layout) -> set[str]:
             log.warning("ending the lost process %s: %s", directory.name, program)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(directory.name), signal.SIGKILL)
-            found.append(directory)
+            processes.append(directory)
             ended |= {words[words.index("-name") + 1]} if "-name" in words else set()
-    wait_until(lambda: not any(_lives(directory) for directory in found), KILL_TIMEOUT_S, 0.02)
+    wait_until(lambda: not any(_lives(directory) for directory in processes), KILL_TIMEOUT_S, 0.02)
     return ended
 
 

@@ -205,14 +205,14 @@ def inject(endpoint: Endpoint, **fault: Any) -> dict[str, Any]:
     Raises LocalEc2Error for invalid fault parameters and for an unknown machine.
     """
     answer = _own_route(endpoint, "faults", json.dumps(fault).encode(), FAULT_TIMEOUT_S)
-    made: dict[str, Any] = answer["fault"]
-    return made
+    injected: dict[str, Any] = answer["fault"]
+    return injected
 
 
 def faults(endpoint: Endpoint) -> list[dict[str, Any]]:
     """The faults that are active."""
-    found: list[dict[str, Any]] = _own_route(endpoint, "faults", None, FAULT_TIMEOUT_S)["faults"]
-    return found
+    active: list[dict[str, Any]] = _own_route(endpoint, "faults", None, FAULT_TIMEOUT_S)["faults"]
+    return active
 
 
 def clear_faults(endpoint: Endpoint, fault_id: str = "") -> list[str]:

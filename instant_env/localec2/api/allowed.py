@@ -291,10 +291,10 @@ STS_ACTIONS = frozenset({"GetCallerIdentity"})
 
 def query_refusal(service: str, action: str, parameters: Iterable[tuple[str, str]]) -> str | None:
     """Why a request to IAM or STS is not served, as a sentence; None when it is, or for another service."""
-    known = {"iam": IAM_ACTIONS.keys(), "sts": STS_ACTIONS}.get(service)
-    if known is None:
+    actions = {"iam": IAM_ACTIONS.keys(), "sts": STS_ACTIONS}.get(service)
+    if actions is None:
         return None
-    if action not in known:
+    if action not in actions:
         return f"localec2 does not support {service.upper()}'s {action}."
     if service == "iam":
         for name, _ in parameters:

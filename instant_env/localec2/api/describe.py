@@ -54,13 +54,13 @@ class Descriptions(Action):
         for instance_id in ids:
             self.services.state.instance(instance_id)
         backend = self.ec2_backend
-        found = (
+        reservations = (
             backend.get_reservations_by_instance_ids(list(dict.fromkeys(ids)), filters=filters)
             if ids
             else backend.describe_instances(filters=filters)
         )
         records = self.services.state.instances
-        for reservation in found if ours or lifecycle else []:
+        for reservation in reservations if ours or lifecycle else []:
             reservation.instances = [
                 item
                 for item in reservation.instances
@@ -70,12 +70,12 @@ class Descriptions(Action):
                 )
                 and (lifecycle is None or matches(lifecycle, records[item.id].market))
             ]
-        found = [reservation for reservation in found if reservation.instances]
+        reservations = [reservation for reservation in reservations if reservation.instances]
         if hidden := self.services.state.faults.hidden():
-            for reservation in found:
+            for reservation in reservations:
                 reservation.instances = [item for item in reservation.instances if item.id not in hidden]
-            found = [reservation for reservation in found if reservation.instances]
-        items, token = page(found, self._get_param("NextToken"), most, lambda reservation: reservation.id)
+            reservations = [reservation for reservation in reservations if reservation.instances]
+        items, token = page(reservations, self._get_param("NextToken"), most, lambda item: item.id)
         return ActionResult({"Reservations": items, "NextToken": token})
 
     def describe_images(self) -> ActionResult:
@@ -83,19 +83,19 @@ class Descriptions(Action):
         ids = self._get_param("ImageIds", [])
         for image_id in ids:
             self.services.state.image(image_id)
-        found = self.ec2_backend.describe_images(
+        images = self.ec2_backend.describe_images(
             ami_ids=ids, filters={}, exec_users=self._get_param("ExecutableUsers", []),
             owners=self._get_param("Owners", []),
         )  # fmt: skip
         # moto ignores filters when ids or owners are given; EC2 applies both.
         filters = self._filters_from_querystring()
-        found = generic_filter(filters, found)
+        images = generic_filter(filters, images)
         # Where moto was imported before our settings reached it, it knows AMIs of its own. They do not exist.
-        known = self.services.state.images
+        own = self.services.state.images
         if not self._get_bool_param("IncludeDisabled", False):
-            found = [image for image in found if image.id in known and known[image.id].state != "disabled"]
+            images = [image for image in images if image.id in own and own[image.id].state != "disabled"]
         return ActionResult(
-            {"Images": [self._image(known[image.id], image.tag_set) for image in found if image.id in known]}
+            {"Images": [self._image(own[image.id], image.tag_set) for image in images if image.id in own]}
         )
 
     def _image(self, image: ImageRecord, tags: list[dict[str, str]]) -> dict[str, Any]:
@@ -144,11 +144,11 @@ class Descriptions(Action):
         for snapshot_id in ids:
             self.services.state.snapshot(snapshot_id)
         filters = self._filters_from_querystring()
-        found = self.ec2_backend.describe_snapshots(snapshot_ids=ids, filters=filters)
+        snapshots = self.ec2_backend.describe_snapshots(snapshot_ids=ids, filters=filters)
         if owners := self._get_param("OwnerIds", []):  # moto ignores it
-            wanted = {self.ec2_backend.account_id if owner == "self" else owner for owner in owners}
-            found = [snapshot for snapshot in found if snapshot.owner_id in wanted]
-        return ActionResult({"Snapshots": [self._snapshot(item.id, item.tag_set) for item in found]})
+            owner_ids = {self.ec2_backend.account_id if owner == "self" else owner for owner in owners}
+            snapshots = [snapshot for snapshot in snapshots if snapshot.owner_id in owner_ids]
+        return ActionResult({"Snapshots": [self._snapshot(item.id, item.tag_set) for item in snapshots]})
 
     def _snapshot(self, snapshot_id: str, tags: list[dict[str, str]]) -> dict[str, Any]:
         record = self.services.state.snapshots[snapshot_id]
@@ -165,8 +165,8 @@ class Descriptions(Action):
         self.error_on_dryrun()
         requests = self.services.state.spot_requests
         ids = self._get_param("SpotInstanceRequestIds", [])
-        found = [self.services.spot.request(i) for i in dict.fromkeys(ids)] or list(requests.values())
-        answers = [(request, self._spot_request(request)) for request in found]
+        selection = [self.services.spot.request(i) for i in dict.fromkeys(ids)] or list(requests.values())
+        answers = [(request, self._spot_request(request)) for request in selection]
         for name, values in self._filters_from_querystring().items():
             if name.startswith("tag:"):
                 answers = [(r, a) for r, a in answers if matches(values, r.tags.get(name[4:]))]
@@ -190,13 +190,14 @@ class Descriptions(Action):
         ids = self._get_param("VolumeIds", [])
         for volume_id in ids:
             self.services.state.volume(volume_id)
-        found = self.ec2_backend.describe_volumes(volume_ids=ids, filters=self._filters_from_querystring())
-        return ActionResult({"Volumes": [self._volume(self.services.state.volumes[v.id]) for v in found]})
+        volumes = self.ec2_backend.describe_volumes(volume_ids=ids, filters=self._filters_from_querystring())
+        return ActionResult({"Volumes": [self._volume(self.services.state.volumes[v.id]) for v in volumes]})
 
     def describe_volumes_modifications(self) -> ActionResult:
         self.error_on_dryrun()
         modifications = self.services.modifications
-        found = [modifications.describe(v) for v in modifications.found(self._get_param("VolumeIds", []))]
+        volumes = modifications.select(self._get_param("VolumeIds", []))
+        descriptions = [modifications.describe(volume) for volume in volumes]
         for name, values in self._filters_from_querystring().items():
             pick = _MODIFICATION_FILTERS.get(name)
             if pick is None:
@@ -204,8 +205,8 @@ class Descriptions(Action):
                     "UnsupportedOperation",
                     f"localec2 does not support the filter {name} of DescribeVolumesModifications.",
                 )
-            found = [item for item in found if matches(values, item.get(pick))]
-        return ActionResult({"VolumesModifications": found})
+            descriptions = [item for item in descriptions if matches(values, item.get(pick))]
+        return ActionResult({"VolumesModifications": descriptions})
 
     def _volume(self, volume: VolumeRecord) -> dict[str, Any]:
         tags = [{"Key": key, "Value": value} for key, value in volume.tags.items()]

@@ -167,8 +167,8 @@ def _put(services: Services, call: Call, headers: Mapping[str, str], body: bytes
     if _checksum(headers.get("x-amz-checksum", "")) != digest:
         raise invalid("INVALID_PARAMETER_VALUE", "The checksum is not that of the block's data")
     services.uploads.put(call.snapshot_id, call.block_index, body, digest)
-    shown = {"x-amz-Checksum": base64.b64encode(digest).decode(), "x-amz-Checksum-Algorithm": "SHA256"}
-    return 201, {"Content-Type": "application/json", **shown}, b"{}"
+    checksum = {"x-amz-Checksum": base64.b64encode(digest).decode(), "x-amz-Checksum-Algorithm": "SHA256"}
+    return 201, {"Content-Type": "application/json", **checksum}, b"{}"
 
 
 def _complete(services: Services, snapshot_id: str, headers: Mapping[str, str]) -> Answer:
@@ -178,8 +178,8 @@ def _complete(services: Services, snapshot_id: str, headers: Mapping[str, str]) 
         raise invalid("INVALID_PARAMETER_VALUE", "x-amz-ChangedBlocksCount is a number") from error
     checksum = None
     if "x-amz-checksum" in headers:
-        said = (headers.get("x-amz-checksum-algorithm"), headers.get("x-amz-checksum-aggregation-method"))
-        if said != ("SHA256", "LINEAR"):
+        method = headers.get("x-amz-checksum-aggregation-method")
+        if (headers.get("x-amz-checksum-algorithm"), method) != ("SHA256", "LINEAR"):
             raise invalid("INVALID_PARAMETER_VALUE", "A checksum is SHA256, aggregated by LINEAR")
         checksum = _checksum(headers["x-amz-checksum"])
     snapshot = services.uploads.complete(snapshot_id, count, checksum)
@@ -188,12 +188,12 @@ def _complete(services: Services, snapshot_id: str, headers: Mapping[str, str]) 
 
 def _list(services: Services, call: Call) -> Answer:
     snapshot = services.blocks.snapshot(call.snapshot_id)
-    shown, token = _page(services.blocks.indexes(snapshot), call.query)
+    indexes, token = _page(services.blocks.indexes(snapshot), call.query)
     expiry = int(time.time()) + TOKEN_LIFETIME_S
     answer = {
         "Blocks": [
             {"BlockIndex": index, "BlockToken": services.blocks.token(snapshot.id, index, expiry)}
-            for index in shown
+            for index in indexes
         ],
         "ExpiryTime": expiry, "VolumeSize": snapshot.size_gib, "BlockSize": BLOCK_BYTES, "NextToken": token,
     }  # fmt: skip
@@ -204,14 +204,14 @@ def _list_changed(services: Services, call: Call) -> Answer:
     second = services.blocks.snapshot(call.snapshot_id)
     first_id = call.query.get("firstSnapshotId")
     if first_id is None:
-        found = dict.fromkeys(services.blocks.indexes(second), (False, True))
+        differences = dict.fromkeys(services.blocks.indexes(second), (False, True))
     else:
-        found = services.blocks.changed(services.blocks.snapshot(first_id), second)
-    shown, token = _page(list(found), call.query)
+        differences = services.blocks.changed(services.blocks.snapshot(first_id), second)
+    indexes, token = _page(list(differences), call.query)
     expiry = int(time.time()) + TOKEN_LIFETIME_S
     changed = []
-    for index in shown:
-        in_first, in_second = found[index]
+    for index in indexes:
+        in_first, in_second = differences[index]
         block: dict[str, Any] = {"BlockIndex": index}
         if in_first and first_id is not None:
             block["FirstBlockToken"] = services.blocks.token(first_id, index, expiry)

@@ -90,7 +90,7 @@ class ImageLifecycle(Action):
             )
         self.error_on_dryrun()
         state = self.services.state
-        found = []
+        entries = []
         for image_id in ids:
             state.image(image_id)
             users = [
@@ -102,12 +102,12 @@ class ImageLifecycle(Action):
                 ("ssm:Parameter", f"arn:aws:ssm:{state.region}:{ACCOUNT_ID}:parameter/{name.lstrip('/')}")
                 for name in state.mirror.parameters_with(image_id)
             ]
-            found += [
+            entries += [
                 {"ImageId": image_id, "ResourceType": kind, "Arn": arn}
                 for kind, arn in users
                 if everything or kind in named
             ]
-        return ActionResult({"ImageReferences": found})
+        return ActionResult({"ImageReferences": entries})
 
 
 def _moment(value: Any) -> datetime:

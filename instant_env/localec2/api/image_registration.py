@@ -51,20 +51,20 @@ class ImageRegistration(Action):
         support = self._get_param("ImdsSupport")
         if support not in (None, "v2.0"):
             raise EC2ClientError("InvalidParameterValue", f"Invalid value '{support}' for imdsSupport")
-        found: dict[str, ImageMapping] = {}
+        mappings_by_device: dict[str, ImageMapping] = {}
         for mapping in self._get_param("BlockDeviceMappings") or []:
             device = device_of(mapping)
-            if device in found:
+            if device in mappings_by_device:
                 raise EC2ClientError("InvalidBlockDeviceMapping", f"The device '{device}' is used twice.")
-            found[device] = changed(None, device, mapping.get("Ebs") or {}, state)
-        for mapped in found.values():
+            mappings_by_device[device] = changed(None, device, mapping.get("Ebs") or {}, state)
+        for mapped in mappings_by_device.values():
             if mapped.snapshot_id:
                 snapshot = state.snapshot(mapped.snapshot_id)
                 if snapshot.state != "completed":
                     raise EC2ClientError(
                         "IncorrectState", f"Snapshot {snapshot.id} is in invalid state - {snapshot.state}"
                     )
-        root = found.pop(root_device, None)
+        root = mappings_by_device.pop(root_device, None)
         if root is None or root.snapshot_id is None:
             raise EC2ClientError(
                 "InvalidBlockDeviceMapping", f"No snapshot is mapped at the root device {root_device}"
@@ -77,7 +77,7 @@ class ImageRegistration(Action):
             snapshot_id=root.snapshot_id, size_gib=root.size_gib,
             root_delete_on_termination=root.delete_on_termination,
             root_volume_type=root.volume_type, root_performance=root.performance,
-            mappings=list(found.values()), boot_mode=boot_mode or "uefi",
+            mappings=list(mappings_by_device.values()), boot_mode=boot_mode or "uefi",
             ena_support=bool(self._get_bool_param("EnaSupport", False)), imds_support=support,
         )  # fmt: skip
         state.save(image)

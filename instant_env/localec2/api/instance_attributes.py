@@ -37,31 +37,31 @@ class InstanceAttributes(Action):
     def modify_instance_attribute(self) -> ActionResult:
         state = self.services.state
         instance = state.instance(self._get_param("InstanceId"))
-        given = {name: v for name in _PLAIN if (v := self._wire(f"{name}.Value")) is not None}
+        attributes = {name: v for name in _PLAIN if (v := self._wire(f"{name}.Value")) is not None}
         if attribute := self._get_param("Attribute"):
             name = attribute[0].upper() + attribute[1:]
             if name not in _PLAIN:
                 raise EC2ClientError("UnsupportedOperation", f"localec2 cannot change {attribute} this way.")
-            given[name] = self._wire("Value") or ""
+            attributes[name] = self._wire("Value") or ""
         groups = self._get_param("Groups", [])
         mappings = self._get_param("BlockDeviceMappings") or []
         checked = (
             self._wire("SourceDestCheck.Value") is not None
         )  # true, as it is: the allow-list has seen to it
-        kinds = len(given) + bool(groups) + bool(mappings) + checked
+        kinds = len(attributes) + bool(groups) + bool(mappings) + checked
         if kinds == 0:
             raise EC2ClientError("MissingParameter", "The request must contain an attribute to change")
         if kinds > 1:
             raise EC2ClientError(
                 "InvalidParameterCombination", "Fields for multiple attribute types specified"
             )
-        changes = {_PLAIN[name]: self._value(instance, name, value) for name, value in given.items()}
+        changes = {_PLAIN[name]: self._value(instance, name, value) for name, value in attributes.items()}
         for group_id in groups:
             if state.mirror.ec2.get_security_group_from_id(group_id) is None:
                 raise EC2ClientError(
                     "InvalidGroup.NotFound", f"The security group '{group_id}' does not exist"
                 )
-        kept = [self._kept(instance, mapping) for mapping in mappings]
+        mapped = [self._with_flag(instance, mapping) for mapping in mappings]
         self.error_on_dryrun()
         for field, value in changes.items():
             setattr(instance, field, value)
@@ -69,7 +69,7 @@ class InstanceAttributes(Action):
             instance.cpu_credits = None
         if groups:
             instance.security_group_ids = list(groups)
-        for volume, attachment in kept:
+        for volume, attachment in mapped:
             volume.attachment = attachment
             state.save(volume)
         state.save(instance)
@@ -108,7 +108,7 @@ class InstanceAttributes(Action):
             raise EC2ClientError("InvalidParameterValue", f"Invalid value '{text}' for {name}")
         return text.lower() == "true"
 
-    def _kept(self, instance: InstanceRecord, mapping: dict[str, Any]) -> tuple[Any, Any]:
+    def _with_flag(self, instance: InstanceRecord, mapping: dict[str, Any]) -> tuple[Any, Any]:
         """A volume, and its attachment with DeleteOnTermination as the mapping says."""
         device, ebs = mapping.get("DeviceName"), mapping.get("Ebs") or {}
         for volume in self.services.state.attached(instance.id):
@@ -157,20 +157,20 @@ class InstanceAttributes(Action):
         """Of instances whose types have CPU credits, as on EC2."""
         self.error_on_dryrun()
         state = self.services.state
-        asked = [state.instance(i) for i in dict.fromkeys(self._get_param("InstanceIds", []))]
-        for instance in asked:
+        requested = [state.instance(i) for i in dict.fromkeys(self._get_param("InstanceIds", []))]
+        for instance in requested:
             if instance.cpu_credits is None and default_credits(instance.instance_type) is None:
                 raise EC2ClientError(
                     "InvalidParameterCombination",
                     f"The instance type of '{instance.id}' has no CPU credits: {instance.instance_type}",
                 )
-        found = asked or [item for item in state.instances.values() if item.state != "terminated"]
-        shown = [(item.id, item.cpu_credits or default_credits(item.instance_type)) for item in found]
+        instances = requested or [item for item in state.instances.values() if item.state != "terminated"]
+        credits = [(item.id, item.cpu_credits or default_credits(item.instance_type)) for item in instances]
         return ActionResult(
             {
                 "InstanceCreditSpecifications": [
                     {"InstanceId": instance_id, "CpuCredits": option}
-                    for instance_id, option in shown
+                    for instance_id, option in credits
                     if option is not None
                 ]
             }
@@ -185,8 +185,8 @@ class InstanceAttributes(Action):
                 instance = state.instance(item.get("InstanceId") or "")
                 instance.cpu_credits = cpu_credits(item.get("CpuCredits"), instance.instance_type)
             except EC2ClientError as error:
-                refused = {"Code": error.code, "Message": error.message}
-                failed.append({"InstanceId": item.get("InstanceId"), "Error": refused})
+                refusal = {"Code": error.code, "Message": error.message}
+                failed.append({"InstanceId": item.get("InstanceId"), "Error": refusal})
             else:
                 state.save(instance)
                 changed.append({"InstanceId": instance.id})
@@ -213,9 +213,9 @@ class InstanceAttributes(Action):
         for instance in instances:
             instance.monitoring = monitoring
             state.save(instance)
-        shown = {"State": "enabled" if monitoring else "disabled"}
+        structure = {"State": "enabled" if monitoring else "disabled"}
         return ActionResult(
-            {"InstanceMonitorings": [{"InstanceId": item.id, "Monitoring": shown} for item in instances]}
+            {"InstanceMonitorings": [{"InstanceId": item.id, "Monitoring": structure} for item in instances]}
         )
 
     # Status checks
@@ -228,10 +228,10 @@ class InstanceAttributes(Action):
         filters = self._filters_from_querystring()
         self.error_on_dryrun()
         state = self.services.state
-        found = [state.instance(i) for i in dict.fromkeys(ids)] or list(state.instances.values())
+        instances = [state.instance(i) for i in dict.fromkeys(ids)] or list(state.instances.values())
         if not everything:
-            found = [instance for instance in found if instance.state == "running"]
-        statuses = [self._status(instance) for instance in found]
+            instances = [instance for instance in instances if instance.state == "running"]
+        statuses = [self._status(instance) for instance in instances]
         for name, values in filters.items():
             pick = _STATUS_FILTERS.get(name)
             if pick is None:

@@ -112,10 +112,10 @@ def checked_key(text: str) -> str:
         key = serialization.load_ssh_public_key(line.encode())
     except (ValueError, UnsupportedAlgorithm) as error:
         raise ConnectError("InvalidArgsException", "The SSH public key is not valid") from error
-    known = isinstance(key, ed25519.Ed25519PublicKey) or (
+    is_supported = isinstance(key, ed25519.Ed25519PublicKey) or (
         isinstance(key, rsa.RSAPublicKey) and key.key_size in RSA_BITS
     )
-    if not known:
+    if not is_supported:
         raise ConnectError(
             "InvalidArgsException", "The SSH public key is neither ED25519 nor RSA of 2048 bits or more"
         )

@@ -17,8 +17,8 @@ class InstanceProfiles(Action):
 
     def associate_iam_instance_profile(self) -> ActionResult:
         instance = self.services.state.instance(self._get_param("InstanceId"))
-        made = associate(self.services.state.identities, self._get_param("IamInstanceProfile"))
-        if made is None:
+        association = associate(self.services.state.identities, self._get_param("IamInstanceProfile"))
+        if association is None:
             raise EC2ClientError(
                 "MissingParameter", "The request must contain the parameter IamInstanceProfile"
             )
@@ -32,13 +32,15 @@ class InstanceProfiles(Action):
                 "IncorrectState", f"There is an existing association for instance {instance.id}"
             )
         self.error_on_dryrun()
-        self._set(instance, made)
-        return ActionResult({"IamInstanceProfileAssociation": _shown(instance, made, "associating")})
+        self._set(instance, association)
+        return ActionResult(
+            {"IamInstanceProfileAssociation": _structure(instance, association, "associating")}
+        )
 
     def replace_iam_instance_profile_association(self) -> ActionResult:
         instance, earlier = self._associated(self._get_param("AssociationId"))
-        made = associate(self.services.state.identities, self._get_param("IamInstanceProfile"))
-        if made is None:
+        association = associate(self.services.state.identities, self._get_param("IamInstanceProfile"))
+        if association is None:
             raise EC2ClientError(
                 "MissingParameter", "The request must contain the parameter IamInstanceProfile"
             )
@@ -47,34 +49,36 @@ class InstanceProfiles(Action):
                 "IncorrectState", f"The association {earlier.id} is not the active association"
             )
         self.error_on_dryrun()
-        self._set(instance, made)
-        return ActionResult({"IamInstanceProfileAssociation": _shown(instance, made, "associating")})
+        self._set(instance, association)
+        return ActionResult(
+            {"IamInstanceProfileAssociation": _structure(instance, association, "associating")}
+        )
 
     def disassociate_iam_instance_profile(self) -> ActionResult:
         instance, association = self._associated(self._get_param("AssociationId"))
         self.error_on_dryrun()
         self._set(instance, None)
         return ActionResult(
-            {"IamInstanceProfileAssociation": _shown(instance, association, "disassociating")}
+            {"IamInstanceProfileAssociation": _structure(instance, association, "disassociating")}
         )
 
     def describe_iam_instance_profile_associations(self) -> ActionResult:
         self.error_on_dryrun()
-        wanted = self._get_param("AssociationIds", [])
-        for association_id in wanted:
+        ids = self._get_param("AssociationIds", [])
+        for association_id in ids:
             self._associated(association_id)
         filters = self._filters_from_querystring()
         if unknown := set(filters) - {"instance-id", "state"}:
             raise EC2ClientError("InvalidParameterValue", f"The filter '{min(unknown)}' is invalid")
-        found = [
-            _shown(instance, association, "associated")
+        structures = [
+            _structure(instance, association, "associated")
             for instance, association in self._associations()
-            if (not wanted or association.id in wanted)
+            if (not ids or association.id in ids)
             and matches(filters.get("instance-id", ["*"]), instance.id)
             and matches(filters.get("state", ["*"]), "associated")
         ]
         items, token = page(
-            found, self._get_param("NextToken"), self._get_param("MaxResults"),
+            structures, self._get_param("NextToken"), self._get_param("MaxResults"),
             lambda association: str(association["AssociationId"]),
         )  # fmt: skip
         return ActionResult({"IamInstanceProfileAssociations": items, "NextToken": token})
@@ -101,7 +105,7 @@ class InstanceProfiles(Action):
         self.services.instance_changed(instance)
 
 
-def _shown(instance: InstanceRecord, association: ProfileAssociation, state: str) -> dict[str, Any]:
+def _structure(instance: InstanceRecord, association: ProfileAssociation, state: str) -> dict[str, Any]:
     return {
         "AssociationId": association.id, "InstanceId": instance.id, "State": state,
         "IamInstanceProfile": {"Arn": association.profile_arn, "Id": association.profile_id},

@@ -64,13 +64,13 @@ class KeyPairs(EC2Response):  # type: ignore[misc]  # moto is untyped
 
     def describe_key_pairs(self) -> ActionResult:
         pairs, ids = self.ec2_backend.key_pairs, self._get_param("KeyPairIds", [])
-        known = {pair.id: pair.key_name for pair in pairs.values()}
+        name_of = {pair.id: pair.key_name for pair in pairs.values()}
         for name in self._get_param("KeyNames", []):
             if name not in pairs:
                 raise EC2ClientError("InvalidKeyPair.NotFound", f"The key pair '{name}' does not exist")
         for key_id in ids:
-            if key_id not in known:
+            if key_id not in name_of:
                 raise EC2ClientError("InvalidKeyPair.NotFound", f"The key pair id '{key_id}' does not exist")
         if ids:  # moto ignores them
-            self.params["KeyNames"] = [known[key_id] for key_id in ids]
+            self.params["KeyNames"] = [name_of[key_id] for key_id in ids]
         return super().describe_key_pairs()

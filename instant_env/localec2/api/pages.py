@@ -17,7 +17,7 @@ LEAST, MOST = 5, 1000
 
 
 def page(
-    found: Sequence[T],
+    results: Sequence[T],
     token: str | None,
     most: Any,
     name_of: Callable[[T], str],
@@ -27,7 +27,7 @@ def page(
     """One page of what was found, and the token of the next (None: this is the last).
 
     The token says which item was the last one of the page before, so what comes meanwhile shifts nothing, and
-    neither does what goes: it says as well how many items came up to it. ``found`` must always come in the
+    neither does what goes: it says as well how many items came up to it. ``results`` must always come in the
     same order. Raises EC2ClientError for a token that no answer had.
     """
     if most is not None and not least <= int(most) <= longest:
@@ -40,10 +40,10 @@ def page(
     if token is not None:
         last, count = _opened(token)
         # The last item may have gone since: what followed it has moved up.
-        start = next((i + 1 for i, item in enumerate(found) if name_of(item) == last), count - 1)
-    items = list(found[start : start + int(most or longest)])
+        start = next((i + 1 for i, item in enumerate(results) if name_of(item) == last), count - 1)
+    items = list(results[start : start + int(most or longest)])
     end = start + len(items)
-    return items, _token(name_of(items[-1]), end) if len(found) > end else None
+    return items, _token(name_of(items[-1]), end) if len(results) > end else None
 
 
 def _token(last: str, count: int) -> str:
@@ -85,8 +85,8 @@ def paged(action: str, answer: Any, params: Mapping[str, Any]) -> Any:
             "InvalidParameterCombination",
             f"The parameter {shape.excluded[0]} cannot be used with the parameter maxResults",
         )
-    found = list(enumerate(answer.get(shape.items) or []))
+    results = list(enumerate(answer.get(shape.items) or []))
     items, following = page(
-        found, token, most, lambda item: shape.name_of(item[1]) or str(item[0]), shape.least, shape.most
+        results, token, most, lambda item: shape.name_of(item[1]) or str(item[0]), shape.least, shape.most
     )
     return {**answer, shape.items: [item for _, item in items], "NextToken": following}

@@ -27,21 +27,21 @@ class LocalParameters(CallResponse, SimpleSystemManagerResponse):  # type: ignor
             error = SSMException(
                 "UnsupportedOperationException", f"localec2 does not support SSM's {action}."
             )
-            return self._refused(error)
+            return self._refusal_answer(error)
         kind = self._get_param("ResourceType")
         if kind not in (None, "Parameter"):
             error = SSMException(
                 "UnsupportedOperationException", f"localec2 does not support tags of SSM's {kind}."
             )
-            return self._refused(error)
+            return self._refusal_answer(error)
         if action == "PutParameter" and (problem := _problem(str(self._get_param("Name") or ""))):
-            return self._refused(SSMException("ValidationException", problem))
+            return self._refusal_answer(SSMException("ValidationException", problem))
         response = super().call_action()
         if SSM_ACTIONS[action] and response[0] < 300:
             self._record()
         return response
 
-    def _refused(self, error: SSMException) -> Any:
+    def _refusal_answer(self, error: SSMException) -> Any:
         status, headers, body = self.serialized(ActionResult(error))
         return status, {**headers, "status": str(status)}, body
 

@@ -24,7 +24,7 @@ from instant_env.localec2.api.key_pairs import KeyPairs
 from instant_env.localec2.api.network_interfaces import NetworkInterfaces
 from instant_env.localec2.api.pages import paged
 from instant_env.localec2.api.requests.checks import check
-from instant_env.localec2.api.requests.fields import given
+from instant_env.localec2.api.requests.fields import present_fields
 from instant_env.localec2.api.requests.tags import check_metadata_keys
 from instant_env.localec2.api.services import Services
 from instant_env.localec2.api.templates.actions import LaunchTemplateActions
@@ -76,7 +76,7 @@ class LocalResponse(
     def parse_parameters(self, _: Any) -> None:
         """Let moto read what was given and can be read; :meth:`refused` answers the refusals."""
         self.refusal: EC2ClientError | None = None
-        self.querystring = given(self._get_action(), self.querystring)
+        self.querystring = present_fields(self._get_action(), self.querystring)
         wire = [(name, values[0]) for name, values in self.querystring.items()]
         try:
             check(self._get_action(), wire)
@@ -92,7 +92,7 @@ class LocalResponse(
         except ValueError as error:  # a blob or a time
             self.refusal = EC2ClientError("InvalidParameterValue", f"A parameter cannot be read: {error}.")
 
-    def refused(self) -> Any:
+    def refusal_answer(self) -> Any:
         return None if self.refusal is None else self._error(self.refusal)
 
     def call_action(self) -> Any:
@@ -151,19 +151,19 @@ class LocalResponse(
         if (self._get_param("MetadataOptions") or {}).get("InstanceMetadataTags") == "enabled":
             check_metadata_keys(tags.get("instance", {}))
         self.services.purge()
-        known = set(state.instances)
-        made = run_instances(state, self._get_param, tags, request_digest(self.querystring))
+        earlier = set(state.instances)
+        instances = run_instances(state, self._get_param, tags, request_digest(self.querystring))
         if interface_tags := tags.get("network-interface"):
-            for instance in made:
+            for instance in instances:
                 self.services.save_tags(instance.interface_id, interface_tags)
-        for instance in made:
-            if instance.id not in known:
+        for instance in instances:
+            if instance.id not in earlier:
                 state.faults.launched(instance.id)
                 lifecycle.boot(instance)
-        if made[0].id not in known and (image := state.images.get(made[0].image_id)) is not None:
+        if instances[0].id not in earlier and (image := state.images.get(instances[0].image_id)) is not None:
             image.last_launched = now()
             state.save(image)
-        reservation = state.mirror.ec2.reservations[made[0].reservation_id]
+        reservation = state.mirror.ec2.reservations[instances[0].reservation_id]
         return ActionResult(reservation)
 
     def _changed(self, before: dict[str, str]) -> list[dict[str, Any]]:
@@ -226,8 +226,8 @@ class LocalResponse(
         for instance_id in ids:
             self._check_protection(instance_id, "disable_api_termination", "terminated")
         # EC2 asks the guest unless told otherwise; here only when told to (README).
-        asked = self._get_bool_param("SkipOsShutdown") is False and not self._at_once()
-        grace = True if asked else False if self._at_once() else None
+        by_guest = self._get_bool_param("SkipOsShutdown") is False and not self._at_once()
+        grace = True if by_guest else False if self._at_once() else None
         before = {i: self.services.lifecycle.terminate(i, graceful=grace) for i in ids}
         return ActionResult({"TerminatingInstances": self._changed(before)})
 
@@ -248,8 +248,8 @@ class LocalResponse(
         instance.metadata_options = options
         state.save(instance)
         self.services.instance_changed(instance)
-        shown = state.mirror.find_instance(instance.id).metadata_options
-        return ActionResult({"InstanceId": instance.id, "InstanceMetadataOptions": shown})
+        structure = state.mirror.find_instance(instance.id).metadata_options
+        return ActionResult({"InstanceId": instance.id, "InstanceMetadataOptions": structure})
 
     def cancel_spot_instance_requests(self) -> ActionResult:
         ids = list(dict.fromkeys(self._get_param("SpotInstanceRequestIds", [])))
@@ -293,8 +293,8 @@ class LocalResponse(
         snapshot = self.services.snapshots.create(
             self._get_param("VolumeId"), self._get_param("Description") or "", tags.get("snapshot", {})
         )
-        shown = [{"Key": key, "Value": value} for key, value in snapshot.tags.items()]
-        return ActionResult(self._snapshot(snapshot.id, shown))
+        tag_set = [{"Key": key, "Value": value} for key, value in snapshot.tags.items()]
+        return ActionResult(self._snapshot(snapshot.id, tag_set))
 
     def copy_snapshot(self) -> ActionResult:
         tags, state = self._parse_tag_specification(), self.services.state
@@ -308,8 +308,8 @@ class LocalResponse(
             source_id, self._get_param("Description") or "", tags.get("snapshot", {}),
             encrypted=bool(self._get_bool_param("Encrypted", False)),
         )  # fmt: skip
-        shown = [{"Key": key, "Value": value} for key, value in snapshot.tags.items()]
-        return ActionResult({"SnapshotId": snapshot.id, "Tags": shown})
+        tag_set = [{"Key": key, "Value": value} for key, value in snapshot.tags.items()]
+        return ActionResult({"SnapshotId": snapshot.id, "Tags": tag_set})
 
     def delete_snapshot(self) -> ActionResult:
         self.error_on_dryrun()

@@ -194,8 +194,8 @@ class Handler(BaseHTTPRequestHandler):
             message = f"localec2 serves the region {state.region} only, not {scope.region}."
             return refusal(service, kind, "UnsupportedOperation", message)
         if service not in (*SERVICES, INSTANCE_CONNECT, EBS):
-            known = ", ".join([*SERVICES, INSTANCE_CONNECT, EBS])
-            return unserved(service, target.path, kind, f"localec2 serves {known}, not {service}.")
+            services = ", ".join([*SERVICES, INSTANCE_CONNECT, EBS])
+            return unserved(service, target.path, kind, f"localec2 serves {services}, not {service}.")
         if (service == EBS) != ebs_direct.is_route(target.path):
             return _text(404, f"{service} has no such path")
         try:
@@ -243,7 +243,7 @@ class Handler(BaseHTTPRequestHandler):
             return refusal(call.service, kind, error.code, str(error))
         response.caller = caller
         try:
-            answer = response.refused()
+            answer = response.refusal_answer()
             if answer is None:
                 with state.lock, state.request():
                     answer = response.call_action()

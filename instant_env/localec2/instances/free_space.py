@@ -36,8 +36,8 @@ FAR = 8
 
 def free_bytes(directory: Path) -> tuple[int, int]:
     """(free, all) bytes of the file system of this directory."""
-    found = os.statvfs(directory)
-    return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
 
 
 class DiskGuard:

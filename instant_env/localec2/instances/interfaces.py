@@ -17,7 +17,7 @@ from instant_env.localec2.records.records import (
     InterfaceRecord,
     Tags,
 )
-from instant_env.localec2.state.client_tokens import made_with
+from instant_env.localec2.state.client_tokens import records_of_token
 from instant_env.localec2.state.moto_api import EC2ClientError, new_id
 from instant_env.localec2.state.state import State, now
 
@@ -51,7 +51,7 @@ class Interfaces:
         digest: str,
     ) -> InterfaceRecord:
         """CreateNetworkInterface; the same client token gives the same interface."""
-        if earlier := made_with(self.state.interfaces.values(), token, digest):
+        if earlier := records_of_token(self.state.interfaces.values(), token, digest):
             return earlier[0]
         subnet, ec2 = self.state.subnet(subnet_id), self.state.mirror.ec2
         for group_id in group_ids:
@@ -94,8 +94,9 @@ class Interfaces:
                 "You may not attach a network interface to an instance if they are not in the same "
                 "availability zone",
             )
-        taken = {0} | {item.attachment.device_index for item in self._beside(instance_id) if item.attachment}
-        if index in taken:
+        attachments = [item.attachment for item in self._beside(instance_id)]
+        indexes = {0} | {attachment.device_index for attachment in attachments if attachment}
+        if index in indexes:
             raise EC2ClientError(
                 "InvalidParameterValue",
                 f"Instance '{instance_id}' already has an interface attached at device index '{index}'.",
@@ -144,13 +145,13 @@ class Interfaces:
 
     def describe_as(self, interface_id: str, description: str) -> None:
         """The description of an interface that was made by itself."""
-        record = self._made_by_itself(interface_id, "Description")
+        record = self._own_interface(interface_id, "Description")
         record.description = description
         self._saved(record)
 
     def set_termination(self, interface_id: str, attachment_id: str | None, delete: bool) -> None:
         """Whether an attached interface ends with its instance."""
-        record = self._made_by_itself(interface_id, "Attachment.DeleteOnTermination")
+        record = self._own_interface(interface_id, "Attachment.DeleteOnTermination")
         if record.attachment is None or record.attachment.id != attachment_id:
             raise EC2ClientError(
                 "InvalidAttachmentID.NotFound", f"The attachment ID '{attachment_id}' does not exist"
@@ -158,7 +159,7 @@ class Interfaces:
         record.attachment = record.attachment.model_copy(update={"delete_on_termination": delete})
         self._saved(record)
 
-    def _made_by_itself(self, interface_id: str, what: str) -> InterfaceRecord:
+    def _own_interface(self, interface_id: str, what: str) -> InterfaceRecord:
         if interface_id not in self.state.interfaces:
             raise EC2ClientError(
                 "UnsupportedOperation",
@@ -196,10 +197,10 @@ class Interfaces:
 
     def detach(self, attachment_id: str) -> None:
         """DetachNetworkInterface; from a running machine it is done when the guest has let go."""
-        found = (
+        records = (
             r for r in self.state.interfaces.values() if r.attachment and r.attachment.id == attachment_id
         )
-        record = next(found, None)
+        record = next(records, None)
         primary = any(item.interface_attachment_id == attachment_id for item in self.state.instances.values())
         if primary or (record and record.attachment and record.attachment.device_index == 0):
             raise EC2ClientError(

@@ -32,7 +32,7 @@ from instant_env.localec2.records.records import (
     MetadataOptions,
     VolumeRecord,
 )
-from instant_env.localec2.state.client_tokens import made_with
+from instant_env.localec2.state.client_tokens import records_of_token
 from instant_env.localec2.state.moto_api import EC2ClientError, new_id
 from instant_env.localec2.state.profile_associations import associate
 from instant_env.localec2.state.state import State, now
@@ -73,7 +73,7 @@ def run_instances(
     started by the caller: for each instance that is `pending` and new.
     """
     token = get("ClientToken")
-    if earlier := made_with(state.instances.values(), token, digest):
+    if earlier := records_of_token(state.instances.values(), token, digest):
         return sorted(earlier, key=lambda item: item.launch_index)
     image = state.image(get("ImageId") or "")
     if image.state != "available":
@@ -107,7 +107,7 @@ def run_instances(
     # As many as there are addresses for, and at least MinCount.
     addresses = [place.primary.private_ip] if place.primary else _addresses(state, place, least, most)
     reservation, launched = new_id("r"), now()
-    made = []
+    instances = []
     for index, address in enumerate(addresses):
         instance = InstanceRecord(
             id=new_id("i"), tags=tags.get("instance", {}), reservation_id=reservation,
@@ -149,8 +149,8 @@ def run_instances(
             state.save(instance)
         if interface_tags := tags.get("network-interface"):
             state.mirror.ec2.create_tags([instance.interface_id], interface_tags)
-        made.append(instance)
-    return made
+        instances.append(instance)
+    return instances
 
 
 def _metadata_defaults(image: ImageRecord) -> MetadataOptions:
@@ -165,7 +165,7 @@ def _placement(state: State, get: Params) -> Placement:
     interfaces = get("NetworkInterfaces") or []
     subnet_id, group_ids = get("SubnetId"), list(get("SecurityGroupIds") or [])
     public: bool | None = None
-    wanted = get("PrivateIpAddress")
+    address = get("PrivateIpAddress")
     existing: list[tuple[InterfaceRecord, int, bool]] = []
     if interfaces:
         indexes = [int(item.get("DeviceIndex", 0)) for item in interfaces]
@@ -185,7 +185,7 @@ def _placement(state: State, get: Params) -> Placement:
             raise EC2ClientError(
                 "UnsupportedOperation", "localec2 makes only the first interface with an instance."
             )
-        if subnet_id or group_ids or get("SecurityGroups") or wanted:
+        if subnet_id or group_ids or get("SecurityGroups") or address:
             raise EC2ClientError(
                 "InvalidParameterCombination",
                 "Network interfaces and an instance-level subnet ID, private IP address or security groups "
@@ -198,7 +198,7 @@ def _placement(state: State, get: Params) -> Placement:
         if interfaces:
             subnet_id, group_ids = interfaces[0].get("SubnetId"), list(interfaces[0].get("Groups") or [])
             public = interfaces[0].get("AssociatePublicIpAddress")
-            wanted = interfaces[0].get("PrivateIpAddress")
+            address = interfaces[0].get("PrivateIpAddress")
         if existing:
             public = False  # EC2 gives none to an existing interface, nor to the first of several
             subnet_id = subnet_id or existing[0][0].subnet_id
@@ -228,7 +228,7 @@ def _placement(state: State, get: Params) -> Placement:
     if not group_ids:
         group_ids = [ec2.get_default_security_group(subnet.vpc_id).id]
     return Placement(
-        subnet, group_ids, subnet.map_public_ip_on_launch if public is None else public, wanted, existing
+        subnet, group_ids, subnet.map_public_ip_on_launch if public is None else public, address, existing
     )
 
 
@@ -244,11 +244,11 @@ def _addresses(state: State, place: Placement, least: int, most: int) -> list[st
 
 
 def _existing(
-    state: State, given: list[dict[str, Any]], count: int
+    state: State, interfaces: list[dict[str, Any]], count: int
 ) -> list[tuple[InterfaceRecord, int, bool]]:
     """Of a launch's NetworkInterfaces those that exist already."""
-    found = []
-    for item in given:
+    existing = []
+    for item in interfaces:
         if interface_id := item.get("NetworkInterfaceId"):
             record = state.interface(interface_id)
             if record.attachment is not None or count > 1:
@@ -259,17 +259,17 @@ def _existing(
                     "A network interface may not specify both a network interface ID and a subnet, groups or "
                     "a public address",
                 )
-            found.append((record, int(item.get("DeviceIndex", 0)), bool(item.get("DeleteOnTermination"))))
-    zones, ids = {record.zone for record, _, _ in found}, {record.id for record, _, _ in found}
-    if len(zones) > 1 or len(ids) < len(found):
+            existing.append((record, int(item.get("DeviceIndex", 0)), bool(item.get("DeleteOnTermination"))))
+    zones, ids = {record.zone for record, _, _ in existing}, {record.id for record, _, _ in existing}
+    if len(zones) > 1 or len(ids) < len(existing):
         raise EC2ClientError("InvalidParameterCombination", "The network interfaces do not fit together.")
-    return sorted(found, key=lambda entry: entry[1])
+    return sorted(existing, key=lambda entry: entry[1])
 
 
 def _volumes(state: State, image: ImageRecord, changes: list[dict[str, Any]]) -> list[ImageMapping]:
     """The volumes of a new instance, the root first: the image's, as the request changes them."""
     root_snapshot = state.snapshots.get(image.snapshot_id)
-    found = {
+    mappings = {
         item.device: item
         for item in image.all_mappings(root_encrypted=root_snapshot is not None and root_snapshot.encrypted)
     }
@@ -283,7 +283,7 @@ def _volumes(state: State, image: ImageRecord, changes: list[dict[str, Any]]) ->
         if "NoDevice" in change:
             if is_root:
                 raise EC2ClientError("InvalidBlockDeviceMapping", f"The root device {device} is needed.")
-            found.pop(device, None)
+            mappings.pop(device, None)
             continue
         if ebs is None:
             raise EC2ClientError("InvalidBlockDeviceMapping", "Each mapping needs Ebs or NoDevice.")
@@ -292,17 +292,17 @@ def _volumes(state: State, image: ImageRecord, changes: list[dict[str, Any]]) ->
                 "InvalidBlockDeviceMapping", f"snapshotId cannot be modified on root device {device}"
             )
         # Another snapshot at an image's device takes its place; anything else changes what is there.
-        base = None if ebs.get("SnapshotId") else found.get(device)
-        found[device] = changed(base, device, ebs, state)
-    for mapping in found.values():
+        base = None if ebs.get("SnapshotId") else mappings.get(device)
+        mappings[device] = changed(base, device, ebs, state)
+    for mapping in mappings.values():
         if mapping.snapshot_id and state.snapshot(mapping.snapshot_id).state != "completed":
             raise EC2ClientError("IncorrectState", f"Snapshot {mapping.snapshot_id} is not completed")
-    if len(found) - 1 > command_line.VOLUME_SLOTS:
+    if len(mappings) - 1 > command_line.VOLUME_SLOTS:
         raise EC2ClientError(
             "InvalidBlockDeviceMapping",
             f"localec2 attaches at most {command_line.VOLUME_SLOTS} volumes beside the root.",
         )
-    return [found.pop(image.root_device_name), *found.values()]
+    return [mappings.pop(image.root_device_name), *mappings.values()]
 
 
 def volume_of(
@@ -322,16 +322,16 @@ def volume_of(
     )  # fmt: skip
 
 
-def metadata_options(given: dict[str, Any], current: MetadataOptions) -> MetadataOptions:
+def metadata_options(structure: dict[str, Any], current: MetadataOptions) -> MetadataOptions:
     """EC2's MetadataOptions structure over what is set already."""
     values = current.model_dump()
     for name, field in (("HttpTokens", "http_tokens"), ("HttpEndpoint", "http_endpoint")):
-        if name in given:
-            values[field] = given[name]
-    if "HttpPutResponseHopLimit" in given:
-        values["hop_limit"] = int(given["HttpPutResponseHopLimit"])
-    if "InstanceMetadataTags" in given:
-        values["instance_tags"] = given["InstanceMetadataTags"] == "enabled"
+        if name in structure:
+            values[field] = structure[name]
+    if "HttpPutResponseHopLimit" in structure:
+        values["hop_limit"] = int(structure["HttpPutResponseHopLimit"])
+    if "InstanceMetadataTags" in structure:
+        values["instance_tags"] = structure["InstanceMetadataTags"] == "enabled"
     try:
         return MetadataOptions(**values)
     except ValidationError as error:
@@ -363,17 +363,17 @@ def _public_key(state: State, key_name: str | None) -> str | None:
     return str(pair.public_key)
 
 
-def private_ip(state: State, subnet: Any, wanted: str | None = None) -> str:
+def private_ip(state: State, subnet: Any, address: str | None = None) -> str:
     """A free address of the subnet: the wanted one, or a random one as EC2 gives them."""
-    if wanted is not None:
+    if address is not None:
         network = ipaddress.IPv4Network(subnet.cidr_block)
-        if ipaddress.IPv4Address(wanted) not in list(network.hosts())[FIRST_USABLE - 1 :]:
+        if ipaddress.IPv4Address(address) not in list(network.hosts())[FIRST_USABLE - 1 :]:
             raise EC2ClientError(
-                "InvalidParameterValue", f"Address {wanted} does not fall within the subnet's"
+                "InvalidParameterValue", f"Address {address} does not fall within the subnet's"
             )
-        if wanted in _taken_ips(state):
-            raise EC2ClientError("InvalidIPAddress.InUse", f"Address {wanted} is in use.")
-        return wanted
+        if address in _taken_ips(state):
+            raise EC2ClientError("InvalidIPAddress.InUse", f"Address {address} is in use.")
+        return address
     return free_ips(state, subnet, 1)[0]
 
 
@@ -384,15 +384,16 @@ def _taken_ips(state: State) -> set[str]:
 
 def free_ips(state: State, subnet: Any, least: int, most: int | None = None) -> list[str]:
     """At least ``least`` free addresses of the subnet, ``most`` if there are so many; drawn at random."""
-    taken = _taken_ips(state)
+    used = _taken_ips(state)
     network = ipaddress.IPv4Network(subnet.cidr_block)
     usable = range(int(network.network_address) + FIRST_USABLE, int(network.broadcast_address))
     start = random.randrange(len(usable))  # noqa: S311 - an address, no secret
     # Every address is looked at once: the server's lock is held, and a subnet can be full.
-    drawn = (str(ipaddress.IPv4Address(value)) for value in (*usable[start:], *usable[:start]))
-    found = list(itertools.islice((address for address in drawn if address not in taken), most or least))
-    if len(found) >= least:
-        return found
+    candidates = (str(ipaddress.IPv4Address(value)) for value in (*usable[start:], *usable[:start]))
+    free = (address for address in candidates if address not in used)
+    addresses = list(itertools.islice(free, most or least))
+    if len(addresses) >= least:
+        return addresses
     raise EC2ClientError(
         "InsufficientFreeAddressesInSubnet",
         f"There are not enough free addresses in subnet '{subnet.id}' to satisfy the request.",

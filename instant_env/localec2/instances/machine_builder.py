@@ -80,7 +80,7 @@ class MachineBuilder:
         state = self.state
         iam = iam_tree(instance, state.identities, state.issuer, datetime.now(UTC))
         content = metadata.metadata(
-            instance, state.attached(instance.id), self.told_interfaces(instance), region=state.region,
+            instance, state.attached(instance.id), self.metadata_interfaces(instance), region=state.region,
             zone_id=state.subnet(instance.subnet_id).availability_zone_id,
             secret=state.server.secret_access_key,
             extras=state.connect.extras(instance.id, iam),
@@ -94,7 +94,7 @@ class MachineBuilder:
             log.error("%s: its metadata stays as it was: %s", instance.id, error)
         return path
 
-    def told_interfaces(self, instance: InstanceRecord) -> list[metadata.Interface]:
+    def metadata_interfaces(self, instance: InstanceRecord) -> list[metadata.Interface]:
         """An instance's network interfaces, as IMDS tells of them."""
         subnet = self.state.subnet(instance.subnet_id)
         return [
@@ -103,10 +103,10 @@ class MachineBuilder:
                 subnet.cidr_block, subnet.vpc_id, self.state.group_names(instance.security_group_ids),
                 {instance.public_ip: instance.private_ip} if instance.public_ip else {},
             ),
-            *map(self._told_secondary, self._secondaries(instance)),
+            *map(self._secondary_interface, self._secondaries(instance)),
         ]  # fmt: skip
 
-    def _told_secondary(self, record: InterfaceRecord) -> metadata.Interface:
+    def _secondary_interface(self, record: InterfaceRecord) -> metadata.Interface:
         subnet, public_ip = self.state.subnet(record.subnet_id), self.state.elastic_ip(record.id)
         return metadata.Interface(
             record.attachment.device_index if record.attachment else 0, record.id, record.mac_address,

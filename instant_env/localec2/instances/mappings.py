@@ -18,29 +18,29 @@ def mappings_of(
 
     Each attached volume has one, without a snapshot yet, unless ``changes`` leave it out (NoDevice).
     """
-    found: dict[str, ImageMapping] = {}
+    mappings: dict[str, ImageMapping] = {}
     for device, volume in volumes.items():
-        kept = volume.attachment is None or volume.attachment.delete_on_termination
-        found[device] = ImageMapping(
+        deleted_at_end = volume.attachment is None or volume.attachment.delete_on_termination
+        mappings[device] = ImageMapping(
             device=device, snapshot_id=None, size_gib=volume.size_gib, volume_type=volume.volume_type,
-            performance=volume.performance, delete_on_termination=kept, encrypted=volume.encrypted,
+            performance=volume.performance, delete_on_termination=deleted_at_end, encrypted=volume.encrypted,
         )  # fmt: skip
     for change in changes:
         device = device_of(change)
         if "NoDevice" in change:
-            if device == root_device or device not in found:
+            if device == root_device or device not in mappings:
                 raise EC2ClientError("InvalidBlockDeviceMapping", f"{device} cannot be left out")
-            del found[device]
+            del mappings[device]
             continue
         ebs = change.get("Ebs") or {}
         if device in volumes and ebs.get("SnapshotId"):
             raise EC2ClientError(
                 "InvalidBlockDeviceMapping", f"There is a volume at {device}: its snapshot is made now"
             )
-        found[device] = changed(found.get(device), device, ebs, state)
-    if root_device not in found:
+        mappings[device] = changed(mappings.get(device), device, ebs, state)
+    if root_device not in mappings:
         raise EC2ClientError("InvalidBlockDeviceMapping", f"There is no volume at {root_device}")
-    return [found.pop(root_device), *(found[device] for device in sorted(found))]
+    return [mappings.pop(root_device), *(mappings[device] for device in sorted(mappings))]
 
 
 def device_of(mapping: dict[str, Any]) -> str:

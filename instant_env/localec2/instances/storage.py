@@ -32,18 +32,18 @@ class Storage:
 
     def collect(self) -> None:
         """Remove the files of deleted snapshots that nothing builds on any more, and of ended uploads."""
-        needed = self.arriving | set(self.state.snapshots)
+        used = self.arriving | set(self.state.snapshots)
         for volume in self.state.volumes.values():
-            needed |= {volume.snapshot_id or "", *volume.layers}
+            used |= {volume.snapshot_id or "", *volume.layers}
         for snapshot in self.state.snapshots.values():
-            needed.update(snapshot.layers)
+            used.update(snapshot.layers)
         for path in self.state.layout.snapshots.glob("*.qcow2"):
-            if path.stem not in needed:
+            if path.stem not in used:
                 path.unlink(missing_ok=True)
-        written = {name for name, snapshot in self.state.snapshots.items() if snapshot.state == "pending"}
+        pending = {name for name, snapshot in self.state.snapshots.items() if snapshot.state == "pending"}
         for path in [
             *self.state.layout.snapshots.glob("*.upload"),
             *self.state.layout.snapshots.glob("*.blocks"),
         ]:
-            if path.stem not in written:
+            if path.stem not in pending:
                 path.unlink(missing_ok=True)

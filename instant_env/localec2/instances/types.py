@@ -38,28 +38,28 @@ def default_credits(instance_type: str) -> Credits | None:
     return _BURSTABLE.get(instance_type.partition(".")[0])
 
 
-def cpu_credits(given: str | None, instance_type: str) -> Credits | None:
+def cpu_credits(option: str | None, instance_type: str) -> Credits | None:
     """The credit option of an instance: recorded, as no CPU here is throttled. Raises EC2ClientError."""
     default = default_credits(instance_type)
-    if given is None:
+    if option is None:
         return default
     if default is None:
         raise EC2ClientError(
             "InvalidParameterCombination",
             f"The instance type '{instance_type}' has no CPU credits: leave CreditSpecification out.",
         )
-    for known in ("standard", "unlimited"):
-        if given == known:
-            return known
-    raise EC2ClientError("InvalidParameterValue", f"Invalid value '{given}' for CpuCredits.")
+    for name in ("standard", "unlimited"):
+        if option == name:
+            return name
+    raise EC2ClientError("InvalidParameterValue", f"Invalid value '{option}' for CpuCredits.")
 
 
-def check_cpu_options(given: dict[str, Any], instance_type: str) -> None:
+def check_cpu_options(options: dict[str, Any], instance_type: str) -> None:
     """Refuse to have other cores and threads than the type has. Raises EC2ClientError."""
     for name, default in cpu_options(instance_type).items():
-        if given.get(name, default) != default:
+        if options.get(name, default) != default:
             raise EC2ClientError(
                 "UnsupportedOperation",
-                f"localec2 does not support the value {given[name]!r} of CpuOptions.{name}: "
+                f"localec2 does not support the value {options[name]!r} of CpuOptions.{name}: "
                 f"{instance_type} has {default}.",
             )

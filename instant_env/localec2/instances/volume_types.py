@@ -26,11 +26,11 @@ def check_volume_type(volume_type: str) -> None:
 
 
 def ordered(
-    given: Mapping[str, Any], volume_type: str, size_gib: int, earlier: Performance | None = None
+    params: Mapping[str, Any], volume_type: str, size_gib: int, earlier: Performance | None = None
 ) -> Performance:
     """What a request's ``Iops`` and ``Throughput`` ask, over what a volume had. Raises EC2ClientError."""
     earlier = earlier if earlier is not None and volume_type == "gp3" else Performance()
-    iops, throughput = given.get("Iops"), given.get("Throughput")
+    iops, throughput = params.get("Iops"), params.get("Throughput")
     if volume_type != "gp3":
         for name, value in (("iops", iops), ("throughput", throughput)):
             if value is not None:

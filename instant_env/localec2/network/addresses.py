@@ -79,11 +79,11 @@ class AddressBlock:
 
     def reclaim(self, address: str) -> str:
         """Take an address again that was kept from an earlier server; on another block it changes."""
-        kept = f"{self._prefix(self.number)}.{address.rpartition('.')[2]}"
-        if kept in self._taken:
+        previous = f"{self._prefix(self.number)}.{address.rpartition('.')[2]}"
+        if previous in self._taken:
             return self.allot()
-        self._taken.add(kept)
-        return kept
+        self._taken.add(previous)
+        return previous
 
     def release(self, address: str | None) -> None:
         """Give an address back."""

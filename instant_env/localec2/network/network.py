@@ -146,8 +146,8 @@ class Network:
         """By interface: whether its guest has spoken (``up``), where clients are listened for (``open``)."""
         with self._lock:
             future = self._client.send("status")
-        found: dict[str, Any] = future.result(ANSWER_TIMEOUT_S).get("ports", {})
-        return found
+        ports: dict[str, Any] = future.result(ANSWER_TIMEOUT_S).get("ports", {})
+        return ports
 
     @property
     def pid(self) -> int:

@@ -90,7 +90,7 @@ class CallResponse:
         response.setup_class(request, "http://localec2/", headers)
         return response
 
-    def refused(self) -> Any:
+    def refusal_answer(self) -> Any:
         """The answer to a call whose parameters are refused; None when they are not. Needs no lock."""
 
     def setup_class(self, request: Any, *arguments: Any, **named: Any) -> None:
@@ -118,9 +118,9 @@ class CallResponse:
         except ValueError as error:
             raise CallError("ValidationError", f"A parameter cannot be read: {error}.") from None
 
-    def parse_fields(self, given: Mapping[str, str]) -> None:
+    def parse_fields(self, values: Mapping[str, str]) -> None:
         """Read parameters from these fields. Raises ValueError for what is not of its type."""
-        fields = Fields(given)
+        fields = Fields(values)
         model = get_service_model(self.call.service).operation_model(self.call.action)
         parser_class = _EC2Parser if self.call.service == "ec2" else _QueryParser
         parser = parser_class(model, map_type=self.PROTOCOL_PARSER_MAP_TYPE)

@@ -64,10 +64,10 @@ def choose(choice: AcceleratorChoice, machine: Platform, memory: Path) -> Accele
             return remembered.accelerator
     except (OSError, ValidationError):
         pass  # nothing remembered, or nothing that can be read: find out
-    found: Accelerator = "kvm" if probe(machine, "kvm") else "tcg"
-    answer = _Remembered(probe=PROBE_VERSION, kernel=kernel, qemu=qemu, accelerator=found)
+    accelerator: Accelerator = "kvm" if probe(machine, "kvm") else "tcg"
+    answer = _Remembered(probe=PROBE_VERSION, kernel=kernel, qemu=qemu, accelerator=accelerator)
     write_atomically(memory, answer.model_dump_json().encode())
-    return found
+    return accelerator
 
 
 def _kvm_opens() -> bool:

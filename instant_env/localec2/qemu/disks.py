@@ -121,8 +121,8 @@ def open_raw(source: Path, scratch: Path) -> int:
 
 def extents(path: Path) -> list[tuple[int, int]]:
     """(offset, length) in bytes of what the disk and everything under it hold; the rest reads as zeros."""
-    found = json.loads(_qemu_img("map", "--output=json", "-U", "-f", "qcow2", str(path)))
-    return [(item["start"], item["length"]) for item in found if item["data"] and not item["zero"]]
+    entries = json.loads(_qemu_img("map", "--output=json", "-U", "-f", "qcow2", str(path)))
+    return [(item["start"], item["length"]) for item in entries if item["data"] and not item["zero"]]
 
 
 def _convert(source: Path, target: Path, *options: str, source_format: str = "qcow2") -> None:

@@ -102,7 +102,7 @@ class Machine:
             self.spec.qmp,
             on_event=self._event,
             timeout_s=deadline - time.monotonic(),
-            gone=lambda: process.poll() is not None,
+            has_ended=lambda: process.poll() is not None,
         )
         left_s = deadline - time.monotonic()
         if not wait_until(lambda: self.qmp.execute("query-status")["running"], left_s, 0.005):

@@ -36,11 +36,11 @@ class Qmp:
         *,
         on_event: EventHandler | None = None,
         timeout_s: float = 10.0,
-        gone: Callable[[], bool] = lambda: False,
+        has_ended: Callable[[], bool] = lambda: False,
     ) -> None:
         """Connect and negotiate, within ``timeout_s``; the socket may appear in the meantime.
 
-        ``gone`` says that waiting is in vain. QEMU serves one connection at a time, so a failed one is
+        ``has_ended`` says that waiting is in vain. QEMU serves one connection at a time, so a failed one is
         closed.
         """
         self.path = path
@@ -50,7 +50,7 @@ class Qmp:
         self._lock = threading.Lock()
         self._closed = False
         deadline = time.monotonic() + timeout_s
-        self._socket = _connect(path, deadline, gone)
+        self._socket = _connect(path, deadline, has_ended)
         self._stream = self._socket.makefile("rb")
         try:
             self._socket.settimeout(max(0.1, deadline - time.monotonic()))
@@ -123,7 +123,7 @@ class Qmp:
                 future.set_exception(QmpError("QEMU is gone"))
 
 
-def _connect(path: Path, deadline: float, gone: Callable[[], bool]) -> socket.socket:
+def _connect(path: Path, deadline: float, has_ended: Callable[[], bool]) -> socket.socket:
     while True:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(max(0.1, deadline - time.monotonic()))  # a full backlog would block for ever
@@ -132,6 +132,6 @@ def _connect(path: Path, deadline: float, gone: Callable[[], bool]) -> socket.so
             return connection
         except OSError as error:
             connection.close()
-            if gone() or time.monotonic() >= deadline:
+            if has_ended() or time.monotonic() >= deadline:
                 raise QmpError(f"no QEMU at {path}: {error}") from error
             time.sleep(0.005)

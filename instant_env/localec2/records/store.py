@@ -65,14 +65,14 @@ class RecordStore:
     def revert(self, record: R) -> R:
         """Give a record that could not be written the values that the disk has. Raises OSError."""
         content = self._path(record.kind, record.key).read_bytes()
-        written = type(record).model_validate_json(content)
+        stored = type(record).model_validate_json(content)
         for name in type(record).model_fields:
-            setattr(record, name, getattr(written, name))
+            setattr(record, name, getattr(stored, name))
         return record
 
     def load_all(self, record_class: type[R]) -> list[R]:
         """All records of one kind. Raises RecordError for one that is damaged: guessing would lose data."""
-        found = []
+        records = []
         for path in sorted((self.root / record_class.kind).glob("*.json")):
             try:
                 content = path.read_bytes()
@@ -80,10 +80,10 @@ class RecordStore:
                     log.warning("%s is empty, as a power failure leaves a file: removed", path)
                     path.unlink()
                     continue
-                found.append(record_class.model_validate_json(content))
+                records.append(record_class.model_validate_json(content))
             except (OSError, ValidationError) as error:
                 first_line = str(error).splitlines()[0]
                 raise RecordError(
                     f"cannot read {path}: {first_line}", hint="move the file away and start again"
                 ) from error
-        return found
+        return records

@@ -48,7 +48,7 @@ def same_request(records: Iterable[M], token: str | None, digest: str) -> list[M
     return earlier
 
 
-def made_with(records: Iterable[M], token: str | None, digest: str) -> list[M]:
+def records_of_token(records: Iterable[M], token: str | None, digest: str) -> list[M]:
     """:func:`same_request` in EC2's words. Raises EC2ClientError."""
     if token and (len(token) > MAX_TOKEN or not token.isascii()):
         raise EC2ClientError(

@@ -56,7 +56,7 @@ class _ApiFault(_Fault):
     times: int | None = Field(default=None, ge=1, description="over after this many calls")
 
     @model_validator(mode="after")
-    def _known(self) -> _ApiFault:
+    def _check_action(self) -> _ApiFault:
         """A typo would make a fault that never strikes, and a test that passes for that."""
         if self.action != ALL and self.action not in known_actions():
             raise ValueError(f"no action {self.action!r}; names are EC2's: RunInstances")
@@ -327,8 +327,8 @@ class Faults:
 
     def network(self, instance_id: str) -> NetworkFault | None:
         """What is wrong with the packets of an instance: the newest fault wins."""
-        found = [item.fault for item in self.of_machine(instance_id) if isinstance(item.fault, NetworkFault)]
-        return found[-1] if found else None
+        faults = [item.fault for item in self.of_machine(instance_id) if isinstance(item.fault, NetworkFault)]
+        return faults[-1] if faults else None
 
     def unplugged(self, instance_id: str) -> bool:
         """Whether an instance's machine is to start without its network card."""

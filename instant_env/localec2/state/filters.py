@@ -46,12 +46,12 @@ def _is_filter_matching(resource: Any, name: str, values: Any) -> bool:
 
 def _tag_filter_matches(resource: Any, name: str, values: Any) -> bool:
     tags = {tag["key"]: tag["value"] for tag in resource.get_tags()}
-    found: object = list(tags.values())
+    candidates: object = list(tags.values())
     if name == "tag-key":
-        found = list(tags)
+        candidates = list(tags)
     elif name.startswith("tag:"):
-        found = tags.get(name.removeprefix("tag:"))
-    return matches(_listed(values), found)
+        candidates = tags.get(name.removeprefix("tag:"))
+    return matches(_listed(values), candidates)
 
 
 def _instance_value_in_filter_values(value: Any, values: Any) -> bool:

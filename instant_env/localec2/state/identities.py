@@ -87,21 +87,21 @@ class Identities:
 
     def load(self) -> None:
         """Show in moto what is on the disk, and nothing else."""
-        for known in (self.roles, self.profiles, self.iam.roles, self.iam.instance_profiles):
-            known.clear()
+        for table in (self.roles, self.profiles, self.iam.roles, self.iam.instance_profiles):
+            table.clear()
         for arn in [arn for arn, policy in self.iam.managed_policies.items() if _is_own(policy)]:
             del self.iam.managed_policies[arn]
         self.policies.clear()
         for policy in self._store.load_all(PolicyRecord):
             self.policies[policy.name] = policy
-            shown = _shown_policy(policy)
-            self.iam.managed_policies[shown.arn] = shown
+            managed = _moto_policy(policy)
+            self.iam.managed_policies[managed.arn] = managed
         for role in self._store.load_all(RoleRecord):
             self.roles[role.name] = role
-            self.iam.roles[role.id] = self._shown_role(role)
+            self.iam.roles[role.id] = self._moto_role(role)
         for profile in self._store.load_all(InstanceProfileRecord):
             self.profiles[profile.name] = profile
-            self.iam.instance_profiles[profile.name] = self._shown_profile(profile)
+            self.iam.instance_profiles[profile.name] = self._moto_profile(profile)
 
     def capture(self, write: Callable[[Record], None]) -> None:
         """Record what moto has now, after a call that changed something; what ``write`` raises is raised."""
@@ -123,9 +123,9 @@ class Identities:
         for record in after.values():
             if record != before.get(record.name):
                 write(record)
-        kept = {record.id for record in after.values()}
+        remaining_ids = {record.id for record in after.values()}
         for record in before.values():
-            if record.id not in kept:
+            if record.id not in remaining_ids:
                 self._store.delete(type(record), record.key)
 
     def know_policy(self, arn: str) -> None:
@@ -133,7 +133,7 @@ class Identities:
         if arn not in self.iam.managed_policies and (policy := moto.aws_managed_policy(arn)) is not None:
             self.iam.managed_policies[arn] = policy
 
-    def _shown_role(self, record: RoleRecord) -> Any:
+    def _moto_role(self, record: RoleRecord) -> Any:
         role = moto.iam_models.Role(
             moto.ACCOUNT_ID, "aws", record.id, record.name, record.trust_policy, record.path, None,
             record.description, _tag_list(record.tags), record.max_session_duration_s,
@@ -146,7 +146,7 @@ class Identities:
                 policy.attach_to(role)
         return role
 
-    def _shown_profile(self, record: InstanceProfileRecord) -> Any:
+    def _moto_profile(self, record: InstanceProfileRecord) -> Any:
         role = self.roles.get(record.role_name or "")
         roles = [self.iam.roles[role.id]] if role else []
         profile = moto.iam_models.InstanceProfile(
@@ -247,7 +247,7 @@ def _policy(policy: Any) -> PolicyRecord:
     )  # fmt: skip
 
 
-def _shown_policy(record: PolicyRecord) -> Any:
+def _moto_policy(record: PolicyRecord) -> Any:
     policy = moto.iam_models.ManagedPolicy(
         record.name, account_id=moto.ACCOUNT_ID, region="aws", path=record.path,
         description=record.description, default_version_id=record.default_version_id,

@@ -79,33 +79,33 @@ class LaunchTemplates:
         """A version by its number, `$Default` (or none given) or `$Latest`. Raises EC2ClientError."""
         numbers = {None: record.default_version, "": record.default_version}
         numbers |= {"$Default": record.default_version, "$Latest": record.latest_version}
-        wanted = numbers.get(text) or (int(text) if text and text.isascii() and text.isdigit() else 0)
+        number = numbers.get(text) or (int(text) if text and text.isascii() and text.isdigit() else 0)
         for version in record.versions:
-            if version.number == wanted:
+            if version.number == number:
                 return version
         raise EC2ClientError(
             "InvalidLaunchTemplateId.VersionNotFound",
             f"Could not find the specified version {text} for the launch template with ID {record.id}.",
         )
 
-    def merged(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def merged(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters of a launch over those of its template. Raises EC2ClientError.
 
         A parameter of the request takes the place of the template's; tags are merged by key, block devices
         by name (EC2 User Guide, "Launch instances from a launch template").
         """
-        named = given.get("LaunchTemplate")
+        named = params.get("LaunchTemplate")
         if not named:
-            return dict(given)
+            return dict(params)
         record = self.find(named.get("LaunchTemplateId"), named.get("LaunchTemplateName"))
         data = self.version(record, named.get("Version")).data
-        if any(given.get(name) for name in ("NetworkInterfaces", "SecurityGroupIds", "SecurityGroups")):
+        if any(params.get(name) for name in ("NetworkInterfaces", "SecurityGroupIds", "SecurityGroups")):
             groups = ("NetworkInterfaces", "SecurityGroupIds", "SecurityGroups")
             data = {name: value for name, value in data.items() if name not in groups}
-        merged = {**data, **{name: value for name, value in given.items() if name != "LaunchTemplate"}}
+        merged = {**data, **{name: value for name, value in params.items() if name != "LaunchTemplate"}}
         for name, key in (("BlockDeviceMappings", "DeviceName"), ("TagSpecifications", "ResourceType")):
-            if name in data and name in given:
-                merged[name] = _by(key, data[name], given[name])
+            if name in data and name in params:
+                merged[name] = _by(key, data[name], params[name])
         return merged
 
 
@@ -116,10 +116,10 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list) else value
 
 
-def _by(key: str, template: list[dict[str, Any]], given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _by(key: str, template: list[dict[str, Any]], request: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Both lists, with the request's items over the template's of the same key."""
     items = {item.get(key): item for item in template}
-    for item in given:
+    for item in request:
         earlier = items.get(item.get(key))
         if earlier is not None and "Tags" in item:
             tags = {tag["Key"]: tag for tag in [*earlier.get("Tags", []), *item["Tags"]]}

@@ -87,7 +87,7 @@ class Mirror:
         self.ec2.tags.pop(snapshot_id, None)
 
     def show_image(self, record: ImageRecord) -> None:
-        known = set(self.ec2.snapshots)
+        earlier_ids = set(self.ec2.snapshots)
         image = moto.amis.Ami(
             self.ec2, record.id, name=record.name, description=record.description, owner_id=record.owner_id,
             owner_alias=record.owner_alias, public=record.public, virtualization_type="hvm",
@@ -95,7 +95,7 @@ class Mirror:
             creation_date=record.creation_date.replace(tzinfo=None), root_device_name=record.root_device_name,
             boot_mode=record.boot_mode, region_name=f"{self.region}a",
         )  # fmt: skip
-        for made_up in set(self.ec2.snapshots) - known:  # moto invents one for every image
+        for made_up in set(self.ec2.snapshots) - earlier_ids:  # moto invents one for every image
             self.hide_snapshot(made_up)
         image.ebs_snapshot = self.ec2.snapshots[record.snapshot_id]
         image.instance_id = record.source_instance_id
@@ -188,12 +188,12 @@ class Mirror:
     def _make_instance(self, record: InstanceRecord) -> Any:
         alive = record.state != "terminated"
         with (
-            moto.drawn(
+            moto.fixed_ids(
                 moto.instances,
                 random_instance_id=record.id,
                 random_eni_attach_id=record.interface_attachment_id,
             ),
-            moto.drawn(
+            moto.fixed_ids(
                 moto.interfaces, random_eni_id=record.interface_id, random_mac_address=record.mac_address
             ),
         ):
@@ -243,7 +243,9 @@ class Mirror:
             return
         nic = self.ec2.enis.get(record.id)
         if not isinstance(nic, _OwnInterface):
-            with moto.drawn(moto.interfaces, random_eni_id=record.id, random_mac_address=record.mac_address):
+            with moto.fixed_ids(
+                moto.interfaces, random_eni_id=record.id, random_mac_address=record.mac_address
+            ):
                 nic = _OwnInterface(self.ec2, record.subnet_id, record.private_ip)
             self.ec2.enis[record.id] = nic
         nic.description, nic._group_set = record.description, self._groups(record.security_group_ids)
@@ -263,15 +265,15 @@ class Mirror:
 
     def show_address(self, record: AddressRecord) -> None:
         self.hide_address(record.id)
-        shown = moto.addresses.ElasticAddress(self.ec2, "vpc", record.public_ip)
-        shown.id = shown.allocation_id = record.id
-        shown.association_id = record.association_id
+        address = moto.addresses.ElasticAddress(self.ec2, "vpc", record.public_ip)
+        address.id = address.allocation_id = record.id
+        address.association_id = record.association_id
         if record.interface_id is not None:
-            shown.eni = self.ec2.enis.get(record.interface_id)
-            shown.instance = shown.eni.instance if shown.eni else None
-            if shown.eni:
-                shown.eni.public_ip = record.public_ip
-        self.ec2.addresses.append(shown)
+            address.eni = self.ec2.enis.get(record.interface_id)
+            address.instance = address.eni.instance if address.eni else None
+            if address.eni:
+                address.eni.public_ip = record.public_ip
+        self.ec2.addresses.append(address)
         self._tag(record.id, record.tags)
 
     def hide_address(self, allocation_id: str) -> None:
@@ -283,8 +285,8 @@ class Mirror:
 
     def _groups(self, group_ids: list[str]) -> list[Any]:
         # A terminated instance may name groups that are deleted.
-        found = (self.ec2.get_security_group_from_id(group_id) for group_id in group_ids)
-        return [group for group in found if group is not None]
+        groups = (self.ec2.get_security_group_from_id(group_id) for group_id in group_ids)
+        return [group for group in groups if group is not None]
 
     def find_instance(self, instance_id: str) -> Any:
         """moto's instance, or None."""
@@ -319,7 +321,7 @@ class Mirror:
         )  # fmt: skip
 
     def show_key_pair(self, record: KeyPairRecord) -> None:
-        with moto.drawn(moto.key_pairs, random_key_pair_id=record.id):
+        with moto.fixed_ids(moto.key_pairs, random_key_pair_id=record.id):
             pair = moto.key_pairs.KeyPair(
                 record.name, record.key_type, record.fingerprint, b"", record.public_key.encode(),
                 record.tags,
@@ -348,17 +350,17 @@ class Mirror:
     def show_group(self, record: SecurityGroupRecord) -> None:
         group = self.ec2.get_security_group_from_id(record.id)
         if group is None:
-            with moto.drawn(moto.security_groups, random_security_group_id=record.id):
+            with moto.fixed_ids(moto.security_groups, random_security_group_id=record.id):
                 group = self.ec2.create_security_group(record.name, record.description, force=True)
         group.ingress_rules, group.egress_rules = [], []
         for rule in record.rules:
-            with moto.drawn(moto.security_groups, random_security_group_rule_id=rule.id):
-                shown = GroupRule(
+            with moto.fixed_ids(moto.security_groups, random_security_group_rule_id=rule.id):
+                moto_rule = GroupRule(
                     self.ec2, record.id, rule.ip_protocol, rule.from_port, rule.to_port,
                     ip_range=rule.ip_range, source_group=rule.source_group,
                     prefix_list_id=rule.prefix_list_id, egress=rule.egress, tags=rule.tags,
                 )  # fmt: skip
-            (group.egress_rules if rule.egress else group.ingress_rules).append(shown)
+            (group.egress_rules if rule.egress else group.ingress_rules).append(moto_rule)
         self._tag(record.id, record.tags)
 
     def capture_parameter(self, name: str) -> ParameterRecord:
@@ -373,8 +375,8 @@ class Mirror:
 
     def parameters_with(self, value: str) -> list[str]:
         """Names of the SSM parameters that have this value now."""
-        known = {name: versions[-1] for name, versions in self.ssm._parameters.items() if versions}
-        return [name for name, last in known.items() if (last.decrypt(last.value) or "") == value]
+        latest = {name: versions[-1] for name, versions in self.ssm._parameters.items() if versions}
+        return [name for name, last in latest.items() if (last.decrypt(last.value) or "") == value]
 
     def show_parameter(self, record: ParameterRecord) -> None:
         parameter = moto.ssm_parameter(
@@ -403,8 +405,8 @@ class Mirror:
                 self.ec2.tags.pop(pair.id, None)
         for pair_record in pairs:
             self.show_key_pair(pair_record)
-        known = {self.ssm._parameters.normalize_name(record.name) for record in parameters}
-        for name in [name for name in self.ssm._parameters if name not in known]:
+        names = {self.ssm._parameters.normalize_name(record.name) for record in parameters}
+        for name in [name for name in self.ssm._parameters if name not in names]:
             self.ssm._parameters.pop(name, None)
         for parameter in parameters:
             self.show_parameter(parameter)

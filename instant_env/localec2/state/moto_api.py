@@ -76,8 +76,8 @@ __all__ = [
     "amis",
     "aws_managed_policy",
     "block_store",
-    "drawn",
     "ec2_backend",
+    "fixed_ids",
     "generic_filter",
     "get_service_model",
     "iam_backend",
@@ -190,7 +190,7 @@ def resource_kind(resource_id: str) -> str:
 def input_types(action: str) -> dict[str, str]:
     """The types of all fields of an action of EC2, by their names on the wire, without numbers."""
     service = get_service_model("ec2")
-    found: dict[str, str] = {}
+    type_of: dict[str, str] = {}
 
     def walk(shape: Any, name: str) -> None:
         if shape.type_name == "structure":
@@ -199,11 +199,11 @@ def input_types(action: str) -> dict[str, str]:
         elif shape.type_name == "list":
             walk(shape.member, name)
         else:
-            found[name] = shape.type_name
+            type_of[name] = shape.type_name
 
     if action in service.operation_names and (shape := service.operation_model(action).input_shape):
         walk(shape, "")
-    return found
+    return type_of
 
 
 def _wire_name(key: str, member: Any) -> str:
@@ -219,13 +219,13 @@ def new_id(prefix: str) -> str:
 
 
 @contextlib.contextmanager
-def drawn(module: ModuleType, **ids: str) -> Iterator[None]:
+def fixed_ids(module: ModuleType, **ids: str) -> Iterator[None]:
     """Within this context the ``random_...`` functions of a module of moto give these ids."""
-    kept = {name: getattr(module, name) for name in ids}
+    originals = {name: getattr(module, name) for name in ids}
     try:
         for name, value in ids.items():
             setattr(module, name, lambda *_, value=value, **__: value)
         yield
     finally:
-        for name, function in kept.items():
+        for name, function in originals.items():
             setattr(module, name, function)

@@ -30,27 +30,27 @@ class Paging(NamedTuple):
 def paging(action: str) -> Paging | None:
     """How an action pages; None when it does not."""
     model = get_service_model("ec2").operation_model(action)
-    given = model.input_shape.members if model.input_shape else {}
-    answered = model.output_shape.members if model.output_shape else {}
-    if not {"MaxResults", "NextToken"} <= set(given) or "NextToken" not in answered:
+    inputs = model.input_shape.members if model.input_shape else {}
+    outputs = model.output_shape.members if model.output_shape else {}
+    if not {"MaxResults", "NextToken"} <= set(inputs) or "NextToken" not in outputs:
         return None
-    items = next((name for name, shape in answered.items() if shape.type_name == "list"), None)
+    items = next((name for name, shape in outputs.items() if shape.type_name == "list"), None)
     if items is None:
         return None
-    bounds = given["MaxResults"].metadata
-    ids = [name for name, shape in given.items() if shape.type_name == "list" and name.endswith("Ids")]
-    excluded = tuple(ids[:1]) if _EXCLUDES in (given["MaxResults"].documentation or "") else ()
+    bounds = inputs["MaxResults"].metadata
+    ids = [name for name, shape in inputs.items() if shape.type_name == "list" and name.endswith("Ids")]
+    excluded = tuple(ids[:1]) if _EXCLUDES in (inputs["MaxResults"].documentation or "") else ()
     return Paging(
         items, int(bounds.get("min", LEAST)), int(bounds.get("max", MOST)), excluded,
-        _namer(items, answered[items].member),
+        _namer(items, outputs[items].member),
     )  # fmt: skip
 
 
 def _namer(items: str, shape: Any) -> Callable[[Any], str]:
     members = shape.members if shape.type_name == "structure" else {}
     singular = items.removesuffix("s")
-    wanted = (f"{singular}Id", singular, "InstanceId", "VolumeId")
-    name = next((key for key in wanted if key in members), None)
+    candidates = (f"{singular}Id", singular, "InstanceId", "VolumeId")
+    name = next((key for key in candidates if key in members), None)
     if name is None:
         return lambda _: ""
 

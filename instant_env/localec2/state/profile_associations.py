@@ -16,11 +16,11 @@ from instant_env.localec2.state.state import now
 _TROUBLESHOOTING = "https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_iam-ec2.html"
 
 
-def associate(identities: Identities, given: dict[str, Any] | None) -> ProfileAssociation | None:
+def associate(identities: Identities, profile_param: dict[str, Any] | None) -> ProfileAssociation | None:
     """The association that an ``IamInstanceProfile`` parameter asks for. Raises EC2's errors."""
-    if not given:
+    if not profile_param:
         return None
-    name, arn = given.get("Name"), given.get("Arn")
+    name, arn = profile_param.get("Name"), profile_param.get("Arn")
     if name and arn:
         raise EC2ClientError(
             "InvalidParameterCombination",
@@ -76,11 +76,11 @@ def iam_tree(instance: InstanceRecord, identities: Identities, issuer: Issuer, a
     if role is None:
         return tree
     if trusts_ec2(role):
-        made = issuer.issue(Session(role.name, role.id, instance.id, issued_at))
+        issued = issuer.issue(Session(role.name, role.id, instance.id, issued_at))
         credentials = {"Code": "Success"} | updated | {
-            "Type": "AWS-HMAC", "AccessKeyId": made.access_key_id,
-            "SecretAccessKey": made.secret_access_key,
-            "Token": made.token, "Expiration": timestamp(made.session.expires_at),
+            "Type": "AWS-HMAC", "AccessKeyId": issued.access_key_id,
+            "SecretAccessKey": issued.secret_access_key,
+            "Token": issued.token, "Expiration": timestamp(issued.session.expires_at),
         }  # fmt: skip
     else:
         message = f"EC2 cannot assume the role {role.name}. Please see {_TROUBLESHOOTING}."

@@ -41,11 +41,11 @@ class InstanceConnect:
             f"#Timestamp={int(expires.timestamp())}\n#Instance={instance_id}\n#Caller={caller}\n"
             f"#Request={request}\n{key}\n"
         )
-        pushed = PushedKey(user, f"{lines}{signer.sign(lines)}\n\n", expires)
+        pushed_key = PushedKey(user, f"{lines}{signer.sign(lines)}\n\n", expires)
         alive = [item for item in self._pushed[instance_id] if item.expires > now]
-        self._pushed[instance_id] = [*alive, pushed]
+        self._pushed[instance_id] = [*alive, pushed_key]
         self._nodes[instance_id] = signer.nodes(now)
-        return pushed
+        return pushed_key
 
     def extras(self, instance_id: str, iam: Node) -> Extras:
         """What IMDS of an instance has of all this."""

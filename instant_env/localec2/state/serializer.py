@@ -77,32 +77,35 @@ def _structure(shape: StructureShape, path: str, transformers: tuple[tuple[str, 
     plans: dict[type, tuple[bool, list[Member]]] = {}
 
     def plan(value: Any) -> tuple[bool, list[Member]]:
-        made = [(_names(value, key, member), transform, write) for key, member, transform, write in members]
+        entries = [
+            (_names(value, key, member), transform, write) for key, member, transform, write in members
+        ]
         # An object without items whose names are all simple: plain attributes.
-        plain = not hasattr(value, "__getitem__") and not any("." in n for names, _, _ in made for n in names)
-        plans[type(value)] = plain, made
-        return plain, made
+        has_path = any("." in name for names, _, _ in entries for name in names)
+        plain = not hasattr(value, "__getitem__") and not has_path
+        plans[type(value)] = plain, entries
+        return plain, entries
 
     def write(value: Any, out: list[str]) -> None:
-        plain, made = plans.get(type(value)) or plan(value)
+        plain, entries = plans.get(type(value)) or plan(value)
         missing, is_dict = MISSING, type(value) is dict
-        for names, transform, write_member in made:
-            found = missing
+        for names, transform, write_member in entries:
+            item = missing
             for name in names:
                 if plain:
-                    found = getattr(value, name, missing)
+                    item = getattr(value, name, missing)
                 elif is_dict and "." not in name:
-                    found = value.get(name, missing)
+                    item = value.get(name, missing)
                 else:
-                    found = moto.get_value(value, name, missing)
-                if found is not missing:
+                    item = moto.get_value(value, name, missing)
+                if item is not missing:
                     break
             else:
-                found = None
+                item = None
             if transform is not None:
-                found = transform(found)
-            if found is not None:
-                write_member(found, out)
+                item = transform(item)
+            if item is not None:
+                write_member(item, out)
 
     return write
 

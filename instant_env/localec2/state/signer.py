@@ -52,7 +52,7 @@ class Signer:
         """
         if path.exists():
             return cls._read(path)
-        signer = cls._made(region, now)
+        signer = cls._generate(region, now)
         private = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         pem = serialization.Encoding.PEM
         parts = [
@@ -79,7 +79,7 @@ class Signer:
         return cls(first, ca, second, certificate)
 
     @classmethod
-    def _made(cls, region: str, now: datetime) -> Signer:
+    def _generate(cls, region: str, now: datetime) -> Signer:
         ca_key, key = ec.generate_private_key(ec.SECP256R1()), rsa.generate_private_key(65537, 2048)
         ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, CA_NAME)])
         ca_id = x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key())

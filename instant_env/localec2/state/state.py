@@ -215,14 +215,14 @@ class State:
             ) from error
 
     def _undo(self, failed: Record) -> None:
-        made = self._request.made if self._request is not None else []
-        for record in made:
+        new_records = self._request.made if self._request is not None else []
+        for record in new_records:
             self.forget(record)
             if isinstance(record, VolumeRecord):
                 self.layout.volume(record.id).unlink(missing_ok=True)
             if isinstance(record, InstanceRecord):
                 self._free_interfaces(record.id)
-        if not any(record is failed for record in made) and self.store.exists(failed):
+        if not any(record is failed for record in new_records) and self.store.exists(failed):
             self._show(self.store.revert(failed))
         # What moto makes itself it had made before we could record it.
         self.mirror.keep_only(
@@ -287,13 +287,13 @@ class State:
 
     def elastic_ip(self, interface_id: str) -> str | None:
         """The Elastic IP of an interface."""
-        found = (item.public_ip for item in self.addresses.values() if item.interface_id == interface_id)
-        return next(found, None)
+        addresses = (item.public_ip for item in self.addresses.values() if item.interface_id == interface_id)
+        return next(addresses, None)
 
     def attached_interfaces(self, instance_id: str) -> list[InterfaceRecord]:
         """Interfaces that were made by themselves and are attached to this instance, by device index."""
-        found = [(item.attachment, item) for item in self.interfaces.values() if item.attachment is not None]
-        mine = [(place.device_index, item) for place, item in found if place.instance_id == instance_id]
+        pairs = [(item.attachment, item) for item in self.interfaces.values() if item.attachment is not None]
+        mine = [(place.device_index, item) for place, item in pairs if place.instance_id == instance_id]
         return [item for _, item in sorted(mine, key=lambda pair: pair[0])]
 
     # Look-ups that answer as EC2 does
@@ -351,7 +351,7 @@ class State:
             look_up[kind](resource_id)
             return
         # What has no record of its own, or one of several: the code of the kind, and the ids that there are.
-        known: dict[str, tuple[str, Callable[[], Iterable[str]]]] = {
+        ids_of_kind: dict[str, tuple[str, Callable[[], Iterable[str]]]] = {
             "eni": ("InvalidNetworkInterfaceID.NotFound", lambda: [*self.interfaces, *ec2.enis]),
             "key": ("InvalidKeyPair.NotFound", lambda: [pair.id for pair in ec2.key_pairs.values()]),
             "sg": ("InvalidGroup.NotFound", lambda: [g.id for g in ec2.describe_security_groups()]),
@@ -363,9 +363,9 @@ class State:
             "igw": ("InvalidInternetGatewayID.NotFound", lambda: ec2.internet_gateways),
             "acl": ("InvalidNetworkAclID.NotFound", lambda: ec2.network_acls),
         }
-        if kind not in known:
+        if kind not in ids_of_kind:
             raise EC2ClientError("InvalidID", f"The ID '{resource_id}' is not valid")
-        code, ids = known[kind]
+        code, ids = ids_of_kind[kind]
         if resource_id not in ids():
             raise EC2ClientError(code, f"The ID '{resource_id}' does not exist")
 
@@ -383,8 +383,8 @@ class State:
     def attached(self, instance_id: str) -> list[VolumeRecord]:
         """Volumes of an instance, the root first."""
         root = self.instances[instance_id].root_device_name
-        found = [(v.attachment, v) for v in self.volumes.values() if v.attachment is not None]
-        mine = [(a.device != root, a.device, v) for a, v in found if a.instance_id == instance_id]
+        pairs = [(v.attachment, v) for v in self.volumes.values() if v.attachment is not None]
+        mine = [(a.device != root, a.device, v) for a, v in pairs if a.instance_id == instance_id]
         return [volume for _, _, volume in sorted(mine, key=lambda item: item[:2])]
 
     def groups(self) -> list[SecurityGroupRecord]:

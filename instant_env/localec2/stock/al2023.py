@@ -84,10 +84,10 @@ def find_image(sums: str, arch: Arch) -> tuple[str, str]:
     """(file name, SHA-256) of the image of ``arch`` in the text of SHA256SUMS. Raises BuildError."""
     name_end = re.escape(f"-kernel-{KERNEL}-{arch.value}.xfs.gpt.qcow2")
     pattern = re.compile(rf"^([0-9a-fA-F]{{64}}) [ *](al2023-kvm-[0-9.]+{name_end})$", re.MULTILINE)
-    found = pattern.findall(sums)
-    if len(found) != 1:
-        raise BuildError(f"SHA256SUMS names {len(found)} images for kernel {KERNEL} on {arch}, not one")
-    digest, name = found[0]
+    names = pattern.findall(sums)
+    if len(names) != 1:
+        raise BuildError(f"SHA256SUMS names {len(names)} images for kernel {KERNEL} on {arch}, not one")
+    digest, name = names[0]
     return name, digest.lower()
 
 

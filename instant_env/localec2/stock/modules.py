@@ -16,7 +16,7 @@ _DEPENDS = re.compile(rb"(?<![\w.])depends=([^\0]*)\0")
 _ALIAS = re.compile(rb"(?<![\w.])alias=([^\0]+)\0")
 
 
-def install(source: Path, target: Path, wanted: tuple[str, ...]) -> None:
+def install(source: Path, target: Path, names: tuple[str, ...]) -> None:
     """Copy modules and what they need from ``source`` (a /lib/modules/<release>) to ``target``, with indexes.
 
     A wanted module that is not there counts as built in when modules.builtin says so. Raises BuildError
@@ -39,7 +39,7 @@ def install(source: Path, target: Path, wanted: tuple[str, ...]) -> None:
             needs[name] = [part for index, part in enumerate(every) if part not in every[index + 1 :]]
         return needs[name]
 
-    for name in map(_canonical, wanted):
+    for name in map(_canonical, names):
         if name in files or name not in built_in:
             visit(name)
     dependencies, aliases = [], ["# Aliases extracted from modules themselves."]
@@ -55,7 +55,7 @@ def install(source: Path, target: Path, wanted: tuple[str, ...]) -> None:
 
 
 def _strings(pattern: re.Pattern[bytes], path: Path) -> list[str]:
-    return [found.decode() for found in pattern.findall(path.read_bytes())]
+    return [match.decode() for match in pattern.findall(path.read_bytes())]
 
 
 def _name(path: Path) -> str:

@@ -67,10 +67,10 @@ class Blocks:
 
     def indexes(self, snapshot: SnapshotRecord) -> list[int]:
         """The blocks that hold something, in order."""
-        found: dict[int, None] = {}
+        indexes: dict[int, None] = {}
         for start, length in disks.extents(self.state.layout.snapshot(snapshot.id)):
-            found.update(dict.fromkeys(range(start // BLOCK_BYTES, -(-(start + length) // BLOCK_BYTES))))
-        return list(found)
+            indexes.update(dict.fromkeys(range(start // BLOCK_BYTES, -(-(start + length) // BLOCK_BYTES))))
+        return list(indexes)
 
     def changed(self, first: SnapshotRecord, second: SnapshotRecord) -> dict[int, tuple[bool, bool]]:
         """Blocks whose bytes differ, in order: whether the first has one, and the second."""
@@ -130,8 +130,8 @@ class Blocks:
             (expiry,) = _EXPIRY.unpack_from(base64.b64decode(token, validate=True))
         except (ValueError, struct.error):
             expiry = 0
-        known = hmac.compare_digest(token.encode(), self.token(snapshot_id, index, expiry).encode())
-        if not known or expiry <= time.time():
+        is_valid = hmac.compare_digest(token.encode(), self.token(snapshot_id, index, expiry).encode())
+        if not is_valid or expiry <= time.time():
             raise invalid("INVALID_BLOCK_TOKEN", f"The block token is not that of block {index}, or expired")
 
 

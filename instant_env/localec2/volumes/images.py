@@ -20,7 +20,7 @@ from instant_env.localec2.instances.lifecycle import Lifecycle
 from instant_env.localec2.instances.mappings import mappings_of
 from instant_env.localec2.qemu import disks
 from instant_env.localec2.records.records import ImageRecord, ParameterRecord, SnapshotRecord
-from instant_env.localec2.state.client_tokens import made_with
+from instant_env.localec2.state.client_tokens import records_of_token
 from instant_env.localec2.state.moto_api import ACCOUNT_ID, EC2ClientError, new_id
 from instant_env.localec2.state.state import State, now
 from instant_env.localec2.volumes.protection import protection_of
@@ -127,7 +127,7 @@ class Images:
         token: str | None, digest: str,
     ) -> ImageRecord:  # fmt: skip
         """CopyImage: an image of this account's own with snapshots of its own, layers over the source's."""
-        if earlier := made_with(self.state.images.values(), token, digest):
+        if earlier := records_of_token(self.state.images.values(), token, digest):
             return earlier[0]
         source = self.state.image(source_id)
         self.check_name(name)

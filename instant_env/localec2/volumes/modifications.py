@@ -88,7 +88,7 @@ class Modifications:
                 volume.modification = volume.modification.model_copy(update={"end_time": now()})
                 self.state.save(volume)
 
-    def found(self, volume_ids: list[str]) -> list[VolumeRecord]:
+    def select(self, volume_ids: list[str]) -> list[VolumeRecord]:
         """Volumes that were modified: these, or all. Raises EC2ClientError."""
         for volume_id in volume_ids:
             if self.state.volume(volume_id).modification is None:
@@ -96,8 +96,8 @@ class Modifications:
                     "InvalidVolumeModification.NotFound",
                     f"Modification for volume '{volume_id}' does not exist.",
                 )
-        wanted = volume_ids or list(self.state.volumes)
-        return [item for name in wanted if (item := self.state.volumes[name]).modification is not None]
+        ids = volume_ids or list(self.state.volumes)
+        return [item for name in ids if (item := self.state.volumes[name]).modification is not None]
 
     @staticmethod
     def describe(volume: VolumeRecord) -> dict[str, Any]:

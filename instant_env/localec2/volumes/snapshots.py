@@ -132,9 +132,9 @@ class Snapshots:
 
     def _copied_now(self, pairs: Pairs, begun: threading.Event) -> bool:
         """Copy the volumes; False when their instance is between two states: its work wants their locks."""
-        with ExitStack() as held:
+        with ExitStack() as locks:
             for volume, _ in sorted(pairs, key=lambda pair: pair[0].id):
-                held.enter_context(self.lifecycle.storage.lock(volume.id))
+                locks.enter_context(self.lifecycle.storage.lock(volume.id))
             at_rest, machine = self._machine(pairs[0][0])
             if not at_rest:
                 return False

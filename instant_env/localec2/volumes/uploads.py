@@ -103,9 +103,9 @@ class Uploads:
         """
         with self.locks.held(snapshot_id):
             with self.state.lock:
-                known = self.state.snapshots.get(snapshot_id)
-                if known is not None and known.upload is not None and known.upload.sealed:
-                    return known
+                sealed = self.state.snapshots.get(snapshot_id)
+                if sealed is not None and sealed.upload is not None and sealed.upload.sealed:
+                    return sealed
             snapshot, terms = self._pending(snapshot_id)
             digests = self._digests_of(snapshot_id)
             if len(digests) != count:
@@ -174,12 +174,12 @@ class Uploads:
         if snapshot.upload is None or snapshot.upload.sealed:
             return False
         try:
-            written = datetime.fromtimestamp(
+            last_write = datetime.fromtimestamp(
                 self.state.layout.upload_log(snapshot.id).stat().st_mtime, tz=UTC
             )
         except OSError:
-            written = snapshot.start_time  # somebody took the file away
-        return at - written > timedelta(minutes=snapshot.upload.timeout_min)
+            last_write = snapshot.start_time  # somebody took the file away
+        return at - last_write > timedelta(minutes=snapshot.upload.timeout_min)
 
     def _digests_of(self, snapshot_id: str) -> dict[int, bytes]:
         """Checksums of the blocks that were written; a torn entry is of a write that was not answered."""

@@ -16,7 +16,7 @@ from instant_env.localec2.instances.lifecycle import Lifecycle
 from instant_env.localec2.instances.volume_types import check_volume_type, described, ordered
 from instant_env.localec2.qemu import command_line
 from instant_env.localec2.records.records import Attachment, InstanceRecord, VolumeRecord
-from instant_env.localec2.state.client_tokens import made_with
+from instant_env.localec2.state.client_tokens import records_of_token
 from instant_env.localec2.state.moto_api import EC2ClientError, new_id
 from instant_env.localec2.state.state import State, now
 
@@ -44,7 +44,7 @@ class Volumes:
         tags: dict[str, str],
     ) -> VolumeRecord:  # fmt: skip
         """CreateVolume; the same client token gives the same volume. ``order``: its Iops and Throughput."""
-        if earlier := made_with(self.state.volumes.values(), token, digest):
+        if earlier := records_of_token(self.state.volumes.values(), token, digest):
             return earlier[0]
         if self.state.mirror.ec2.get_zone_by_name(zone) is None:
             raise EC2ClientError("InvalidZone.NotFound", f"The zone '{zone}' does not exist.")
@@ -124,8 +124,8 @@ class Volumes:
             problem = error.message
         with self.state.lock:
             self.attaching.discard(volume.id)
-            gone = instance.state not in ("running", "pending")
-            if problem and volume.attachment is not None and not gone:
+            has_ended = instance.state not in ("running", "pending")
+            if problem and volume.attachment is not None and not has_ended:
                 log.error("%s was not attached to %s: %s", volume.id, instance.id, problem)
                 self._detached(volume, instance)
 

@@ -14,7 +14,7 @@ from instant_env.localec2.state import filters
 from instant_env.localec2.state import moto_api as moto
 from instant_env.localec2.state.serializer import EC2Serializer
 
-#: (what has it, the name): functions that give ids, which `drawn` replaces while a record is shown in moto.
+#: (what has it, the name): give ids; `fixed_ids` replaces them while moto is shown a record.
 DRAWN = [
     (moto.instances, "random_instance_id"),
     (moto.instances, "random_reservation_id"),

@@ -21,24 +21,24 @@ class TagListing(EC2Response):  # type: ignore[misc]  # moto is untyped
 
     def describe_tags(self) -> ActionResult:
         self.error_on_dryrun()
-        found = [
+        entries = [
             (resource_id, key, value)
             for resource_id, tags in sorted(self.ec2_backend.tags.items())
             for key, value in sorted(tags.items())
         ]
         for name, values in self._filters_from_querystring().items():
             if name.startswith("tag:"):
-                wanted = name.removeprefix("tag:")
-                found = [tag for tag in found if tag[1] == wanted and matches(values, tag[2])]
+                tag_key = name.removeprefix("tag:")
+                entries = [tag for tag in entries if tag[1] == tag_key and matches(values, tag[2])]
             elif name in _FILTERS:
-                found = [tag for tag in found if matches(values, _FILTERS[name](tag))]
+                entries = [tag for tag in entries if matches(values, _FILTERS[name](tag))]
             else:
                 raise EC2ClientError("InvalidParameterValue", f"The filter '{name}' is invalid")
         return ActionResult(
             {
                 "Tags": [
                     {"ResourceId": item, "ResourceType": resource_kind(item), "Key": key, "Value": value}
-                    for item, key, value in found
+                    for item, key, value in entries
                 ]
             }
         )

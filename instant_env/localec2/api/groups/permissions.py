@@ -46,37 +46,37 @@ class Permission:
             egress=egress, tags=tags,
         )  # fmt: skip
 
-    def shown(self) -> dict[str, Any]:
+    def as_structure(self) -> dict[str, Any]:
         """As EC2's IpPermission."""
-        shown: dict[str, Any] = {
+        structure: dict[str, Any] = {
             "IpProtocol": self.protocol,
             "FromPort": self.from_port,
             "ToPort": self.to_port,
         }
         if self.cidr:
-            shown["IpRanges"] = [{"CidrIp": self.cidr}]
+            structure["IpRanges"] = [{"CidrIp": self.cidr}]
         elif self.cidr_v6:
-            shown["Ipv6Ranges"] = [{"CidrIpv6": self.cidr_v6}]
+            structure["Ipv6Ranges"] = [{"CidrIpv6": self.cidr_v6}]
         else:
-            shown["UserIdGroupPairs"] = [{"GroupId": self.group_id, "UserId": ACCOUNT_ID}]
-        return shown
+            structure["UserIdGroupPairs"] = [{"GroupId": self.group_id, "UserId": ACCOUNT_ID}]
+        return structure
 
 
-def read(backend: Any, given: Mapping[str, Any], vpc_id: str) -> list[tuple[Permission, str | None]]:
+def read(backend: Any, params: Mapping[str, Any], vpc_id: str) -> list[tuple[Permission, str | None]]:
     """The permissions of a request's IpPermissions, or of its own fields, each with its description.
 
     Raises EC2ClientError.
     """
-    structures = given.get("IpPermissions")
+    structures = params.get("IpPermissions")
     if structures is None:
-        ranges = [{"CidrIp": given["CidrIp"]}] if given.get("CidrIp") else []
-        structures = [{**given, "IpRanges": ranges}]
-    found = [entry for item in structures for entry in _expanded(backend, item, vpc_id)]
-    if not found:
+        ranges = [{"CidrIp": params["CidrIp"]}] if params.get("CidrIp") else []
+        structures = [{**params, "IpRanges": ranges}]
+    entries = [entry for item in structures for entry in _expanded(backend, item, vpc_id)]
+    if not entries:
         raise EC2ClientError("MissingParameter", "The request must contain an IP range or a source group")
-    if len({permission for permission, _ in found}) < len(found):
+    if len({permission for permission, _ in entries}) < len(entries):
         raise EC2ClientError("InvalidParameterValue", "The same permission must not appear multiple times")
-    return found
+    return entries
 
 
 def _expanded(backend: Any, item: Mapping[str, Any], vpc_id: str) -> Iterator[tuple[Permission, str | None]]:

@@ -38,24 +38,24 @@ class GroupRules(EC2Response):  # type: ignore[misc]  # moto is untyped
     def _authorize(self, *, egress: bool) -> ActionResult:
         group = self._group()
         tags = self._parse_tag_specification().get("security-group-rule", {})
-        found = read(self.ec2_backend, self.params, group.vpc_id)
+        entries = read(self.ec2_backend, self.params, group.vpc_id)
         rules = _rules(group, egress)
-        known = {Permission.of(rule) for rule in rules}
-        if any(permission in known for permission, _ in found):
+        existing = {Permission.of(rule) for rule in rules}
+        if any(permission in existing for permission, _ in entries):
             raise EC2ClientError("InvalidPermission.Duplicate", "the specified rule already exists")
-        if len(rules) + len(found) > MAX_RULES:
+        if len(rules) + len(entries) > MAX_RULES:
             raise EC2ClientError(
                 "RulesPerSecurityGroupLimitExceeded",
                 f"The maximum number of rules per security group has been reached: {MAX_RULES}.",
             )
         self.error_on_dryrun()
-        made = [
+        new_rules = [
             permission.rule(self.ec2_backend, group.id, described, egress, tags)
-            for permission, described in found
+            for permission, described in entries
         ]
-        rules.extend(made)
+        rules.extend(new_rules)
         self._rules_changed(group.id)
-        return ActionResult({"Return": True, "SecurityGroupRules": made})
+        return ActionResult({"Return": True, "SecurityGroupRules": new_rules})
 
     def revoke_security_group_ingress(self) -> ActionResult:
         return self._revoke(egress=False)
@@ -71,10 +71,10 @@ class GroupRules(EC2Response):  # type: ignore[misc]  # moto is untyped
         if ids := self._get_param("SecurityGroupRuleIds", []):
             revoked = [self._rule(group, rule_id, egress) for rule_id in dict.fromkeys(ids)]
         else:
-            known = {Permission.of(rule): rule for rule in rules}
-            wanted = [permission for permission, _ in read(self.ec2_backend, self.params, group.vpc_id)]
-            unknown = [permission for permission in wanted if permission not in known]
-            revoked = [known[permission] for permission in wanted if permission in known]
+            rule_of = {Permission.of(rule): rule for rule in rules}
+            permissions = [permission for permission, _ in read(self.ec2_backend, self.params, group.vpc_id)]
+            unknown = [permission for permission in permissions if permission not in rule_of]
+            revoked = [rule_of[permission] for permission in permissions if permission in rule_of]
             if unknown and group.vpc_id != self.ec2_backend.default_vpc.id:
                 raise EC2ClientError(
                     "InvalidPermission.NotFound", "The specified rule does not exist in this security group."
@@ -88,7 +88,7 @@ class GroupRules(EC2Response):  # type: ignore[misc]  # moto is untyped
             {
                 "Return": True,
                 "RevokedSecurityGroupRules": [_revoked(rule) for rule in revoked],
-                "UnknownIpPermissions": [permission.shown() for permission in unknown],
+                "UnknownIpPermissions": [permission.as_structure() for permission in unknown],
             }
         )
 
@@ -115,15 +115,15 @@ class GroupRules(EC2Response):  # type: ignore[misc]  # moto is untyped
 
     def _modified(self, group: Any, rule: Any, request: dict[str, Any]) -> Permission:
         """What a rule is to admit. Of which kind its source is stays (API_ModifySecurityGroupRules)."""
-        given = [name for name in _SOURCES if request.get(name)]
-        if len(given) != 1:
+        kinds = [name for name in _SOURCES if request.get(name)]
+        if len(kinds) != 1:
             raise EC2ClientError(
-                "InvalidParameterCombination" if given else "MissingParameter",
-                f"A rule has exactly one of {', '.join(_SOURCES)}, not {len(given)}",
+                "InvalidParameterCombination" if kinds else "MissingParameter",
+                f"A rule has exactly one of {', '.join(_SOURCES)}, not {len(kinds)}",
             )
         base = base_of(request.get("IpProtocol"), request.get("FromPort"), request.get("ToPort"))
         earlier = Permission.of(rule)
-        match given[0]:
+        match kinds[0]:
             case "CidrIpv4" if earlier.cidr:
                 return replace(base, cidr=cidr(request["CidrIpv4"], 4))
             case "CidrIpv6" if earlier.cidr_v6:
@@ -133,7 +133,7 @@ class GroupRules(EC2Response):  # type: ignore[misc]  # moto is untyped
                 return replace(base, group_id=source_group(self.ec2_backend, pair, group.vpc_id))
         raise EC2ClientError(
             "InvalidParameterValue",
-            f"Invalid rule type for security group rule '{rule.id}'. You may not specify {given[0]} for it.",
+            f"Invalid rule type for security group rule '{rule.id}'. You may not specify {kinds[0]} for it.",
         )
 
     @staticmethod
@@ -163,14 +163,14 @@ class GroupRules(EC2Response):  # type: ignore[misc]  # moto is untyped
             for item in described
         ]
         if not described:
-            known = {Permission.of(rule): rule for rule in _rules(group, egress)}
+            rule_of = {Permission.of(rule): rule for rule in _rules(group, egress)}
             for permission, text in read(self.ec2_backend, self.params, group.vpc_id):
-                if permission not in known:
+                if permission not in rule_of:
                     raise EC2ClientError(
                         "InvalidPermission.NotFound",
                         "The specified rule does not exist in this security group.",
                     )
-                changes.append((known[permission], text))
+                changes.append((rule_of[permission], text))
         self.error_on_dryrun()
         for rule, text in changes:
             source = rule.source_group or rule.ip_range
@@ -201,7 +201,7 @@ def _rules(group: Any, egress: bool) -> list[Any]:
 
 
 def _revoked(rule: Any) -> dict[str, Any]:
-    shown = {
+    structure = {
         "SecurityGroupRuleId": rule.id, "GroupId": rule.group_id, "IsEgress": rule.is_egress,
         "IpProtocol": rule.ip_protocol,
         "FromPort": -1 if rule.from_port is None else rule.from_port,
@@ -210,4 +210,4 @@ def _revoked(rule: Any) -> dict[str, Any]:
         "ReferencedGroupId": rule.source_group.get("GroupId"),
         "Description": (rule.source_group or rule.ip_range).get("Description"),
     }  # fmt: skip
-    return {name: value for name, value in shown.items() if value is not None}
+    return {name: value for name, value in structure.items() if value is not None}

@@ -33,9 +33,9 @@ class SecurityGroups(EC2Response):  # type: ignore[misc]  # moto is untyped
         for group_id in self._get_param("GroupIds", []):
             if self.ec2_backend.get_security_group_from_id(group_id) is None:
                 raise _not_found(group_id)
-        known = {group.name for group in self.ec2_backend.groups[self.ec2_backend.default_vpc.id].values()}
+        names = {group.name for group in self.ec2_backend.groups[self.ec2_backend.default_vpc.id].values()}
         for name in self._get_param("GroupNames", []):
-            if name not in known:
+            if name not in names:
                 raise _not_found(name)
         result = super().describe_security_groups()
         groups = sorted(result.result["SecurityGroups"], key=lambda group: str(group.id))

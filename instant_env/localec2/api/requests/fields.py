@@ -44,7 +44,7 @@ def counts(name: str, value: str) -> bool:
     )
 
 
-def given(action: str, wire: Mapping[str, list[str]]) -> dict[str, list[str]]:
+def present_fields(action: str, wire: Mapping[str, list[str]]) -> dict[str, list[str]]:
     """The fields of a request without those that are absent, and with the values of tags that have none.
 
     To DeleteTags, a tag without a value is one of any value.

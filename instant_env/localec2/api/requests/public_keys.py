@@ -39,15 +39,15 @@ def imported(material: bytes) -> ImportedKey:
         text = material[: MAX_MATERIAL + 1].decode("ascii").strip()
         key, comment = _read(text)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise _refused("Key is not in valid OpenSSH public key format") from error
+        raise _refusal("Key is not in valid OpenSSH public key format") from error
     if not isinstance(key, RSAPublicKey | Ed25519PublicKey):
-        raise _refused("The key is neither RSA nor ED25519")
+        raise _refusal("The key is neither RSA nor ED25519")
     line = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
     with_comment = f"{line} {comment}".strip()
     if isinstance(key, Ed25519PublicKey):
         return ImportedKey(with_comment, "ed25519", ed25519_fingerprint(line))
     if key.key_size < MIN_RSA_BITS:
-        raise _refused(f"The RSA key has less than {MIN_RSA_BITS} bits")
+        raise _refusal(f"The RSA key has less than {MIN_RSA_BITS} bits")
     der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return ImportedKey(with_comment, "rsa", _colons(hashlib.md5(der, usedforsecurity=False).digest()))
 
@@ -105,5 +105,5 @@ def _colons(digest: bytes) -> str:
     return digest.hex(":")
 
 
-def _refused(message: str) -> EC2ClientError:
+def _refusal(message: str) -> EC2ClientError:
     return EC2ClientError("InvalidKey.Format", message)

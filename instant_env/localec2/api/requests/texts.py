@@ -78,8 +78,8 @@ def _check_filter(field: Field) -> None:
 
 
 def _invalid(field: Field, why: str) -> EC2ClientError:
-    shown = field.value if len(field.value) <= 60 else f"{field.value[:60]}..."
+    value = field.value if len(field.value) <= 60 else f"{field.value[:60]}..."
     return EC2ClientError(
         "InvalidParameterValue",
-        f"Value ( {shown} ) for parameter {field.name} is invalid: {why}.",
+        f"Value ( {value} ) for parameter {field.name} is invalid: {why}.",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from instant_env.localec2.state.client_tokens import made_with, request_digest
+from instant_env.localec2.state.client_tokens import records_of_token, request_digest
 from instant_env.localec2.state.filters import matches
 from instant_env.localec2.state.launch_templates import TemplateRecord, TemplateVersion, plain
 from instant_env.localec2.state.moto_api import (
@@ -34,7 +34,7 @@ class LaunchTemplateActions(EC2Response):  # type: ignore[misc]  # moto is untyp
     def create_launch_template(self) -> ActionResult:
         templates = self.services.state.launch_templates
         token, digest = self._get_param("ClientToken"), request_digest(self.querystring)
-        if earlier := made_with(templates.records.values(), token, digest):
+        if earlier := records_of_token(templates.records.values(), token, digest):
             return ActionResult({"LaunchTemplate": _template(earlier[0])})
         name = self._get_param("LaunchTemplateName") or ""
         if not _NAME.fullmatch(name):
@@ -66,7 +66,7 @@ class LaunchTemplateActions(EC2Response):  # type: ignore[misc]  # moto is untyp
         record.versions = [*record.versions, version]
         record.next_version += 1
         self.services.state.save(record)
-        return ActionResult({"LaunchTemplateVersion": _shown(record, version)})
+        return ActionResult({"LaunchTemplateVersion": _version_structure(record, version)})
 
     def modify_launch_template(self) -> ActionResult:
         record = self._template()
@@ -85,7 +85,7 @@ class LaunchTemplateActions(EC2Response):  # type: ignore[misc]  # moto is untyp
     def delete_launch_template_versions(self) -> ActionResult:
         record, templates = self._template(), self.services.state.launch_templates
         self.error_on_dryrun()
-        gone, failed = [], []
+        deleted, failed = [], []
         for text in self._get_param("Versions", []):
             try:
                 version = templates.version(record, text)
@@ -105,7 +105,7 @@ class LaunchTemplateActions(EC2Response):  # type: ignore[misc]  # moto is untyp
                 )  # fmt: skip
                 continue
             record.versions = [item for item in record.versions if item.number != version.number]
-            gone.append(
+            deleted.append(
                 {
                     "LaunchTemplateId": record.id, "LaunchTemplateName": record.name,
                     "VersionNumber": version.number,
@@ -114,7 +114,7 @@ class LaunchTemplateActions(EC2Response):  # type: ignore[misc]  # moto is untyp
         self.services.state.save(record)
         return ActionResult(
             {
-                "SuccessfullyDeletedLaunchTemplateVersions": gone,
+                "SuccessfullyDeletedLaunchTemplateVersions": deleted,
                 "UnsuccessfullyDeletedLaunchTemplateVersions": failed,
             }
         )
@@ -123,18 +123,19 @@ class LaunchTemplateActions(EC2Response):  # type: ignore[misc]  # moto is untyp
         self.error_on_dryrun()
         templates = self.services.state.launch_templates
         ids, names = self._get_param("LaunchTemplateIds", []), self._get_param("LaunchTemplateNames", [])
-        found = [templates.find(item, None) for item in ids] + [templates.find(None, item) for item in names]
-        shown = [_template(item) for item in (found if ids or names else templates.records.values())]
+        selection = [templates.find(item, None) for item in ids]
+        selection += [templates.find(None, item) for item in names]
+        structures = [_template(item) for item in (selection if ids or names else templates.records.values())]
         for name, values in self._filters_from_querystring().items():
             if name.startswith("tag:"):
-                shown = [item for item in shown if matches(values, _tags(item).get(name[4:]))]
+                structures = [item for item in structures if matches(values, _tags(item).get(name[4:]))]
             elif name == "tag-key":
-                shown = [item for item in shown if matches(values, list(_tags(item)))]
+                structures = [item for item in structures if matches(values, list(_tags(item)))]
             elif name in _FILTERS:
-                shown = [item for item in shown if matches(values, item[_FILTERS[name]])]
+                structures = [item for item in structures if matches(values, item[_FILTERS[name]])]
             else:
                 raise EC2ClientError("InvalidParameterValue", f"The filter '{name}' is invalid")
-        return ActionResult({"LaunchTemplates": shown})
+        return ActionResult({"LaunchTemplates": structures})
 
     def describe_launch_template_versions(self) -> ActionResult:
         record, templates = self._template(), self.services.state.launch_templates
@@ -143,16 +144,18 @@ class LaunchTemplateActions(EC2Response):  # type: ignore[misc]  # moto is untyp
                 "UnsupportedOperation", "localec2 does not support filters of DescribeLaunchTemplateVersions."
             )
         self.error_on_dryrun()
-        if wanted := self._get_param("Versions", []):
-            found = [templates.version(record, text) for text in wanted]
+        if texts := self._get_param("Versions", []):
+            versions = [templates.version(record, text) for text in texts]
         else:
             least, most = int(self._get_param("MinVersion") or 1), self._get_param("MaxVersion")
-            found = [
+            versions = [
                 item
                 for item in record.versions
                 if least <= item.number and (most is None or item.number <= int(most))
             ]
-        return ActionResult({"LaunchTemplateVersions": [_shown(record, item) for item in found]})
+        return ActionResult(
+            {"LaunchTemplateVersions": [_version_structure(record, item) for item in versions]}
+        )
 
     def _template(self) -> TemplateRecord:
         return self.services.state.launch_templates.find(
@@ -173,8 +176,8 @@ class LaunchTemplateActions(EC2Response):  # type: ignore[misc]  # moto is untyp
         return TemplateVersion(number=number, description=description, create_time=now(), data=data)
 
 
-def _tags(shown: dict[str, Any]) -> dict[str, str]:
-    return {tag["Key"]: tag["Value"] for tag in shown["Tags"]}
+def _tags(structure: dict[str, Any]) -> dict[str, str]:
+    return {tag["Key"]: tag["Value"] for tag in structure["Tags"]}
 
 
 def _template(record: TemplateRecord) -> dict[str, Any]:
@@ -186,11 +189,11 @@ def _template(record: TemplateRecord) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _shown(record: TemplateRecord, version: TemplateVersion) -> dict[str, Any]:
-    shown = {
+def _version_structure(record: TemplateRecord, version: TemplateVersion) -> dict[str, Any]:
+    structure = {
         "LaunchTemplateId": record.id, "LaunchTemplateName": record.name, "VersionNumber": version.number,
         "VersionDescription": version.description, "CreateTime": version.create_time.replace(tzinfo=None),
         "CreatedBy": _CREATED_BY, "DefaultVersion": version.number == record.default_version,
         "LaunchTemplateData": version.data,
     }  # fmt: skip
-    return {name: value for name, value in shown.items() if value is not None}
+    return {name: value for name, value in structure.items() if value is not None}

@@ -9,7 +9,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from instant_env.localec2.api import allowed
-from instant_env.localec2.api.requests.fields import given
+from instant_env.localec2.api.requests.fields import present_fields
 from instant_env.localec2.state.moto_api import input_types, known_actions
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ def test_absent_fields_are_not_given() -> None:
         "NoDevice": [""],
         "NextToken": [""],
     }
-    assert list(given("RunInstances", wire)) == ["Id.1", "Tag.1.Value", "B", "NoDevice", "NextToken"]
+    assert list(present_fields("RunInstances", wire)) == ["Id.1", "Tag.1.Value", "B", "NoDevice", "NextToken"]
 
 
 def test_a_tag_without_a_value_has_an_empty_one(served: Served) -> None:

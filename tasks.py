@@ -7,6 +7,6 @@ import sys
 
 from instant_env.cli.program import end_with_the_reader, namespace
 
-end_with_the_reader(sys.argv[0], sys.argv[1:])
+end_with_the_reader(sys.argv[0])
 
 __all__ = ["namespace"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -36,6 +37,11 @@ class VerbTask(Task[Any]):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "auto_shortflags": False})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # Until here Invoke printed, and a closed pipe was to end the process. A verb has things to clean up.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        return super().__call__(*args, **kwargs)
 
     def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
         arguments: list[Argument] = super().get_arguments(ignore_unknown_help)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,6 @@ from instant_env.cli.image_tasks import amis, bake, clean, init_build, publish, 
 from instant_env.cli.local_tasks import down, env, status, up
 from instant_env.cli.verb import as_called
 
-#: With one of these, nothing but text comes out.
-_PRINTS_ONLY = ("-l", "--list", "-h", "--help", "-V", "--version")
-
 _local = Collection("local", up, down, status, env)
 _local.add_collection(fault)
 namespace = Collection(
@@ -34,15 +30,13 @@ namespace.add_collection(Collection("init", init_build))
 namespace.add_collection(Collection("recipe", recipe_show))
 
 
-def end_with_the_reader(program: str, arguments: Sequence[str]) -> None:
+def end_with_the_reader(program: str) -> None:
     """Let `| head` end a listing or a help text silently, as it ends other programs: by SIGPIPE.
 
-    Invoke prints both itself, and ends with a traceback. A verb that runs handles its closed pipe in verb.py,
-    because it has to clean up; its sockets must not end the process either.
+    Invoke prints both itself, and would end with a traceback. A verb ignores the signal again when it begins
+    (:class:`instant_env.cli.arguments.VerbTask`): it has to clean up, and its sockets must not end it.
     """
-    if Path(program).name not in ("invoke", "inv", "instant-env"):
-        return  # imported by something else, tests for instance
-    if not arguments or any(argument in _PRINTS_ONLY for argument in arguments):
+    if Path(program).name in ("invoke", "inv", "instant-env"):  # else imported by tests, for instance
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
@@ -59,9 +53,8 @@ VerbTask.print_help = staticmethod(print_help)
 
 def main() -> None:
     """The console script: ``instant-env bake`` is ``invoke bake``, from any directory."""
-    program, *arguments = sys.argv
-    end_with_the_reader(program, arguments)
+    end_with_the_reader(sys.argv[0])
     for name in namespace.task_names:
         task = namespace[name]
-        task.__doc__ = as_called(task.__doc__ or "", program)
+        task.__doc__ = as_called(task.__doc__ or "", sys.argv[0])
     Program(namespace=namespace, name="instant-env", binary="instant-env", version=__version__).run()

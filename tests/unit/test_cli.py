@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -366,15 +367,29 @@ def test_a_verb_that_takes_operands_shows_its_help(program: str, flag: str) -> N
         assert f" {arguments[0]} " in result.stdout.partition("\n")[0]
 
 
-@pytest.mark.parametrize("program", ["invoke", "instant-env"])
-@pytest.mark.parametrize("arguments", [["--list"], ["bake", "-h"], ["local.env", "--help"]], ids=" ".join)
+#: Invoke prints these before it loads tasks.py: docs/cli.md.
+BEFORE_TASKS = [["-h"], ["-V"], ["--print-completion-script=bash"]]
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        *itertools.product(
+            ["invoke", "instant-env"],
+            [[], ["--list"], ["--list=local"], ["--complete"], ["bake", "-h"], ["local.env", "--help"],
+             ["recipe.show", "-h"]],
+        ),
+        *(("instant-env", arguments) for arguments in BEFORE_TASKS),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_a_listing_whose_reader_has_left_ends_like_other_programs(program: str, arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
         result = subprocess.run(
             [INVOKE.parent / program, *arguments], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE,
-            check=False, text=True, timeout=120,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"}, check=False, text=True, timeout=120,
         )  # fmt: skip
     finally:
         os.close(writer)

@@ -12,6 +12,7 @@ from instant_env.launch.launch import Launch
 from instant_env.launch.login_check import LoginCheck
 from instant_env.launch.timeline import MarkName, Outcome
 from instant_env.launch.watch import MachineEnded
+from instant_env.ssh.host_keys import HostKeyMismatch
 
 
 async def follow(launch: Launch, check: LoginCheck, *, timeout_s: float) -> None:
@@ -32,7 +33,7 @@ async def follow(launch: Launch, check: LoginCheck, *, timeout_s: float) -> None
     except ClientError as error:
         capacity = error_code(error) in CAPACITY_ERRORS
         launch.fail(Outcome.CAPACITY if capacity else Outcome.LAUNCH_ERROR, str(error))
-    except BotoCoreError as error:
+    except (BotoCoreError, HostKeyMismatch) as error:
         launch.fail(Outcome.LAUNCH_ERROR, str(error))
     except Exception as error:
         launch.fail(Outcome.LAUNCH_ERROR, f"{type(error).__name__}: {error}")

@@ -18,6 +18,7 @@ from instant_env.launch import slots
 from instant_env.launch.follow import follow
 from instant_env.launch.launch import Launch
 from instant_env.launch.login_check import LoginCheck
+from instant_env.launch.parked import Parked
 from instant_env.launch.techniques.base import (
     FillError,
     LaunchContext,
@@ -26,6 +27,7 @@ from instant_env.launch.techniques.base import (
     Prepared,
     Technique,
 )
+from instant_env.launch.techniques.warm_running import WarmRunning
 from instant_env.launch.watch import Watcher
 from instant_env.ssh.probe_client import Prober, probing
 
@@ -79,6 +81,21 @@ class Launcher:
         if spec.pool and slot.instance_id:
             await self._mark_ready(slot)
         return slot
+
+    async def fill_parked(
+        self, technique: WarmRunning, prepared: Prepared, spec: LaunchSpec
+    ) -> tuple[PoolSlot, Parked]:
+        """As :meth:`fill`, for a pool of running machines that are handed out by a parked connection: the
+        login that proved the machine stays on it. Raises FillError, and botocore's errors."""
+        context = LaunchContext(self.cloud, *self._parts(), self.timeout_s)
+        slot, parked = await technique.fill_parked(context, prepared, spec)
+        try:
+            if spec.pool:
+                await self._mark_ready(slot)
+        except BaseException:
+            parked.close()
+            raise
+        return slot, parked
 
     async def _mark_ready(self, slot: PoolSlot) -> None:
         try:

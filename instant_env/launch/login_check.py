@@ -19,6 +19,7 @@ from instant_env.launch.timeline import MarkName
 from instant_env.public_key import PublicKey
 from instant_env.ssh import key_query, pauses
 from instant_env.ssh.connect_probe import SshAnswer
+from instant_env.ssh.host_keys import HostKeys
 from instant_env.ssh.login import HandshakeFailed, KeyRefused, authenticate, client_options
 
 #: Reading the machine's own account may take this long; it is off the clock and never fails a launch.
@@ -30,14 +31,20 @@ class LoginCheck(ABC):
 
     def __init__(self) -> None:
         self.keys_refused = 0
-        self.host_key_fingerprint = ""
-        """``SHA256:...`` as ssh-keygen prints it."""
+        self.host_key: PublicKey | None = None
+        """What the server showed; checked where the check was given the machine's keys."""
         self.trouble = ""
         """Why the newest connection ended before sshd had decided."""
 
+    @property
+    def host_key_fingerprint(self) -> str:
+        """``SHA256:...`` as ssh-keygen prints it; empty before a server showed its key."""
+        return self.host_key.fingerprint if self.host_key else ""
+
     @abstractmethod
     async def _prove(self, sock: socket.socket) -> int:
-        """Ask over ``sock``; the instant of sshd's yes. Raises KeyRefused or HandshakeFailed."""
+        """Ask over ``sock``; the instant of sshd's yes. Raises KeyRefused, HandshakeFailed, or
+        HostKeyMismatch, which is not repeated."""
 
     def close(self) -> None:  # noqa: B027 - only a login leaves something open
         """Close what the proof has left open."""
@@ -70,15 +77,16 @@ class LoginCheck(ABC):
 class PrivateKeyLogin(LoginCheck):
     """A login. ``connection`` stays open after it, for :meth:`report` and the caller's own questions."""
 
-    def __init__(self, username: str, key: asyncssh.SSHKey) -> None:
+    def __init__(self, username: str, key: asyncssh.SSHKey, host_keys: HostKeys | None = None) -> None:
+        """``host_keys``: the machine's, where they are known."""
         super().__init__()
-        self._options = client_options(username, key)
+        self._options = client_options(username, key, host_keys)
         self.connection: asyncssh.SSHClientConnection | None = None
 
     async def _prove(self, sock: socket.socket) -> int:
         login = await authenticate(sock, self._options)
         self.connection = login.connection
-        self.host_key_fingerprint = login.host_key_fingerprint
+        self.host_key = login.host_key
         return login.authenticated_ns
 
     async def run_command(self, command: str, *, timeout_s: float) -> str:
@@ -93,6 +101,11 @@ class PrivateKeyLogin(LoginCheck):
                 return await read_guest(self._open())
         except TimeoutError:
             raise GuestReadError(f"no report within {_GUEST_READ_S:.0f} s") from None
+
+    def take(self) -> asyncssh.SSHClientConnection:
+        """The open connection, which is the caller's from now on."""
+        connection, self.connection = self._open(), None
+        return connection
 
     def close(self) -> None:
         if self.connection is not None:
@@ -110,12 +123,14 @@ class PublicKeyQuery(LoginCheck):
     Newer sshds charge each question to the asking address, see :mod:`instant_env.ssh.key_query`.
     """
 
-    def __init__(self, username: str, key: PublicKey) -> None:
+    def __init__(self, username: str, key: PublicKey, host_keys: HostKeys | None = None) -> None:
+        """``host_keys``: the machine's, where they are known."""
         super().__init__()
         self._username = username
         self._key = key
+        self._host_keys = host_keys
 
     async def _prove(self, sock: socket.socket) -> int:
-        acceptance = await key_query.query(sock, self._username, self._key)
-        self.host_key_fingerprint = acceptance.host_key_fingerprint
+        acceptance = await key_query.query(sock, self._username, self._key, self._host_keys)
+        self.host_key = acceptance.host_key
         return acceptance.accepted_ns

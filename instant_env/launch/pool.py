@@ -19,15 +19,18 @@ from typing import TypeVar
 import asyncssh
 from botocore.exceptions import BotoCoreError, ClientError
 
-from instant_env.cloud.handover import by_instance_connect
+from instant_env.cloud.handover import HandOver, by_instance_connect
 from instant_env.cloud.instances import LaunchOptions, Market, describe, terminate
 from instant_env.cloud.keys import KeyPair
 from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role
 from instant_env.launch.follow import follow
 from instant_env.launch.guest import GuestReadError
+from instant_env.launch.hand_over import HandOverError
+from instant_env.launch.host_keys import NoHostKeys, wait_for_host_keys
 from instant_env.launch.launch import Launch
 from instant_env.launch.login_check import PrivateKeyLogin
+from instant_env.launch.parked import Parked
 from instant_env.launch.techniques.base import (
     FillError,
     LaunchContext,
@@ -37,6 +40,7 @@ from instant_env.launch.techniques.base import (
     run_instance,
 )
 from instant_env.launch.timeline import Outcome
+from instant_env.ssh.host_keys import HostKeyMismatch, HostKeys
 
 T = TypeVar("T")
 
@@ -67,7 +71,37 @@ async def fill_running(
     hibernation: bool = False,
 ) -> PoolSlot:
     """Launch a machine without a key pair and log in to it once. Raises FillError, and then the machine is
-    gone; cancelled, it is the run's to end, by its tags."""
+    gone; cancelled, it is the run's to end, by its tags.
+
+    Somebody's pool (``spec.pool``) has the host keys of its machines: they are read from the console, and the
+    login must have seen one of them.
+    """
+    slot, login = await _fill(context, prepared, spec, user_data=user_data, hibernation=hibernation)
+    login.close()
+    return slot
+
+
+async def fill_parked(
+    context: LaunchContext, prepared: Prepared, spec: LaunchSpec, *, user_data: str | None
+) -> tuple[PoolSlot, Parked]:
+    """As :func:`fill_running`, with the login that proved the machine left open, and parked."""
+    slot, login = await _fill(context, prepared, spec, user_data=user_data)
+    async with _ended_on_failure(context.cloud, lambda: slot.instance_id):
+        try:
+            return slot, await Parked.on(login.take(), prepared.username, login.host_key)
+        except HandOverError as error:
+            raise FillError(f"{slot.instance_id} cannot be parked: {error}", hint=error.hint) from error
+
+
+async def _fill(
+    context: LaunchContext,
+    prepared: Prepared,
+    spec: LaunchSpec,
+    *,
+    user_data: str | None,
+    hibernation: bool = False,
+) -> tuple[PoolSlot, PrivateKeyLogin]:
+    """A slot and its login, which is still open."""
     pool_spec = dataclasses.replace(
         spec,
         role=Role.POOL,
@@ -91,14 +125,17 @@ async def fill_running(
             boot_id = await _boot_id(login)
             if hibernation:
                 await _get_ready(login)
-        finally:
+            host_keys = await _host_keys(context, filling, login) if spec.pool else None
+        except BaseException:
             login.close()
+            raise
     return PoolSlot(
         instance_id=filling.instance_id,
         address=filling.address,
         boot_id=boot_id,
+        host_keys=host_keys,
         filled_ns=time.monotonic_ns(),
-    )
+    ), login
 
 
 class _MinuteLogin(PrivateKeyLogin):
@@ -135,6 +172,18 @@ async def _boot_id(login: PrivateKeyLogin) -> str:
         return (await login.report()).boot_id
     except GuestReadError as error:
         raise FillError(f"the guest's report cannot be read: {error}") from error
+
+
+async def _host_keys(context: LaunchContext, filling: Launch, login: PrivateKeyLogin) -> HostKeys:
+    """The machine's keys by its console, which has one that the login saw."""
+    try:
+        keys = await wait_for_host_keys(context.cloud, filling.instance_id, timeout_s=context.timeout_s)
+        keys.check(login.host_key)
+    except (NoHostKeys, HostKeyMismatch) as error:
+        raise FillError(str(error), hint=error.hint) from error
+    except (ClientError, BotoCoreError) as error:
+        raise FillError(f"the console of {filling.instance_id} cannot be read: {error}") from error
+    return keys
 
 
 @asynccontextmanager
@@ -205,3 +254,10 @@ def with_memory(cloud: Cloud, prepared: Prepared, spec: LaunchSpec) -> LaunchOpt
     memory_gib = -(-kinds[0]["MemoryInfo"]["SizeInMiB"] // 1024)
     root_gib = (spec.options.root_gib or prepared.root_gib) + memory_gib
     return dataclasses.replace(spec.options, root_gib=root_gib, hibernation=True)
+
+
+def with_tags_for_keys(spec: LaunchSpec) -> LaunchSpec:
+    """The spec, with tags in the machine's metadata where keys are handed over by a tag."""
+    if spec.hand_over is not HandOver.TAG:
+        return spec
+    return dataclasses.replace(spec, options=dataclasses.replace(spec.options, tags_in_metadata=True))

@@ -27,7 +27,7 @@ from functools import partial
 _NS = 1_000_000_000
 
 #: RFC 4253, section 4.2: other lines may come before the version line; nobody needs more bytes than this.
-_MAX_PREAMBLE = 8192
+MAX_PREAMBLE = 8192
 
 #: How soon a connection with half a line is looked at again. A peek leaves the bytes where they are, so the
 #: socket stays readable and a plain wait would spin.
@@ -207,18 +207,18 @@ class Probe:
     def _on_readable(self, connection: _Connection) -> None:
         now = time.monotonic_ns()
         try:
-            data = connection.sock.recv(_MAX_PREAMBLE, socket.MSG_PEEK)
+            data = connection.sock.recv(MAX_PREAMBLE, socket.MSG_PEEK)
         except BlockingIOError:
             return
         except OSError:
             data = b""
-        line = _ssh_line(data)
+        line = ssh_line(data)
         if line is not None:
             self._win(connection, line, now)
             return
         if not data:
             self._on_refused(connection)
-        elif len(data) >= _MAX_PREAMBLE or _peer_closed(connection.sock):
+        elif len(data) >= MAX_PREAMBLE or _peer_closed(connection.sock):
             connection.spoke = True
             self._give_up(connection)
         else:
@@ -262,7 +262,7 @@ class Probe:
             self._drop(connection)
 
 
-def _ssh_line(data: bytes) -> str | None:
+def ssh_line(data: bytes) -> str | None:
     """The version line in what the server has sent so far, None while it is not complete."""
     for line in data.split(b"\n")[:-1]:
         if line.startswith(b"SSH-2.0-"):

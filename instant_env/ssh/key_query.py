@@ -8,6 +8,7 @@ of 15, see :mod:`instant_env.ssh.pauses`), and whoever then logs in from another
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 import asyncssh
 
 from instant_env.public_key import PublicKey
+from instant_env.ssh.host_keys import HostKeys, mismatch, shown, trusted_by
 from instant_env.ssh.login import HandshakeFailed, KeyRefused
 
 
@@ -23,7 +25,12 @@ class Acceptance:
     """sshd's word that a key would be let in. ``accepted_ns`` is ``time.monotonic_ns()`` when it came."""
 
     accepted_ns: int
-    host_key_fingerprint: str
+    host_key: PublicKey | None
+
+    @property
+    def host_key_fingerprint(self) -> str:
+        """``SHA256:...`` as ssh-keygen prints it; empty where the server showed no key."""
+        return self.host_key.fingerprint if self.host_key else ""
 
 
 class _PublicHalf(asyncssh.SSHKeyPair):
@@ -44,39 +51,114 @@ class _PublicHalf(asyncssh.SSHKeyPair):
 
 
 class _Client(asyncssh.SSHClient):
-    """Keeps the connection, for what is known of it when the login ends as it must, without success."""
+    """Holds the question until it may be put, and keeps the connection, for what is known of it when the
+    login ends as it must, without success."""
 
     connection: asyncssh.SSHClientConnection | None = None
+
+    def __init__(self, half: _PublicHalf) -> None:
+        self.half: _PublicHalf | None = half
+        self.exchanged = asyncio.Event()
+        self.may_ask = asyncio.Event()
 
     def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
         self.connection = conn
 
-    def public_key_auth_requested(self) -> None:
-        """No further key."""
+    async def public_key_auth_requested(self) -> _PublicHalf | None:
+        """The one key, once; asyncssh comes here when keys are exchanged and sshd has heard the username."""
+        self.exchanged.set()
+        await self.may_ask.wait()
+        half, self.half = self.half, None
+        return half
 
 
-async def query(sock: socket.socket, username: str, key: PublicKey) -> Acceptance:
-    """Ask over ``sock``, which is closed in the end. Raises KeyRefused or HandshakeFailed."""
-    half = _PublicHalf(key.for_asyncssh())
-    client = _Client()
-    options = asyncssh.SSHClientConnectionOptions(
-        username=username, client_keys=[half], client_factory=lambda: client, known_hosts=None, config=None,
-        agent_path=None, preferred_auth="publickey", gss_host=None, login_timeout=0,
-    )  # fmt: skip
-    try:
-        connection = await asyncssh.connect(sock=sock, options=options)
-    except asyncssh.PermissionDenied as error:
-        if half.accepted_ns is None:
-            raise KeyRefused(str(error)) from error
-    except asyncio.CancelledError:
-        sock.close()
-        raise
-    except Exception as error:  # whatever a peer's bytes can make of asyncssh
-        sock.close()
-        if half.accepted_ns is None:
-            raise HandshakeFailed(f"{type(error).__name__}: {error}") from error
-    else:
-        connection.abort()
-        raise HandshakeFailed("sshd lets everybody in, without a key")
-    host_key = client.connection.get_server_host_key() if client.connection else None
-    return Acceptance(half.accepted_ns, host_key.get_fingerprint() if host_key else "")
+class PreparedQuery:
+    """A connection whose key exchange is done while the key is still on its way to the machine. The question
+    is put by :meth:`ask`, once, and costs one round trip.
+
+    sshd waits two minutes for it (sshd_config(5), LoginGraceTime), and counts the connection among those
+    that may be open without a login (MaxStartups).
+    """
+
+    def __init__(
+        self, sock: socket.socket, username: str, key: PublicKey, host_keys: HostKeys | None = None
+    ) -> None:
+        """Begin the key exchange on ``sock``, which belongs to the query from now on; in an event loop."""
+        self._sock = sock
+        self._half = _PublicHalf(key.for_asyncssh())
+        self._client = _Client(self._half)
+        options = asyncssh.SSHClientConnectionOptions(
+            username=username, client_factory=lambda: self._client, known_hosts=trusted_by(host_keys),
+            client_keys=None, config=None, agent_path=None, preferred_auth="publickey", gss_host=None,
+            login_timeout=0,
+        )  # fmt: skip
+        self._talk = asyncio.create_task(_connect(sock, options))
+
+    @property
+    def asked(self) -> bool:
+        """Whether the question may have reached sshd: then another one costs the address 5 s more."""
+        return self._client.half is None
+
+    async def exchange(self) -> None:
+        """Wait until keys are exchanged and the host key was checked. Raises HandshakeFailed and
+        HostKeyMismatch."""
+        exchanged = asyncio.create_task(self._client.exchanged.wait())
+        try:
+            await asyncio.wait({exchanged, self._talk}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            exchanged.cancel()
+        if not self._client.exchanged.is_set():
+            await self.ask()  # the connection is over, and this says how
+
+    async def ask(self) -> Acceptance:
+        """Put the question, and wait for sshd's yes; the connection is closed in the end, also when this is
+        cancelled. Raises KeyRefused, HandshakeFailed or HostKeyMismatch."""
+        self._client.may_ask.set()
+        try:
+            connection = await self._talk
+        except asyncssh.PermissionDenied as error:
+            if self._half.accepted_ns is None:
+                raise KeyRefused(str(error)) from error
+        except Exception as error:  # whatever a peer's bytes can make of asyncssh
+            self._sock.close()
+            if self._half.accepted_ns is None:
+                if wrong_key := mismatch(error):
+                    raise wrong_key from error
+                raise HandshakeFailed(f"{type(error).__name__}: {error}") from error
+        else:
+            connection.abort()
+            raise HandshakeFailed("sshd lets everybody in, without a key")
+        finally:
+            self.close()
+        return Acceptance(self._half.accepted_ns, shown(self._client.connection))
+
+    def close(self) -> None:
+        """Drop the connection, with or without the question."""
+        self._talk.cancel()
+        self._talk.add_done_callback(_forget)
+        if self._client.connection is not None:
+            self._client.connection.abort()
+        else:
+            self._sock.close()
+
+
+async def _connect(
+    sock: socket.socket, options: asyncssh.SSHClientConnectionOptions
+) -> asyncssh.SSHClientConnection:
+    return await asyncssh.connect(sock=sock, options=options)
+
+
+def _forget(talk: asyncio.Task[asyncssh.SSHClientConnection]) -> None:
+    """Take the task's error: nobody waits for it any more."""
+    with contextlib.suppress(asyncio.CancelledError):
+        talk.exception()
+
+
+async def query(
+    sock: socket.socket, username: str, key: PublicKey, host_keys: HostKeys | None = None
+) -> Acceptance:
+    """Ask over ``sock``, which is closed in the end. With ``host_keys`` the server must show one of them.
+
+    Raises KeyRefused, HandshakeFailed or HostKeyMismatch.
+    """
+    return await PreparedQuery(sock, username, key, host_keys).ask()

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import asyncssh
 
 from instant_env.errors import InstantEnvError
+from instant_env.public_key import PublicKey
+from instant_env.ssh.host_keys import HostKeys, mismatch, shown, trusted_by
 
 
 class KeyRefused(InstantEnvError):
@@ -30,8 +32,13 @@ class Login:
 
     connection: asyncssh.SSHClientConnection
     authenticated_ns: int
-    host_key_fingerprint: str
-    """``SHA256:...`` as ssh-keygen prints it: recorded, since nothing could be known of it before."""
+    host_key: PublicKey | None
+    """What the server showed: checked where the machine's keys are known, and recorded where they are not."""
+
+    @property
+    def host_key_fingerprint(self) -> str:
+        """``SHA256:...`` as ssh-keygen prints it; empty where the server showed no key."""
+        return self.host_key.fingerprint if self.host_key else ""
 
 
 class _Client(asyncssh.SSHClient):
@@ -41,16 +48,19 @@ class _Client(asyncssh.SSHClient):
         self.authenticated_ns = time.monotonic_ns()
 
 
-def client_options(username: str, key: asyncssh.SSHKey) -> asyncssh.SSHClientConnectionOptions:
+def client_options(
+    username: str, key: asyncssh.SSHKey, host_keys: HostKeys | None = None
+) -> asyncssh.SSHClientConnectionOptions:
     """Options for :func:`authenticate`, made ahead so that loading keys is not on the clock.
 
-    The host key is not checked: the machine did not exist a moment ago, and there is nothing to compare with.
+    ``host_keys`` are the machine's. With None they are not checked: the machine did not exist a moment ago,
+    and there is nothing to compare with.
     """
     return asyncssh.SSHClientConnectionOptions(
         username=username,
         client_keys=[key],
         client_factory=_Client,
-        known_hosts=None,
+        known_hosts=trusted_by(host_keys),
         config=None,
         agent_path=None,
         preferred_auth="publickey",
@@ -62,7 +72,8 @@ def client_options(username: str, key: asyncssh.SSHKey) -> asyncssh.SSHClientCon
 async def authenticate(sock: socket.socket, options: asyncssh.SSHClientConnectionOptions) -> Login:
     """Run the SSH handshake and public-key authentication on ``sock``, which belongs to asyncssh from now on.
 
-    Raises KeyRefused or HandshakeFailed; cancelling it closes the connection.
+    Raises KeyRefused, HandshakeFailed, or HostKeyMismatch where the options know the machine's host keys;
+    cancelling it closes the connection.
     """
     try:
         connection = await asyncssh.connect(sock=sock, options=options)
@@ -73,12 +84,9 @@ async def authenticate(sock: socket.socket, options: asyncssh.SSHClientConnectio
         raise
     except Exception as error:  # whatever a peer's bytes can make of asyncssh
         sock.close()
+        if wrong_key := mismatch(error):
+            raise wrong_key from error
         raise HandshakeFailed(f"{type(error).__name__}: {error}") from error
     client = connection.get_owner()
     assert isinstance(client, _Client)  # noqa: S101 - what client_factory made
-    host_key = connection.get_server_host_key()
-    return Login(
-        connection=connection,
-        authenticated_ns=client.authenticated_ns or time.monotonic_ns(),
-        host_key_fingerprint=host_key.get_fingerprint() if host_key else "",
-    )
+    return Login(connection, client.authenticated_ns or time.monotonic_ns(), shown(connection))

@@ -61,6 +61,7 @@ class SshHost:
     """The only key it takes, None for any."""
     timeline: Path = Path("/nonexistent")
     port: int = 0
+    host_key: asyncssh.SSHKey = field(default_factory=lambda: asyncssh.generate_private_key("ssh-ed25519"))
     usernames: list[str] = field(default_factory=list)
 
     refused_last_ns: int = 0
@@ -93,10 +94,20 @@ class SshHost:
         while answer := await answers.readline():
             process.stdout.write(answer)
 
+    @property
+    def console(self) -> str:
+        """What the machine prints on its console: its public host key, among other words."""
+        key = self.host_key.export_public_key().decode()
+        return (
+            "[  1.0] boot\r\n-----BEGIN SSH HOST KEY KEYS-----\r\n"
+            f"{key}-----END SSH HOST KEY KEYS-----\r\nlogin: "
+        )
+
     @contextmanager
     def serving(self, port: int = 0) -> Iterator[SshHost]:
         machine = {"server_factory": lambda: Machine(self), "process_factory": self._command}
-        with ssh_server.listening(port, **machine, encoding=None) as self.port:
+        keys = [self.host_key]
+        with ssh_server.listening(port, host_keys=keys, **machine, encoding=None) as self.port:
             yield self
 
 
@@ -112,6 +123,8 @@ class Ec2Faults:
     ended: dict[str, str] = field(default_factory=dict)
     """StateReason of machines that ended by themselves; the id `*` stands for all."""
     launched_ns: dict[str, int] = field(default_factory=dict)
+    console: str = ""
+    """The output of every machine's console."""
     describes: int = 0
     run_bodies: list[dict[str, Any]] = field(default_factory=list)
 
@@ -121,6 +134,10 @@ class Ec2Faults:
         events.register("after-call.ec2.RunInstances", self._after_run)
         events.register("before-parameter-build.ec2.DescribeInstances", self._before_describe)
         events.register("after-call.ec2.DescribeInstances", self._after_describe)
+        events.register("after-call.ec2.GetConsoleOutput", self._after_console)
+
+    def _after_console(self, parsed: dict[str, Any], **_: Any) -> None:
+        parsed["Output"] = self.console
 
     @staticmethod
     def _raise_next(codes: list[str], operation: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,15 +25,16 @@ class TakesAnyKey(asyncssh.SSHServer):
 
 
 @contextmanager
-def listening(port: int = 0, **options: Any) -> Iterator[int]:
-    """Serve until the context ends; yields the port. ``options`` are asyncssh.listen's, without host keys."""
+def listening(port: int = 0, *, host_keys: Sequence[asyncssh.SSHKey] = (), **options: Any) -> Iterator[int]:
+    """Serve until the context ends; yields the port. ``options`` are asyncssh.listen's. Without host keys it
+    makes one."""
     ready, port_used = threading.Event(), port
     stop: Callable[[], object]
 
     async def serve() -> None:
         nonlocal port_used, stop
         stopping, loop = asyncio.Event(), asyncio.get_running_loop()
-        keys = [asyncssh.generate_private_key("ssh-ed25519")]
+        keys = list(host_keys) or [asyncssh.generate_private_key("ssh-ed25519")]
         server = await asyncssh.listen("127.0.0.1", port, server_host_keys=keys, **options)
         port_used, stop = server.get_port(), lambda: loop.call_soon_threadsafe(stopping.set)
         ready.set()

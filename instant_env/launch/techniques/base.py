@@ -32,6 +32,7 @@ from instant_env.errors import InstantEnvError, UsageError
 from instant_env.launch.launched import Launched
 from instant_env.launch.watch import Watcher
 from instant_env.public_key import PublicKey
+from instant_env.ssh.host_keys import HostKeys
 from instant_env.ssh.probe_client import Prober
 from instant_env.user_data import UserData
 
@@ -88,8 +89,9 @@ class LaunchSpec:
 class PoolSlot:
     """What ``fill`` made for one launch; empty for techniques that make nothing ahead.
 
-    ``boot_id``: of its machine, as it ran then. ``filled_ns``: ``time.monotonic_ns()`` when it was ready; it
-    is of this process's clock, so it does not count in comparisons.
+    ``boot_id``: of its machine, as it ran then. ``host_keys``: of its machine, where the fill has read them
+    from the console. ``filled_ns``: ``time.monotonic_ns()`` when it was ready; it is of this process's clock,
+    so it does not count in comparisons.
     """
 
     instance_id: str = ""
@@ -97,6 +99,7 @@ class PoolSlot:
     allocation_id: str = ""
     address: str = ""
     boot_id: str = ""
+    host_keys: HostKeys | None = None
     filled_ns: int = field(default=0, compare=False)
 
     @property

@@ -35,8 +35,8 @@ class WarmHibernated(Combined):
     hands_over_key = True
 
     async def fill(self, context: LaunchContext, prepared: Prepared, spec: LaunchSpec) -> PoolSlot:
+        spec = pool.with_tags_for_keys(spec)
         options = await asyncio.to_thread(pool.with_memory, context.cloud, prepared, spec)
-        options = dataclasses.replace(options, tags_in_metadata=spec.hand_over is HandOver.TAG)
         slot = await pool.fill_running(
             context,
             prepared,

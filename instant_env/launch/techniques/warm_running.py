@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 
 from instant_env.cloud import handover
@@ -11,6 +10,7 @@ from instant_env.cloud.instances import Market
 from instant_env.cloud.session import Cloud
 from instant_env.launch import pool
 from instant_env.launch.launched import Launched
+from instant_env.launch.parked import Parked
 from instant_env.launch.techniques.base import (
     Combined,
     LaunchContext,
@@ -35,10 +35,14 @@ class WarmRunning(Combined):
     hands_over_key = True
 
     async def fill(self, context: LaunchContext, prepared: Prepared, spec: LaunchSpec) -> PoolSlot:
-        by_tag = spec.hand_over is HandOver.TAG
-        options = dataclasses.replace(spec.options, tags_in_metadata=by_tag)
-        spec = dataclasses.replace(spec, options=options)
+        spec = pool.with_tags_for_keys(spec)
         return await pool.fill_running(context, prepared, spec, user_data=self.user_data(spec))
+
+    async def fill_parked(
+        self, context: LaunchContext, prepared: Prepared, spec: LaunchSpec
+    ) -> tuple[PoolSlot, Parked]:
+        """As :meth:`fill`, with the login that proved the machine parked on it."""
+        return await pool.fill_parked(context, prepared, spec, user_data=self.user_data(spec))
 
     def launch(self, cloud: Cloud, prepared: Prepared, spec: LaunchSpec, slot: PoolSlot) -> Launched:
         if spec.hand_over is HandOver.TAG:

@@ -20,6 +20,7 @@ from instant_env.cloud.instances import Market
 from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role, read_tags
 from instant_env.launch import slots
+from instant_env.launch.host_keys import with_host_keys
 from instant_env.launch.launcher import Launcher
 from instant_env.launch.techniques import FillError, LaunchSpec, PoolSlot, Prepared, find_technique
 from instant_env.user_data import Mount, UserData
@@ -45,6 +46,7 @@ def host() -> Iterator[SshHost]:
 
 @pytest.fixture
 def cloud(tmp_path: Path, host: SshHost, faults: Ec2Faults) -> Iterator[Cloud]:
+    faults.console = host.console
     with cloud_in_process(tmp_path, host.port, faults) as made:
         made.ec2.create_key_pair(KeyName="operators")
         yield made
@@ -76,13 +78,15 @@ def ready(cloud: Cloud, pool: str = "p1", **tags: str) -> str:
 
 @pytest.mark.parametrize("technique", ["warm-running", "warm-stopped"])
 def test_a_slot_found_again_is_the_one_that_was_filled(
-    cloud: Cloud, faults: Ec2Faults, technique: str
+    cloud: Cloud, faults: Ec2Faults, host: SshHost, technique: str
 ) -> None:
     slot = fill(cloud, technique=technique)
     assert slot.boot_id
-    assert slots.adopt(cloud, "p1") == [slot]
     assert slots.adopt(cloud, "p2") == []
     (found,) = slots.adopt(cloud, "p1")
+    assert asyncio.run(with_host_keys(cloud, found)) == slot
+    assert slot.host_keys is not None
+    assert slot.host_keys.fingerprints == (host.host_key.get_fingerprint(),)
     assert abs(found.filled_ns - slot.filled_ns) < 2e9, "the tag has seconds"
     assert "KeyName" not in faults.run_bodies[0]
 
@@ -130,6 +134,13 @@ def test_a_large_pool_is_read_in_pages_and_the_oldest_comes_first(cloud: Cloud) 
     found = slots.adopt(cloud, "p1", page_size=5)
     assert [slot.instance_id for slot in found] == [made[age] for age in sorted(made)]
     assert len(described) == 3
+
+
+def test_a_machine_whose_console_has_another_host_key_is_ended(cloud: Cloud, faults: Ec2Faults) -> None:
+    faults.console = SshHost().console
+    with pytest.raises(FillError, match="none of the machine's"):
+        fill(cloud)
+    assert states(cloud) == ["terminated"]
 
 
 def test_an_image_that_takes_no_keys_while_it_runs_cannot_fill_a_pool(cloud: Cloud, host: SshHost) -> None:

@@ -1,0 +1,1 @@
+"""Far ends of a hand-over that a test plays."""

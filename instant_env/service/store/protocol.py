@@ -67,6 +67,16 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Spending:
+    """What is in use: live leases of one token and their price, and the price of everything that lives, pools
+    included."""
+
+    leases: int
+    usd_per_hour: float
+    service_usd_per_hour: float
+
+
+@dataclass(frozen=True)
 class Admission:
     """``machine``: the claimed one, None for a cold launch and for a replay. ``replayed``: the request was
     known by its idempotency key, and nothing was changed."""
@@ -105,15 +115,18 @@ class Store(Protocol):
     ) -> Admission:
         """Quota, idempotency, lease, claim and first events in one transaction.
 
-        The first candidate with a machine is taken: of a pool the oldest ready one becomes ``leased``; a cold
-        one always can. The lease is in ``provisioning`` with attempt 1, its selection, market and price.
+        The first candidate with a machine is taken: of a pool the oldest ready one of the request's
+        architecture and type becomes ``leased``; a cold one always can. One whose price would exceed a limit
+        is passed over; a pool's machine adds nothing to what the service costs. The lease is in
+        ``provisioning`` with attempt 1, its selection, market and the candidate's price; its ``machine_id``
+        and ``instance_id`` are those of the claimed machine, or empty.
         Raises QuotaExceeded, IdempotencyMismatch, PoolEmpty; nothing is changed then.
         """
         ...
 
     def claim(self, lease_id: str, candidates: Sequence[Candidate], *, now: datetime) -> Admission:
         """Another machine for a lease that is ``provisioning`` and whose machine came to nothing:
-        attempt + 1. Raises Conflict, PoolEmpty."""
+        attempt + 1, and of the earlier machine nothing stays in the lease. Raises Conflict, PoolEmpty."""
         ...
 
     def lease(self, lease_id: str) -> Lease | None: ...
@@ -137,7 +150,7 @@ class Store(Protocol):
         now: datetime,
     ) -> Lease:
         """Write this value over the row if that still has ``lease.version``; returns it with the next
-        version, and appends the events. Raises Conflict."""
+        version, and appends the events. What is terminal stays terminal. Raises Conflict."""
         ...
 
     def events(self, lease_id: str, *, after: int = 0) -> list[Event]:
@@ -148,18 +161,24 @@ class Store(Protocol):
         """All that are not terminal."""
         ...
 
+    def spending(self, owner: str) -> Spending:
+        """What :meth:`admit` compares with its limits, of this token."""
+        ...
+
     def idempotent_lease(self, token: Token, idempotency: Idempotency, *, now: datetime) -> Lease | None:
         """The lease of an earlier request with this key within 24 h. Raises IdempotencyMismatch."""
         ...
 
     # machines
     def add_machine(self, machine: Machine) -> None:
-        """The row that comes before the resource."""
+        """The row that comes before the resource. Raises Conflict when there is one of its id, client token
+        or instance id."""
         ...
 
     def machine(self, machine_id: str) -> Machine | None: ...
     def change_machine(self, machine: Machine) -> Machine:
-        """As :meth:`change_lease`. Raises Conflict."""
+        """As :meth:`change_lease`. What is leased, ending or ended is never ``filling`` or ``ready`` again,
+        and no state follows ``ended``; a machine keeps its lease. Raises Conflict."""
         ...
 
     def machines(
@@ -182,6 +201,7 @@ class Store(Protocol):
         ...
 
     def forget(self, before: datetime) -> int:
-        """Remove leases (with their events and machines) that ended, idempotency keys, and samples that are
-        older. Returns how many rows."""
+        """Remove leases (with their events and machines) that ended, idempotency keys, ended machines of
+        pools, and samples that are older. A lease stays while a machine of its has not ended. Returns how
+        many rows."""
         ...

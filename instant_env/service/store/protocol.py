@@ -153,6 +153,11 @@ class Store(Protocol):
         version, and appends the events. What is terminal stays terminal. Raises Conflict."""
         ...
 
+    def adopt_lease(self, lease: Lease, *, now: datetime) -> None:
+        """A row for a lease that was found by its tags, as it is, with one event of its state. Does nothing
+        when there is a row of that id."""
+        ...
+
     def events(self, lease_id: str, *, after: int = 0) -> list[Event]:
         """Those with a higher sequence, in order."""
         ...

@@ -72,6 +72,8 @@ func TestContentRules(t *testing.T) {
 		"aws: digits base32 lacks": {"AKIA" + "0189ABCDEFGHIJKL" + " " + secretstest.Secret, nil},
 		"token":                    {"TOKEN=" + secretstest.GitHubToken + "\n", []string{"token"}},
 		"token: in a URL":          {"https://x:" + secretstest.GitHubToken + "@github.com/", []string{"token"}},
+		"token: of the service":    {"Authorization: Bearer ie_" + secretstest.Random(t, `[0-9A-Za-z]{49}`) + "\n", []string{"token"}},
+		"token: end of a name":     {"cookie_" + secretstest.Random(t, `[0-9A-Za-z]{49}`) + "\n", nil},
 		"token: placeholder":       {"ghp_" + strings.Repeat("x", 36), nil},
 		"token: too long":          {secretstest.GitHubToken + "a", nil},
 		"token: part of a word":    {"a" + secretstest.GitHubToken, nil},

@@ -116,6 +116,7 @@ var tokens = compile([]token{
 	{kind: "Hugging Face", prefix: "hf_", form: `[A-Za-z0-9]{34}`, source: "gitleaks huggingface-access-token"},
 	{kind: "Hugging Face", prefix: "api_org_", form: `[A-Za-z0-9]{34}`, source: "gitleaks huggingface-organization-api-token"},
 	{kind: "Infracost", prefix: "ico-", form: alnum + `{32}`, source: "gitleaks infracost-api-token"},
+	{kind: "instant-env service", prefix: "ie_", form: alnum + `{49}`, source: "instant_env/service/tokens.py"},
 	{kind: "Intra 42", prefix: "s-s4t2", form: `(?:ud|af)-[0-9a-f]{64}`, source: "gitleaks intra42-client-secret"},
 	{kind: "JSON web token", prefix: "eyJ", form: `[0-9A-Za-z_=-]{14,}\.eyJ?[0-9A-Za-z/\\_-]{16,}\.[0-9A-Za-z/\\_-]{10,}`, source: "gitleaks jwt, jwt-base64; detect-secrets jwt"},
 	{kind: "minisign secret key", prefix: "RWRTY0Iy", form: b64 + `{100,}`, source: "format of minisign"},

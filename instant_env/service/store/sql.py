@@ -207,6 +207,14 @@ class SqlStore:
         with self.writing() as connection:
             return _write_lease(connection, lease, events, now)
 
+    def adopt_lease(self, lease: Lease, *, now: datetime) -> None:
+        with self.writing() as connection:
+            if _lease(connection, lease.id) is not None:
+                return
+            connection.execute(insert(schema.leases).values(**values_of(lease), last_event=1))
+            event = (EventKind(lease.state.value), {"detail": lease.detail})
+            admission.write_events(connection, lease.id, 1, [event], now)
+
     def events(self, lease_id: str, *, after: int = 0) -> list[Event]:
         table = schema.events
         with self.reading() as connection:

@@ -73,6 +73,12 @@ def default_type(cloud: Cloud, arch: Arch, override: str | None = None) -> str:
     return chosen
 
 
+def usual_type(cloud: Cloud, arch: Arch) -> str:
+    """The configured type if it is of this architecture, else the architecture's default."""
+    configured = cloud.settings.instance_type
+    return configured if configured and fits(configured, arch) else _DEFAULT_TYPES[arch]
+
+
 def builder_types(cloud: Cloud, arch: Arch, requested: Sequence[str]) -> tuple[str, ...]:
     """Types for a machine of which only the size matters, in the order to try them: those asked for alone, or
     the default and others like it."""

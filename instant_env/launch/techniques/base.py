@@ -65,7 +65,7 @@ class LaunchSpec:
     ``public_key`` is the key that is to be let in; ``key_name`` names the key pair that EC2 gives to machines
     at launch. The two are the same key unless the technique hands a key over (``hands_over_key``).
     ``pool``: the name of the pool that a fill is for, in the machine's tags; empty for a slot that nobody has
-    to find again.
+    to find again. ``extra_tags``: further tags of ours, by their names without the prefix.
     """
 
     run_id: str
@@ -83,6 +83,7 @@ class LaunchSpec:
     hand_over: HandOver = HandOver.CONNECT
     beside_user_data: Mapping[str, str] = field(default_factory=dict)
     pool: str = ""
+    extra_tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def launch_request(prepared: Prepared, spec: LaunchSpec, *, user_data: str | Non
         security_group_id=spec.security_group_id,
         market=spec.market,
         user_data=user_data,
-        extra_tags={"pool": spec.pool} if spec.pool else {},
+        extra_tags={**spec.extra_tags, **({"pool": spec.pool} if spec.pool else {})},
         options=spec.options,
         root_device=prepared.root_device,
     )

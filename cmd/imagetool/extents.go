@@ -5,6 +5,8 @@ import (
 	"slices"
 	"syscall"
 	"unsafe"
+
+	"instantenv/internal/secrets"
 )
 
 // Numbers and layouts of linux/fiemap.h.
@@ -41,10 +43,10 @@ func (e extent) continues(next extent) bool {
 	return e.physical+e.length == next.physical && e.logical+e.length == next.logical
 }
 
-// extentsOf returns where the file lies on the device. whole reports that it is one extent and stored byte for byte,
-// so that reading the device has read the file.
-func extentsOf(descriptor int, path string, origin int64) (found []extent, whole bool) {
-	whole = true
+// extentsOf returns where the file lies on the device. complete reports that all of it is there byte for byte, so that
+// reading the device has read the file, but for what crosses from one extent to the next.
+func extentsOf(descriptor int, path string, origin int64) (found []extent, complete bool) {
+	complete = true
 	for start := uint64(0); ; {
 		request := fiemap{start: start, length: ^uint64(0) - start, count: extentBatch}
 		_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(descriptor), fiemapRequest, uintptr(unsafe.Pointer(&request)))
@@ -52,26 +54,47 @@ func extentsOf(descriptor int, path string, origin int64) (found []extent, whole
 			return nil, false // a file system without FIEMAP
 		}
 		if request.mapped == 0 {
-			return found, whole
+			return found, complete
 		}
 		for _, e := range request.extents[:request.mapped] {
 			start = e.logical + e.length
 			if e.flags&extentElsewhere != 0 {
-				whole = false
+				complete = false
 				continue
 			}
 			next := extent{path, origin + int64(e.physical), int64(e.length), int64(e.logical)}
 			if n := len(found); n > 0 && found[n-1].continues(next) {
 				found[n-1].length += next.length
 			} else {
-				whole = whole && n == 0
 				found = append(found, next)
 			}
 		}
 		if request.extents[request.mapped-1].flags&extentLast != 0 {
-			return found, whole
+			return found, complete
 		}
 	}
+}
+
+// part is a range of a file, in bytes.
+type part struct{ start, end int64 }
+
+// joints returns the parts of a file where a secret may begin that is judged by bytes of another extent too: around
+// each place where an extent ends or begins within the file.
+func joints(extents []extent) (parts []part) {
+	for i := 1; i < len(extents); i++ {
+		for _, place := range []int64{extents[i-1].logical + extents[i-1].length, extents[i].logical} {
+			around := part{
+				max(0, place-secrets.LookAhead) / secrets.PartAlignment * secrets.PartAlignment,
+				(place + secrets.LookBehind + secrets.PartAlignment - 1) / secrets.PartAlignment * secrets.PartAlignment,
+			}
+			if n := len(parts); n > 0 && around.start <= parts[n-1].end {
+				parts[n-1].end = max(parts[n-1].end, around.end)
+			} else {
+				parts = append(parts, around)
+			}
+		}
+	}
+	return parts
 }
 
 // layout maps bytes of the device to files.

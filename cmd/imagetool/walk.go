@@ -28,8 +28,8 @@ type walker struct {
 }
 
 // walk applies the rules to every path, and records where every regular file lies on the device. It does not read the
-// content, because the device's bytes are scanned anyway; only a file in several extents is read, because a secret
-// may cross from one to the next. Symbolic links are not followed: they lead out of the image, or to a file that is
+// content, because the device's bytes are scanned anyway; only a file in several extents is read where they
+// meet, because a secret may cross from one to the next. Symbolic links are not followed: they lead out of the image, or to a file that is
 // visited under its own name.
 func (w *walker) walk(directory string) error {
 	err := filepath.WalkDir(directory, func(full string, entry fs.DirEntry, err error) error {
@@ -71,20 +71,35 @@ func (w *walker) locate(full, name string) error {
 			w.result.add("capability", name, detail)
 		}
 	}
-	extents, whole := extentsOf(descriptor, name, w.origin)
+	extents, complete := extentsOf(descriptor, name, w.origin)
 	if err := syscall.Close(descriptor); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	w.layout = append(w.layout, extents...)
-	if whole {
+	if complete && len(extents) < 2 {
 		return nil
 	}
+	return w.scan(full, name, extents, complete)
+}
+
+// scan reads what the scan of the device does not see of a file: what crosses from one extent to the next, or all of a
+// file that is not on the device byte for byte.
+func (w *walker) scan(full, name string, extents []extent, complete bool) error {
 	file, err := os.Open(full)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	_, err = w.scanner.Scan(file, func(h secrets.Hit) { w.result.addHit(h, name, h.Offset) })
+	report := func(h secrets.Hit) { w.result.addHit(h, name, h.Offset) }
+	if !complete {
+		_, err = w.scanner.Scan(file, report)
+	}
+	if complete {
+		for _, joint := range joints(extents) {
+			_, one := w.scanner.ScanPart(file, joint.start, joint.end, report)
+			err = errors.Join(err, one)
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}

@@ -30,7 +30,7 @@ const blockSize = 1 << 10
 // searchBlocks looks for keys and containers of keys where files begin. The window begins at a block.
 func searchBlocks(window []byte, from, to int, report func(Hit)) {
 	for at := (from + blockSize - 1) / blockSize * blockSize; at < to; at += blockSize {
-		detail, found := judgeBlock(window[at:min(len(window), at+lookAhead)])
+		detail, found := judgeBlock(window[at:min(len(window), at+LookAhead)])
 		if found {
 			report(Hit{"private-key", detail, keyFingerprint(window[at:min(len(window), at+blockSize)]), int64(at)})
 		}

@@ -18,10 +18,10 @@ func isWide(window []byte, sample int) bool {
 // searchWide searches the UTF-16 text around a sample as if it were ASCII, and returns its end.
 func (m *Matcher) searchWide(window []byte, sample, from, to, depth int, report func(Hit)) int {
 	start, end := sample, sample+2
-	for start >= 2 && sample-start < lookBehind && is(window[start-2], textByte) && window[start-1] == 0 {
+	for start >= 2 && sample-start < LookBehind && is(window[start-2], textByte) && window[start-1] == 0 {
 		start -= 2
 	}
-	for end < len(window) && end-sample < 4*lookAhead && is(window[end], textByte) && window[end-1] == 0 {
+	for end < len(window) && end-sample < 4*LookAhead && is(window[end], textByte) && window[end-1] == 0 {
 		end += 2
 	}
 	if (end-start)/2 < stride {
@@ -42,7 +42,7 @@ func (m *Matcher) searchWide(window []byte, sample, from, to, depth int, report 
 const (
 	minBase64 = 24
 	// As much as is decoded: a key and what may be before it.
-	maxBase64 = lookAhead
+	maxBase64 = LookAhead
 	// A text's first characters decide whether a run is base64 of text; twelve random bytes are text once in 10^5.
 	probeBase64 = 16
 )
@@ -54,27 +54,57 @@ var encodedHeaders = []struct {
 	before int
 }{{"LS0tLS1CRUdJTi", 0}, {"LS0tQkVHSU4g", 4}, {"LS0tLUJFR0lO", 4}}
 
+// encodedDashes is what all of them begin with.
+const encodedDashes = "LS0t"
+
 // searchBase64 decodes runs of base64 that are text, such as a Kubernetes secret's, and searches them.
 func (m *Matcher) searchBase64(window []byte, from, to, depth int, report func(Hit)) {
-	for at := from; at < to; at++ {
-		if !is(window[at], base64Byte) || at > 0 && is(window[at-1], base64Byte) && !(at >= 2 && window[at-2] == '\\') {
+	for at := from; at < to; {
+		// What is long enough has the last byte that a shorter one could not have.
+		start := at + minBase64 - 1
+		if start >= len(window) {
+			return
+		}
+		if !is(window[start], base64Byte) {
+			at = start + 1
 			continue
 		}
-		end := at
-		for end < len(window) && end-at < maxRun && is(window[end], base64Byte) {
-			end++
+		for start > at && is(window[start-1], base64Byte) {
+			start--
 		}
-		if end-at >= minBase64 {
-			m.searchDecoded(window, at, depth, report)
+		at = m.searchDigits(window, start, to, depth, report)
+	}
+}
+
+// searchDigits decodes the base64 that begins there, and returns its end.
+func (m *Matcher) searchDigits(window []byte, at, to, depth int, report func(Hit)) int {
+	end := at
+	for end < len(window) && end-at < maxRun && is(window[end], base64Byte) {
+		end++
+	}
+	within := at > 0 && is(window[at-1], base64Byte) && (at < 2 || window[at-2] != '\\')
+	if at >= to || within || end-at < minBase64 {
+		return end
+	}
+	m.searchDecoded(window, at, depth, report)
+	if end-at >= 3*minBase64 {
+		m.searchHeaders(window, at+1, end, depth, report)
+	}
+	return end
+}
+
+// searchHeaders decodes base64 from the place where it has the first PEM header of each kind.
+func (m *Matcher) searchHeaders(window []byte, at, end, depth int, report func(Hit)) {
+	// Most have none: one search for what all begin with tells.
+	first := bytes.Index(window[at:end], []byte(encodedDashes))
+	if first < 0 {
+		return
+	}
+	at += first
+	for _, header := range encodedHeaders {
+		if i := bytes.Index(window[at:end], []byte(header.text)); i >= 0 {
+			m.searchDecoded(window, at+i-header.before, depth, report)
 		}
-		if end-at >= 3*minBase64 {
-			for _, header := range encodedHeaders {
-				if i := bytes.Index(window[at+1:end], []byte(header.text)); i >= 0 {
-					m.searchDecoded(window, at+1+i-header.before, depth, report)
-				}
-			}
-		}
-		at = end
 	}
 }
 

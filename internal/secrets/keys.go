@@ -37,7 +37,7 @@ func judgePrivateKey(window []byte, at int) (detail, fingerprint string, found b
 	if !ok {
 		return "", "", false
 	}
-	rest := window[at:min(len(window), at+lookAhead)]
+	rest := window[at:min(len(window), at+LookAhead)]
 	dashes := bytes.IndexByte(rest[:min(len(rest), 40)], '-')
 	if dashes < 0 || !is(rest[dashes-1], textByte) {
 		return "", "", false
@@ -156,7 +156,7 @@ func bodyBehindHeaders(text []byte) []byte {
 // isPuTTY is called at the first line of PuTTY's format: the private part is behind "Private-Lines:" (PuTTY's manual,
 // appendix C).
 func isPuTTY(window []byte, at, _ int) bool {
-	text := window[at:min(len(window), at+lookAhead)]
+	text := window[at:min(len(window), at+LookAhead)]
 	_, body, found := bytes.Cut(text, []byte("Private-Lines: "))
 	if !found {
 		return false
@@ -185,7 +185,7 @@ func secretManifestPattern() (pattern [stride]string) {
 
 // judgeSecretManifest is called at a Kubernetes secret's kind, and looks for its data before and behind.
 func judgeSecretManifest(window []byte, at int) (detail, fingerprint string, found bool) {
-	text := window[max(0, at-lookBehind):min(len(window), at+2*lookBehind)]
+	text := window[max(0, at-LookBehind):min(len(window), at+2*LookBehind)]
 	for _, name := range []string{"data:", `"data":`, "stringData:", `"stringData":`} {
 		_, data, ok := bytes.Cut(text, []byte(name))
 		for range 8 {

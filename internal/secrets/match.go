@@ -113,6 +113,8 @@ const (
 	base64Byte             // of both alphabets, without the padding
 	textByte               // printable, and white space
 	hexByte
+	joinByte // the underscore, behind which a word begins
+	giveByte // what may stand right before a value
 )
 
 var classes = func() (table [256]byte) {
@@ -134,6 +136,12 @@ var classes = func() (table [256]byte) {
 		if digit || c|0x20 >= 'a' && c|0x20 <= 'f' {
 			table[c] |= hexByte
 		}
+		if c == '_' {
+			table[c] |= joinByte
+		}
+		if strings.IndexByte(" =:>,\t\"'`\\|", byte(c)) >= 0 {
+			table[c] |= giveByte
+		}
 	}
 	return table
 }()
@@ -144,35 +152,36 @@ func is(c, class byte) bool { return classes[c]&class != 0 }
 func (m *Matcher) search(window []byte, from, to, depth int, report func(Hit)) {
 	end := min(len(window), to+stride-1)
 	run, wide := from, from // the ends of what was looked at, as a run and as UTF-16
-	table := &classes
-	zeros := from // up to where is not known to be nothing
+	zeros := from           // up to where is not known to be nothing
 	for sample := from + stride - 1; sample < end; sample += stride {
 		c := window[sample]
-		if c == 0 && sample >= zeros {
-			// Most of a disk is empty. What begins in zeros is sampled behind them.
-			if next := sample + len(empty); next <= len(window) && string(window[sample:next]) == empty {
-				sample += (len(empty)/stride - 1) * stride
-				continue
-			}
-			zeros = sample + len(empty)
-		}
-		if c == 0 && (window[sample-1] == 0 || sample+1 == len(window) || window[sample+1] == 0) {
-			continue // most of an empty disk; no anchor has two zeros in a row
-		}
 		next := byte(0)
 		if sample+1 < len(window) {
 			next = window[sample+1]
 		}
+		if c == 0 {
+			if sample >= zeros {
+				// Most of a disk is empty. What begins in zeros is sampled behind them.
+				if next := sample + len(empty); next <= len(window) && string(window[sample:next]) == empty {
+					sample += (len(empty)/stride - 1) * stride
+					continue
+				}
+				zeros = sample + len(empty)
+			}
+			if window[sample-1] == 0 || next == 0 {
+				continue // no anchor has two zeros in a row
+			}
+		}
 		if m.pairs[int(c)<<2|int(next)>>6]&(1<<(next&63)) != 0 {
 			m.searchAnchors(window, sample, to, report)
 		}
-		if table[c]&textByte == 0 {
+		if classes[c]&textByte == 0 {
 			continue
 		}
 		if window[sample-1] == 0 && sample >= wide && depth < maxDepth && isWide(window, sample) {
 			wide = m.searchWide(window, sample, max(from, wide), to, depth, report)
 		}
-		if sample >= run && table[c]&runByte != 0 && mayBeRun(window, sample) {
+		if sample >= run && mayBeRun(window, sample) {
 			run = m.searchRun(window, sample, max(from, run), to, depth, report)
 		}
 	}
@@ -194,14 +203,17 @@ func (m *Matcher) searchAnchors(window []byte, sample, to int, report func(Hit))
 // empty is compared at once.
 var empty = string(make([]byte, 4096))
 
-// mayBeRun looks where a run of stride characters around the sample has some: seven before it, or seven behind.
+// mayBeRun looks where a run of stride characters around the sample has some: seven before it, or seven behind. It
+// takes one branch, because nobody can predict what a disk holds.
 func mayBeRun(window []byte, sample int) bool {
 	const half = stride / 2
 	if sample < half || sample+half >= len(window) {
-		return true
+		return is(window[sample], runByte)
 	}
-	return classes[window[sample-half]]&classes[window[sample-half/2]]&classes[window[sample-1]]&runByte != 0 ||
-		classes[window[sample+half]]&classes[window[sample+half/2]]&classes[window[sample+1]]&runByte != 0
+	around := window[sample-half : sample+half+1]
+	before := classes[around[0]] & classes[around[2]] & classes[around[4]] & classes[around[6]]
+	behind := classes[around[8]] & classes[around[10]] & classes[around[12]] & classes[around[14]]
+	return classes[around[half]]&(before|behind)&runByte != 0
 }
 
 // maxRun bounds what is looked at as one run; the rest of a longer one is the next.
@@ -211,45 +223,21 @@ const maxRun = 2048
 // are compared with the tokens' prefixes.
 func (m *Matcher) searchRun(window []byte, sample, from, to, depth int, report func(Hit)) int {
 	start, end := sample, sample+1
-	table := &classes
-	for least := max(0, sample-maxRun); start > least && table[window[start-1]]&runByte != 0; {
+	for least := max(0, sample-maxRun); start > least && classes[window[start-1]]&runByte != 0; {
 		start--
 	}
-	for most := min(len(window), sample+maxRun); end < most && table[window[end]]&runByte != 0; {
+	for most := min(len(window), sample+maxRun); end < most && classes[window[end]]&runByte != 0; {
 		end++
 	}
 	if end-start < stride {
 		return end
 	}
-	escape := -8
 	last := end // what is left behind it is too short for a token, a URL with a password or a value
 	if end-sample < maxRun {
 		last = end - minURL
 		m.judgeMailchimp(window, end, from, to, report)
 	}
-	for at := max(start, from); at < min(last, to); at++ {
-		c := window[at]
-		if table[c]&wordByte == 0 {
-			switch c {
-			case '\\', '%':
-				escape = at
-			case ':':
-				m.judgeColon(window, at, report)
-			case '~':
-				judgeTilde(window, at, report)
-			}
-			if c == '=' || c == ':' {
-				m.judgeValue(window, at+1, report)
-			}
-			continue
-		}
-		if at > 0 && table[window[at-1]]&wordByte != 0 && window[at-1] != '_' && !(at-escape <= 6 && escaped(window, at)) {
-			continue
-		}
-		if at+1 < len(window) && m.starts[startKey(c, window[at+1])] != 0 || at+6 < len(window) && (window[at+6] == '_' || c >= 'M' && c <= 'O') {
-			m.judgeWord(window, at, report)
-		}
-	}
+	m.searchWords(window, max(start, from), min(last, to), report)
 	if start >= from && start < to {
 		m.judgeValue(window, start, report)
 		judgeCurl(window, start, end, report)
@@ -258,6 +246,44 @@ func (m *Matcher) searchRun(window []byte, sample, from, to, depth int, report f
 		m.searchBase64(window, max(start, from), min(end, to), depth, report)
 	}
 	return end
+}
+
+// searchWords looks at a part of a run: at its marks, and at the starts of its words.
+func (m *Matcher) searchWords(window []byte, from, to int, report func(Hit)) {
+	escape := -8
+	before := byte(0) // the class of the character before
+	if from > 0 && from <= len(window) {
+		before = classes[window[from-1]]
+	}
+	for at := from; at < to; at++ {
+		c := window[at]
+		class := classes[c]
+		within := class&before&wordByte != 0 && before&joinByte == 0
+		before = class
+		switch {
+		case within && at-escape > 6:
+		case class&wordByte != 0:
+			if (!within || escaped(window, at)) && m.mayStart(window, at) {
+				m.judgeWord(window, at, report)
+			}
+		case c == '\\' || c == '%':
+			escape = at
+		case c == ':':
+			m.judgeColon(window, at, report)
+			m.judgeValue(window, at+1, report)
+		case c == '=':
+			m.judgeValue(window, at+1, report)
+		case c == '~':
+			judgeTilde(window, at, report)
+		}
+	}
+}
+
+// mayStart tells by some bytes whether judgeWord may find something that begins there.
+func (m *Matcher) mayStart(window []byte, at int) bool {
+	c := window[at]
+	return at+1 < len(window) && m.starts[startKey(c, window[at+1])] != 0 ||
+		at+6 < len(window) && (window[at+6] == '_' || c >= 'M' && c <= 'O')
 }
 
 // escaped tells whether the characters before a word are an escape and not its start: \n, %3D or \u003d.

@@ -8,11 +8,14 @@ import (
 	"syscall"
 )
 
-// What a rule may look at around its needle. A header and its body, or a key id and its secret, lie
-// well within this.
+// LookBehind and LookAhead are what a rule may look at around its needle. A header and its body, or a key id and its
+// secret, lie well within this.
 const (
-	lookBehind = 1 << 10
-	lookAhead  = 8 << 10
+	LookBehind = 1 << 10
+	LookAhead  = 8 << 10
+)
+
+const (
 	// Large reads: of the time to read a device in a virtual machine, most is spent per request.
 	chunkSize = 4 << 20
 	// What is carried from one chunk to the next lies before it, so that chunks are always read to the
@@ -62,7 +65,7 @@ func (s *Scanner) Scan(in io.Reader, report func(Hit)) (int64, error) {
 		total += int64(n)
 		to := len(window)
 		if !last {
-			to -= lookAhead
+			to -= LookAhead
 		}
 		shifted := func(h Hit) {
 			h.Offset += base
@@ -74,8 +77,8 @@ func (s *Scanner) Scan(in io.Reader, report func(Hit)) (int64, error) {
 		if last {
 			return total, nil
 		}
-		carry = lookBehind + lookAhead
-		from = lookBehind
+		carry = LookBehind + LookAhead
+		from = LookBehind
 		copy(s.buffer[carrySize-carry:carrySize], window[len(window)-carry:])
 	}
 }
@@ -87,7 +90,7 @@ const PartAlignment = 4 << 10
 // part. It returns how much of the part was there to read.
 func (s *Scanner) ScanPart(device io.ReaderAt, start, end int64, report func(Hit)) (int64, error) {
 	first := max(0, start-PartAlignment)
-	const after = (lookAhead + PartAlignment - 1) / PartAlignment * PartAlignment
+	const after = (LookAhead + PartAlignment - 1) / PartAlignment * PartAlignment
 	total, err := s.Scan(io.NewSectionReader(device, first, end+after-first), func(h Hit) {
 		h.Offset += first
 		if h.Offset >= start && h.Offset < end {

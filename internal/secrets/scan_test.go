@@ -92,9 +92,9 @@ func TestContentRules(t *testing.T) {
 // each residue of the stride, the ends of the stream.
 func TestScanPositions(t *testing.T) {
 	key := secretstest.Ed25519Key(t)
-	const size = chunkSize + 3*lookAhead
+	const size = chunkSize + 3*LookAhead
 	starts := []int{0, 1, size - len(key)}
-	for _, edge := range []int{chunkSize - lookAhead, chunkSize} {
+	for _, edge := range []int{chunkSize - LookAhead, chunkSize} {
 		for delta := -len(key) - 40; delta <= 40; delta += 7 {
 			starts = append(starts, edge+delta)
 		}

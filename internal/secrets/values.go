@@ -237,10 +237,10 @@ func nameOf(window []byte, at int) (string, bool) {
 		}
 		return i
 	}
-	if at == 0 || strings.IndexByte(" =:>,\t\"'`\\|", window[at-1]) < 0 {
+	if at == 0 || !is(window[at-1], giveByte) {
 		return "", false
 	}
-	if at > 1 && window[at-1] == ' ' && strings.IndexByte(" =:>,\t\"'`\\|", window[at-2]) < 0 && strings.IndexByte("rcn", window[at-2]) < 0 {
+	if at > 1 && window[at-1] == ' ' && !is(window[at-2], giveByte) && strings.IndexByte("rcn", window[at-2]) < 0 {
 		return "", false // words; but r, c and n end the schemes below
 	}
 	i := skip(at, " \t\"'`\\|")
@@ -372,7 +372,7 @@ func isJWK(name string, value, window []byte, at int) bool {
 	if name != "d" || len(value) < 43 || !looksRandom(value, secretAlphabet) {
 		return false
 	}
-	return bytes.Contains(window[max(0, at-lookBehind):min(len(window), at+lookBehind)], []byte(`"kty"`))
+	return bytes.Contains(window[max(0, at-LookBehind):min(len(window), at+LookBehind)], []byte(`"kty"`))
 }
 
 // looksSecret rules out words, paths and repetitions.

@@ -252,6 +252,10 @@ class Operations(Protocol):
         """Prometheus's text format."""
         ...
 
+    def now(self) -> datetime:
+        """The one clock that decides; answers carry it, so that a client needs none."""
+        ...
+
     def server_facts(self) -> Mapping[str, Any]:
         """For the page and clients: ``cloud``, ``region``, ``version``, ``ssh_port``, ``ttl`` limits."""
         ...

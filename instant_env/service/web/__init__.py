@@ -1,0 +1,1 @@
+"""HTTP: routes, problems, limits, the page, and the listener. It calls Operations and knows no EC2."""

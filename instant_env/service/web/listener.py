@@ -1,0 +1,210 @@
+"""The server: its socket, TLS, and an end within two seconds whatever is still open.
+
+Signals are the caller's: it calls :meth:`Listener.stop`, from any thread. Nothing here waits for threads:
+work that a thread does for the engine (an EC2 call in flight) goes on until the process exits, so those
+threads have to be daemons.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import socket
+import ssl
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from instant_env.errors import UsageError
+from instant_env.service.web.context import Web
+
+#: Streams and waits end by themselves when they are told; what has not ended after this is cancelled.
+GRACE_S = 1
+#: For the head of a request, from the connection or from the answer before.
+HEAD_TIMEOUT_S = 15
+#: Open connections: descriptors are few, and each event stream holds one.
+MOST_CONNECTIONS = 512
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this host can connect to it."""
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+def check_address(host: str, *, certificate: Path | None, key: Path | None, machines_are_local: bool) -> None:
+    """Raises UsageError for an address that would carry tokens in the clear, or serve machines that nobody
+    elsewhere can reach. ``machines_are_local``: localec2's, whose addresses are this host's."""
+    if (certificate is None) != (key is None):
+        raise UsageError("--tls-cert and --tls-key belong together", hint="give both, or neither")
+    if is_loopback(host):
+        return
+    if machines_are_local:
+        raise UsageError(
+            f"localec2's machines are reached from this host only, so --listen {host} would serve addresses "
+            "that are of no use elsewhere",
+            hint="listen on 127.0.0.1, or use --cloud aws",
+        )
+    if certificate is None:
+        raise UsageError(
+            f"--listen {host} would send tokens over the network in the clear",
+            hint="give --tls-cert and --tls-key, or listen on 127.0.0.1 behind a proxy that has TLS",
+        )
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's, with a limit on the time that a request's head takes: it has one between requests only."""
+
+    _head: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head = self.loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        if self.cycle is None:  # no request yet: later ones are under uvicorn's own limit
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._head is not None:
+            self._head.cancel()
+        super().connection_lost(exc)
+
+
+class Listener(uvicorn.Server):
+    """Listens from the start: ``url`` is known, and a taken port is a UsageError, before anything runs."""
+
+    def __init__(
+        self,
+        app: FastAPI,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        certificate: Path | None = None,
+        key: Path | None = None,
+    ) -> None:
+        self._web: Web = app.state.web
+        self._is_tls = certificate is not None
+        self._ready = threading.Event()
+        config = uvicorn.Config(
+            app,
+            http=_Protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_keep_alive=HEAD_TIMEOUT_S,
+            timeout_graceful_shutdown=GRACE_S,
+            ssl_certfile=None if certificate is None else str(certificate),
+            ssl_keyfile=None if key is None else str(key),
+        )
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        try:
+            config.load()
+        except (OSError, ssl.SSLError) as error:
+            raise UsageError(
+                f"the certificate cannot be used: {error}",
+                hint="--tls-cert and --tls-key are PEM files that fit",
+            ) from None
+        super().__init__(config)
+        self._socket = _listen(host, port)
+
+    @property
+    def url(self) -> str:
+        host, port = self._socket.getsockname()[:2]
+        name = f"[{host}]" if ":" in host else host
+        return f"{'https' if self._is_tls else 'http'}://{name}:{port}"
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Until :meth:`stop`."""
+        await super().serve(sockets or [self._socket])
+
+    def stop(self) -> None:
+        """End :meth:`serve` soon. Any thread, and signal handlers, may call it."""
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Tell streams and waits first: uvicorn would wait for them for ever."""
+        self._web.stopping.set()
+        await asyncio.sleep(0)
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own handlers would swallow the first Ctrl-C: the caller has better ones."""
+        yield
+
+    def wait_until_ready(self, timeout_s: float) -> bool:
+        """For other threads: whether it accepts connections."""
+        return self._ready.wait(timeout_s)
+
+    def run_until_stopped(
+        self,
+        before: Callable[[], Awaitable[None]] | None = None,
+        after: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Serve in a loop of this thread; ``before`` and ``after`` run in it, around the service.
+
+        Not asyncio.run, which joins the threads of the default executor: a call in flight would hold it up.
+        """
+        loop = asyncio.new_event_loop()
+        try:
+            if before is not None:
+                loop.run_until_complete(before())
+            loop.run_until_complete(self.serve())
+        finally:
+            try:
+                if after is not None:
+                    loop.run_until_complete(after())
+                _cancel_all(loop)
+            finally:
+                self._socket.close()
+                loop.close()
+
+
+def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=GRACE_S))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises UsageError."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(128)
+            listening.setblocking(False)
+        except BaseException:
+            listening.close()
+            raise
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}",
+            hint="another service has it? choose another with --listen HOST:PORT",
+        ) from None
+    return listening

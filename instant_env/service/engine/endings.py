@@ -82,6 +82,9 @@ class Endings:
     async def tick(self, seen: Mapping[str, Sighting]) -> None:
         """Carry on with what is ending. ``seen``: this service's machines by their machine id."""
         context = self._context
+        for lease in await context.db(context.store.live_leases):
+            if lease.state is LeaseState.ENDING:
+                await self._drive(lease)
         for machine in await context.db(context.store.machines, states=[MachineState.ENDING]):
             sighting = seen.get(machine.id)
             if sighting is None:
@@ -92,6 +95,15 @@ class Endings:
                 await self._gone(machine)
             else:
                 await self.ask(await self._with_id(machine, sighting))
+
+    async def _drive(self, lease: Lease) -> None:
+        """A process that was killed may have written the lease's end, and not yet its machine's, or the
+        other way round."""
+        machine = await self._context.db(self._context.store.machine, lease.machine_id)
+        if machine is None or machine.state is MachineState.ENDED:
+            await self._close_lease(lease.id)
+        elif machine.state is not MachineState.ENDING:
+            await self.end_machine(machine.id, lease.detail or str(lease.reason))
 
     async def _with_id(self, machine: Machine, sighting: Sighting | None) -> Machine:
         """A launch that was cut off between the request and its answer has no id in its row; the tags of what

@@ -32,7 +32,6 @@ from instant_env.service.records import (
     Source,
     Timing,
     Token,
-    new_id,
 )
 from instant_env.service.store.protocol import (
     Admission,
@@ -200,38 +199,41 @@ class Leases:
             self._pools.launch_answered(machine.id)
 
     async def _machine_row(self, lease: Lease, image_id: str, ends_at: datetime) -> Machine:
-        """The row of a machine that is to be launched; the one that there is, after a restart."""
+        """The row of a machine that is to be launched; the one that there is, after a restart. Its id follows
+        from the lease and the attempt, so a restart cannot make another one."""
         context = self._context
-        if lease.machine_id:
-            existing = await context.db(context.store.machine, lease.machine_id)
-            if existing is not None and existing.state is MachineState.LEASED and existing.pool is None:
-                return existing
-        machine = Machine(
-            id=new_id("mc"),
+        machine_id = f"mc-{lease.id}-{lease.attempt}"
+        machine = await context.db(context.store.machine, machine_id)
+        if machine is None:
+            machine = self._new_machine(machine_id, lease, image_id, ends_at)
+            await context.db(context.store.add_machine, machine)
+
+        def change(row: Lease) -> Lease | None:
+            if row.state is not LeaseState.PROVISIONING:
+                return None
+            return row if row.machine_id == machine_id else replace(row, machine_id=machine_id)
+
+        changed = await context.amend_lease(lease.id, change)
+        if changed is None or changed.machine_id != machine_id:
+            await self._endings.end_machine(machine_id, "its lease was ended before it was launched")
+            raise Conflict(f"lease {lease.id} is not provisioning any more")
+        return machine
+
+    def _new_machine(self, machine_id: str, lease: Lease, image_id: str, ends_at: datetime) -> Machine:
+        return Machine(
+            id=machine_id,
             state=MachineState.LEASED,
             technique=lease.technique,
             arch=lease.request.arch,
             instance_type=lease.request.instance_type,
             image_id=image_id,
             market=lease.request.market,
-            client_token=f"{lease.id}-{lease.attempt}",
-            created_at=context.now(),
+            client_token=machine_id,
+            created_at=self._context.now(),
             expires_at=ends_at,
             lease_id=lease.id,
             usd_per_hour=lease.usd_per_hour,
         )
-        await context.db(context.store.add_machine, machine)
-
-        def change(row: Lease) -> Lease | None:
-            if row.state is not LeaseState.PROVISIONING:
-                return None
-            return replace(row, machine_id=machine.id)
-
-        changed = await context.amend_lease(lease.id, change)
-        if changed is None or changed.machine_id != machine.id:
-            await self._endings.end_machine(machine.id, "its lease was ended before it was launched")
-            raise Conflict(f"lease {lease.id} is not provisioning any more")
-        return machine
 
     async def _note(self, lease_id: str, kind: EventKind, data: Mapping[str, Any]) -> None:
         """Write what happened on the way into the lease's row and its events."""

@@ -72,7 +72,8 @@ class Rig:
         self.pools = self.engine._pools
         self.leases = self.engine._leases
         self.tower = self.engine._tower
-        self.token = self.add_token()
+        tokens = self.store.tokens()
+        self.token = tokens[0] if tokens else self.add_token()
 
     def add_token(self, *scopes: Scope, **limits: object) -> Token:
         token = Token(

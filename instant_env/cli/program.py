@@ -19,12 +19,13 @@ from instant_env.cli.fault_tasks import fault
 from instant_env.cli.host_tasks import doctor, setup, teardown
 from instant_env.cli.image_tasks import amis, bake, clean, init_build, publish, recipe_show, recipes
 from instant_env.cli.local_tasks import down, env, status, up
+from instant_env.cli.serve_tasks import serve
 from instant_env.cli.verb import as_called
 
 _local = Collection("local", up, down, status, env)
 _local.add_collection(fault)
 namespace = Collection(
-    bake, bench, report, compare, amis, publish, clean, recipes, setup, teardown, doctor, _local
+    bake, bench, report, compare, amis, publish, clean, recipes, serve, setup, teardown, doctor, _local
 )
 namespace.add_collection(Collection("init", init_build))
 namespace.add_collection(Collection("recipe", recipe_show))

@@ -249,7 +249,7 @@ class Ec2Fleet:
             return await self._wake(way, prepared, spec, slot, machine, lease, t0_ns, ends_at, notice)
         launch = self._launcher.launch(way, prepared, spec, slot)
         check = PublicKeyQuery(prepared.username, lease.request.public_key, slot.host_keys)
-        async with _events(launch, notice, None):
+        async with _events(launch, t0_ns, notice, None):
             await self._launcher.follow(launch, check)
         return self._delivered(launch, check, machine, prepared, t0_ns)
 
@@ -260,7 +260,7 @@ class Ec2Fleet:
         """Start a machine that hibernates; once sshd serves, hand it over as one that runs."""
         launch = self._launcher.launch(way, prepared, spec, slot)
         try:
-            async with _events(launch, notice, None):
+            async with _events(launch, t0_ns, notice, None):
                 await launch.start()
                 found = await launch.while_it_lives(launch.version_line())
                 found.sock.close()
@@ -289,7 +289,7 @@ class Ec2Fleet:
         spec = dataclasses.replace(spec, extra_tags=tags, market=machine.market)
         launch = self._launcher.launch(technique, prepared, spec, PoolSlot())
         check = PublicKeyQuery(prepared.username, key)
-        async with _events(launch, notice, named):
+        async with _events(launch, t0_ns, notice, named):
             await self._launcher.follow(launch, check)
         return self._delivered(launch, check, machine, prepared, t0_ns)
 
@@ -442,9 +442,11 @@ def _timing(timeline: Timeline, shift_ms: float = 0.0) -> Timing:
 
 
 @asynccontextmanager
-async def _events(launch: Launch, notice: Notice, named: Named | None) -> AsyncIterator[None]:
-    """While the block runs, tell of the launch's marks as they come."""
-    task = asyncio.create_task(_report(launch, notice, named))
+async def _events(
+    launch: Launch, t0_ns: int, notice: Notice, named: Named | None
+) -> AsyncIterator[None]:
+    """While the block runs, tell of the launch's marks as they come, in ms from ``t0_ns``."""
+    task = asyncio.create_task(_report(launch, t0_ns, notice, named))
     try:
         yield
     finally:
@@ -452,7 +454,7 @@ async def _events(launch: Launch, notice: Notice, named: Named | None) -> AsyncI
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _report(launch: Launch, notice: Notice, named: Named | None) -> None:
+async def _report(launch: Launch, t0_ns: int, notice: Notice, named: Named | None) -> None:
     steps = [
         (MarkName.T1, EventKind.LAUNCHED, "t1_ms"),
         (MarkName.T2, EventKind.RUNNING, "t2_ms"),
@@ -464,7 +466,8 @@ async def _report(launch: Launch, notice: Notice, named: Named | None) -> None:
             if mark in told or mark not in launch.timeline.marks:
                 continue
             told.add(mark)
-            data: dict[str, Any] = {field: launch.timeline.marks[mark].ms, "instance_id": launch.instance_id}
+            at_ms = round(launch.timeline.marks[mark].ms + _shift_ms(launch, t0_ns), 3)
+            data: dict[str, Any] = {field: at_ms, "instance_id": launch.instance_id}
             if launch.address:
                 data["address"] = launch.address
             if mark is MarkName.T1 and named is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
 from instant_env import __version__
@@ -177,6 +177,9 @@ class Engine:
         context.metrics.observe(await self._pools.views(), leases, context.now())
 
     # operations
+
+    def now(self) -> datetime:
+        return self._context.now()
 
     async def authenticate(self, secret: str) -> Token:
         context = self._context

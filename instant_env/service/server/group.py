@@ -1,0 +1,94 @@
+"""The one security group of a service's machines: SSH from configured networks only."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from botocore.exceptions import ClientError
+
+from instant_env.cloud.network import caller_cidr, vpc_of
+from instant_env.cloud.session import Cloud, cloud_error, error_code
+from instant_env.cloud.tags import Role, project_filter, tag_specifications
+from instant_env.errors import UsageError
+
+if TYPE_CHECKING:
+    from mypy_boto3_ec2.type_defs import IpPermissionTypeDef
+
+#: A network with fewer fixed bits than these holds strangers (a provider's whole range, or everybody).
+_WIDE_V4, _WIDE_V6 = 16, 32
+
+
+def check_cidrs(cidrs: Sequence[str], *, open_wide: bool) -> None:
+    """Raises UsageError for what is no network, and for a wide one unless ``open_wide``."""
+    for cidr in cidrs:
+        try:
+            network = ipaddress.ip_network(cidr)
+        except ValueError as error:
+            raise UsageError(
+                f"service: ssh_cidrs: {cidr} is not a network: {error}", hint="for example: 203.0.113.7/32"
+            ) from error
+        wide = network.prefixlen < (_WIDE_V4 if network.version == 4 else _WIDE_V6)
+        if wide and not open_wide:
+            raise UsageError(
+                f"service: ssh_cidrs: {cidr} lets {network.num_addresses:,} addresses try to log in",
+                hint="name a smaller network, or start with --open-ssh",
+            )
+
+
+def ensure_group(cloud: Cloud, service_id: str, cidrs: Sequence[str] | None) -> str:
+    """The group's id; it is made when it is not there, and its rules are made to be these networks.
+
+    ``cidrs`` None is this host's own address. Raises CloudError.
+    """
+    wanted = set(cidrs) if cidrs is not None else {caller_cidr(cloud)}
+    try:
+        group_id = _find(cloud, service_id) or _make(cloud, service_id)
+        _set_rules(cloud, group_id, wanted)
+    except ClientError as error:
+        raise cloud_error(error, "preparing the service's security group") from error
+    return group_id
+
+
+def _find(cloud: Cloud, service_id: str) -> str:
+    groups = cloud.ec2.describe_security_groups(Filters=project_filter(service=service_id))["SecurityGroups"]
+    return groups[0]["GroupId"] if groups else ""
+
+
+def _make(cloud: Cloud, service_id: str) -> str:
+    name = f"instant-env-service-{service_id}"
+    return cloud.ec2.create_security_group(
+        GroupName=name,
+        Description="instant-env service: SSH to leased machines",
+        VpcId=vpc_of(cloud),
+        TagSpecifications=tag_specifications(
+            "security-group", run_id=service_id, role=Role.LEASE, name=name, extra={"service": service_id}
+        ),
+    )["GroupId"]
+
+
+def _set_rules(cloud: Cloud, group_id: str, wanted: set[str]) -> None:
+    (group,) = cloud.ec2.describe_security_groups(GroupIds=[group_id])["SecurityGroups"]
+    present: set[str] = set()
+    for permission in group.get("IpPermissions", []):
+        present |= {rule["CidrIp"] for rule in permission.get("IpRanges", []) if "CidrIp" in rule}
+        present |= {rule["CidrIpv6"] for rule in permission.get("Ipv6Ranges", []) if "CidrIpv6" in rule}
+    for cidr in sorted(present - wanted):
+        cloud.ec2.revoke_security_group_ingress(GroupId=group_id, IpPermissions=[_permission(cidr)])
+    for cidr in sorted(wanted - present):
+        try:
+            cloud.ec2.authorize_security_group_ingress(GroupId=group_id, IpPermissions=[_permission(cidr)])
+        except ClientError as error:
+            if error_code(error) != "InvalidPermission.Duplicate":
+                raise
+
+
+def _permission(cidr: str) -> IpPermissionTypeDef:
+    """SSH from one network. In the group's own port there is always 22, whatever port the host forwards."""
+    permission: IpPermissionTypeDef = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22}
+    if ipaddress.ip_network(cidr).version == 6:
+        permission["Ipv6Ranges"] = [{"CidrIpv6": cidr}]
+    else:
+        permission["IpRanges"] = [{"CidrIp": cidr}]
+    return permission

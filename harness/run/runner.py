@@ -23,6 +23,7 @@ from harness.plan import planning, prices
 from harness.plan.experiment import Cell, Experiment
 from harness.plan.planning import Plan, Planner
 from harness.results_file import SCHEMA_VERSION, ResultFile, Row, read_rows
+from harness.run import estimates
 from harness.run.lag import short_pauses
 from harness.run.row import progress_line
 from harness.run.scheduler import Access, AttemptScheduler, end_leftovers, fillings_as_json
@@ -246,6 +247,7 @@ class Run:
                 metadata.write(metadata_path, about | ended | _total(about["sessions"], scheduler))
         # Of a resumed run, also those from before.
         rows = tuple(read_rows(csv_path)) if self.plan.csv_path else tuple(scheduler.rows)
+        estimates.record(self.cloud, rows, run=csv_path.name)
         return BenchResult(
             csv_path,
             metadata_path,

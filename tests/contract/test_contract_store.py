@@ -270,9 +270,9 @@ def test_the_price_of_the_service_counts_what_lives_once(store: Store) -> None:
     assert store.spending(ME.id).service_usd_per_hour == pytest.approx(0.1)
     launched = admit(store, cold(usd_per_hour=0.2), limits=limits).lease
     assert store.spending(ME.id).service_usd_per_hour == pytest.approx(0.3)
-    store.add_machine(
-        ready_machine(state=MachineState.LEASED, pool=None, lease_id=launched.id, usd_per_hour=0.2)
-    )
+    machine = ready_machine(state=MachineState.LEASED, pool=None, lease_id=launched.id, usd_per_hour=0.2)
+    store.add_machine(machine)
+    store.change_lease(replace(launched, machine_id=machine.id), now=NOW)
     assert store.spending(ME.id).service_usd_per_hour == pytest.approx(0.3)
     with pytest.raises(QuotaExceeded) as refusal:
         admit(store, cold(usd_per_hour=0.1), who=token("other"), limits=limits)
@@ -282,10 +282,7 @@ def test_the_price_of_the_service_counts_what_lives_once(store: Store) -> None:
     spending = store.spending(ME.id)
     assert spending.leases == 2
     assert spending.usd_per_hour == pytest.approx(0.3)
-    # It is to get another machine, for the same price.
-    assert spending.service_usd_per_hour == pytest.approx(0.3)
-    store.change_lease(replace(pooled.lease, state=LeaseState.READY), now=NOW)
-    assert store.spending(ME.id).service_usd_per_hour == pytest.approx(0.2)
+    assert spending.service_usd_per_hour == pytest.approx(0.2)
     admit(store, cold(usd_per_hour=0.1), who=token("other"), limits=limits)
 
 
@@ -429,6 +426,31 @@ def test_what_is_terminal_stays_terminal(store: Store) -> None:
         with pytest.raises(Conflict, match="is ended"):
             store.change_lease(replace(ended, state=state), now=NOW)
     assert store.change_lease(replace(ended, detail="why"), now=NOW).detail == "why"
+
+
+@pytest.mark.parametrize("state", [LeaseState.READY, LeaseState.ENDING, LeaseState.FAILED])
+def test_a_lease_that_was_found_by_its_tags_gets_a_row_once(store: Store, state: LeaseState) -> None:
+    lease = Lease(
+        id=new_id("ls"),
+        owner=ME.id,
+        state=state,
+        request=request(),
+        created_at=NOW,
+        instance_id="i-7",
+        expires_at=later(60),
+        detail="found by its tags",
+        version=1,
+    )
+    store.adopt_lease(lease, now=later(1))
+    assert store.lease(lease.id) == lease
+    events = store.events(lease.id)
+    assert [(event.sequence, event.kind, event.at) for event in events] == [
+        (1, EventKind(state.value), later(1))
+    ]
+    changed = store.change_lease(replace(lease, detail="changed"), now=later(2))
+    store.adopt_lease(lease, now=later(3))
+    assert store.lease(lease.id) == changed
+    assert store.events(lease.id) == events
 
 
 def test_events_are_numbered_from_one_in_each_lease(store: Store) -> None:

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, func, insert, select, update
+from sqlalchemy import Connection
 
 from instant_env.service.records import (
-    LIVE,
     Candidate,
     EventKind,
     Idempotency,
@@ -18,13 +17,12 @@ from instant_env.service.records import (
     LeaseRequest,
     LeaseState,
     Machine,
-    MachineState,
     Selection,
     Source,
     Token,
     new_id,
 )
-from instant_env.service.store import schema
+from instant_env.service.store import schema, statements
 from instant_env.service.store.protocol import (
     Admission,
     IdempotencyMismatch,
@@ -33,7 +31,7 @@ from instant_env.service.store.protocol import (
     QuotaExceeded,
     Spending,
 )
-from instant_env.service.store.rows import columns_of, record_of, values_of
+from instant_env.service.store.rows import record_of, values_of
 
 #: How long an idempotency key is remembered.
 KEY_LIFE = timedelta(hours=24)
@@ -54,44 +52,12 @@ def known_lease(
     connection: Connection, token: Token, idempotency: Idempotency, now: datetime
 ) -> Lease | None:
     """The lease of an earlier request with this key. Raises IdempotencyMismatch."""
-    keys, leases = schema.idempotency_keys, schema.leases
-    row = connection.execute(
-        select(keys.c.fingerprint, *columns_of(leases, Lease))
-        .join(leases, leases.c.id == keys.c.lease_id)
-        .where(keys.c.owner == token.id, keys.c.key == idempotency.key, keys.c.created_at > now - KEY_LIFE)
-    ).one_or_none()
-    if row is None:
-        return None
-    if row[0] != idempotency.fingerprint:
-        raise IdempotencyMismatch(
-            f"the idempotency key {idempotency.key[:80]!r} was used with another request",
-            hint="make a new key for a new request; the same key only repeats the same request",
-        )
-    return Lease(*row[1:])
+    return _look_up(connection, token, idempotency, now)[1]
 
 
 def spending_of(connection: Connection, owner: str) -> Spending:
-    """What one token has, and what everything costs that lives.
-
-    A machine costs until it has ended. A lease without a machine's row costs what it will: its row comes
-    first.
-    """
-    leases, machines = schema.leases, schema.machines
-    count, usd = connection.execute(
-        select(func.count(), func.coalesce(func.sum(leases.c.usd_per_hour), 0.0)).where(
-            leases.c.owner == owner, leases.c.state.in_(LIVE)
-        )
-    ).one()
-    lives = machines.c.state != MachineState.ENDED
-    all_machines = select(func.coalesce(func.sum(machines.c.usd_per_hour), 0.0)).where(lives)
-    machine_of_lease = select(machines.c.id).where(machines.c.lease_id == leases.c.id, lives).exists()
-    without_machine = select(func.coalesce(func.sum(leases.c.usd_per_hour), 0.0)).where(
-        leases.c.state.in_((LeaseState.REQUESTED, LeaseState.PROVISIONING)), ~machine_of_lease
-    )
-    total = connection.execute(
-        select(all_machines.scalar_subquery() + without_machine.scalar_subquery())
-    ).scalar_one()
-    return Spending(leases=count, usd_per_hour=usd, service_usd_per_hour=total)
+    """What one token has, and what everything costs that lives."""
+    return Spending(*connection.execute(statements.SPENDING, {"the_owner": owner}).one())
 
 
 def admit(
@@ -105,8 +71,11 @@ def admit(
     now: datetime,
 ) -> Admission:
     """As :meth:`Store.admit`, in a transaction beside which no other admits."""
-    if idempotency and (lease := known_lease(connection, token, idempotency, now)):
-        return Admission(lease, None, replayed=True)
+    has_old_key = False
+    if idempotency:
+        has_old_key, known = _look_up(connection, token, idempotency, now)
+        if known:
+            return Admission(known, None, replayed=True)
     spending = spending_of(connection, token.id)
     if spending.leases >= limits.leases:
         raise QuotaExceeded(
@@ -126,10 +95,10 @@ def admit(
         choice,
     )
     events = [(EventKind.REQUESTED, {"technique": request.technique}), *_claimed(choice)]
-    connection.execute(insert(schema.leases).values(**values_of(lease), last_event=len(events)))
+    connection.execute(statements.NEW_LEASE, {**values_of(lease), "last_event": len(events)})
     write_events(connection, lease_id, 1, events, now)
     if idempotency:
-        _remember(connection, token, idempotency, lease_id, now)
+        _remember(connection, token, idempotency, lease_id, now, renew=has_old_key)
     return Admission(lease, choice.machine)
 
 
@@ -144,7 +113,7 @@ def write_events(connection: Connection, lease_id: str, first: int, events: Even
     if not events:
         return
     connection.execute(
-        insert(schema.events),
+        statements.NEW_EVENTS,
         [
             {"lease_id": lease_id, "sequence": first + index, "kind": kind, "at": now, "data": dict(data)}
             for index, (kind, data) in enumerate(events)
@@ -210,32 +179,16 @@ def _claim_machine(
     connection: Connection, lease_id: str, request: LeaseRequest, candidate: Candidate
 ) -> Machine | None:
     """The oldest ready machine of a pool becomes this lease's, in one statement."""
-    machines = schema.machines
-    conditions = [
-        machines.c.pool == candidate.pool,
-        machines.c.state == MachineState.READY,
-        machines.c.lease_id.is_(None),
-        machines.c.image_id == candidate.image_id,
-        machines.c.arch == request.arch,
-        machines.c.instance_type == request.instance_type,
-    ]
-    if candidate.born_after is not None:
-        conditions.append(machines.c.created_at > candidate.born_after)
-    # Two claims at once take two machines where rows can be locked; SQLite leaves the clause out, and has one
-    # writer at a time.
-    oldest = (
-        select(machines.c.id)
-        .where(and_(*conditions))
-        .order_by(machines.c.created_at, machines.c.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
     row = connection.execute(
-        update(machines)
-        .where(machines.c.id == oldest)
-        .values(state=MachineState.LEASED, lease_id=lease_id, version=machines.c.version + 1)
-        .returning(*columns_of(machines, Machine))
+        statements.CLAIM,
+        {
+            "the_lease": lease_id,
+            "the_pool": candidate.pool,
+            "the_image": candidate.image_id,
+            "the_arch": request.arch,
+            "the_type": request.instance_type,
+            "the_birth": candidate.born_after or schema.EPOCH,
+        },
     ).one_or_none()
     return None if row is None else record_of(Machine, row)
 
@@ -275,18 +228,38 @@ def _alternative(candidate: Candidate, skipped: str) -> dict[str, Any]:
     }
 
 
-def _remember(
-    connection: Connection, token: Token, idempotency: Idempotency, lease_id: str, now: datetime
-) -> None:
-    """Keep the key; one that was there is over its time, or :func:`known_lease` would have answered."""
-    keys = schema.idempotency_keys
-    connection.execute(delete(keys).where(keys.c.owner == token.id, keys.c.key == idempotency.key))
-    connection.execute(
-        insert(keys).values(
-            owner=token.id,
-            key=idempotency.key,
-            fingerprint=idempotency.fingerprint,
-            lease_id=lease_id,
-            created_at=now,
+def _look_up(
+    connection: Connection, token: Token, idempotency: Idempotency, now: datetime
+) -> tuple[bool, Lease | None]:
+    """Whether the token has the key, which may be over its time, and the lease of one that is not."""
+    row = connection.execute(
+        statements.KEY, {"the_owner": token.id, "the_key": idempotency.key}
+    ).one_or_none()
+    if row is None:
+        return False, None
+    created_at, fingerprint, *columns = row
+    if created_at <= now - KEY_LIFE:
+        return True, None
+    if fingerprint != idempotency.fingerprint:
+        raise IdempotencyMismatch(
+            f"the idempotency key {idempotency.key[:80]!r} was used with another request",
+            hint="make a new key for a new request; the same key only repeats the same request",
         )
-    )
+    return True, Lease(*columns)
+
+
+def _remember(
+    connection: Connection,
+    token: Token,
+    idempotency: Idempotency,
+    lease_id: str,
+    now: datetime,
+    *,
+    renew: bool,
+) -> None:
+    values = {"fingerprint": idempotency.fingerprint, "lease_id": lease_id, "created_at": now}
+    if renew:
+        row = {"the_owner": token.id, "the_key": idempotency.key}
+        connection.execute(statements.RENEW_KEY, {**row, **values})
+    else:
+        connection.execute(statements.NEW_KEY, {"owner": token.id, "key": idempotency.key, **values})

@@ -46,13 +46,13 @@ from instant_env.service.records import (
 #: The newest of migrations/versions.
 REVISION = "0001"
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
 def microseconds(value: datetime) -> int:
     """Since 1970. Raises TypeError for a datetime without a time zone."""
-    return (value - _EPOCH) // _MICROSECOND
+    return (value - EPOCH) // _MICROSECOND
 
 
 class Instant(TypeDecorator[datetime]):
@@ -65,7 +65,7 @@ class Instant(TypeDecorator[datetime]):
         return None if value is None else microseconds(value)
 
     def process_result_value(self, value: int | None, _dialect: Dialect) -> datetime | None:
-        return None if value is None else _EPOCH + value * _MICROSECOND
+        return None if value is None else EPOCH + value * _MICROSECOND
 
 
 class Word(TypeDecorator[StrEnum]):
@@ -247,7 +247,9 @@ leases = Table(
     Column("last_event", Integer, nullable=False),
     Index("leases_by_time", "created_at", "id"),
     Index("leases_by_owner", "owner", "created_at", "id"),
-    Index("leases_by_state", "state", "owner"),
+    # With all columns that limits look at, so that the rows are not read.
+    Index("leases_by_use", "owner", "state", "usd_per_hour"),
+    Index("leases_by_state", "state", "machine_id", "usd_per_hour"),
 )
 
 events = Table(
@@ -301,7 +303,7 @@ machines = Table(
     UniqueConstraint("instance_id", name="machines_instance_id"),
     UniqueConstraint("client_token", name="machines_client_token"),
     Index("machines_by_pool", "pool", "state", "created_at", "id"),
-    Index("machines_by_state", "state"),
+    Index("machines_by_state", "state", "usd_per_hour"),
     Index("machines_by_lease", "lease_id"),
 )
 

@@ -29,7 +29,7 @@ from instant_env.service.records import (
     PoolControl,
     Token,
 )
-from instant_env.service.store import admission, schema
+from instant_env.service.store import admission, schema, statements
 from instant_env.service.store.protocol import Admission, Conflict, Limits, Spending, StoreError
 from instant_env.service.store.rows import (
     columns_of,
@@ -57,22 +57,22 @@ class SqlStore:
 
     def __init__(self, engine: Engine, name: str) -> None:
         """``name`` is what errors call the store."""
-        self._engine = engine
+        self.engine = engine
         self.name = name
 
     def close(self) -> None:
-        self._engine.dispose()
+        self.engine.dispose()
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """One transaction that only reads: it sees one state of the store."""
-        with self._failures(), self._engine.begin() as connection:
+        with self._failures(), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """One transaction that writes."""
-        with self._failures(), self._engine.begin() as connection:
+        with self._failures(), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
@@ -106,11 +106,8 @@ class SqlStore:
             connection.execute(insert(schema.tokens).values(**values_of(token)))
 
     def token_by_hash(self, sha256: str) -> Token | None:
-        table = schema.tokens
         with self.reading() as connection:
-            row = connection.execute(
-                select(*columns_of(table, Token)).where(table.c.sha256 == sha256)
-            ).one_or_none()
+            row = connection.execute(statements.TOKEN_BY_HASH, {"the_hash": sha256}).one_or_none()
         return None if row is None else record_of(Token, row)
 
     def tokens(self) -> list[Token]:
@@ -211,18 +208,13 @@ class SqlStore:
         with self.writing() as connection:
             if _lease(connection, lease.id) is not None:
                 return
-            connection.execute(insert(schema.leases).values(**values_of(lease), last_event=1))
+            connection.execute(statements.NEW_LEASE, {**values_of(lease), "last_event": 1})
             event = (EventKind(lease.state.value), {"detail": lease.detail})
             admission.write_events(connection, lease.id, 1, [event], now)
 
     def events(self, lease_id: str, *, after: int = 0) -> list[Event]:
-        table = schema.events
         with self.reading() as connection:
-            rows = connection.execute(
-                select(*columns_of(table, Event))
-                .where(table.c.lease_id == lease_id, table.c.sequence > after)
-                .order_by(table.c.sequence)
-            )
+            rows = connection.execute(statements.EVENTS_AFTER, {"the_id": lease_id, "the_sequence": after})
             return [record_of(Event, row) for row in rows]
 
     def live_leases(self) -> list[Lease]:
@@ -247,14 +239,11 @@ class SqlStore:
 
     def add_machine(self, machine: Machine) -> None:
         with self.writing() as connection:
-            connection.execute(insert(schema.machines).values(**values_of(machine)))
+            connection.execute(statements.NEW_MACHINE, values_of(machine))
 
     def machine(self, machine_id: str) -> Machine | None:
-        table = schema.machines
         with self.reading() as connection:
-            row = connection.execute(
-                select(*columns_of(table, Machine)).where(table.c.id == machine_id)
-            ).one_or_none()
+            row = connection.execute(statements.MACHINE, {"the_id": machine_id}).one_or_none()
         return None if row is None else record_of(Machine, row)
 
     def change_machine(self, machine: Machine) -> Machine:
@@ -262,14 +251,14 @@ class SqlStore:
         changed = replace(machine, version=machine.version + 1)
         with self.writing() as connection:
             changes = connection.execute(
-                update(table)
-                .where(
-                    table.c.id == machine.id,
-                    table.c.version == machine.version,
-                    table.c.state.in_(_BEFORE[machine.state]),
-                    table.c.lease_id.is_(None) | (table.c.lease_id == machine.lease_id),
-                )
-                .values(**values_of(changed))
+                statements.CHANGE_MACHINE,
+                {
+                    **values_of(changed),
+                    "the_id": machine.id,
+                    "the_version": machine.version,
+                    "the_states": _BEFORE[machine.state],
+                    "the_lease": machine.lease_id,
+                },
             )
             if changes.rowcount != 1:
                 row = connection.execute(
@@ -360,8 +349,7 @@ class SqlStore:
 
 
 def _lease(connection: Connection, lease_id: str) -> Lease | None:
-    table = schema.leases
-    row = connection.execute(select(*columns_of(table, Lease)).where(table.c.id == lease_id)).one_or_none()
+    row = connection.execute(statements.LEASE, {"the_id": lease_id}).one_or_none()
     return None if row is None else record_of(Lease, row)
 
 
@@ -371,18 +359,17 @@ def _write_lease(
     events: Sequence[tuple[EventKind, Mapping[str, Any]]],
     now: datetime,
 ) -> Lease:
-    """Over the row of the same version, which also counts the events and is locked until the end of the
-    transaction."""
     table = schema.leases
     changed = replace(lease, version=lease.version + 1)
-    conditions = [table.c.id == lease.id, table.c.version == lease.version]
-    if not lease.state.is_terminal:
-        conditions.append(table.c.state.in_(LIVE))
     row = connection.execute(
-        update(table)
-        .where(*conditions)
-        .values(**values_of(changed), last_event=table.c.last_event + len(events))
-        .returning(table.c.last_event)
+        statements.CHANGE_LEASE,
+        {
+            **values_of(changed),
+            "the_id": lease.id,
+            "the_version": lease.version,
+            "the_states": tuple(LeaseState) if lease.state.is_terminal else LIVE,
+            "the_events": len(events),
+        },
     ).one_or_none()
     if row is None:
         present = connection.execute(

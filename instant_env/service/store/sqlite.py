@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -79,15 +80,15 @@ class SqliteStore(SqlStore):
 
     def _bring_up_to_date(self) -> None:
         with self.reading() as connection:
-            revision = migrate.revision_of(connection)
+            revision = migrate.revision_of(connection, self.name)
         if revision == schema.REVISION:
             return
         if revision is not None:
-            migrate.check_known(revision)
+            migrate.check_known(revision, self.name)
             back_up(self.path, self.path.with_name(f"{self.path.name}.{revision}.bak"))
         with self.writing() as connection:
             # Another process may have done it in between.
-            if migrate.revision_of(connection) != schema.REVISION:
+            if migrate.revision_of(connection, self.name) != schema.REVISION:
                 migrate.upgrade(connection)
 
 
@@ -112,6 +113,38 @@ def back_up(path_from: Path, path_to: Path) -> None:
         raise StoreError(
             f"the store {path_from} cannot be copied to {path_to}: {error}", hint="look at the disk"
         ) from error
+
+
+def restore(copy: Path, path: Path) -> Path | None:
+    """Put a copy in the place of a store that no service uses; returns where the old one is kept, if there
+    was one.
+
+    Raises StoreError: a service has the store, or the copy is none that this program can open.
+    """
+    if not copy.is_file():
+        raise StoreError(f"there is no store {copy}", hint="name a file that a back-up wrote")
+    _make_private(path)
+    lock = ServiceLock.take(path, "")
+    try:
+        # The copy is looked at and upgraded beside the store, so that the store is replaced by what opens.
+        with replacing(path) as temporary:
+            back_up(copy, temporary)
+            try:
+                SqliteStore.open(temporary).close()
+            except StoreError as error:
+                raise StoreError(f"{copy} cannot be restored: {error}", hint=error.hint) from error
+            for leftover in path.parent.glob(f"{temporary.name}.*.bak"):
+                leftover.unlink()
+            aside = None
+            if path.stat().st_size:
+                aside = path.with_name(f"{path.name}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}.old")
+                back_up(path, aside)
+            # A log of the old file would be played into the new one.
+            for suffix in ("-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+        return aside
+    finally:
+        lock.release()
 
 
 def _engine(path: Path) -> Engine:

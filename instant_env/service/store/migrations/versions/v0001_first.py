@@ -57,7 +57,8 @@ def upgrade() -> None:
     )
     op.create_index("leases_by_time", "leases", ["created_at", "id"])
     op.create_index("leases_by_owner", "leases", ["owner", "created_at", "id"])
-    op.create_index("leases_by_state", "leases", ["state", "owner"])
+    op.create_index("leases_by_use", "leases", ["owner", "state", "usd_per_hour"])
+    op.create_index("leases_by_state", "leases", ["state", "machine_id", "usd_per_hour"])
     op.create_table(
         "events",
         sa.Column("lease_id", sa.Text, sa.ForeignKey("leases.id", name="events_of_lease"), primary_key=True),
@@ -132,5 +133,5 @@ def _create_machines() -> None:
         sa.UniqueConstraint("client_token", name="machines_client_token"),
     )
     op.create_index("machines_by_pool", "machines", ["pool", "state", "created_at", "id"])
-    op.create_index("machines_by_state", "machines", ["state"])
+    op.create_index("machines_by_state", "machines", ["state", "usd_per_hour"])
     op.create_index("machines_by_lease", "machines", ["lease_id"])

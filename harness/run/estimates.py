@@ -23,7 +23,7 @@ def of_rows(rows: Sequence[Row], *, cloud: str, run: str) -> list[Estimate]:
     launched without an experiment's variations. A way of getting machines counts under its own name,
     whatever image it had: ``custom-init+warm-running`` is ``warm-running``."""
     times: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
-    first = {}
+    first: dict[tuple[str, str, str], str] = {}
     for row in rows:
         if row.outcome == Outcome.OK and row.t4_ms is not None and not row.variant:
             key = (row.technique.rpartition("+")[2], row.arch, row.instance_type)

@@ -108,7 +108,7 @@ def test_baking_needs_all_that_its_policy_allows_and_nothing_else(
 
 def test_policies_are_iam_documents() -> None:
     names = {path.stem for path in Path(POLICIES).glob("*.json")}
-    assert {"bake", "bench", "builder-role", "clean"} <= names
+    assert {"bake", "bench", "builder-role", "clean", "service"} <= names
     for name in names:
         policy = json.loads((POLICIES / f"{name}.json").read_text())
         assert policy["Version"] == "2012-10-17"
@@ -164,6 +164,32 @@ def test_a_race_in_a_cloud_stays_within_its_policy(tmp_path: Path) -> None:
     assert recorder.actions - allowed("bench") == set()
 
 
+#: The service's own calls, and those of the launching core that its techniques come to.
+SERVICE_SOURCES = (
+    "instant_env/service/**/*.py", "instant_env/launch/*.py",
+    *(f"instant_env/launch/techniques/{name}.py" for name in (
+        "base", "cold", "warm_running", "warm_stopped", "warm_hibernated",
+    )),
+    *(f"instant_env/cloud/{name}.py" for name in ("handover", "images", "instances", "prices")),
+)  # fmt: skip
+#: Calls in those modules that only a bake, a race or a clean comes to.
+NOT_OF_SERVICE = {
+    "delete_snapshot", "delete_tags", "deregister_image", "describe_instance_type_offerings",
+    "describe_snapshots",
+}  # fmt: skip
+#: What the service needs of cloud/network.py, which other verbs use for more.
+NETWORK_OF_SERVICE = {"describe_subnets", "describe_vpcs"}
+
+
+def test_the_service_needs_all_that_its_policy_allows_and_nothing_else() -> None:
+    """By what the sources call; the calls of a lease's life are recorded in test_ec2_fleet.py."""
+    policy = allowed("service")
+    methods = {xform_name(action.partition(":")[2]) for action in policy - IMPLIED | {"ec2:CreateTags"}}
+    called = called_in(*SERVICE_SOURCES) - NOT_OF_SERVICE | NETWORK_OF_SERVICE
+    assert called - methods == set(), "called, and not allowed"
+    assert methods - called == set(), "allowed, and not called"
+
+
 #: What `clean` looks with, and what it removes with, that is in modules of other verbs as well.
 CLEAN_SOURCES = tuple(
     f"instant_env/cloud/{name}.py" for name in ("holds", "janitor", "references", "removal")
@@ -193,7 +219,9 @@ def test_cleaning_stays_within_its_policy_and_the_policy_within_the_sources(bake
 
 def test_what_changes_or_removes_goes_by_our_tag() -> None:
     """Whatever a policy lets change or remove has to carry our tag, except what names the latest image."""
-    policies = [json.loads((POLICIES / f"{name}.json").read_text()) for name in ("bake", "bench", "clean")]
+    policies = [
+        json.loads((POLICIES / f"{name}.json").read_text()) for name in ("bake", "bench", "clean", "service")
+    ]
     for statement in [statement for policy in policies for statement in policy["Statement"]]:
         actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
         if any(

@@ -124,9 +124,23 @@ class Settings(BaseModel):
     local_egress: bool = Field(
         default=True, description="machines of localec2 reach the internet, as the security groups say"
     )
+    service_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/]+/?$",
+        description="where `invoke lease.new` and its sisters find the service; default: the one that "
+        "`invoke serve` started here",
+    )
+    service_token: str | None = Field(
+        default=None, repr=False, description="token for that service; default: the one that serve wrote"
+    )
     service: ServiceSettings = Field(
         default_factory=ServiceSettings, description="pools and limits of `invoke serve`"
     )
+
+    @property
+    def service_dir(self) -> Path:
+        """What `invoke serve` keeps: the store, its address and a token for clients on this host."""
+        return self.state_dir / "service"
 
     @property
     def local_dir(self) -> Path:

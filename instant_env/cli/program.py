@@ -18,8 +18,10 @@ from instant_env.cli.bench_tasks import bench, compare, report
 from instant_env.cli.fault_tasks import fault
 from instant_env.cli.host_tasks import doctor, setup, teardown
 from instant_env.cli.image_tasks import amis, bake, clean, init_build, publish, recipe_show, recipes
+from instant_env.cli.lease_tasks import lease
 from instant_env.cli.local_tasks import down, env, status, up
 from instant_env.cli.serve_tasks import serve
+from instant_env.cli.token_tasks import token
 from instant_env.cli.verb import as_called
 
 _local = Collection("local", up, down, status, env)
@@ -29,6 +31,8 @@ namespace = Collection(
 )
 namespace.add_collection(Collection("init", init_build))
 namespace.add_collection(Collection("recipe", recipe_show))
+namespace.add_collection(lease)
+namespace.add_collection(token)
 
 
 def end_with_the_reader(program: str) -> None:

@@ -116,7 +116,7 @@ class Reporter:
 #: How texts name commands, those of modules below this one too: as one calls them in a checkout.
 _COMMAND = re.compile(
     r"\binvoke (?=(amis|bake|bench|clean|compare|doctor|publish|recipes|report|serve|setup|teardown)\b"
-    r"|(init|local|recipe)\.[a-z])"
+    r"|(init|lease|local|recipe|token)\.[a-z])"
 )
 
 

@@ -22,8 +22,9 @@ from instant_env.settings import ROOT
 INVOKE = Path(sys.executable).parent / "invoke"
 VERBS = (
     "amis", "bake", "bench", "clean", "compare", "doctor", "init.build",
+    "lease.end", "lease.extend", "lease.list", "lease.new", "lease.show", "lease.ssh",
     "local.down", "local.env", "local.status", "local.up", "publish", "recipe.show", "recipes", "report",
-    "setup", "teardown",
+    "setup", "teardown", "token.list", "token.new", "token.revoke",
     *(f"local.fault.{name}" for name in (
         "clear", "delay", "disk", "drop", "error", "freeze", "imds", "kill", "list", "network", "unknown",
         "unplugged",

@@ -90,7 +90,7 @@ async def retire(web: App, token: Caller, name: PoolName, machine_id: MachineId)
 )
 async def quota(web: App, token: Caller) -> Response:
     view = await web.operations.quota(token)
-    return answers.json_response(answers.quota_answer(view, web.operations.server_facts().get("ttl", {})))
+    return answers.json_response(answers.quota_answer(view, web.operations.server_facts()))
 
 
 @router.get(

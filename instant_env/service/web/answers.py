@@ -209,7 +209,7 @@ class QuotaAnswer(_Answer):
     service_usd_per_hour: float
     instance_types: list[str]
     requests_per_minute: int
-    ttl: dict[str, Any] = Field(description="limits of a lease's time, in seconds")
+    ttl: dict[str, int] = Field(description="limits of a lease's time, in seconds")
 
 
 class TokenAnswer(_Answer):
@@ -351,11 +351,13 @@ def techniques_answer(
     )
 
 
-def quota_answer(quota: ops.QuotaView, ttl: Mapping[str, Any]) -> QuotaAnswer:
+_TTL_FACTS = ("ttl_s", "min_ttl_s", "max_ttl_s", "max_lifetime_s")
+
+
+def quota_answer(quota: ops.QuotaView, facts: Mapping[str, Any]) -> QuotaAnswer:
+    ttl = {name: facts[name] for name in _TTL_FACTS}
     fields = {name: getattr(quota, name) for name in quota.__dataclass_fields__}
-    return QuotaAnswer.model_validate(
-        {**fields, "instance_types": list(quota.instance_types), "ttl": dict(ttl)}
-    )
+    return QuotaAnswer.model_validate({**fields, "instance_types": list(quota.instance_types), "ttl": ttl})
 
 
 def json_response(answer: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -459,9 +459,9 @@ class FakeOperations:
     def server_facts(self) -> Mapping[str, Any]:
         return {
             "cloud": "local", "region": "us-east-1", "version": "0.0.0", "ssh_port": 2222,
-            "ttl": {"default_s": self.settings.ttl_s, "min_s": self.settings.min_ttl_s,
-                    "max_s": self.settings.max_ttl_s, "max_lifetime_s": self.settings.max_lifetime_s},
-            "techniques": list(TECHNIQUES),
+            "arch": "x86_64", "instance_types": ["m7i.large"], "techniques": [AUTO, *TECHNIQUES],
+            "ttl_s": self.settings.ttl_s, "min_ttl_s": self.settings.min_ttl_s,
+            "max_ttl_s": self.settings.max_ttl_s, "max_lifetime_s": self.settings.max_lifetime_s,
         }  # fmt: skip
 
 

@@ -114,10 +114,8 @@ def end_lost_machines(layout: Layout, store: RecordStore) -> set[str]:
     Both the sockets that records name and all that lie in the runtime directory: a machine can be started a
     moment before its server dies.
     """
-    sockets = {layout.runtime() / path.name for path in layout.runtime().glob("*.qmp")}
-    sockets |= {
-        layout.runtime().parent.joinpath(r.qmp_socket) for r in store.load_all(InstanceRecord) if r.qmp_socket
-    }
+    sockets = set(layout.runtime.glob("*.qmp")) if layout.has_runtime() else set()
+    sockets |= {layout.runtime.parent / r.qmp_socket for r in store.load_all(InstanceRecord) if r.qmp_socket}
     ended = set()
     for socket in sockets:
         if end_lost(socket):
@@ -127,8 +125,7 @@ def end_lost_machines(layout: Layout, store: RecordStore) -> set[str]:
     if layout.journal.exists():  # the server died while it was at something
         time.sleep(_FORK_S)
         ended |= end_processes(layout)
-    for path in layout.runtime().iterdir():  # we hold the directory's lock: nobody alive has them
-        path.unlink(missing_ok=True)
+    layout.remove_runtime()  # we hold the state directory's lock: nobody alive has them
     return ended
 
 

@@ -150,6 +150,7 @@ def down(settings: Settings, *, force: bool = False) -> bool:
     try:
         endpoint = _running(settings)
         if endpoint is None:
+            _remove_leftovers(_layout(settings))
             return False
         _end(endpoint)
     except LocalEc2Error:
@@ -158,6 +159,17 @@ def down(settings: Settings, *, force: bool = False) -> bool:
             raise
         hung.kill(layout, pid)
     return True
+
+
+def _remove_leftovers(layout: Layout) -> None:
+    """Remove what a server left outside of its state directory when it was killed."""
+    if not layout.runtime.exists():
+        return
+    # A server that starts meanwhile is about to use it.
+    starting = _start_lock(layout.start_lock) if layout.state_dir.is_dir() else contextlib.nullcontext()
+    with starting:
+        if not hung.is_locked(layout.server_lock):
+            layout.remove_empty_runtime()
 
 
 def _end(endpoint: Endpoint) -> None:

@@ -62,6 +62,7 @@ class MachineBuilder:
         if not variables.exists():
             with replacing(variables) as temporary:
                 disks.copy_sparse(platform.firmware_variables, temporary)
+        layout.make_runtime()
         instance.qmp_socket = str(layout.qmp_socket(instance.id))
         nics = self.connect(instance)
         vcpus, memory_mib = machine_size(instance.instance_type)

@@ -117,22 +117,37 @@ class Layout:
         """Directory of an instance's console, firmware variables and metadata (made when missing)."""
         return _private(self.instances / instance_id)
 
+    @property
     def runtime(self) -> Path:
         """The directory of sockets: the same for every server of this state directory."""
-        return _private(Path("/tmp", self.runtime_name()))  # noqa: S108 - owner and mode are checked
-
-    def runtime_name(self) -> str:
-        """The name of that directory, which need not be there."""
         digest = hashlib.sha256(str(self.state_dir).encode()).hexdigest()
-        return f"instant-env-{digest[:10]}-{os.getuid()}"
+        name = f"instant-env-{digest[:10]}-{os.getuid()}"
+        return Path("/tmp", name)  # noqa: S108 - owner and mode are checked before it is used
+
+    def make_runtime(self) -> None:
+        """Make that directory, for a machine that is about to start. Raises LayoutError."""
+        _private(self.runtime)
+
+    def has_runtime(self) -> bool:
+        """Whether it is there. Raises LayoutError for one that is not this user's."""
+        if not os.path.lexists(self.runtime):
+            return False
+        _private(self.runtime)
+        return True
 
     def remove_runtime(self) -> None:
-        """Remove that directory, when all machines and the network are gone."""
-        directory = self.runtime()
-        with contextlib.suppress(OSError):  # somebody's file in it: it stays
-            for path in directory.iterdir():
+        """Remove that directory and its sockets, when all machines and the network are gone."""
+        if not self.has_runtime():
+            return
+        with contextlib.suppress(OSError):  # somebody's directory in it: it stays
+            for path in self.runtime.iterdir():
                 path.unlink(missing_ok=True)
-            directory.rmdir()
+            self.runtime.rmdir()
+
+    def remove_empty_runtime(self) -> None:
+        """Remove that directory unless there is something in it: a machine that outlived its server."""
+        with contextlib.suppress(OSError):
+            self.runtime.rmdir()
 
     def qmp_socket(self, instance_id: str) -> Path:
         return self._socket(f"{instance_id}.qmp")
@@ -142,7 +157,7 @@ class Layout:
         return self._socket(f"{interface_id}.nic")
 
     def _socket(self, name: str) -> Path:
-        path = self.runtime() / name
+        path = self.runtime / name
         if len(str(path)) > MAX_SOCKET_PATH:
             raise LayoutError(f"socket path too long: {path}")
         return path

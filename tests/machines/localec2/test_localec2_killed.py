@@ -71,7 +71,7 @@ def assert_nothing_lies_around(cloud: LocalCloud) -> None:
     layout = layout_of(cloud)
     assert list(layout.state_dir.rglob("*.part")) == []
     assert [path for path in layout.state_dir.rglob(".*") if path.is_file()] == []
-    assert list(layout.runtime().glob("*.qmp")) == []
+    assert list(layout.runtime.glob("*.qmp")) == []
 
 
 def clean(cloud: LocalCloud, keep: int = 0) -> dict[str, Any]:

@@ -214,7 +214,7 @@ def test_a_record_cannot_leave_its_directory(tmp_path: Path) -> None:
 def test_sockets_of_deep_directories_are_short(tmp_path: Path) -> None:
     deep = layout.Layout(tmp_path / ("d" * 90) / ("e" * 90))
     assert len(str(deep.qmp_socket("i-0123456789abcdef0"))) <= layout.MAX_SOCKET_PATH
-    deep.runtime().rmdir()
+    assert not deep.runtime.exists(), "naming a socket makes no directory"
 
 
 # The allow-list

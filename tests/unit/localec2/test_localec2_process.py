@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from support.localec2_cloud import LocalCloud
 from support.localec2_served import backing_of
+from support.patience import until
 
-from instant_env.localec2 import restore, starter
+from instant_env.localec2 import hung, restore, starter
 from instant_env.localec2.qemu import disks
 from instant_env.localec2.records.layout import Layout
 from instant_env.localec2.records.records import ServerRecord
@@ -45,7 +46,9 @@ def test_a_copy_is_a_stranger_and_a_hanging_server_is_one(tmp_path: Path) -> Non
     copy: Settings | None = None
     try:
         assert not open_to_others(tmp_path / "new")
-        assert not open_to_others(Layout(original.endpoint.state_dir).runtime())
+        layout = Layout(original.endpoint.state_dir)
+        layout.make_runtime()  # as its first machine does
+        assert not open_to_others(layout.runtime)
         copy = copied(original.settings, tmp_path / "copy")
         assert starter.status(copy).endpoint is None, "the copy's endpoint is the original's"
         assert not starter.down(copy)
@@ -67,8 +70,28 @@ def test_a_copy_is_a_stranger_and_a_hanging_server_is_one(tmp_path: Path) -> Non
             starter.down(copy, force=True)
         starter.down(original.settings)
     for settings in (original.settings, copy):
-        name = Layout(settings.local_dir).runtime_name()
-        assert not Path("/tmp", name).exists()  # noqa: S108 - where it was
+        assert not Layout(settings.local_dir).runtime.exists()
+
+
+@pytest.mark.slow
+@needs_qemu
+def test_the_directory_of_sockets_goes_with_its_server(tmp_path: Path) -> None:
+    cloud = LocalCloud(tmp_path / "state")
+    layout = Layout(cloud.endpoint.state_dir)
+    try:
+        assert not layout.runtime.exists(), "no machine was started yet"
+        layout.make_runtime()  # as the first machine does
+        os.kill(cloud.endpoint.pid, signal.SIGKILL)
+        until(lambda: not hung.is_locked(layout.server_lock))
+        socket = layout.qmp_socket("i-1")
+        socket.touch()
+        assert not starter.down(cloud.settings)
+        assert socket.exists(), "the next server finds a machine that lives on by it"
+        socket.unlink()
+        assert not starter.down(cloud.settings)
+        assert not layout.runtime.exists()
+    finally:
+        starter.down(cloud.settings)
 
 
 def home(layout: Layout) -> ServerRecord:

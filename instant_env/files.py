@@ -1,11 +1,12 @@
-"""Files that are written whole or not at all: beside their place first, then renamed over it.
+"""Files that are written whole or not at all, and locks on files.
 
-A reader sees the old content or the new, never a mixture. Nothing is fsynced: after a power cut the
-new name may hold an empty file.
+What is written goes beside its place first and is renamed over it, so that a reader sees the old content or
+the new, never a mixture. Nothing is fsynced: after a power cut the new name may hold an empty file.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -42,3 +43,16 @@ def write_json(path: Path, value: Any) -> None:
     """Replace ``path`` by a JSON document that others may read; its directory is made if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode(), _PUBLIC)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds an exclusive flock(2) on a file. Raises OSError when it cannot be read."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # Shared: two processes that look at the same moment must not take each other for the holder.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from instant_env.files import is_locked
 from instant_env.settings import Settings
 
 #: What :func:`instant_env.cloud.tags.new_run_id` makes. A tag is anybody's text, and this becomes a path.
@@ -57,16 +58,9 @@ def is_over(settings: Settings, run_id: str) -> bool:
     if not _RUN_ID.fullmatch(run_id):
         return False
     try:
-        descriptor = os.open(_path(settings, run_id), os.O_RDONLY | os.O_CLOEXEC)
+        return not is_locked(_path(settings, run_id))
     except OSError:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
 
 
 def _forget_old(directory: Path) -> None:

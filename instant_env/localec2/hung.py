@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import signal
 from pathlib import Path
 
+from instant_env import files
 from instant_env.errors import InstantEnvError
 from instant_env.localec2.records.layout import Layout
 from instant_env.localec2.records.store import RecordStore
@@ -23,20 +23,12 @@ class HungError(InstantEnvError):
     """A server cannot be ended."""
 
 
-def is_locked(path: Path) -> bool:
-    """Whether a server process is alive: it holds this lock to its end."""
+def has_server(layout: Layout) -> bool:
+    """Whether a server process of this directory is alive: it holds the lock to its end."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        return files.is_locked(layout.server_lock)
     except FileNotFoundError:
         return False
-    try:
-        # Shared: two commands that look at the same moment must not take each other for the server.
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def server_of(layout: Layout) -> int | None:
@@ -45,7 +37,7 @@ def server_of(layout: Layout) -> int | None:
     It must hold the directory's lock, be this user's, and have been started as this directory's server: a
     number in a file may be anybody's by now.
     """
-    if not is_locked(layout.server_lock):
+    if not has_server(layout):
         return None
     for directory in Path("/proc").glob("[0-9]*"):
         if _serves(directory, layout):
@@ -68,7 +60,7 @@ def kill(layout: Layout, pid: int) -> None:
     """End a server without asking it, and the machines that it leaves. Raises HungError."""
     log.warning("killing the server %d of %s", pid, layout.state_dir)
     os.kill(pid, signal.SIGKILL)
-    if not wait_until(lambda: not is_locked(layout.server_lock), KILL_TIMEOUT_S, 0.05):
+    if not wait_until(lambda: not has_server(layout), KILL_TIMEOUT_S, 0.05):
         raise HungError(
             f"localec2 (pid {pid}) does not end",
             hint="one that waits for a disk ends when that answers",

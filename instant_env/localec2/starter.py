@@ -168,7 +168,7 @@ def _remove_leftovers(layout: Layout) -> None:
     # A server that starts meanwhile is about to use it.
     starting = _start_lock(layout.start_lock) if layout.state_dir.is_dir() else contextlib.nullcontext()
     with starting:
-        if not hung.is_locked(layout.server_lock):
+        if not hung.has_server(layout):
             layout.remove_empty_runtime()
 
 
@@ -176,13 +176,13 @@ def _end(endpoint: Endpoint) -> None:
     """Ask the server to end, and wait for it."""
     # The pid is only believed because the server has just answered with our token from this state directory.
     os.kill(endpoint.pid, signal.SIGTERM)
-    lock = Layout(endpoint.state_dir).server_lock
-    if not wait_until(lambda: not hung.is_locked(lock), DOWN_TIMEOUT_S, 0.05):
+    layout = Layout(endpoint.state_dir)
+    if not wait_until(lambda: not hung.has_server(layout), DOWN_TIMEOUT_S, 0.05):
         with contextlib.suppress(ProcessLookupError):
             os.kill(endpoint.pid, signal.SIGQUIT)  # it writes where its threads are into its log
         raise LocalEc2Error(
             f"localec2 (pid {endpoint.pid}) does not end",
-            hint=f"{Layout(endpoint.state_dir).log} says why; end it: invoke local.down --force",
+            hint=f"{layout.log} says why; end it: invoke local.down --force",
         )
 
 
@@ -284,7 +284,7 @@ def session(endpoint: Endpoint) -> boto3.Session:
 
 def _lives(layout: Layout) -> bool:
     """Whether a server's process is there, and has not begun to go down."""
-    return hung.is_locked(layout.server_lock) and layout.endpoint.exists()
+    return hung.has_server(layout) and layout.endpoint.exists()
 
 
 def _running(settings: Settings) -> Endpoint | None:

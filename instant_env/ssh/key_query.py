@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import asyncssh
 
 from instant_env.public_key import PublicKey
-from instant_env.ssh.host_keys import HostKeys, mismatch, shown, trusted_by
-from instant_env.ssh.login import HandshakeFailed, KeyRefused
+from instant_env.ssh.host_keys import HostKeys, shown, trusted_by
+from instant_env.ssh.login import HandshakeFailed, KeyRefused, handshake_error
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,7 @@ class PreparedQuery:
         except Exception as error:  # whatever a peer's bytes can make of asyncssh
             self._sock.close()
             if self._half.accepted_ns is None:
-                if wrong_key := mismatch(error):
-                    raise wrong_key from error
-                raise HandshakeFailed(f"{type(error).__name__}: {error}") from error
+                raise handshake_error(error) from error
         else:
             connection.abort()
             raise HandshakeFailed("sshd lets everybody in, without a key")

@@ -69,6 +69,11 @@ def client_options(
     )
 
 
+def handshake_error(error: Exception) -> InstantEnvError:
+    """What an exception of asyncssh means that is no PermissionDenied: HostKeyMismatch or HandshakeFailed."""
+    return mismatch(error) or HandshakeFailed(f"{type(error).__name__}: {error}")
+
+
 async def authenticate(sock: socket.socket, options: asyncssh.SSHClientConnectionOptions) -> Login:
     """Run the SSH handshake and public-key authentication on ``sock``, which belongs to asyncssh from now on.
 
@@ -84,9 +89,7 @@ async def authenticate(sock: socket.socket, options: asyncssh.SSHClientConnectio
         raise
     except Exception as error:  # whatever a peer's bytes can make of asyncssh
         sock.close()
-        if wrong_key := mismatch(error):
-            raise wrong_key from error
-        raise HandshakeFailed(f"{type(error).__name__}: {error}") from error
+        raise handshake_error(error) from error
     client = connection.get_owner()
     assert isinstance(client, _Client)  # noqa: S101 - what client_factory made
     return Login(connection, client.authenticated_ns or time.monotonic_ns(), shown(connection))

@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and locks on files."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from instant_env.files import replacing, write_atomically, write_json
+from instant_env.files import is_locked, replacing, write_atomically, write_json
 
 
 def mode(path: Path) -> int:
@@ -61,3 +62,16 @@ def test_two_writers_in_one_process_do_not_share_a_name(tmp_path: Path) -> None:
         with replacing(path) as second:
             second.write_text("second")
     assert (path.read_text(), names(tmp_path)) == ("first", ["image"])
+
+
+def test_an_exclusive_lock_is_seen_and_a_look_at_it_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with pytest.raises(FileNotFoundError):
+        is_locked(path)
+    with path.open("wb") as holder:
+        assert not is_locked(path)
+        fcntl.flock(holder, fcntl.LOCK_SH)  # as another look at it does
+        assert not is_locked(path)
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        assert is_locked(path)
+    assert not is_locked(path)

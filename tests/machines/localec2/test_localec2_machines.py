@@ -90,7 +90,7 @@ def test_a_signal_that_another_thread_was_given_ends_the_server(local_cloud: Loc
     pid = local_cloud.endpoint.pid
     others = [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir() if path.name != str(pid)]
     assert ctypes.CDLL(None).tgkill(pid, others[0], signal.SIGTERM) == 0
-    until(lambda: not hung.is_locked(Layout(local_cloud.endpoint.state_dir).server_lock))
+    until(lambda: not hung.has_server(Layout(local_cloud.endpoint.state_dir)))
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def test_the_directory_of_sockets_goes_with_its_server(tmp_path: Path) -> None:
         assert not layout.runtime.exists(), "no machine was started yet"
         layout.make_runtime()  # as the first machine does
         os.kill(cloud.endpoint.pid, signal.SIGKILL)
-        until(lambda: not hung.is_locked(layout.server_lock))
+        until(lambda: not hung.has_server(layout))
         socket = layout.qmp_socket("i-1")
         socket.touch()
         assert not starter.down(cloud.settings)

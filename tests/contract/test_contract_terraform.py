@@ -1,7 +1,8 @@
 """Terraform with the AWS provider, unmodified: made, changed in place, replaced, and destroyed to nothing.
 
-The provider comes from Terraform's registry, or from the folder that INSTANT_ENV_TERRAFORM_PLUGINS names (a
-mirror, as `terraform providers mirror` makes it; here also where the test machine has one).
+The provider comes from the folder that INSTANT_ENV_TERRAFORM_PLUGINS names (a mirror, as `terraform providers
+mirror` makes it), else from where Terraform looks by itself: its usual folders (~/.terraform.d/plugins or
+/usr/local/share/terraform/plugins) and its registry.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 pytest_plugins = ("support.contract_cloud",)
 
-MIRRORS = (os.environ.get("INSTANT_ENV_TERRAFORM_PLUGINS", ""), "/opt/tf-plugins")
+#: https://developer.hashicorp.com/terraform/cli/commands/init#plugin-installation
+MIRROR = os.environ.get("INSTANT_ENV_TERRAFORM_PLUGINS", "")
 
 
 @dataclass
@@ -54,7 +56,7 @@ def configuration(contract: ContractCloud, tmp_path: Path) -> Iterator[Configura
     if shutil.which("terraform") is None:
         pytest.skip("terraform is not installed")
     shutil.copy(Path(__file__).with_name("main.tf"), tmp_path / "main.tf")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "TF_"))}
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "TF_"))}
     tags = {tag["Key"]: tag["Value"] for tag in contract.tags("instance", name="terraform")[0]["Tags"]}
     tags.pop("Name")
     variables = {
@@ -62,16 +64,16 @@ def configuration(contract: ContractCloud, tmp_path: Path) -> Iterator[Configura
         "tags": json.dumps(tags),
     }  # fmt: skip
     environment = {
-        **kept, **contract.environment(), "CHECKPOINT_DISABLE": "1", "TF_IN_AUTOMATION": "1",
+        **others, **contract.environment(), "CHECKPOINT_DISABLE": "1", "TF_IN_AUTOMATION": "1",
         **{f"TF_VAR_{name}": value for name, value in variables.items()},
     }  # fmt: skip
-    made = Configuration(tmp_path, environment)
-    mirror = next((path for path in MIRRORS if path and Path(path).is_dir()), None)
-    output = made.run("init", "-input=false", *([f"-plugin-dir={mirror}"] if mirror else []), code=None)
-    if "successfully initialized" not in output:
+    configuration = Configuration(tmp_path, environment)
+    if MIRROR:
+        configuration.run("init", "-input=false", f"-plugin-dir={MIRROR}")
+    elif "successfully initialized" not in configuration.run("init", "-input=false", code=None):
         pytest.skip("the AWS provider of Terraform is not there and cannot be fetched")
-    yield made
-    made.run("destroy", "-input=false", "-auto-approve", code=None)
+    yield configuration
+    configuration.run("destroy", "-input=false", "-auto-approve", code=None)
 
 
 @pytest.mark.slow
@@ -91,9 +93,9 @@ def test_terraform(contract: ContractCloud, configuration: Configuration) -> Non
 
     before = others()
     first = configuration.apply()
-    made = instance(first["instance_id"])
-    assert (made["State"]["Name"], made["PublicIpAddress"]) == ("running", first["address"])
-    assert made["Monitoring"]["State"] == "enabled"
+    new = instance(first["instance_id"])
+    assert (new["State"]["Name"], new["PublicIpAddress"]) == ("running", first["address"])
+    assert new["Monitoring"]["State"] == "enabled"
     rules: Any = [{"Name": "group-id", "Values": [first["group_id"]]}]
     (rule,) = ec2.describe_security_group_rules(Filters=rules)["SecurityGroupRules"]
     # The description of a rule, a tag, monitoring, and the size of a volume that is attached.

@@ -1,4 +1,4 @@
-"""The rooms of the house: imports point downwards only, and no modules import each other in a circle.
+"""Packages: imports point downwards only, and no modules import each other in a circle.
 
 docs/architecture.md draws this table. Imports for type checkers and those inside functions count as well.
 """
@@ -14,7 +14,7 @@ import pytest
 
 from instant_env.settings import ROOT
 
-#: Rooms from top to bottom. A room imports from the lines below its own, and from no other room of its line.
+#: From top to bottom. A package imports from the lines below its own, and from no other one of its line.
 LAYERS = (
     ("tasks",),
     ("cli",),
@@ -41,9 +41,9 @@ LAYERS = (
     ("ground",),
 )
 LEVELS = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-#: Rooms that are rooms of their own inside.
+#: Packages that have such lines of their own inside.
 DIVIDED = ("localec2", "harness", "service")
-#: What other rooms may import of localec2: everything else goes over HTTP.
+#: What other packages may import of localec2: everything else goes over HTTP.
 DOOR = "instant_env.localec2.starter"
 
 Graph = dict[str, set[str]]
@@ -75,7 +75,7 @@ def import_graph(root: Path) -> Graph:
 
 
 def room_of(module: str, graph: Graph) -> str:
-    """``instant_env.localec2.api.server`` is in ``localec2/api``; modules beside the rooms are the ground."""
+    """``instant_env.localec2.api.server`` is in ``localec2/api``; modules beside packages are the ground."""
     parts = module.removeprefix("instant_env.").split(".")
     packages = {name.rpartition(".")[0] for name in graph}
     if parts[0] in DIVIDED:
@@ -96,10 +96,10 @@ def arrows_back(graph: Graph) -> list[str]:
             if room != below and LEVELS[room] >= LEVELS[below]:
                 lines.append(
                     f"{module} ({room}) imports {target} ({below}), which is not below it: move what both "
-                    f"need into a room below {room}, or hand it in as an argument"
+                    f"need into a package below {room}, or hand it in as an argument"
                 )
             elif below.startswith("localec2") and not room.startswith("localec2") and target != DOOR:
-                lines.append(f"{module} imports {target}: other rooms reach localec2 through {DOOR} only")
+                lines.append(f"{module} imports {target}: other packages reach localec2 through {DOOR} only")
     return lines
 
 
@@ -119,7 +119,7 @@ def graph() -> Graph:
 
 def test_every_module_is_in_a_room(graph: Graph) -> None:
     unknown = {room_of(module, graph) for module in graph} - set(LEVELS)
-    assert not unknown, f"rooms without a place in LAYERS: {sorted(unknown)}"
+    assert not unknown, f"packages without a place in LAYERS: {sorted(unknown)}"
 
 
 def test_imports_point_downwards(graph: Graph) -> None:
@@ -152,4 +152,4 @@ def test_no_folder_has_twenty_names_to_read(folder: str) -> None:
     for directory in [ROOT / folder, *(ROOT / folder).rglob("*/")]:
         names = [path for path in directory.iterdir() if path.suffix in (".py", ".go", ".md")]
         names = [path for path in names if not path.name.endswith("_test.go") and path.name != "__init__.py"]
-        assert len(names) <= 20, f"{directory.relative_to(ROOT)} has {len(names)} files: cut it into rooms"
+        assert len(names) <= 20, f"{directory.relative_to(ROOT)} has {len(names)} files: split it up"

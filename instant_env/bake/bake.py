@@ -38,7 +38,7 @@ from instant_env.provenance import git_state
 from instant_env.settings import Settings
 from instant_env.user_data import UserData
 
-#: A builder or verifying machine older than this is nobody's. The machine's own timer uses the same.
+#: A builder or verifying machine older than this belongs to no bake. The machine's own timer uses the same.
 MACHINE_TTL_S = 3600
 #: How often the console is looked at while the seal runs.
 _CONSOLE_EVERY_S = 10.0
@@ -49,7 +49,7 @@ _TTL_UNIT = "instant-bake-ttl"
 
 @dataclass(frozen=True)
 class BakeResult:
-    """What a bake came to. ``reused`` when an AMI already held the plan."""
+    """The result of a bake. ``reused`` when an AMI already held the plan."""
 
     image: BakedImage
     reused: bool
@@ -73,7 +73,7 @@ class BakeResult:
 
 
 def check(settings: Settings, request: Request) -> tuple[Base, BakePlan]:
-    """What can be known without a cloud: recipe and base read, every script rendered, artefacts built.
+    """Check what needs no cloud: read recipe and base, render every script, build artefacts.
 
     Run before anything is started, so that a typo costs a second. The plan's base AMI is a stand-in.
     Raises UsageError, or MissingToolError when a binary cannot be built.
@@ -93,7 +93,7 @@ def check(settings: Settings, request: Request) -> tuple[Base, BakePlan]:
 def prepare(
     cloud: Cloud, settings: Settings, request: Request, progress: Progress
 ) -> tuple[BakePlan, BaseImage]:
-    """The plan against this cloud: as `check`, with the base's AMI found (made known where it is not)."""
+    """The plan for this cloud: as `check`, with the base's AMI, which is registered first if it has to be."""
     base, plan = check(settings, request)
     cloud.ensure_base(base.base, request.arch, progress)
     image = bases.find(cloud, base, request.arch, request.options.base_ami)
@@ -272,8 +272,8 @@ def _packages(builder: Machine, plan: BakePlan, log: Any) -> list[Package]:
 
 
 def _early_timer() -> str:
-    """User data by which a stock base's cloud-init ends the builder after MACHINE_TTL_S, though nobody should
-    ever come to log in. (Cloud config, https://cloudinit.readthedocs.io/en/latest/reference/examples.html.)"""
+    """User data by which a stock base's cloud-init ends the builder after MACHINE_TTL_S, even if nobody
+    ever logs in. (Cloud config, https://cloudinit.readthedocs.io/en/latest/reference/examples.html.)"""
     return "#cloud-config\n" + json.dumps({"runcmd": [_timer(_EARLY_TTL_UNIT)]}) + "\n"
 
 
@@ -285,12 +285,12 @@ def _timer(unit: str) -> list[str]:
 
 
 def _arm_timer(builder: Machine, log: Any) -> None:
-    """The builder ends itself after MACHINE_TTL_S, whatever becomes of us."""
+    """The builder ends itself after MACHINE_TTL_S, even if this process dies."""
     run_as_root(builder.connection, _timer(_TTL_UNIT), log)
 
 
 def _publish(cloud: Cloud, image: BakedImage) -> None:
-    """Point ``latest`` at the image. Only what was verified gets here."""
+    """Point ``latest`` at the image, which has been verified."""
     name = parameter_name(image.recipe, image.arch)
     try:
         cloud.ssm.put_parameter(Name=name, Value=image.id, Type="String", Overwrite=True)
@@ -305,5 +305,5 @@ def _publish(cloud: Cloud, image: BakedImage) -> None:
 
 
 def bake_in_process(settings: Settings, request: Request, progress: Progress) -> BakeResult:
-    """Bake with a connection of this process's own: see `several`."""
+    """Bake with a connection of this process's own: see :mod:`instant_env.bake.parallel`."""
     return bake(connect(settings, progress), settings, request, progress=progress)

@@ -1,7 +1,7 @@
 """Machines a bake launches: the builder, and the one that verifies.
 
-Each has its own key pair, security group and expiry, and goes whatever happens. A machine whose launch was
-cut short (Ctrl-C between the request and its answer) is found again by its tags.
+Each has its own key pair, security group and expiry, and is ended whatever happens. A machine whose launch
+was cut short (Ctrl-C between the request and its answer) is found again by its tags.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Machine:
 def machine(cloud: Cloud, order: Order, progress: Progress) -> Iterator[Machine]:
     """Launch on demand, wait for a login, yield; terminate and remove key and group on every path.
 
-    Only a failure of ours (not an interrupt) leaves them, when the order says that they are to be kept.
+    Only an InstantEnvError (not an interrupt) leaves them, and only if the order says where to keep the key.
     """
     key, run_id, role = KeyPair.generate(), order.run_id, order.role
     keep_resources = False
@@ -147,7 +147,7 @@ def machine(cloud: Cloud, order: Order, progress: Progress) -> Iterator[Machine]
 
 
 def _write_key(key: KeyPair, path: Path) -> Path:
-    """The private half, for nobody but us."""
+    """Write the private half, readable by this user only."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(key.private_openssh)

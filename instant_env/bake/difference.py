@@ -1,4 +1,4 @@
-"""What differs between two images, told from their manifests."""
+"""The differences between two images, by their manifests."""
 
 from __future__ import annotations
 

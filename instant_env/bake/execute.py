@@ -119,7 +119,7 @@ def run_as_root(
 
 
 def make_work_dir(connection: fabric.Connection, log: StepLog) -> None:
-    """A private tmpfs at WORK_DIR. /run itself may be mounted noexec, so a tmpfs of our own it is."""
+    """A private tmpfs at WORK_DIR. /run itself may be mounted noexec."""
     run_as_root(connection, ["mkdir", "-p", WORK_DIR], log)
     run_as_root(connection, ["mount", "-t", "tmpfs", "-o", "mode=0700,size=128m", "tmpfs", WORK_DIR], log)
     run_as_root(connection, ["chown", str(connection.user), WORK_DIR], log)

@@ -78,7 +78,7 @@ def forecast(
     cloud: Cloud, request: Request, plan: BakePlan, base: BaseImage, existing: BakedImage | None, *,
     builder_types: Sequence[str], ttl_s: float,
 ) -> Forecast:  # fmt: skip
-    """What the bake of this plan comes to: likely on the first of ``builder_types``, at worst on the dearest.
+    """What the bake of this plan costs: likely on the first of ``builder_types``, at worst on the dearest.
 
     ``ttl_s`` is how long its machines live at most."""
     usual_s = _last_s(cloud, plan) or _USUAL_S

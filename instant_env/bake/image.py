@@ -119,7 +119,7 @@ def _register(
 
 
 def _settled(what: str, target: str, state: Callable[[], tuple[str, T]]) -> T:
-    """Poll until the wanted state was seen several times in a row. Raises CloudError when it will not be."""
+    """Poll until the state was ``target`` several times in a row. Raises CloudError when it never will be."""
     deadline, in_a_row = time.monotonic() + _TIMEOUT_S, 0
     while time.monotonic() < deadline:
         now, value = state()
@@ -134,7 +134,7 @@ def _settled(what: str, target: str, state: Callable[[], tuple[str, T]]) -> T:
 
 
 def finish(cloud: Cloud, image: BakedImage, request: Request) -> None:
-    """What was asked for a verified image: when it is deprecated, and that it cannot be deregistered."""
+    """Apply the options for verified images: the date of deprecation, protection from deregistration."""
     options = request.options
     try:
         if options.deprecate_after_days is not None:

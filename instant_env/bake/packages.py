@@ -13,7 +13,7 @@ from instant_env.bake.recipe import Base, Family
 from instant_env.errors import InstantEnvError
 
 #: Prints a line per package: name, version, architecture, size and what one of that size counts, status.
-#: dpkg-query(1) tells Installed-Size in KiB, and also of packages of which only the configuration is left.
+#: dpkg-query(1) prints Installed-Size in KiB, also for packages of which only the configuration is left.
 LIST_COMMANDS: dict[Family, list[str]] = {
     "apt": [
         "dpkg-query", "--show", "--showformat",

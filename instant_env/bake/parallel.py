@@ -84,7 +84,7 @@ def _outcome(work: Work, settings: Settings, request: Request, progress: Progres
 
 
 def _child(work: Work, settings: Settings, request: Request, pipe: Connection) -> None:
-    """The other process. When its parent is gone it ends as by Ctrl-C, and cleans up."""
+    """The body of the other process. When its parent is gone it cleans up and ends, as after Ctrl-C."""
     is_orphan = False
 
     def progress(text: str) -> None:

@@ -46,7 +46,7 @@ class Phase(StrEnum):
 
 
 class Initramfs(StrEnum):
-    """What becomes of the base's initramfs. During a bake, making one is diverted in any case."""
+    """How a recipe treats the base's initramfs. During a bake, making one is diverted in any case."""
 
     KEEP = "keep"
     REGENERATE = "regenerate"
@@ -220,12 +220,12 @@ def _read(path: Path, model: type[Model]) -> Model:
 
 
 def recipe_names(recipes_dir: Path) -> list[str]:
-    """Recipes there are, by name."""
+    """The names of all recipes, sorted."""
     return sorted(path.parent.name for path in recipes_dir.glob("*/recipe.yml"))
 
 
 def base_names(recipes_dir: Path) -> list[str]:
-    """Bases there are, by name."""
+    """The names of all bases, sorted."""
     return sorted(path.stem for path in (recipes_dir / "bases").glob("*.yml"))
 
 

@@ -1,4 +1,4 @@
-"""What a recipe comes to for one base and architecture, as text, without a cloud, a machine or a build."""
+"""A recipe resolved for one base and architecture, as text, without a cloud, a machine or a build."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _base(base: Base, arch: Arch) -> dict[str, Any]:
 
 
 def _content(content: bytes) -> dict[str, Any]:
-    """A file's text; of one that is no text, its size and digest."""
+    """A file's text; size and digest of a binary file."""
     try:
         return {"text": content.decode()}
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""What is asked of a bake: one recipe for one architecture, and how."""
+"""The request for a bake: one recipe for one architecture, and how."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Options:
     """What all bakes of one command share.
 
     ``base_ami`` stands in for the base's own reference to its AMI (see bases.find); ``builder_types`` of any
-    architecture are tried in this order; ``given`` are the recipe's parameters as text. ``encrypt``: the
+    architecture are tried in this order; ``parameters`` are the recipe's, as text. ``encrypt``: the
     builder's root volume, and so the image, with ``kms_key_id`` or the account's default key.
     ``ssh_private``: reach machines by their private addresses, from within the VPC.
     """
@@ -99,7 +99,7 @@ class Request:
 
     @property
     def builder_types(self) -> tuple[str, ...]:
-        """Those of the types asked for that are of this architecture."""
+        """The requested types of this architecture."""
         return tuple(kind for kind in self.options.builder_types if fits(kind, self.arch))
 
     def log_path(self, settings: Settings) -> Path:
@@ -116,7 +116,7 @@ def requests(recipes: str, archs: str, options: Options) -> list[Request]:
     """One request for each of ``recipes`` and each of ``archs``, both lists with commas.
 
     Raises UsageError for an empty list of architectures, and when builder types are named but none of one of
-    them. No recipe makes one request that is in the wrong: who reads it says which recipes there are.
+    them. Without a recipe there is one request; reading it fails, with the list of recipes.
     """
     architectures = list(dict.fromkeys(Arch.parse(word) for word in split_commas(archs)))
     if not architectures:

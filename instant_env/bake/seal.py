@@ -1,15 +1,14 @@
 """The last step of every bake: forget this machine, clear free space, power off.
 
-It runs detached, because it removes the key it was started with and ends the services around it. What is
-deleted before the free space is overwritten is really gone: deleted files stay in an image's raw bytes
-otherwise (the audit reads those).
+It runs detached, because it removes the key it was started with and ends the services around it. Free
+space is overwritten, because deleted files otherwise survive in the image's raw bytes, which the audit reads.
 """
 
 from __future__ import annotations
 
 from instant_env.bake.recipe import Base
 
-#: Printed on the serial console at the very end; its absence after power-off tells that the seal failed.
+#: Printed on the serial console at the very end; its absence after power-off means that the seal failed.
 SEALED = "instant-bake: sealed"
 #: Printed when it cannot go on.
 SEAL_FAILED = "instant-bake: seal failed"

@@ -27,19 +27,19 @@ from instant_env.errors import InstantEnvError
 from instant_env.progress import Progress
 from instant_env.waiting import wait_until
 
-#: The device name asked for; Nitro and localec2 both show it as NVMe, found again by the volume's serial.
+#: The device name in the request; Nitro and localec2 show it as NVMe, found by the volume's serial.
 _AUDIT_DEVICE = "/dev/sdf"
 
 
 class VerifyError(InstantEnvError):
-    """The image is not what it should be. It does not stay registered."""
+    """The image failed its verification. It does not stay registered."""
 
     exit_code = 6
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What verification found: the guest's own timeline and the audit's report."""
+    """The results of verification: the guest's own timeline and the audit's report."""
 
     timeline: dict[str, Any]
     audit: dict[str, Any]
@@ -96,7 +96,7 @@ def _audit(
             command += ["--allow-mode", path]
         for text in forbidden:
             command += ["--forbid", text]
-        # Exit 1 means findings, which the JSON tells better.
+        # Exit 1 means findings, which are in the JSON.
         script = f"{shlex.join(command)} >{WORK_DIR}/audit.json || [ $? -eq 1 ]"
         run_as_root(machine.connection, ["sh", "-c", script], log, timeout_s=600)
         report: dict[str, Any] = json.loads(

@@ -215,7 +215,7 @@ def _quotas(cloud: Cloud) -> Iterator[Finding]:
 
 
 def _permissions(cloud: Cloud, subnet_id: str) -> Iterator[Finding]:
-    """Whether EC2 would let us, asked by DryRun of the calls without which no bake begins."""
+    """Whether EC2 grants the calls that every bake begins with, by DryRun."""
     ec2 = cloud.ec2
     kind: Any = default_type(cloud, Arch.X86_64)
     calls: dict[str, Callable[[], Any]] = {

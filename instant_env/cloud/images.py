@@ -23,7 +23,7 @@ class BakedImage:
     those of its root device; ``created`` is aware (UTC).
 
     ``manifest`` is the name of the file that says how it was made, where it was baked. ``encryption`` is
-    none, default (the account's key), or the key that was asked for.
+    none, default (the account's key), or the key of the request.
 
     An AMI has an expiry until it is verified: a bake that is killed leaves one that anyone may remove then.
     """

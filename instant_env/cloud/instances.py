@@ -80,8 +80,8 @@ def usual_type(cloud: Cloud, arch: Arch) -> str:
 
 
 def builder_types(cloud: Cloud, arch: Arch, requested: Sequence[str]) -> tuple[str, ...]:
-    """Types for a machine of which only the size matters, in the order to try them: those asked for alone, or
-    the default and others like it."""
+    """Types for a machine of which only the size matters, in the order to try them: the requested ones alone,
+    or the default and others like it."""
     if requested:
         return tuple(default_type(cloud, arch, kind) for kind in requested)
     first = default_type(cloud, arch)
@@ -211,7 +211,7 @@ def _root_volume(options: LaunchOptions) -> EbsBlockDeviceTypeDef:
 
 
 def launch(cloud: Cloud, request: LaunchRequest) -> str:
-    """RunInstances once; return the instance id. botocore's ClientError is passed on: callers sort it."""
+    """RunInstances once; return the instance id. botocore's ClientError is passed on."""
     answer = cloud.ec2.run_instances(**request_body(cloud, request))
     return answer["Instances"][0]["InstanceId"]
 
@@ -254,7 +254,7 @@ def launch_where_there_is_room(
 
 
 def _later(cloud: Cloud, instance_type: str) -> Iterator[str]:
-    """The zones of a type, not asked for before somebody wants to know."""
+    """The zones of a type, looked up when they are needed."""
     if not cloud.settings.subnet:
         yield from _zones_of(cloud, instance_type)
 

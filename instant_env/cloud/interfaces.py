@@ -1,7 +1,7 @@
 """Network interfaces with a public address, made ahead of the machine that will have them.
 
 A public address that survives until a machine comes is an Elastic IP, of which an account has five per
-region unless it asked for more (EC2 User Guide, "Elastic IP address quota").
+region unless its quota was raised (EC2 User Guide, "Elastic IP address quota").
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What may go, and why: old AMIs with their snapshots, and what dead and expired runs left behind.
+"""What can be removed, and why: old AMIs with their snapshots, and what dead and expired runs left behind.
 
 Nothing without our Project tag is ever looked at: every listing filters by it, and every removal goes by the
 ids those listings gave. What others use, or have protected, stays: see :mod:`instant_env.cloud.holds`.
@@ -41,7 +41,7 @@ _BROKEN = ("failed", "invalid", "error")
 
 @dataclass(frozen=True)
 class Policy:
-    """What may go. ``everything``: also what has neither expired nor a run that is known to be dead."""
+    """What can be removed. ``everything``: also what has not expired and whose run may be alive."""
 
     keep: int = 3
     min_age: timedelta = timedelta(0)
@@ -68,7 +68,7 @@ _MOST_HOURS = 100 * 365 * 24
 
 
 def policy(*, keep: int, min_age_h: int, what: str, everything: bool) -> Policy:
-    """A policy as the front door has it. Raises UsageError."""
+    """A policy from the flags of ``invoke clean``. Raises UsageError."""
     kinds = frozenset(kind for text in what.split(",") if (kind := text.strip())) or KINDS
     if abs(min_age_h) > _MOST_HOURS:
         raise UsageError(
@@ -89,14 +89,14 @@ class Survey:
 
 
 class _DeadRuns:
-    """Runs that nobody carries on, whatever the expiry of their things says."""
+    """Runs whose process is gone, whatever the expiry tags of their resources say."""
 
     def __init__(self, cloud: Cloud) -> None:
         self.lost: set[str] = set()  # the cloud lost a machine of theirs
         self._settings = cloud.settings
 
     def why(self, run_id: str) -> str:
-        """Why this run is dead; empty when nobody knows that it is."""
+        """Why this run is dead; empty when it is not known to be."""
         if run_id in self.lost:
             return "its run has lost its machine"
         return "its run is over" if runs.is_over(self._settings, run_id) else ""
@@ -111,7 +111,7 @@ def _latest_ids(cloud: Cloud) -> set[str]:
 def _images(
     cloud: Cloud, policy: Policy, now: datetime, dead_runs: _DeadRuns, holds: Holds, ending: set[str]
 ) -> tuple[list[Removal], list[Removal]]:
-    """AMIs of ours that may go, and those that would but for somebody or something that keeps them."""
+    """AMIs of ours that can be removed, and those that could be but for what needs them."""
     groups = defaultdict(list)
     candidates: dict[str, str] = {}  # AMI -> why it may go
     baked = list_baked(cloud)
@@ -331,7 +331,7 @@ class _Surveyor:
 def survey(cloud: Cloud, policy: Policy, now: datetime | None = None) -> Survey:
     """Everything that may go, machines first (groups and volumes depend on them), and what is kept.
 
-    Raises UsageError for a policy that breaks a rule, CloudError when something cannot be asked for: then
+    Raises UsageError for a policy that breaks a rule, CloudError when something cannot be listed: then
     nothing is known to be safe to remove.
     """
     policy.check()

@@ -1,4 +1,4 @@
-"""Who may reach a machine: the caller, by a security group that lives as long as one run."""
+"""Access to machines: for the caller only, by a security group that lives as long as one run."""
 
 from __future__ import annotations
 

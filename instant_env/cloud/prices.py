@@ -1,4 +1,4 @@
-"""What machines and disks cost: asked of AWS, else from a dated table; in localec2 nothing."""
+"""What machines and disks cost: by AWS's Pricing API, else a dated table; in localec2 nothing."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Price:
 
 
 def find(cloud: Cloud, cells: Iterable[tuple[str, Market]]) -> dict[tuple[str, Market], Price]:
-    """Prices by type and market; what nobody can tell is missing. Never fails.
+    """Prices by type and market; unknown ones are missing. Never fails.
 
-    A spot launch may end on demand, so both prices of its type are asked for.
+    A spot launch may end on demand, so both prices of its type are looked up.
     """
     pairs = set(cells)
     pairs |= {(kind, Market.ON_DEMAND) for kind, _ in pairs}
@@ -61,7 +61,7 @@ def storage_usd_per_gib_month(cloud: Cloud, what: str) -> float:
 
 
 def _price_from_api(cloud: Cloud, kind: str) -> Price | None:
-    """The Pricing API's answer (API reference, GetProducts); None when it cannot be asked or says nothing."""
+    """The Pricing API's answer (API reference, GetProducts); None when it does not answer or has none."""
     filters = {
         "instanceType": kind,
         "regionCode": cloud.region,

@@ -1,8 +1,8 @@
-"""Who needs our AMIs: what would break, or could not start again, if one of them went.
+"""What needs our AMIs: it would break, or could not start again, if one of them were removed.
 
 Everything in the account and region is looked at, ours or not: instances in any state, every version of every
 launch template, launch configurations, the auto-scaling groups that use either, and SSM parameters. What
-cannot be asked for is an error, never "nobody". Not looked at: recipes of EC2 Image Builder, other accounts.
+cannot be listed is an error, never "nothing". Not looked at: recipes of EC2 Image Builder, other accounts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ References = dict[str, list[str]]
 
 
 def find(cloud: Cloud, image_ids: Collection[str], *, ending: Collection[str] = ()) -> References:
-    """What refers to each of these AMIs, as sentences; nothing for one that nobody needs.
+    """What refers to each of these AMIs, as sentences; nothing for one that is not needed.
 
     ``ending``: instances that are about to be terminated, and do not count. Raises botocore's ClientError.
     """

@@ -1,4 +1,4 @@
-"""Remove what `clean` was allowed to: in order of dependency, as often as something moves.
+"""Remove what `clean` lists, in order of dependency, again while something changes.
 
 The end of a machine frees its interfaces and volumes a little later, an interface its address and its group.
 EC2 refuses to delete what is in use, so what was refused is tried again until nothing is left of the plan, or

@@ -107,7 +107,7 @@ class Cloud:
 
     def root_reads(self, instance_id: str) -> tuple[int, int] | None:
         """Requests and bytes read from the root volume since the machine was started, firmware and loader
-        included. Only localec2 can tell; None where nobody can, or the machine is gone.
+        included. Only localec2 knows; else None, also when the machine is gone.
         """
         if self.name is not CloudName.LOCAL:
             return None
@@ -135,7 +135,7 @@ def connect(settings: Settings, progress: Progress = quiet) -> Cloud:
 
 
 def _connect_local(settings: Settings, progress: Progress) -> Cloud:
-    # Imported here: moto and its friends are heavy, and nobody on AWS needs them.
+    # Imported here: moto and its friends are heavy, and AWS needs none of them.
     from instant_env.localec2 import starter
 
     endpoint = starter.up(settings, progress)
@@ -245,7 +245,7 @@ def undo_on_error(undo: Callable[[], Any], doing: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        with suppress(ClientError, BotoCoreError, CloudError):  # nothing to undo, or nobody who answers
+        with suppress(ClientError, BotoCoreError, CloudError):  # nothing to undo, or no answer
             undo()
         if isinstance(error, ClientError):
             raise cloud_error(error, doing) from error
@@ -255,7 +255,7 @@ def undo_on_error(undo: Callable[[], Any], doing: str) -> Iterator[None]:
 def retry_cleanup(
     call: Callable[[], Any], *, missing_code: str = "", sleep: Callable[[float], None] | None = None
 ) -> bool:
-    """Make a call that cleans up, again when the cloud refuses: nobody else would make it.
+    """Make a call that cleans up, again when the cloud refuses, because nothing else makes it.
 
     ``missing_code`` is the error code for a resource that does not exist. EC2 also returns it for one that
     it does not know yet, so it counts the second time; the result is then False. The last error is passed on.

@@ -1,4 +1,4 @@
-"""Volumes that live as long as one look at them."""
+"""Volumes that live as long as a context."""
 
 from __future__ import annotations
 

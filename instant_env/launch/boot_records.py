@@ -1,11 +1,11 @@
 """Where a systemd machine's boot went, in its own words: systemd's timestamps and cloud-init's log.
 
-Read over the authenticated connection after t4, when it perturbs nothing. systemd is asked through its
+Read over the authenticated connection after t4, when it perturbs nothing. systemd is queried through its
 private socket where we may (as root; no D-Bus daemon takes part), by the numbers that `systemd-analyze`
 computes with. cloud-init logs the start and the finish of each of its stages and modules, which is what
 `cloud-init analyze` reads; that command itself would start Python for seconds. Its log has the wall clock of
 the guest, which is turned into time since kernel start by reading both clocks at once: right as long as the
-guest's clock was not stepped in between, which ``clock_stepped`` tells.
+guest's clock was not stepped in between, which ``clock_stepped`` says.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _STEP_MS = 1000.0
 
 
 class RecordsError(InstantEnvError):
-    """The machine did not tell its records."""
+    """The machine's records cannot be read."""
 
 
 @dataclass(frozen=True)

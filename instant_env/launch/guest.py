@@ -3,8 +3,8 @@
 The machine's clock is joined to the host's by asking it the time over that connection: the answer was right
 at some instant between question and answer, so the error is half the round trip. ``/proc/uptime`` is
 CLOCK_BOOTTIME in steps of 10 ms (fs/proc/uptime.c), which is the clock of instant-init's timeline too. The
-wall clock of neither side is used. One shell does it all with built-ins: each fork is dear in an emulated
-guest, and the quicker the answer the smaller the error.
+wall clock of neither side is used. One shell does it all with built-ins: each fork is expensive in an
+emulated guest, and the quicker the answer the smaller the error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TIMELINE_VERSIONS = (1, 2)
 #: /proc/uptime cuts off, it does not round: on average it is half a step behind.
 _UPTIME_STEP_MS = 10.0
 
-#: The clock is asked this often and the quickest answer taken: the first one pays for cold caches.
+#: Readings of the clock, of which the quickest counts: the first one pays for cold caches.
 CLOCK_READINGS = 5
 
 END = "--instant-env-end--"
@@ -49,7 +49,7 @@ echo {END}
 
 
 class GuestReadError(InstantEnvError):
-    """The machine let us in, but did not tell what was asked."""
+    """The login succeeded, but the machine's report cannot be read."""
 
 
 @dataclass(frozen=True)

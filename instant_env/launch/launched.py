@@ -1,4 +1,4 @@
-"""What a technique's launch gave: the machine, and what is known of it already."""
+"""The result of a technique's launch: the machine, and what is known about it at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from instant_env.cloud.instances import Market
 class Launched:
     """A machine that EC2 has given an id. ``returned_ns``: ``time.monotonic_ns()`` when its answer came.
 
-    ``address``: where it will be, when that is known already. ``running``: it ran before anyone asked for it.
+    ``address``: where it will be, when that is known already. ``running``: it ran before the launch.
     ``restarted``: it was stopped, and may be called so for a moment longer. ``deliver``: hands the key over;
     to be called once the machine runs, on the clock, and before a login is tried. ``resumes``: the boot id
     that it must still have, or it was not resumed.

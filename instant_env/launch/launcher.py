@@ -1,7 +1,7 @@
 """Get machines by a technique and follow them to a login: fill, launch, deliver, end.
 
-Whoever hands out or measures machines (the harness, a service) has one :class:`Launcher`. It owns the shared
-poll of DescribeInstances and the prober, and knows neither rows nor money nor leases.
+A program that hands out or measures machines (the harness, the service) has one :class:`Launcher`. It owns
+the shared poll of DescribeInstances and the prober, and knows neither rows nor money nor leases.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _END_TIMEOUT_S = 300.0
 class Launcher:
     """``async with Launcher(cloud, timeout_s=600) as launcher:``, for one event loop.
 
-    ``timeout_s``: within this a machine lets us in, or its launch has failed.
+    ``timeout_s``: a launch without a login by then has failed.
     """
 
     def __init__(self, cloud: Cloud, *, timeout_s: float) -> None:
@@ -58,7 +58,7 @@ class Launcher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Raises ProberError when the prober has failed and nobody was told."""
+        """Raises ProberError when the prober has failed and no probe has raised it."""
         await self._stack.__aexit__(kind, error, trace)
 
     @property
@@ -115,7 +115,7 @@ class Launcher:
     async def end(self, technique: Technique, instance_id: str, slot: PoolSlot) -> None:
         """End the machine, wait until it is gone, and release the slot; without a machine the slot alone.
 
-        The wait is the shared poll's: fifty machines that end at a time are asked for at once. Raises
+        The wait is the shared poll's: one call asks for fifty machines that end at the same time. Raises
         CloudError, botocore's errors, and TimeoutError when the machine is still there after five minutes.
         """
         watcher, _ = self._parts()

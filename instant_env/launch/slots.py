@@ -1,4 +1,4 @@
-"""Slots of a pool in EC2's tags: what a process that died has filled, another one finds again.
+"""Slots of a pool in EC2's tags: a process finds the slots that another one, now dead, has filled.
 
 EC2 is the state. A machine of a pool carries ``instant-env:role=pool`` and ``instant-env:pool`` from its
 launch on; the rest is written in one call once the fill has proven itself. A slot that is handed out gets
@@ -42,7 +42,7 @@ def mark_ready(cloud: Cloud, slot: PoolSlot, now: datetime | None = None) -> Non
 
 
 def mark_handed_out(cloud: Cloud, slot: PoolSlot, role: Role, expires_at: datetime) -> None:
-    """Make the slot's machine somebody's, ``lease`` or ``environment``, until then: one call, after which it
+    """Give the slot's machine the role ``lease`` or ``environment``, with an expiry: one call, after which it
     is not found as a slot and `clean` leaves it. botocore's errors are passed on."""
     tags = {f"{PREFIX}role": role.value, f"{PREFIX}expires-at": format_time(expires_at)}
     cloud.ec2.create_tags(

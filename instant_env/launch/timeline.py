@@ -25,7 +25,7 @@ class Outcome(StrEnum):
     AUTH_FAILED = "auth_failed"  # sshd answered and refused our key until the time was up
     NOT_RESUMED = "not_resumed"  # a login, but the machine booted where it should have resumed
     INTERRUPTED = "interrupted"  # cut off from outside: Ctrl-C, SIGTERM, or a reclaimed spot machine
-    CANCELLED = "cancelled"  # whoever asked for the machine withdrew
+    CANCELLED = "cancelled"  # the caller withdrew
 
 
 class MarkName(StrEnum):

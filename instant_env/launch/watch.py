@@ -29,7 +29,7 @@ THROTTLING = frozenset({"RequestLimitExceeded", "Throttling", "ThrottlingExcepti
 #: Poll this often while a launch waits for `running`, and this often to notice a machine that has ended.
 _EAGER_S = 0.05
 _IDLE_S = 2.0
-#: And this often while somebody waits for a machine to be gone, which nothing is measured by.
+#: And this often while a caller waits for the end of a machine, which is not measured.
 _GONE_S = 0.25
 _MAX_BACKOFF_S = 5.0
 
@@ -145,7 +145,7 @@ class Watcher:
         self._watched.pop(instance_id, None)
 
     def interval_s(self) -> float:
-        """Eager while somebody waits for `running`, then idle; never less than the back-off."""
+        """Short while a launch waits for `running`, then long; never less than the back-off."""
         eager = any(not watched.running.done() for watched in self._watched.values())
         usual_s = self._eager_s if eager else self._gone_s if self._ending else self._idle_s
         return max(usual_s, self._backoff_s)

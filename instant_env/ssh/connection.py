@@ -28,7 +28,7 @@ logging.getLogger("paramiko").propagate = False
 
 
 class LoginError(InstantEnvError):
-    """Nobody let us in within the time."""
+    """No login succeeded within the time."""
 
 
 def _wait_for_banner(host: str, port: int, timeout_s: float) -> bool:
@@ -41,11 +41,11 @@ def _wait_for_banner(host: str, port: int, timeout_s: float) -> bool:
 
 
 def wait_for_login(host: str, port: int, user: str, key: KeyPair, *, timeout_s: float) -> fabric.Connection:
-    """Come back until public-key authentication succeeds; return the open connection.
+    """Try again until public-key authentication succeeds; return the open connection.
 
     The host key is unknown by nature (made at this boot) and pinned by the connection we keep. A machine that
     goes away without a word breaks the connection within about a minute: a command on it then ends with -1,
-    and what is asked next raises OSError, EOFError or paramiko.SSHException. Raises LoginError with the last
+    and the next command raises OSError, EOFError or paramiko.SSHException. Raises LoginError with the last
     reason after ``timeout_s``.
     """
     deadline = time.monotonic() + timeout_s

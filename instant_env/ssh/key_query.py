@@ -2,7 +2,7 @@
 
 A client may send a public key without a signature, and the server answers SSH_MSG_USERAUTH_PK_OK when a login
 with it would be accepted. The connection ends there. OpenSSH 9.8 and later charge that as a failed login (5 s
-of 15, see :mod:`instant_env.ssh.pauses`), and whoever then logs in from another address is not concerned.
+of 15, see :mod:`instant_env.ssh.pauses`), to the asking address only; a login from another one has no delay.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from instant_env.ssh.login import HandshakeFailed, KeyRefused, handshake_error
 
 @dataclass(frozen=True)
 class Acceptance:
-    """sshd's word that a key would be let in. ``accepted_ns`` is ``time.monotonic_ns()`` when it came."""
+    """sshd's answer that it would accept a key. ``accepted_ns`` is ``time.monotonic_ns()`` when it came."""
 
     accepted_ns: int
     host_key: PublicKey | None

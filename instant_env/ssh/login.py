@@ -1,4 +1,4 @@
-"""Log in over a socket that the probe won, and mark the instant of authentication.
+"""Log in over the probe's socket, and mark the instant of authentication.
 
 asyncssh takes the socket as it is: the version line is still unread in it. Nothing of the user's own SSH
 set-up takes part (no configuration file, no agent, no other keys): every host exchanges the same bytes.
@@ -19,7 +19,7 @@ from instant_env.ssh.host_keys import HostKeys, mismatch, shown, trusted_by
 
 
 class KeyRefused(InstantEnvError):
-    """sshd answered, and does not know our key (yet)."""
+    """sshd answered, and does not accept the key (yet)."""
 
 
 class HandshakeFailed(InstantEnvError):

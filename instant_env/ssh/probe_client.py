@@ -106,7 +106,7 @@ class Prober:
         except asyncio.CancelledError:
             sshd, met = await self._cancel(number, answer)
             stats.add(met)
-            if sshd is not None:  # told before it was asked to stop
+            if sshd is not None:  # it answered before the cancellation
                 sshd.sock.close()
             raise
         finally:
@@ -153,7 +153,7 @@ class Prober:
         self.cpu_s = message["cpu_s"]
         sock = self._sockets.popleft() if message["found"] and self._sockets else None
         answer = self._answers.pop(message["probe"], None)
-        if answer is None:  # nobody waits any more
+        if answer is None:  # nothing waits for it any more
             if sock is not None:
                 sock.close()
         elif message["found"] and sock is None:  # recvmsg(2) drops what there is no room for
@@ -165,7 +165,7 @@ class Prober:
             answer.set_result((sshd, ProbeStats(**message["stats"])))
 
     def _fail(self, what: str) -> None:
-        """Take the process for lost: whoever waits is told why."""
+        """Give the process up, and raise the reason in everything that waits."""
         self._loop.remove_reader(self._channel)
         self._failure = f"{what}: {self._last_words()}"
         waiting: list[asyncio.Future[Any]] = [self._ready, *self._answers.values()]
@@ -199,7 +199,7 @@ def _adopt(descriptor: int) -> socket.socket:
 async def probing() -> AsyncIterator[Prober]:
     """Start a prober; its process and what it has open are gone on the way out.
 
-    Raises ProberError when it does not start, and on the way out when it has failed and nobody was told.
+    Raises ProberError when it does not start, and on the way out when it has failed and no probe raised it.
     """
     ours, theirs = socket.socketpair()
     with ours, tempfile.TemporaryFile() as stderr:

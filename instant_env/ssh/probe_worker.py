@@ -1,4 +1,4 @@
-"""The prober's process: probes what it is asked to over a socket, and ends when the other end is closed.
+"""The prober's process: runs probes on request over a socket, and ends when the other end is closed.
 
 Run by :class:`instant_env.ssh.probe_client.Prober`, with the socket as standard input. Both ends speak in
 lines of JSON. It tells ``{}`` once it listens, and then one line for each probe that it was asked for, when

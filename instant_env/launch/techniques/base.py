@@ -2,7 +2,7 @@
 
 ``prepare`` runs once, ``fill`` before each attempt, ``launch`` on the clock, ``release`` after the attempt's
 machine is gone. All but ``fill`` are synchronous, as boto3 is; callers with an event loop run them in a
-worker thread. ``fill`` may wait for a machine for minutes, and whoever waits must be able to stop it.
+worker thread. ``fill`` may wait for a machine for minutes, and can be cancelled.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PLAIN = LaunchOptions()
 
 @dataclass(frozen=True)
 class Prepared:
-    """What ``prepare`` found or made, ahead of the clock. ``username`` logs in; the rest goes on record.
+    """What a launch needs, looked up or made ahead of the clock. ``username`` logs in; the rest is recorded.
 
     ``root_gib`` is the size of the AMI's root volume; ``root_device`` its name.
     """
@@ -58,7 +58,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class LaunchSpec:
-    """One launch, as every technique gets it. ``user_data``: what our init is told, such as its own timer;
+    """One launch, as every technique gets it. ``user_data``: for our init, such as its own timer;
     a key that is handed over by user data replaces the keys in it. ``beside_user_data``: members of the same
     document that are not ours, and which the init ignores.
 
@@ -151,7 +151,7 @@ class Technique(ABC):
         """
 
     def user_data(self, spec: LaunchSpec) -> str | None:
-        """What its machines are told at launch."""
+        """The user data of its machines at launch."""
         return json.dumps(spec.user_data.document() | dict(spec.beside_user_data))
 
     async def fill(self, context: LaunchContext, prepared: Prepared, spec: LaunchSpec) -> PoolSlot:
@@ -244,7 +244,7 @@ def run_instance(
 ) -> Launched:
     """RunInstances; a spot request that finds no capacity is repeated on demand, and the note says so.
 
-    The refused request's time stays in t1: whoever asked for the machine has waited for it.
+    The refused request's time stays in t1, because the caller has waited for it.
     """
     request = launch_request(prepared, spec, user_data=user_data)
     request = dataclasses.replace(request, interface_id=interface_id)

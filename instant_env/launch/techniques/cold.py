@@ -1,4 +1,4 @@
-"""The baseline: a stock image, as everybody launches it."""
+"""The baseline: a stock image, launched as usual."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class PreallocEni(Combined):
     Does: make an interface and an Elastic IP ahead, and launch the image with that interface attached.
     Needs: an Elastic IP for each launch in flight (five per region by default), and an idle one is paid for.
     Saves: making an interface and finding a public address within the launch; and the address is known before
-    the machine is, so nobody waits for DescribeInstances to tell it.
+    the machine is, so no launch waits for DescribeInstances.
     """
 
     way = "prealloc-eni"
@@ -39,13 +39,13 @@ class PreallocEni(Combined):
 
     async def fill(self, context: LaunchContext, prepared: Prepared, spec: LaunchSpec) -> PoolSlot:
         del prepared
-        # A thread cannot be stopped: whoever cancels gets the interface deleted, not left.
+        # A thread cannot be stopped: after a cancellation the run deletes its interface, found by its tags.
         making = asyncio.create_task(asyncio.to_thread(self._make, context.cloud, spec))
         try:
             interface = await asyncio.shield(making)
         except asyncio.CancelledError:
             await asyncio.gather(making, return_exceptions=True)
-            raise  # the run ends what carries its tags
+            raise
         return PoolSlot(
             interface_id=interface.interface_id,
             allocation_id=interface.allocation_id,

@@ -9,16 +9,19 @@ from pathlib import Path
 
 import pytest
 from support.localec2_cloud import LocalCloud
-from support.localec2_served import backing_of
+from support.localec2_served import Served, backing_of, launch
 from support.patience import until
 
 from instant_env.localec2 import hung, restore, starter
+from instant_env.localec2.instances.machine_builder import MachineBuilder
 from instant_env.localec2.qemu import disks
 from instant_env.localec2.records.layout import Layout
 from instant_env.localec2.records.records import ServerRecord
 from instant_env.localec2.records.store import RecordStore
 from instant_env.localec2.starter import LocalEc2Error
 from instant_env.settings import Settings
+
+pytest_plugins = ("support.localec2_served",)
 
 needs_qemu = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="no QEMU here")
 
@@ -92,6 +95,27 @@ def test_the_directory_of_sockets_goes_with_its_server(tmp_path: Path) -> None:
         assert not layout.runtime.exists()
     finally:
         starter.down(cloud.settings)
+
+
+@needs_qemu
+def test_a_machine_that_is_about_to_start_has_a_place_for_its_sockets(served: Served) -> None:
+    instance_id = launch(served)
+    layout = served.state.layout
+    assert not layout.runtime.exists(), "a pretended machine has none"
+    builder = served.services.lifecycle.machine_builder
+    try:
+        with served.state.lock:
+            record = served.state.instance(instance_id)
+            machine = MachineBuilder.machine(
+                builder, record, served.state.attached(instance_id), lambda _: None
+            )
+        assert {path.parent for path in (machine.spec.qmp, *(nic.socket for nic in machine.spec.nics))} == {
+            layout.runtime
+        }
+        assert not open_to_others(layout.runtime)
+    finally:
+        layout.remove_runtime()
+    assert not layout.runtime.exists()
 
 
 def home(layout: Layout) -> ServerRecord:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -35,6 +36,45 @@ _HINTS = {
 }
 
 
+class Turns:
+    """A lock that threads get in the order in which they came. With a plain one, the thread that has just let
+    it go is the first to take it again: of twelve threads one waited 17 s, and the median 0.2 s."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._is_taken = False
+        self._waiting: deque[threading.Lock] = deque()
+
+    def __enter__(self) -> None:
+        with self._mutex:
+            if not self._is_taken:
+                self._is_taken = True
+                return
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiting.append(turn)
+        try:
+            turn.acquire()  # its predecessor lets it go, and the lock stays taken
+        except BaseException:  # Ctrl-C in the main thread: nobody would let the next one in
+            self._leave(turn)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        with self._mutex:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._is_taken = False
+
+    def _leave(self, turn: threading.Lock) -> None:
+        with self._mutex:
+            is_waiting = turn in self._waiting
+            if is_waiting:
+                self._waiting.remove(turn)
+        if not is_waiting:
+            self.__exit__()
+
+
 class SqliteStore(SqlStore):
     """One file, and beside it the write-ahead log while it is open."""
 
@@ -42,7 +82,7 @@ class SqliteStore(SqlStore):
         super().__init__(engine, str(path))
         self.path = path
         self.lock = lock
-        self._writer = threading.Lock()
+        self._turn = Turns()
         self._immediate = engine.execution_options(sqlite_begin="IMMEDIATE")
 
     @classmethod
@@ -71,7 +111,7 @@ class SqliteStore(SqlStore):
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """Threads wait for each other here, in order and without SQLite's pauses; processes by its lock."""
-        with self._failures(), self._writer, self._immediate.begin() as connection:
+        with self._failures(), self._turn, self._immediate.begin() as connection:
             yield connection
 
     def hint_for(self, problem: str) -> str:

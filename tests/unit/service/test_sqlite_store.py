@@ -6,11 +6,13 @@ import os
 import re
 import resource
 import shutil
+import signal
 import sqlite3
 import stat
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -29,7 +31,8 @@ from instant_env.service.records import Lease, MachineState
 from instant_env.service.store import lock, migrate, schema, sqlite
 from instant_env.service.store.lock import ServiceLock
 from instant_env.service.store.protocol import StoreError
-from instant_env.service.store.sqlite import SqliteStore, back_up, restore
+from instant_env.service.store.sqlite import SqliteStore, Turns, back_up, restore
+from instant_env.waiting import wait_until
 
 ME = token("me")
 
@@ -105,6 +108,53 @@ def test_any_thread_may_use_it(tmp_path: Path) -> None:
             lease.id for lease in leases
         }
     assert (tmp_path / "a b?c%20#.db").is_file()
+
+
+def test_writers_of_a_process_take_turns(tmp_path: Path) -> None:
+    turns = Turns()
+    order: list[int] = []
+
+    def write(number: int) -> None:
+        with turns:
+            order.append(number)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(20)]
+    with turns:
+        for count, thread in enumerate(threads, 1):
+            thread.start()
+            assert wait_until(lambda count=count: len(turns._waiting) == count, 30, 0.001)  # type: ignore[misc]
+        assert order == []
+    for thread in threads:
+        thread.join(60)
+    assert order == list(range(20))
+    with turns:  # it is free again
+        order.append(20)
+
+
+def test_a_writer_that_is_interrupted_while_it_waits_keeps_nobody_waiting() -> None:
+    turns = Turns()
+    main = threading.get_ident()
+
+    def interrupt_the_one_that_waits() -> None:
+        assert wait_until(lambda: len(turns._waiting) == 1, 60, 0.001)
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, _interrupt)
+    thread = threading.Thread(target=interrupt_the_one_that_waits)
+    try:
+        with turns:
+            thread.start()
+            with pytest.raises(KeyboardInterrupt), turns:
+                pytest.fail("the lock was taken")
+        with turns:
+            pass
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 # what is no store

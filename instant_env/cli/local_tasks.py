@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from invoke.context import Context
+from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from instant_env.cli.arguments import VerbTask
 from instant_env.cli.common import JSON_HELP, read_settings
 from instant_env.cli.verb import Reporter, print_json, say, verb
+
+if TYPE_CHECKING:
+    from instant_env.settings import Settings
 
 
 @task(klass=VerbTask, help=JSON_HELP)
@@ -24,17 +30,52 @@ def up(_: Context, json: bool = False) -> None:
         say(f"localec2 is up at {endpoint.url} (pid {endpoint.pid}, accelerator {endpoint.accelerator})")
 
 
-@task(klass=VerbTask, help={"force": "kill a server that does not answer", **JSON_HELP})
+@task(
+    klass=VerbTask,
+    help={
+        "force": "kill a server that does not answer",
+        "yes": "do not ask, even if somebody has a machine in it",
+        **JSON_HELP,
+    },
+)
 @verb
-def down(_: Context, force: bool = False, json: bool = False) -> None:
-    """Stop the embedded EC2 and its machines; AMIs stay."""
+def down(_: Context, force: bool = False, yes: bool = False, json: bool = False) -> None:
+    """Stop the embedded EC2 and its machines; AMIs stay. Asks first when somebody has one of the machines."""
     from instant_env.localec2 import starter
 
-    stopped = starter.down(read_settings(), force=force)
+    settings = read_settings()
+    if not force and not _may_end_leases(settings, yes=yes):
+        say("localec2 goes on; end it with them: invoke local.down --yes")
+        raise Exit(code=1)
+    stopped = starter.down(settings, force=force)
     if json:
         print_json({"stopped": stopped})
     else:
         say("localec2 is down" if stopped else "localec2 was not running")
+
+
+def _may_end_leases(settings: Settings, *, yes: bool) -> bool:
+    """Whether nobody has a machine, or these may be ended; their tags then say by whom."""
+    from datetime import UTC, datetime
+
+    from instant_env.cli import tables
+    from instant_env.cloud import in_use
+    from instant_env.cloud.session import connect
+    from instant_env.localec2 import starter
+    from instant_env.settings import CloudName
+
+    if starter.status(settings).endpoint is None:
+        return True
+    cloud = connect(settings.model_copy(update={"cloud": CloudName.LOCAL}))
+    machines = in_use.machines_in_use(cloud, datetime.now(UTC))
+    if not machines:
+        return True
+    for machine in machines:
+        say(f"{machine.instance_id}: {machine.why}")
+    if not yes and not tables.confirmed(f"end these {len(machines)} with localec2?"):
+        return False
+    in_use.say_ended_by_operator(cloud, machines)
+    return True
 
 
 @task(klass=VerbTask, help=JSON_HELP)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mypy_boto3_ec2.type_defs import InstanceTypeDef
 
 #: Machines of these roles are in somebody's use for as long as they have been promised.
-_USED = (Role.LEASE, Role.ENVIRONMENT)
+USED = (Role.LEASE, Role.ENVIRONMENT)
 #: What a run makes for its machines. Machines are held one by one, and AMIs have rules of their own.
 _OF_MACHINES = frozenset({"volume", "network-interface", "elastic-ip", "security-group", "key-pair"})
 _PROTECTED = f"protected by its tag {PROTECTED}"
@@ -33,7 +33,7 @@ def own_hold(tags: Mapping[str, str], now: datetime) -> str:
     if protected(tags):
         return _PROTECTED
     role = tags.get(f"{PREFIX}role")
-    if role not in _USED or expired(tags, now):
+    if role not in USED or expired(tags, now):
         return ""
     return f"{role} until {tags[f'{PREFIX}expires-at']}" if expiry(tags) else f"{role} that does not expire"
 

@@ -20,6 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from instant_env.arch import Arch
 from instant_env.cloud import prices
 from instant_env.cloud.images import BakedImage, find_baked
+from instant_env.cloud.in_use import ENDED_BY, OPERATOR
 from instant_env.cloud.instances import LaunchOptions, Market
 from instant_env.cloud.keys import KeyPair
 from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code
@@ -405,6 +406,7 @@ def _sighting(machine: Any) -> Sighting:
         arch=Arch(machine.get("Architecture", Arch.X86_64)),
         image_id=machine.get("ImageId", ""),
         reason=machine.get("StateReason", {}).get("Code", ""),
+        by_operator=tags.get(ENDED_BY) == OPERATOR,
     )
 
 
@@ -442,9 +444,7 @@ def _timing(timeline: Timeline, shift_ms: float = 0.0) -> Timing:
 
 
 @asynccontextmanager
-async def _events(
-    launch: Launch, t0_ns: int, notice: Notice, named: Named | None
-) -> AsyncIterator[None]:
+async def _events(launch: Launch, t0_ns: int, notice: Notice, named: Named | None) -> AsyncIterator[None]:
     """While the block runs, tell of the launch's marks as they come, in ms from ``t0_ns``."""
     task = asyncio.create_task(_report(launch, t0_ns, notice, named))
     try:

@@ -77,6 +77,8 @@ class Sighting:
     arch: Arch
     image_id: str
     reason: str = ""
+    by_operator: bool = False
+    """Whether its tags say that a person has ended it on purpose."""
 
     @property
     def is_gone(self) -> bool:

@@ -83,8 +83,9 @@ class Tower:
                     continue
                 await self._lost(machine, EndReason.DIED, "EC2 does not know the machine any more")
             elif sighting.is_gone or (sighting.state == "stopped" and machine.state is MachineState.LEASED):
-                reason = EndReason.SPOT_INTERRUPTED if sighting.reason in _INTERRUPTED else EndReason.DIED
-                await self._lost(machine, reason, f"the machine is {sighting.state}: {sighting.reason}")
+                await self._lost(
+                    machine, _reason_of(sighting), f"the machine is {sighting.state}: {sighting.reason}"
+                )
 
     async def _lost(self, machine: Machine, reason: EndReason, detail: str) -> None:
         context = self._context
@@ -186,6 +187,13 @@ class Tower:
             market=Market.ON_DEMAND, ready_at=now, expires_at=expires_at,
             detail="found by its tags: the store did not know it",
         )  # fmt: skip
+
+
+def _reason_of(sighting: Sighting) -> EndReason:
+    """Why a machine that was not ended by the service is gone."""
+    if sighting.by_operator:
+        return EndReason.OPERATOR
+    return EndReason.SPOT_INTERRUPTED if sighting.reason in _INTERRUPTED else EndReason.DIED
 
 
 #: Whose a lease is that was found by its tags, nobody knows. All bytes of this key are zero.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from datetime import timedelta
 from pathlib import Path
 
@@ -303,14 +304,19 @@ def test_a_promise_that_ec2_does_not_take_is_written_again(path: Path) -> None:
 
 def test_a_machine_that_dies_takes_its_lease_along_with_the_reason(path: Path) -> None:
     async def scenario() -> None:
-        async with rig(path, plans=[plan(target=2)]) as r:
-            await r.fill(2)
+        async with rig(path, plans=[plan(target=3)]) as r:
+            await r.fill(3)
             died = await r.ready(await r.take())
             reclaimed = await r.ready(await r.take())
+            stopped = await r.ready(await r.take())
             r.fleet.set_state(died.instance_id, "terminated", "Client.InstanceInitiatedShutdown")
             r.fleet.set_state(reclaimed.instance_id, "shutting-down", "Server.SpotInstanceTermination")
+            r.fleet.set_state(stopped.instance_id, "terminated")
+            shut_down = r.fleet.machines[stopped.instance_id]
+            r.fleet.machines[stopped.instance_id] = dataclasses.replace(shut_down, by_operator=True)
             await r.tower.tick()
             await r.tower.tick()
+            assert r.lease(stopped.id).reason is EndReason.OPERATOR
             assert r.lease(died.id).reason is EndReason.DIED
             assert "Client.InstanceInitiatedShutdown" in r.lease(died.id).detail
             assert r.lease(reclaimed.id).reason is EndReason.SPOT_INTERRUPTED

@@ -5,6 +5,7 @@ Instant-init is the first process of a machine that exists to be logged into by 
 	instant-init key-agent    under another init: install the SSH key that EC2 has for this machine
 	instant-init login-keys USER
 	                          for sshd: print the keys that were handed to this machine while it runs
+	instant-init hand-over    give this machine of a pool to the lessee that standard input names
 	instant-init grow         enlarge the root file system, or the one on a given mount point, to its volume
 	instant-init timeline     print the times of this boot's stages, as JSON
 	instant-init --version
@@ -148,12 +149,38 @@ asks for both when a client offers a key that is not in authorized_keys:
 
 These keys are not stored anywhere, so they are never seen half-written, and end when EC2 no longer has them.
 
+A machine of a pool is given away for a whole lease by a command that root runs ahead of time, over SSH, and that then waits:
+
+	instant-init hand-over    it says {"version":1,"ready":true}, reads one line, answers with one line, and flushes the disk
+
+	{"version": 1, "lease": "NAME", "public_key": "ssh-ed25519 AAAA...", "expires_at": "2026-12-01T12:00:00Z",
+	 "replaces": "2026-12-02T00:00:00Z"}
+
+In one step it writes the mark /var/lib/instant-init/handed-out, makes the key the only one of the login user, and kills all
+that runs below every other login by SSH. Connections that have not logged in yet stay. The answer is
+{"ok":true,"ended_sessions":2}, the number of processes that were killed, or {"ok":false,"code":"...","lease":"...",
+"detail":"..."} with one of these codes:
+
+	handed-out    there is a mark already; "lease" names its lease. This may come in the place of "ready"
+	request       the line is longer than 16 KiB, or not such an object
+	key           the public key is not one, or has options
+	mark          the mark cannot be written
+	keys          the mark is there, and authorized_keys cannot be replaced
+	sessions      mark and key are there, and a process could not be killed
+
+The mark stays for the life of the disk, and is copied with it: an image of such a machine is of no use. With a mark no other
+key is installed again, neither that of the launch nor one from user data, an SSM parameter, Instance Connect or a tag. The
+machine's time limit is the mark's expires_at for as long as the tag instant-env:expires-at is missing or still has the value
+in "replaces"; with any other value the tag rules. So a caller that dies between the hand-over and the tag leaves no machine
+with a pool's long life.
+
 # Files
 
 	/etc/instant-init.json            {"login_user": "admin", "sshd": "/usr/sbin/sshd", "ssm_keys": "/team/keys"};
 	                                  each is optional; the defaults are ec2-user and /usr/sbin/sshd.
 	                                  ssm_keys names an SSM parameter with SSH keys, for /usr/sbin/instant-ssm
 	/etc/instant-init/services/       services (see above); their logs are in /run/instant-init/log/
+	/var/lib/instant-init/handed-out  the request of the hand-over, which marks the machine as somebody's
 	/run/instant-init/timeline.json   marks in milliseconds of CLOCK_BOOTTIME; after hibernation there is
 	                                  "resumed", and the key's marks are those of the latest resume
 

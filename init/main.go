@@ -8,6 +8,7 @@ import (
 	"instantenv/init/internal/access"
 	"instantenv/init/internal/boot"
 	"instantenv/init/internal/config"
+	"instantenv/init/internal/handover"
 	"instantenv/init/internal/imds"
 	"instantenv/init/internal/logging"
 	"instantenv/init/internal/timeline"
@@ -39,6 +40,8 @@ func run(args []string, pid int, stdout, stderr io.Writer) int {
 		return growVolume("/", stderr)
 	case "key-agent":
 		return keyAgent(&logging.Logger{Journal: stderr})
+	case "hand-over":
+		return handOver(os.Stdin, stdout, &logging.Logger{Journal: stderr})
 	case "timeline":
 		return printTimeline(timeline.File, stdout, stderr)
 	case "--version":
@@ -50,7 +53,7 @@ func run(args []string, pid int, stdout, stderr io.Writer) int {
 
 func usage(stderr io.Writer) int {
 	fmt.Fprintln(stderr, "instant-init is the first process of a machine: the kernel starts it (init=/usr/sbin/instant-init).\n"+
-		"By hand: instant-init key-agent | login-keys USER | timeline | grow [MOUNT POINT] | --version")
+		"By hand: instant-init key-agent | hand-over | login-keys USER | timeline | grow [MOUNT POINT] | --version")
 	return 2
 }
 
@@ -61,7 +64,7 @@ func printLoginKeys(user string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "instant-init:", err)
 		return 1
 	}
-	return access.LoginKeys(user, settings.LoginUser, access.MemoryKeys, imds.New(imds.Default), stdout, stderr)
+	return access.LoginKeys(user, settings.LoginUser, access.MemoryKeys, handover.File, imds.New(imds.Default), stdout, stderr)
 }
 
 func growVolume(target string, stderr io.Writer) int {

@@ -17,7 +17,7 @@ func TestRun(t *testing.T) {
 		stdout, stderr string
 	}{
 		{"by hand", nil, 2, "", "first process of a machine"},
-		{"unknown", []string{"reboot"}, 2, "", "key-agent | login-keys USER | timeline | grow [MOUNT POINT] | --version"},
+		{"unknown", []string{"reboot"}, 2, "", "key-agent | hand-over | login-keys USER | timeline | grow [MOUNT POINT] | --version"},
 		{"too many", []string{"timeline", "now"}, 2, "", "key-agent"},
 		{"version", []string{"--version"}, 0, "instant-init " + version, ""},
 	} {

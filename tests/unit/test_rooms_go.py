@@ -17,14 +17,14 @@ LAYERS = (
     ("internal/boot",),
     ("internal/access", "internal/network", "internal/supervisor", "internal/volumes", "internal/shutdown"),
     ("internal/task", "internal/userdata"),
-    ("internal/timeline", "internal/swap", "internal/config", "internal/inittest"),
+    ("internal/timeline", "internal/swap", "internal/config", "internal/handover", "internal/inittest"),
     (
         "internal/disk", "internal/imds", "internal/logging", "internal/mount", "internal/netif",
         "internal/netlink",
     ),
     (
         "internal/atomicfile", "internal/boottime", "internal/dhcp", "internal/gpt", "internal/json",
-        "internal/kmod", "internal/paths", "internal/sshkey", "internal/sysfs", "kmsg",
+        "internal/instant", "internal/kmod", "internal/paths", "internal/sshkey", "internal/sysfs", "kmsg",
     ),
 )  # fmt: skip
 LEVELS = {package: level for level, packages in enumerate(LAYERS) for package in packages}

@@ -57,10 +57,7 @@ func (a Account) KeysBelow(directory string) []sshkey.PublicKey {
 
 // Authorize adds public keys to the user's authorized_keys.
 func (a Account) Authorize(keys []sshkey.PublicKey) error {
-	if err := a.directory(a.home); err != nil {
-		return err
-	}
-	if err := a.directory(filepath.Dir(a.keyFile())); err != nil {
+	if err := a.keyDirectory(); err != nil {
 		return err
 	}
 	content, err := readPlain(a.keyFile())
@@ -74,6 +71,28 @@ func (a Account) Authorize(keys []sshkey.PublicKey) error {
 	return atomicfile.WriteAll(atomicfile.File{
 		Path: a.keyFile(), Data: []byte(merged), Mode: 0o600, Owner: a.owner,
 	})
+}
+
+// ReplaceKeys makes the key the only one that lets anybody in as the user: neither those on the disk nor those that are held
+// in memory stay. It does not flush the disk.
+func (a Account) ReplaceKeys(key sshkey.PublicKey, held string) error {
+	if err := a.keyDirectory(); err != nil {
+		return err
+	}
+	// Others that let the user in: a file of sshd's default for AuthorizedKeysFile, and what admit holds in memory.
+	os.Remove(a.keyFile() + "2")
+	os.Remove(filepath.Join(held, a.name))
+	return atomicfile.WriteUnsynced(atomicfile.File{
+		Path: a.keyFile(), Data: []byte(key.String() + "\n"), Mode: 0o600, Owner: a.owner,
+	})
+}
+
+// keyDirectory makes the directory of authorized_keys.
+func (a Account) keyDirectory() error {
+	if err := a.directory(a.home); err != nil {
+		return err
+	}
+	return a.directory(filepath.Dir(a.keyFile()))
 }
 
 // directory makes a directory that only the user can access, unless it exists. An existing one must be a real directory:

@@ -48,6 +48,40 @@ func TestAuthorize(t *testing.T) {
 	}
 }
 
+func TestReplaceKeysLeavesNoOther(t *testing.T) {
+	user, held := someone(t), t.TempDir()
+	inittest.Write(t, user.keyFile(), inittest.OtherKey+"\n")
+	inittest.Write(t, user.keyFile()+"2", inittest.OtherKey+"\n")
+	inittest.Write(t, filepath.Join(held, "admin"), inittest.OtherKey+"\n")
+	key := inittest.Keys(t, inittest.Key)[0]
+	for range 2 {
+		if err := user.ReplaceKeys(key, held); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := inittest.Read(t, user.keyFile()); got != inittest.Key+"\n" {
+		t.Errorf("content %q", got)
+	}
+	if info, err := os.Stat(user.keyFile()); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
+	for _, other := range []string{user.keyFile() + "2", filepath.Join(held, "admin")} {
+		if _, err := os.Stat(other); !os.IsNotExist(err) {
+			t.Errorf("%s is still there: %v", other, err)
+		}
+	}
+}
+
+func TestReplaceKeysMakesTheDirectory(t *testing.T) {
+	user := someone(t)
+	if err := user.ReplaceKeys(inittest.Keys(t, inittest.Key)[0], t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+	if got := inittest.Read(t, user.keyFile()); got != inittest.Key+"\n" {
+		t.Errorf("content %q", got)
+	}
+}
+
 func TestAuthorizeKeepsWhatTheUserAdded(t *testing.T) {
 	user := someone(t)
 	inittest.Write(t, user.keyFile(), "# mine\nfrom=\"10.0.0.1\" "+inittest.Key+" other")

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"instantenv/init/internal/atomicfile"
+	"instantenv/init/internal/handover"
 	"instantenv/init/internal/imds"
 	"instantenv/init/internal/logging"
 	"instantenv/init/internal/paths"
@@ -44,6 +45,7 @@ type Admission struct {
 	User     Account
 	patience patience
 	held     string // the directory of keys that cannot be written to the disk
+	mark     string // the file of the hand-over
 	marks    *timeline.Timeline
 	log      *logging.Logger
 
@@ -53,7 +55,7 @@ type Admission struct {
 
 // New admits people to an account.
 func New(client *imds.Client, user Account, marks *timeline.Timeline, log *logging.Logger) *Admission {
-	return &Admission{Client: client, User: user, patience: bootPatience, held: MemoryKeys, marks: marks, log: log}
+	return &Admission{Client: client, User: user, patience: bootPatience, held: MemoryKeys, mark: handover.File, marks: marks, log: log}
 }
 
 // BeforeSSHD installs the key that was named at launch and returns when sshd may accept connections: an early client with
@@ -118,9 +120,10 @@ func (a *Admission) launchKeys() ([]sshkey.PublicKey, error) {
 }
 
 // admit adds keys to authorized_keys. If that cannot be written (the disk is full, or read-only), it stores them in memory
-// for login-keys, so that somebody can log in to repair the machine.
+// for login-keys, so that somebody can log in to repair the machine. A machine that was handed over is the lessee's: no key
+// of its launch or of the pool comes back, whatever the metadata say.
 func (a *Admission) admit(keys []sshkey.PublicKey) error {
-	if len(keys) == 0 {
+	if len(keys) == 0 || handover.HandedOut(a.mark) {
 		return nil
 	}
 	err := a.User.Authorize(keys)

@@ -128,6 +128,33 @@ func TestBeforeSSHD(t *testing.T) {
 	}
 }
 
+// After a restart of a machine that was handed over neither the key of its launch nor one in user data or the metadata's list
+// is let in beside the lessee's.
+func TestAMachineThatWasHandedOverKeepsItsKeys(t *testing.T) {
+	keys := map[string][]string{
+		keyPath: {inittest.Key}, keysPath: {"0=launch"}, userdata.Path: {`{"instant-env": {"ssh_keys": ["` + inittest.Key + `"]}}`},
+	}
+	_, client := inittest.Serve(t, keys)
+	var log bytes.Buffer
+	a := admissionTo(t, client, &log)
+	a.mark = inittest.Write(t, filepath.Join(t.TempDir(), "handed-out"), "")
+	inittest.Write(t, a.User.keyFile(), inittest.OtherKey+"\n")
+	if err := a.BeforeSSHD(); err != nil {
+		t.Error(err)
+	}
+	a.AfterSSHD()
+	a.AdmitParameter("", "", func(_ []string, stdout *os.File) error {
+		_, err := stdout.WriteString(inittest.Key + "\n")
+		return err
+	})
+	if got := inittest.Read(t, a.User.keyFile()); got != inittest.OtherKey+"\n" {
+		t.Errorf("authorized_keys %q; log %q", got, log.String())
+	}
+	if _, err := os.Stat(a.held); !os.IsNotExist(err) {
+		t.Errorf("keys are held in memory: %v", err)
+	}
+}
+
 // What is waited for is reported after 5 s and every 30 s from then on, with the time so far.
 func TestWaitingIsReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -163,7 +190,7 @@ func TestKeysAreHeldInMemory(t *testing.T) {
 	if err := a.admit(inittest.Keys(t, inittest.OtherKey)); err != nil {
 		t.Fatal(err)
 	}
-	if status := LoginKeys("admin", "admin", a.held, client, &stdout, &log); status != 0 || stdout.String() != inittest.Key+"\n"+inittest.OtherKey+"\n" {
+	if status := LoginKeys("admin", "admin", a.held, a.mark, client, &stdout, &log); status != 0 || stdout.String() != inittest.Key+"\n"+inittest.OtherKey+"\n" {
 		t.Errorf("status %d, %q", status, stdout.String())
 	}
 	if !strings.Contains(log.String(), "is not a directory; they are in "+a.held) {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"instantenv/init/internal/handover"
 	"instantenv/init/internal/imds"
 	"instantenv/init/internal/sshkey"
 	"instantenv/init/internal/userdata"
@@ -25,10 +26,10 @@ const (
 const loginKeysLimit = 3 * time.Second
 
 // LoginKeys prints the keys that a user was given for the running machine, as sshd's AuthorizedKeysCommand, and returns
-// the exit status. Only the login user gets any. sshd ignores the output if the status is not 0, so it is 0 whenever there
+// the exit status. Only the login user gets any, and not on a machine that was handed over. sshd ignores the output if the status is not 0, so it is 0 whenever there
 // are keys.
-func LoginKeys(user, login, held string, client *imds.Client, stdout, stderr io.Writer) int {
-	if user != login || !userdata.ConsistsOf(user, "-_.") {
+func LoginKeys(user, login, held, mark string, client *imds.Client, stdout, stderr io.Writer) int {
+	if user != login || handover.HandedOut(mark) || !userdata.ConsistsOf(user, "-_.") {
 		return 0
 	}
 	text, err := readPlain(filepath.Join(held, user))

@@ -45,13 +45,22 @@ func TestLoginKeys(t *testing.T) {
 				inittest.Write(t, filepath.Join(held, "admin"), test.held)
 			}
 			var stdout, stderr bytes.Buffer
-			if status := LoginKeys(test.user, "admin", held, client, &stdout, &stderr); status != test.status {
+			if status := LoginKeys(test.user, "admin", held, "", client, &stdout, &stderr); status != test.status {
 				t.Errorf("status %d, %q", status, stderr.String())
 			}
 			if stdout.String() != test.want {
 				t.Errorf("got %q, want %q", stdout.String(), test.want)
 			}
 		})
+	}
+}
+
+func TestAMachineThatWasHandedOverGetsNoFurtherKeys(t *testing.T) {
+	_, client := inittest.Serve(t, map[string][]string{connectPath + "admin": {inittest.Key}, keyTagPath: {inittest.OtherKey}})
+	mark := inittest.Write(t, filepath.Join(t.TempDir(), "handed-out"), "")
+	var stdout, stderr bytes.Buffer
+	if status := LoginKeys("admin", "admin", t.TempDir(), mark, client, &stdout, &stderr); status != 0 || stdout.Len() != 0 {
+		t.Errorf("status %d, %q, %q", status, stdout.String(), stderr.String())
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"instantenv/init/internal/instant"
 )
 
 // Limits on what a server may send; EC2's largest item is 16 KiB of user data.
@@ -128,9 +130,6 @@ func ignoringEINTR(call func() error) error {
 	}
 }
 
-// httpDate is IMF-fixdate of RFC 9110, section 5.6.7.
-const httpDate = "Mon, 02 Jan 2006 15:04:05 GMT"
-
 type response struct {
 	status int
 	body   []byte
@@ -186,7 +185,7 @@ func (c *connection) readResponse() (response, error) {
 		case "connection":
 			answer.last = strings.EqualFold(value, "close")
 		case "date":
-			answer.date, _ = time.Parse(httpDate, value) // the zero time when it is not one
+			answer.date, _ = instant.ParseHTTP(value) // the zero time when it is not one
 		case "transfer-encoding":
 			return response{}, fmt.Errorf("unsupported Transfer-Encoding: %.80q", value)
 		}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"instantenv/init/internal/boottime"
+	"instantenv/init/internal/handover"
 	"instantenv/init/internal/imds"
 	"instantenv/init/internal/logging"
 )
@@ -31,6 +32,9 @@ const (
 
 // A Lifetime knows the machine's time limit: the tag's if there is one, otherwise the earlier one of user data.
 //
+// A machine that was handed over has the limit of its hand-over until the tag has another value than it had then: whoever
+// handed it over may have failed before the tag was set, and a pool's machines live long.
+//
 // The end is a point of CLOCK_BOOTTIME, which cannot be set. Every answer of the metadata service has the service's time,
 // by which a time of day is converted, so the machine's own clock may be wrong or jump. If the service sends no time, the
 // machine's clock counts at the moment when a time of day is first seen.
@@ -43,9 +47,15 @@ type Lifetime struct {
 	ttl     time.Duration // since the start of the kernel, which is when clock began
 	expires expiry        // of user data
 	tag     expiry
+	handed  handover.Mark
+	mark    expiry        // of the hand-over; none before it
+	date    time.Time     // the service's time, by its newest answer that had it
+	dated   time.Duration // when that was, on CLOCK_BOOTTIME
 	asked   time.Duration // when the newest answered question for the tag was begun, on CLOCK_BOOTTIME
 	badTag  string
 	told    string
+
+	markFile string
 }
 
 // An expiry is a time of day, and the point of CLOCK_BOOTTIME that it is.
@@ -56,8 +66,9 @@ type expiry struct {
 
 // NewLifetime begins with what user data says; date is the service's time when it said so, or the zero time.
 func NewLifetime(data Data, date time.Time, log *logging.Logger) *Lifetime {
-	l := &Lifetime{clock: boottime.Now, now: time.Now, log: log, ttl: data.TTL}
-	l.expires.set(data.ExpiresAt, l.clock(), date, l.now)
+	l := &Lifetime{clock: boottime.Now, now: time.Now, log: log, ttl: data.TTL, markFile: handover.File}
+	l.date, l.dated = date, l.clock()
+	l.expires.set(data.ExpiresAt, l.dated, date, l.now)
 	return l
 }
 
@@ -79,12 +90,15 @@ func (l *Lifetime) update(date time.Time, text string) {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
 	boot := l.clock()
+	if !date.IsZero() {
+		l.date, l.dated = date, boot
+	}
 	text = strings.TrimSpace(text)
 	at := l.tag.at
 	if text == "" {
 		at = time.Time{}
-	} else if instant, err := parseInstant(text); err == nil {
-		at = instant
+	} else if parsed, err := parseInstant(text); err == nil {
+		at = parsed
 	} else if text != l.badTag {
 		// Whatever held before still holds: a slip must not end the machine, nor let it live for ever.
 		l.log.Consolef("tag instant-env:expires-at: %v", err)
@@ -92,6 +106,21 @@ func (l *Lifetime) update(date time.Time, text string) {
 	}
 	l.tag.set(at, boot, date, l.now)
 	l.expires.set(l.expires.at, boot, date, l.now)
+	l.mark.set(l.mark.at, boot, date, l.now)
+	l.tell()
+}
+
+// look reads the mark of the hand-over, once there is one.
+func (l *Lifetime) look() {
+	if l.mark.end != 0 {
+		return
+	}
+	l.handed, _ = handover.Read(l.markFile)
+	boot, date := l.clock(), l.date
+	if !date.IsZero() {
+		date = date.Add(boot - l.dated)
+	}
+	l.mark.set(l.handed.ExpiresAt, boot, date, l.now)
 	l.tell()
 }
 
@@ -116,6 +145,8 @@ func later(boot, left time.Duration) time.Duration {
 // end is the point of CLOCK_BOOTTIME at which the time is up, 0 when it never is, and why.
 func (l *Lifetime) end() (time.Duration, string) {
 	switch {
+	case l.mark.end != 0 && (l.tag.end == 0 || l.tag.at.Equal(l.handed.Replaces)):
+		return l.mark.end, "it was handed over until " + l.mark.at.Format(time.RFC3339)
 	case l.tag.end != 0:
 		return l.tag.end, "the tag instant-env:expires-at says " + l.tag.at.Format(time.RFC3339)
 	case l.expires.end != 0 && (l.ttl == 0 || l.expires.end < l.ttl):
@@ -151,9 +182,6 @@ func (l *Lifetime) answered(begun time.Duration) {
 // given a later one before it was started again: so, after a start and after a sleep, an end counts once the tag was read.
 // It works without the metadata service, too: then the end counts after answerLimit.
 func (l *Lifetime) Await(sleep func(time.Duration)) string {
-	l.mutex.Lock()
-	l.tell()
-	l.mutex.Unlock()
 	awake := l.clock() // since when the machine has been running
 	for last := awake; ; {
 		clock := l.clock()
@@ -162,6 +190,7 @@ func (l *Lifetime) Await(sleep func(time.Duration)) string {
 		}
 		last = clock
 		l.mutex.Lock()
+		l.look()
 		end, why := l.end()
 		current := l.asked >= awake
 		l.mutex.Unlock()

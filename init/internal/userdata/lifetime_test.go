@@ -3,6 +3,8 @@ package userdata
 import (
 	"bytes"
 	"math"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -42,6 +44,15 @@ func (l *life) pass(d time.Duration) {
 	if !l.date.IsZero() {
 		l.date = l.date.Add(d)
 	}
+}
+
+// handOver leaves a mark, and has it seen.
+func (l *life) handOver(until, replaces string) {
+	text := `{"version": 1, "lease": "lease-1", "expires_at": "` + until + `", "replaces": "` + replaces + `"}`
+	if err := os.WriteFile(l.markFile, []byte(text), 0o644); err != nil {
+		panic(err)
+	}
+	l.look()
 }
 
 func in(d time.Duration) string { return noon.Add(d).Format(time.RFC3339) }
@@ -109,9 +120,55 @@ func TestLifetime(t *testing.T) {
 				l.update(l.date, in(time.Hour))
 			},
 		},
+		{
+			name: "a hand-over shortens a pool's life while the tag is the pool's", end: 10*time.Minute + 10*time.Second, why: "handed over",
+			happen: func(l *life) {
+				l.update(l.date, in(12*time.Hour))
+				l.handOver(in(10*time.Minute), in(12*time.Hour))
+				l.pass(time.Minute)
+				l.update(l.date, in(12*time.Hour))
+			},
+		},
+		{
+			name: "the tag rules once it has another value", end: time.Hour + 10*time.Second, why: "tag",
+			happen: func(l *life) { l.handOver(in(10*time.Minute), in(12*time.Hour)); l.update(l.date, in(time.Hour)) },
+		},
+		{
+			name: "an earlier one, too", end: time.Minute + 10*time.Second, why: "tag",
+			happen: func(l *life) { l.handOver(in(10*time.Minute), in(12*time.Hour)); l.update(l.date, in(time.Minute)) },
+		},
+		{
+			name: "a hand-over of a machine without a tag", data: Data{TTL: 12 * time.Hour}, end: 10*time.Minute + 10*time.Second, why: "handed over",
+			happen: func(l *life) { l.handOver(in(10*time.Minute), "") },
+		},
+		{
+			name: "a bad tag leaves the hand-over's end", end: 10*time.Minute + 10*time.Second, why: "handed over",
+			happen: func(l *life) {
+				l.update(l.date, in(12*time.Hour))
+				l.handOver(in(10*time.Minute), in(12*time.Hour))
+				l.update(l.date, "tomorrow")
+			},
+		},
+		{
+			name: "a tag of another zone is the same time", end: 10*time.Minute + 10*time.Second, why: "handed over",
+			happen: func(l *life) {
+				l.handOver(in(10*time.Minute), noon.Add(12*time.Hour).In(time.FixedZone("", 3600)).Format(time.RFC3339))
+				l.update(l.date, in(12*time.Hour))
+			},
+		},
+		{
+			name: "the hand-over's end goes by the service's clock", end: 10*time.Minute + 10*time.Second, why: "handed over",
+			happen: func(l *life) {
+				l.update(l.date, in(12*time.Hour))
+				l.wall = noon.Add(24 * time.Hour)
+				l.pass(3 * time.Second)
+				l.handOver(in(10*time.Minute), in(12*time.Hour))
+			},
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			l := begin(test.data, !test.silent)
+			l.markFile = filepath.Join(t.TempDir(), "handed-out")
 			if test.happen != nil {
 				test.happen(l)
 			}
@@ -178,6 +235,43 @@ func (l *life) await(asleepFrom int, asleepFor time.Duration, after func(awake i
 		after(naps - asleepFrom)
 	})
 	return l.boot - woke, why
+}
+
+func TestAHandOverIsSeenWhileTheMachineRuns(t *testing.T) {
+	l := begin(Data{}, true)
+	l.markFile = filepath.Join(t.TempDir(), "handed-out")
+	l.ask(in(12 * time.Hour))
+	naps := 0
+	why := l.Await(func(d time.Duration) {
+		if naps++; naps == 3 {
+			l.pass(d)
+			text := `{"lease": "lease-1", "expires_at": "` + in(time.Minute) + `", "replaces": "` + in(12*time.Hour) + `"}`
+			if err := os.WriteFile(l.markFile, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+		l.pass(d)
+		l.ask(in(12 * time.Hour))
+	})
+	if !strings.Contains(why, "handed over until "+in(time.Minute)) || l.boot < 70*time.Second || l.boot > 72*time.Second {
+		t.Errorf("off at %s: %q", l.boot, why)
+	}
+}
+
+// After a restart the hand-over's end may have passed long ago, and the lease was extended by its tag.
+func TestAfterARestartTheTagOfALeaseIsReadFirst(t *testing.T) {
+	l := begin(Data{}, true)
+	l.markFile = filepath.Join(t.TempDir(), "handed-out")
+	l.handOver(in(-time.Hour), in(-2*time.Hour))
+	_, why := l.await(0, 0, func(naps int) {
+		if naps == 2 {
+			l.ask(in(time.Hour))
+		}
+	})
+	if l.boot < time.Hour || !strings.Contains(why, "tag") {
+		t.Errorf("off at %s: %q", l.boot, why)
+	}
 }
 
 func TestAnEndThatPassedDuringASleepCountsOnceTheTagWasRead(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"instantenv/init/internal/imds"
+	"instantenv/init/internal/instant"
 	"instantenv/init/internal/json"
 	"instantenv/init/internal/logging"
 	"instantenv/init/internal/sshkey"
@@ -96,11 +97,11 @@ func (d *Data) setExpiresAt(value any) (err error) {
 
 // parseInstant reads a time with its zone, such as 2026-11-21T18:00:00Z.
 func parseInstant(text string) (time.Time, error) {
-	instant, err := time.Parse(time.RFC3339, text)
+	at, err := instant.ParseRFC3339(text)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("not a time like 2026-11-21T18:00:00Z: %.60q", text)
 	}
-	return instant, nil
+	return at, nil
 }
 
 func (d *Data) addKey(value any) error {

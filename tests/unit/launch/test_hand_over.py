@@ -7,7 +7,8 @@ import dataclasses
 import json
 import socket
 from collections.abc import Awaitable, Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 from support.guests.handed_guest import HandedGuest, eventually
@@ -16,6 +17,7 @@ from instant_env.cloud.keys import KeyPair
 from instant_env.errors import UsageError
 from instant_env.launch.delivery import Proof, deliver
 from instant_env.launch.hand_over import (
+    MAX_LEASE,
     AlreadyHandedOut,
     Code,
     Contaminated,
@@ -28,15 +30,58 @@ from instant_env.launch.hand_over import (
 from instant_env.launch.parked import COMMAND, Parked
 from instant_env.launch.timeline import MarkName, Timeline
 from instant_env.public_key import PublicKey
+from instant_env.settings import ROOT
 from instant_env.ssh.dial import dial
 from instant_env.ssh.host_keys import HostKeyMismatch, HostKeys
 from instant_env.ssh.key_query import PreparedQuery
 from instant_env.ssh.login import HandshakeFailed, KeyRefused, authenticate, client_options
+from instant_env.user_data import format_time
 
 KEY = KeyPair.generate().public_key
 REQUEST = HandOverRequest(
     "lease-1", KEY, datetime(2026, 12, 1, 12, 0, 0, 999, tzinfo=UTC), "2026-12-02T00:00:00Z"
 )
+
+ECDSA = (
+    "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBGsX0fLhLEJH+Lzm5WOkQPJ3A32B"
+    "LeszoPShOUXYmMKWT+NC4v4af5uO5+tKfA+eFivOM1drMV7Oy7ZAaDe/UfU="
+)
+
+#: `go test` reads this one; made by running this file.
+GOLDEN = ROOT / "init/internal/handover/testdata/python.json"
+#: The lines of the init, which its tests compare with what it writes.
+ANSWERS = json.loads((ROOT / "init/internal/handover/testdata/answers.json").read_text(encoding="utf-8"))
+
+NAMED_REQUESTS = {
+    "plain": HandOverRequest(
+        "lease-0198",
+        PublicKey.parse(
+            "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHUFrp1YpNdcv0sPLcKUXk8BCQZjDVwtDbyEFTgmZQDI me@home"
+        ),
+        datetime(2026, 12, 1, 12, 0, 0, 999, tzinfo=UTC),
+        "2026-12-02T00:00:00Z",
+    ),
+    "no tag before, the longest lease, another zone": HandOverRequest(
+        "\U0001f511" * MAX_LEASE,
+        PublicKey.parse(ECDSA),
+        datetime(2028, 2, 29, 23, 59, 59, tzinfo=timezone(timedelta(hours=-3, minutes=-30))),
+    ),
+}
+
+
+def case(name: str, request: HandOverRequest) -> dict[str, str]:
+    return {
+        "Name": name,
+        "Line": request.as_line(),
+        "Lease": request.lease,
+        "Key": request.public_key.bare,
+        "ExpiresAt": format_time(request.expires_at),
+        "Replaces": request.replaces,
+    }
+
+
+def golden_cases() -> list[dict[str, str]]:
+    return [case(name, request) for name, request in NAMED_REQUESTS.items()]
 
 
 @pytest.fixture
@@ -144,10 +189,7 @@ def test_another_host_key_is_an_error_of_its_own(guest: HandedGuest) -> None:
 
 
 def test_a_server_with_other_types_of_host_keys_is_a_mismatch(guest: HandedGuest) -> None:
-    ecdsa = HostKeys.parse(
-        "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBGsX0fLhLEJH+Lzm5WOkQPJ3A32B"
-        "LeszoPShOUXYmMKWT+NC4v4af5uO5+tKfA+eFivOM1drMV7Oy7ZAaDe/UfU="
-    )
+    ecdsa = HostKeys.parse(ECDSA)
 
     async def work() -> None:
         found = await dial("127.0.0.1", guest.port, timeout_s=60)
@@ -254,6 +296,25 @@ def test_every_code_is_an_error() -> None:
             read_answer(json.dumps({"ok": False, "code": code}))
 
 
+def test_the_requests_that_go_test_reads_are_current() -> None:
+    assert json.loads(GOLDEN.read_text(encoding="utf-8")) == golden_cases(), (
+        f"the request has changed: python {Path(__file__).relative_to(ROOT)} writes {GOLDEN.name} anew"
+    )
+
+
+def test_what_the_init_answers_is_understood() -> None:
+    read_ready(ANSWERS["ready"])
+    assert read_answer(ANSWERS["ok"]).ended_sessions == 3
+    assert ANSWERS.keys() == {"ready", "ok", *Code}
+    for code in Code:
+        with pytest.raises((Refused, Contaminated)) as caught:
+            read_answer(ANSWERS[code])
+        assert getattr(caught.value, "code", None) in (code, None)
+        assert isinstance(caught.value, Contaminated) == (code in (Code.KEYS, Code.SESSIONS))
+    with pytest.raises(AlreadyHandedOut, match='lease "0"'):
+        read_ready(ANSWERS["handed-out"])
+
+
 @pytest.mark.parametrize("lease", ["", "x" * 129, "a\nb"])
 def test_a_request_has_a_lease(lease: str) -> None:
     with pytest.raises(UsageError):
@@ -295,3 +356,7 @@ def test_nobody_there_is_said_in_time() -> None:
 def test_the_time_of_a_request_is_in_utc() -> None:
     later = dataclasses.replace(REQUEST, expires_at=REQUEST.expires_at + timedelta(hours=1))
     assert json.loads(later.as_line())["expires_at"] == "2026-12-01T13:00:00Z"
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(golden_cases(), indent=1) + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ from botocore.exceptions import ClientError
 from instant_env.cloud.images import BakedImage
 from instant_env.cloud.session import Cloud, error_code
 from instant_env.errors import UsageError
+from instant_env.launch.cloud_config import cloud_config
 from instant_env.launch.launched import Launched
 from instant_env.launch.techniques.base import LaunchSpec, PoolSlot, Prepared, Technique, run_instance
 
@@ -20,8 +21,9 @@ class Cold(Technique):
     Needs: at least one AMI of ours, whose tags name its base AMI, so that like is compared with like.
     Saves: nothing; everything else is measured against it.
 
-    It gets no user data: a stock image would run it, and that would no longer be the baseline. So the machine
-    has no timer of its own; tags, the run's own clean-up and ``invoke clean`` end it.
+    Measured, it has a key pair and gets no user data: a stock image would run it, and that would no longer be
+    the baseline. So the machine has no timer of its own; tags, the run's own clean-up and ``invoke clean``
+    end it. Launched without a key pair it is somebody's, and gets key and timer by cloud-config.
     """
 
     name = "cold"
@@ -58,8 +60,7 @@ class Cold(Technique):
         )
 
     def user_data(self, spec: LaunchSpec) -> str | None:
-        del spec
-        return None
+        return None if spec.key_name else cloud_config(spec.public_key, spec.expires_at)
 
     def launch(self, cloud: Cloud, prepared: Prepared, spec: LaunchSpec, slot: PoolSlot) -> Launched:
         del slot

@@ -47,6 +47,6 @@ def of_rows(rows: Sequence[Row], *, cloud: str, run: str) -> list[Estimate]:
 
 def record(cloud: Cloud, rows: Iterable[Row], *, run: str) -> None:
     """Put a run's estimates into the state directory, over older ones."""
-    found = of_rows(list(rows), cloud=cloud.name.value, run=run)
-    if found:
-        estimates.record(estimates.path_in(cloud.settings.state_dir), found)
+    new_estimates = of_rows(list(rows), cloud=cloud.name.value, run=run)
+    if new_estimates:
+        estimates.record(estimates.path_in(cloud.settings.state_dir), new_estimates)

@@ -55,10 +55,10 @@ class Proof:
             self._query.close()
 
     async def _open(self) -> PreparedQuery:
-        found = await dial(self._door.address, self._door.port, timeout_s=self._timeout_s)
-        self._timeline.mark(MarkName.T3_TCP, found.accepted_ns, found.resolution_ns)
-        self._timeline.mark(MarkName.T3, found.banner_ns, found.resolution_ns)
-        self._query = PreparedQuery(found.sock, self._door.username, self._key, self._door.host_keys)
+        answer = await dial(self._door.address, self._door.port, timeout_s=self._timeout_s)
+        self._timeline.mark(MarkName.T3_TCP, answer.accepted_ns, answer.resolution_ns)
+        self._timeline.mark(MarkName.T3, answer.banner_ns, answer.resolution_ns)
+        self._query = PreparedQuery(answer.sock, self._door.username, self._key, self._door.host_keys)
         await self._query.exchange()
         return self._query
 

@@ -47,10 +47,10 @@ def read(path: Path, cloud: str = "") -> list[Estimate]:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["version"] != _VERSION:
             return []
-        found = [Estimate(**{**row, "arch": Arch(row["arch"])}) for row in document["estimates"]]
+        estimates = [Estimate(**{**row, "arch": Arch(row["arch"])}) for row in document["estimates"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return [estimate for estimate in found if cloud in ("", estimate.cloud)]
+    return [estimate for estimate in estimates if cloud in ("", estimate.cloud)]
 
 
 def _key(estimate: Estimate) -> tuple[str, str, str, str]:

@@ -141,10 +141,10 @@ async def park(
     options = client_options(username, pair.for_asyncssh(), host_keys)
     deadline = time.monotonic() + timeout_s
     await asyncio.to_thread(by_instance_connect, cloud, instance_id, username, pair.public_key)
-    found = await dial(address, cloud.ssh_port, timeout_s=timeout_s)
+    answer = await dial(address, cloud.ssh_port, timeout_s=timeout_s)
     try:
         async with asyncio.timeout(max(deadline - time.monotonic(), 1.0)):
-            login = await authenticate(found.sock, options)
+            login = await authenticate(answer.sock, options)
     except TimeoutError:
         raise ParkBroken(f"{address}: no login within {timeout_s:.0f} s") from None
     return await Parked.on(login.connection, username, login.host_key)

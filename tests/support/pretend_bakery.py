@@ -161,7 +161,7 @@ class Bakery:
         self.served.ssm.put_parameter(Name=BASE_PARAMETER, Value=image_id, Type="String", Overwrite=True)
         return image_id
 
-    def left(self) -> dict[str, list[str]]:
+    def leftovers(self) -> dict[str, list[str]]:
         """What there is of ours that a bake should not leave."""
         ec2 = self.served.ec2
         machines = [i for r in ec2.describe_instances()["Reservations"] for i in r["Instances"]]
@@ -293,14 +293,14 @@ class Calls:
     """What a cloud is asked, in order: ``(RunInstances, its parameters)``."""
 
     def __init__(self, cloud: Cloud) -> None:
-        self.made: list[tuple[str, dict[str, Any]]] = []
+        self.requests: list[tuple[str, dict[str, Any]]] = []
         for client in (cloud.ec2, cloud.ssm):
             client.meta.events.register("before-parameter-build", self._note)
 
     def _note(self, params: dict[str, Any], event_name: str, **_: Any) -> None:
-        self.made.append((event_name.rpartition(".")[2], dict(params)))
+        self.requests.append((event_name.rpartition(".")[2], dict(params)))
 
     @property
     def changing(self) -> list[str]:
         """Actions that change something."""
-        return [action for action, _ in self.made if not action.startswith(("Describe", "Get", "List"))]
+        return [action for action, _ in self.requests if not action.startswith(("Describe", "Get", "List"))]

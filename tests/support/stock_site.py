@@ -28,8 +28,8 @@ class Site:
 def handler(site: Site) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked = self.headers.get("Range")
-            site.requests.append((self.path, asked))
+            byte_range = self.headers.get("Range")
+            site.requests.append((self.path, byte_range))
             if site.failures[self.path]:
                 self.answer(site.failures[self.path].pop(0))
                 return
@@ -37,7 +37,7 @@ def handler(site: Site) -> type[BaseHTTPRequestHandler]:
             if body is None:
                 self.answer(404)
                 return
-            start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and site.ranges else 0
+            start = int(byte_range.removeprefix("bytes=").rstrip("-")) if byte_range and site.ranges else 0
             if start and start >= len(body):
                 self.answer(416)
                 return
@@ -73,11 +73,11 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 
 @pytest.fixture
-def said() -> list[str]:
+def lines() -> list[str]:
     return []
 
 
 @pytest.fixture
-def progress(said: list[str]) -> Callable[[str], None]:
-    """A progress callback that keeps its lines in ``said``."""
-    return said.append
+def progress(lines: list[str]) -> Callable[[str], None]:
+    """A progress callback that keeps its lines in ``lines``."""
+    return lines.append

@@ -378,8 +378,8 @@ def private_ip(state: State, subnet: Any, address: str | None = None) -> str:
 
 
 def _taken_ips(state: State) -> set[str]:
-    taken = {item.private_ip for item in state.instances.values() if item.state != "terminated"}
-    return taken | {item.private_ip for item in state.interfaces.values()}
+    own = {item.private_ip for item in state.instances.values() if item.state != "terminated"}
+    return own | {item.private_ip for item in state.interfaces.values()}
 
 
 def free_ips(state: State, subnet: Any, least: int, most: int | None = None) -> list[str]:

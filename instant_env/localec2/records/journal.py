@@ -28,7 +28,7 @@ class Request:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor = -1
-        self.made: list[Record] = []
+        self.new_records: list[Record] = []
 
     def note(self, record: Record) -> None:
         """This record is made next. Raises OSError."""
@@ -38,7 +38,7 @@ class Request:
         line = f"{record.kind} {record.key}\n".encode()
         if os.write(self._descriptor, line) != len(line):
             raise OSError(f"short write to {self._path}")
-        self.made.append(record)
+        self.new_records.append(record)
 
     def end(self) -> None:
         """The request is done; what it made stays."""

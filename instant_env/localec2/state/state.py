@@ -215,7 +215,7 @@ class State:
             ) from error
 
     def _undo(self, failed: Record) -> None:
-        new_records = self._request.made if self._request is not None else []
+        new_records = self._request.new_records if self._request is not None else []
         for record in new_records:
             self.forget(record)
             if isinstance(record, VolumeRecord):

@@ -87,7 +87,7 @@ def bake_with(bakery: Bakery, fault: Fault | None, method: Method) -> str:
 def check_all(bakery: Bakery, codes: Callable[[str], list[str]], method: Method) -> None:
     calls = Calls(bakery.cloud)
     assert bake_with(bakery, None, method) == ""
-    actions = [action for action, _ in calls.made]
+    actions = [action for action, _ in calls.requests]
     places = list(dict.fromkeys((action, 0) for action in actions))
     # What is asked often fails also late, where its answer is wanted for something else.
     places += [(action, actions.count(action) - 1) for action, _ in places if actions.count(action) > 1]
@@ -102,7 +102,7 @@ def check_all(bakery: Bakery, codes: Callable[[str], list[str]], method: Method)
                 assert not line, where
                 continue
             assert "\n" not in line, where
-            assert bakery.left() == NOTHING, where
+            assert bakery.leftovers() == NOTHING, where
             added = set(bakery.images()) - before
             assert len(added) == (not line or "is baked and verified" in line), where
             assert all(image.verified for image in bakery.baked()), where
@@ -130,5 +130,5 @@ def test_a_fault_at_each_call_of_registering_leaves_nothing(bakery: Bakery) -> N
             fault = Fault(action, code, 0)
             line = bake_with(bakery, fault, Method.REGISTER)
             assert fault.fired
-            assert bakery.left() == NOTHING, f"{code} at {action}: {line}"
+            assert bakery.leftovers() == NOTHING, f"{code} at {action}: {line}"
             assert len(bakery.snapshots()) == len(bakery.images()), f"{code} at {action}: {line}"

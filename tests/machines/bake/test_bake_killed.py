@@ -36,13 +36,13 @@ def test_nothing_is_left_wherever_a_bake_is_killed(bakery: Bakery) -> None:
         assert bake.pid is not None
         os.kill(bake.pid, signal.SIGKILL)
         bake.join()
-        machines += len(bakery.left()["instances"])
+        machines += len(bakery.leftovers()["instances"])
         removals = janitor.survey(bakery.cloud, Policy(keep=99)).removals
         assert remove(bakery.cloud, removals, lambda _: None) == [], lines[-1]
-        assert bakery.left() == NOTHING, lines[-1]
+        assert bakery.leftovers() == NOTHING, lines[-1]
         assert (bakery.images(), bakery.snapshots()) == ([], []), lines[-1]
     print(*boundaries, sep="\n")
     assert any("verify" in line and "launched" in line for line in boundaries)
     assert machines >= 8  # most of them left one
-    assert bakery.left() == NOTHING
+    assert bakery.leftovers() == NOTHING
     assert len(bakery.baked()) == 1

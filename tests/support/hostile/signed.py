@@ -41,8 +41,8 @@ class Signer:
         sent_body: bytes | None = None,
     ) -> Reply:  # fmt: skip
         """Send one request. ``unsigned`` headers and ``sent_body`` come after signing."""
-        given = {"Content-Type": FORM, "Host": urlsplit(self.url).netloc} | dict(headers or {})
-        request = AWSRequest(method=method, url=self.url + path, data=body, headers=given)
+        signed_headers = {"Content-Type": FORM, "Host": urlsplit(self.url).netloc} | dict(headers or {})
+        request = AWSRequest(method=method, url=self.url + path, data=body, headers=signed_headers)
         SigV4Auth(self.credentials, service, "us-east-1").add_auth(request)
         lines = dict(request.headers.items()) | dict(unsigned or {})
         return exchange(self.url, method, path, lines, body if sent_body is None else sent_body)

@@ -26,7 +26,7 @@ def test_a_bake_leaves_an_image_and_nothing_else(bakery: Bakery) -> None:
     result = bakery.bake(said.append)
     print(*said, sep="\n")
     assert bakery.images() == [result.image.id]
-    assert bakery.left() == NOTHING
+    assert bakery.leftovers() == NOTHING
     again = bakery.bake()
     assert again.reused
     assert again.image.id == result.image.id
@@ -53,7 +53,7 @@ MAKERS = {
 def made_by(calls: Calls, run_id: str) -> set[tuple[str, str]]:
     """(kind, name) of what the calls made, without what is the run's own in the name."""
     found = set()
-    for action, parameters in calls.made:
+    for action, parameters in calls.requests:
         names = [
             tag["Value"]
             for specification in parameters.get("TagSpecifications", [])

@@ -29,7 +29,7 @@ pytest_plugins = ("support.pretend_bakery",)
 
 
 def launches(calls: Calls) -> list[dict[str, Any]]:
-    return [parameters for action, parameters in calls.made if action == "RunInstances"]
+    return [parameters for action, parameters in calls.requests if action == "RunInstances"]
 
 
 @pytest.mark.slow
@@ -70,7 +70,7 @@ def test_a_registered_image_says_what_create_image_would_have_taken_over(bakery:
     for tags in (image["Tags"], snapshot["Tags"]):
         assert {"Key": "instant-env:plan-hash", "Value": made.image.plan_hash} in tags
         assert "instant-env:expires-at" not in {tag["Key"] for tag in tags}
-    assert bakery.left() == NOTHING
+    assert bakery.leftovers() == NOTHING
 
 
 def fail_launches(bakery: Bakery, codes: list[str]) -> None:
@@ -104,7 +104,7 @@ def test_no_capacity_anywhere_is_one_line_and_nothing_is_left(bakery: Bakery) ->
     with pytest.raises(CloudError, match="InsufficientInstanceCapacity") as caught:
         bakery.bake()
     assert "\n" not in caught.value.message
-    assert bakery.left() == NOTHING
+    assert bakery.leftovers() == NOTHING
     assert bakery.images() == []
 
 
@@ -137,12 +137,12 @@ def test_what_failed_is_kept_when_asked_with_a_key_to_look_at_it(bakery: Bakery)
     bakery.guest.answers.append((r"01-first\.sh", "no such luck\n", 3))
     with pytest.raises(StepError, match="step first ended with 3: no such luck"):
         bakery.bake()
-    assert bakery.left() == NOTHING
+    assert bakery.leftovers() == NOTHING
 
     said: list[str] = []
     with pytest.raises(StepError):
         bakery.bake(said.append, on_error=OnError.KEEP)
-    left = bakery.left()
+    left = bakery.leftovers()
     assert {kind: len(ids) for kind, ids in left.items()} == dict.fromkeys(NOTHING, 1)
     (line,) = [line for line in said if "is kept until" in line]
     key = Path(line.split(" -i ")[1].split()[0])
@@ -150,7 +150,7 @@ def test_what_failed_is_kept_when_asked_with_a_key_to_look_at_it(bakery: Bakery)
     assert asyncssh.read_private_key(key).get_algorithm() == "ssh-ed25519"
     assert "PRIVATE" not in "".join(said)
     assert remove(bakery.cloud, janitor.survey(bakery.cloud, Policy(keep=3)).removals, lambda _: None) == []
-    assert bakery.left() == NOTHING
+    assert bakery.leftovers() == NOTHING
 
 
 def test_an_interrupt_cleans_up_also_where_a_failure_is_kept(bakery: Bakery) -> None:
@@ -160,14 +160,14 @@ def test_an_interrupt_cleans_up_also_where_a_failure_is_kept(bakery: Bakery) -> 
 
     with pytest.raises(KeyboardInterrupt):
         bakery.bake(press, on_error=OnError.KEEP)
-    assert bakery.left() == NOTHING
+    assert bakery.leftovers() == NOTHING
 
 
 def test_a_private_address_needs_a_place_in_the_vpc(bakery: Bakery) -> None:
     with pytest.raises(CloudError, match=r"is not in the VPC|no way to") as caught:
         bakery.bake(ssh_private=True)
     assert "--ssh-private" in caught.value.hint
-    assert bakery.left() == NOTHING
+    assert bakery.leftovers() == NOTHING
 
 
 def test_options_that_make_no_sense() -> None:
@@ -206,5 +206,5 @@ def test_a_seal_that_fails_is_seen_on_the_console_while_the_machine_stays_on(
     with pytest.raises(VerifyError, match="the last step failed") as caught:
         bakery.bake()
     assert "cannot remove" in caught.value.hint
-    assert bakery.left() == NOTHING
+    assert bakery.leftovers() == NOTHING
     assert bakery.images() == []

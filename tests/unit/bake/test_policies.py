@@ -100,7 +100,7 @@ def test_baking_needs_all_that_its_policy_allows_and_nothing_else(
     bakery.guest.answers[:] = [(r"01-first\.sh", "", 1)]
     with pytest.raises(StepError):
         bakery.bake(force=True)
-    assert bakery.left() == NOTHING
+    assert bakery.leftovers() == NOTHING
     policy = allowed("bake")
     assert recorder.actions - policy == set(), "used, and not allowed"
     assert policy - recorder.actions - IMPLIED == set(), "allowed, and not used"
@@ -206,7 +206,7 @@ def test_cleaning_stays_within_its_policy_and_the_policy_within_the_sources(bake
         bakery.bake(on_error=OnError.KEEP)
     recorder = Recorder(bakery.cloud)
     assert remove(bakery.cloud, janitor.survey(bakery.cloud, Policy(keep=3)).removals, lambda _: None) == []
-    assert bakery.left() == NOTHING
+    assert bakery.leftovers() == NOTHING
     policy = allowed("clean")
     assert {"ec2:TerminateInstances", "ec2:DeleteSecurityGroup", "ec2:DeleteKeyPair"} <= recorder.actions
     assert recorder.actions - policy == set(), "used, and not allowed"

@@ -62,12 +62,12 @@ def test_the_second_time_asks_only_for_the_checksums(
 
 
 def test_a_mirror_that_went_away_leaves_the_cached_image(
-    mirror: Site, tmp_path: Path, progress: Progress, said: list[str]
+    mirror: Site, tmp_path: Path, progress: Progress, lines: list[str]
 ) -> None:
     first = al2023.build(Arch.X86_64, tmp_path / "cache", progress)
     mirror.files.clear()
     assert al2023.build(Arch.X86_64, tmp_path / "cache", progress) == first
-    assert "answers HTTP 404; using al2023-ami-2023.9" in said[-1]
+    assert "answers HTTP 404; using al2023-ami-2023.9" in lines[-1]
 
 
 def one_line(error: InstantEnvError) -> bool:

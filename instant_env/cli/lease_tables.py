@@ -56,7 +56,7 @@ def left(lease: Mapping[str, Any]) -> str:
 def milliseconds(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.0f} ms" if value < 10_000 else f"{value / 1000:.1f} s"
+    return f"{value:.0f} ms" if value < 1000 else f"{value / 1000:.1f} s"
 
 
 def phase(event: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """A headless Chromium, spoken to by the WebDriver protocol (w3.org/TR/webdriver2) with the standard library.
 
-For pages that are files. Debian's packages chromium and chromium-driver bring both programs.
+Debian's packages chromium and chromium-driver bring both programs.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ class Browser:
         """A command of Chromium's own protocol, for what WebDriver has not: devices and preferences."""
         return self._post(f"{self._session}/goog/cdp/execute", {"cmd": command, "params": parameters})
 
-    def look(self, path: Path, width: int, *, dark: bool = False, height: int = 800) -> None:
-        """Open a file as a device of that width sees it."""
+    def look(self, page: Path | str, width: int, *, dark: bool = False, height: int = 800) -> None:
+        """Open a file, or an address, as a device of that width sees it."""
         self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
                  mobile=width < 600)  # fmt: skip
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.cdp("Emulation.setEmulatedMedia", features=[scheme])
-        self._post(f"{self._session}/url", {"url": path.as_uri()})
+        self._post(f"{self._session}/url", {"url": page if isinstance(page, str) else page.as_uri()})
 
     def run(self, script: str) -> Any:
         """What a piece of JavaScript returns."""

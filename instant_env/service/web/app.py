@@ -16,6 +16,7 @@ from instant_env.service.web import admin_routes, health_routes, lease_routes, p
 from instant_env.service.web.buckets import Buckets
 from instant_env.service.web.context import Web
 from instant_env.service.web.envelope import BODY_TIMEOUT_S, Envelope
+from instant_env.service.web.page import routes as page_routes
 from instant_env.service_settings import ServiceSettings
 
 #: Requests without a valid token from one address. Health checks and the page's files are among them.
@@ -52,6 +53,7 @@ def make_app(
     lease_routes.install(app)
     app.include_router(admin_routes.router)
     app.include_router(health_routes.router)
+    app.include_router(page_routes.router)
     app.add_api_route("/openapi.json", _Description(app), include_in_schema=False)
     app.add_middleware(Envelope, web=web, body_timeout_s=body_timeout_s)
     return app

@@ -40,9 +40,7 @@ def an_image(cache_dir: Path, digest: str) -> stock.StockImage:
     return model.save(image)
 
 
-def test_the_cached_image_is_not_built_again(
-    tmp_path: Path, progress: Progress, lines: list[str]
-) -> None:
+def test_the_cached_image_is_not_built_again(tmp_path: Path, progress: Progress, lines: list[str]) -> None:
     digest = debian.digest_of_inputs(Arch.X86_64, Mirrors.from_environment())
     image = an_image(tmp_path, digest)
     assert stock.build("debian-12", Arch.X86_64, tmp_path, progress) == image

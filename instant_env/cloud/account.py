@@ -1,7 +1,7 @@
 """What an AWS account needs once: a subnet to use, a security group, the builder's role and instance profile.
 
-Every piece is looked for before it is made, so a second run finds all of it, and one that was cut short is
-carried on. Only what carries our Project tag is taken for ours, changed, or removed.
+Every piece is looked up before it is made, so a second run changes nothing, and one that was cut short is
+completed. Only what carries our Project tag is changed or removed.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _our_groups(cloud: Cloud) -> list[Any]:
 
 
 def _group(cloud: Cloud, vpc_id: str, dry_run: bool) -> Finding:
-    """A group that admits SSH from where we are now, and from nowhere else."""
+    """A group that admits SSH from the caller's present address only."""
     cidr = caller_cidr(cloud)
     ours = [group for group in _our_groups(cloud) if group["VpcId"] == vpc_id]
     rule: Any = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": cidr}]}
@@ -300,7 +300,7 @@ def only_aws(settings: Settings) -> Settings:
 
 
 def advice(findings: list[Finding]) -> Iterator[str]:
-    """What to put into instant-env.yml, and what is not as it should be."""
+    """The lines for instant-env.yml, and what needs attention."""
     keys = {"subnet": "subnet", "security group": "security_group"}
     lines = [
         f"  {keys[one.what]}: {one.name}" for one in findings if one.what in keys and one.state != "missing"

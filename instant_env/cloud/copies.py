@@ -1,6 +1,6 @@
 """AMIs that live as long as one run: copies of ours that differ in one thing.
 
-They carry the pool's role, so that nobody takes them for baked ones. Snapshots made with a copy carry the
+They carry the pool's role, so that they do not count as baked ones. Snapshots made with a copy carry the
 run's tags; those that it shares with the original do not, and stay.
 """
 

@@ -1,6 +1,6 @@
-"""What `clean` must leave, whatever it was asked to remove: machines in use, and what is protected.
+"""What `clean` must leave, whatever its flags: machines in use, and what is protected.
 
-A machine of the role ``lease`` or ``environment`` is in somebody's use until its expiry tag has passed; so is
+A machine of the role ``lease`` or ``environment`` is in use until its expiry tag has passed; so is
 what it needs: its volumes, interfaces, addresses and security groups, its key pair, and such resources of the
 same run. A resource with the tag ``instant-env:protected`` stays for ever, and so does what would take it
 along: a machine whose end deletes a protected volume, an AMI with a protected snapshot.
@@ -19,7 +19,7 @@ from instant_env.cloud.tags import PREFIX, PROTECTED, Role, expired, expiry, pro
 if TYPE_CHECKING:
     from mypy_boto3_ec2.type_defs import InstanceTypeDef
 
-#: Machines of these roles are in somebody's use for as long as they have been promised.
+#: Machines of these roles are in use until they expire.
 USED = (Role.LEASE, Role.ENVIRONMENT)
 #: What a run makes for its machines. Machines are held one by one, and AMIs have rules of their own.
 _OF_MACHINES = frozenset({"volume", "network-interface", "elastic-ip", "security-group", "key-pair"})

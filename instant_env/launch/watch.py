@@ -67,7 +67,7 @@ class Watched:
         self._may_be_stopped = restarted
 
     def see(self, instance: InstanceTypeDef, asked_ns: int, answered_ns: int) -> None:
-        """Take in one description; ``asked_ns`` is when the question went out."""
+        """Evaluate one description; ``asked_ns`` is when the request went out."""
         state = instance["State"]["Name"]
         self.zone = instance.get("Placement", {}).get("AvailabilityZone", self.zone)
         if state == "stopped" and self._may_be_stopped:  # DescribeInstances is behind StartInstances
@@ -133,7 +133,7 @@ class Watcher:
         return watched
 
     async def until_gone(self, instance_id: str, timeout_s: float) -> None:
-        """Wait until a machine that is being terminated is so. Raises TimeoutError."""
+        """Wait for the end of a machine that is being terminated. Raises TimeoutError."""
         end = self._ending.setdefault(instance_id, asyncio.get_running_loop().create_future())
         self._changed.set()
         try:

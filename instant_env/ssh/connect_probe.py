@@ -49,7 +49,7 @@ DIRECT = ProbePolicy(pace_s=0.01, keep_s=1.0, banner_s=10.0, max_open=128)
 
 @dataclass
 class ProbeStats:
-    """What the probe met, also when it found nothing. Instants are ``time.monotonic_ns()``."""
+    """Counts of a probe, also of one without an answer. Instants are ``time.monotonic_ns()``."""
 
     opened: int = 0
     refused: int = 0
@@ -64,7 +64,7 @@ class ProbeStats:
     """The most by which a connect came later than its pace."""
 
     def add(self, more: ProbeStats) -> None:
-        """Take in what a later probe of the same machine met."""
+        """Add those of a later probe of the same machine."""
         self.opened += more.opened
         self.refused += more.refused
         self.silent += more.silent
@@ -273,7 +273,7 @@ def ssh_line(data: bytes) -> str | None:
 def _peer_closed(sock: socket.socket) -> bool:
     """Whether the peer has closed, though bytes of it are still unread.
 
-    poll(2) tells that on Linux alone; elsewhere such a connection is given up when its time is over.
+    poll(2) reports that on Linux alone; elsewhere such a connection is given up when its time is over.
     """
     flag: int = getattr(select, "POLLRDHUP", 0)
     poller = select.poll()

@@ -43,8 +43,8 @@ def _wait_for_banner(host: str, port: int, timeout_s: float) -> bool:
 def wait_for_login(host: str, port: int, user: str, key: KeyPair, *, timeout_s: float) -> fabric.Connection:
     """Try again until public-key authentication succeeds; return the open connection.
 
-    The host key is unknown by nature (made at this boot) and pinned by the connection we keep. A machine that
-    goes away without a word breaks the connection within about a minute: a command on it then ends with -1,
+    The host key cannot be known (it is made at this boot); it is pinned by keeping the connection. A machine
+    that stops answering breaks the connection within about a minute: a command on it then ends with -1,
     and the next command raises OSError, EOFError or paramiko.SSHException. Raises LoginError with the last
     reason after ``timeout_s``.
     """

@@ -1,12 +1,12 @@
 """Probe many machines at a time, from a process of its own.
 
 Twenty machines are two thousand connects a second. In the event loop of a process that reads botocore's
-answers and shakes hands as well they come late, and so does the look at what they brought: t3 would be as
+answers and shakes hands as well they come late, and so does the reading of their answers: t3 would be as
 late as the loop. So a child makes them and takes the instants (``time.monotonic_ns()`` is one clock for all
 processes), and hands over the socket that won.
 
 The child ends when our end of its socket is closed, so also when this process is killed. It has a session of
-its own: Ctrl-C is ours, and it still has to say what it met.
+its own, so that Ctrl-C ends the parent alone, which still needs the statistics of its probes.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Prober:
             raise ProberError(self._failure)
 
     def close(self) -> None:
-        """Let go of the process, which ends it. A probe that is under way is cancelled."""
+        """Close the socket, which ends the process. A probe that is under way is cancelled."""
         self._loop.remove_reader(self._channel)
         self._channel.close()
         self._failure = self._failure or "the prober is closed"
@@ -197,7 +197,7 @@ def _adopt(descriptor: int) -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def probing() -> AsyncIterator[Prober]:
-    """Start a prober; its process and what it has open are gone on the way out.
+    """Start a prober; its process ends, and its sockets are closed, with the context.
 
     Raises ProberError when it does not start, and on the way out when it has failed and no probe raised it.
     """

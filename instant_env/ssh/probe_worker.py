@@ -1,16 +1,16 @@
 """The prober's process: runs probes on request over a socket, and ends when the other end is closed.
 
 Run by :class:`instant_env.ssh.probe_client.Prober`, with the socket as standard input. Both ends speak in
-lines of JSON. It tells ``{}`` once it listens, and then one line for each probe that it was asked for, when
-that is found or cancelled:
+lines of JSON. It sends ``{}`` once it listens, and then one line for each requested probe, when sshd has
+answered or the probe was cancelled:
 
-    asked  {"probe": 7, "address": "192.0.2.1", "port": 22, "policy": {...}, "not_before_ns": 123}
-           {"cancel": 7}
-    told   {"probe": 7, "stats": {...}, "found": null, "cpu_s": 0.1}
-           {"probe": 8, "stats": {...}, "found": {"line": "SSH-2.0-x", "accepted_ns": 124, ...}, "cpu_s": 0.1}
+    request  {"probe": 7, "address": "192.0.2.1", "port": 22, "policy": {...}, "not_before_ns": 123}
+             {"cancel": 7}
+    answer   {"probe": 7, "stats": {...}, "found": null, "cpu_s": 0.1}
+             {"probe": 8, "stats": {...}, "found": {"line": "SSH-2.0-x", ...}, "cpu_s": 0.1}
 
-The line of one that was found brings its socket along (SCM_RIGHTS). What is cancelled too late was told
-before. Whatever goes wrong ends the process, with a traceback on stderr.
+An answer with ``found`` brings its socket along (SCM_RIGHTS). A probe that is cancelled too late has been
+answered before. Whatever goes wrong ends the process, with a traceback on stderr.
 """
 
 from __future__ import annotations

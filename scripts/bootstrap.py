@@ -33,6 +33,7 @@ if sys.version_info < (3, 11):  # noqa: UP036  (this file is what tells the user
 sys.path.insert(0, str(ROOT))
 # Only now: these need the version and the path.
 from instant_env import requirements  # noqa: E402
+from instant_env.progress import Heartbeat  # noqa: E402
 from instant_env.requirements import Requirement  # noqa: E402
 
 
@@ -53,7 +54,11 @@ def run(command: list[str], what: str) -> None:
 
     Raises SetupError with the command; its last lines are printed first.
     """
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    with Heartbeat(lambda line, age_s: say(f"{line}: {age_s:.0f} s so far")) as heartbeat:
+        heartbeat.line(what)
+        result = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
     if result.returncode:
         for line in result.stdout.splitlines()[-15:]:
             print(f"  {line}", file=sys.stderr)

@@ -33,7 +33,7 @@ from instant_env.cloud.session import Cloud, cloud_error, connect, default_base,
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError, UsageError
 from instant_env.files import write_json
-from instant_env.progress import Progress
+from instant_env.progress import Doing, Progress
 from instant_env.provenance import git_state
 from instant_env.settings import Settings
 from instant_env.user_data import UserData
@@ -94,6 +94,7 @@ def prepare(
     cloud: Cloud, settings: Settings, request: Request, progress: Progress
 ) -> tuple[BakePlan, BaseImage]:
     """The plan for this cloud: as `check`, with the base's AMI, which is registered first if it has to be."""
+    progress(Doing("building what the image gets"))
     base, plan = check(settings, request)
     cloud.ensure_base(base.base, request.arch, progress)
     image = bases.find(cloud, base, request.arch, request.options.base_ami)
@@ -128,6 +129,7 @@ def _seal(cloud: Cloud, builder: Machine, plan: BakePlan, log: Any, progress: Pr
     run_as_root(builder.connection, ["systemctl", "stop", f"{_TTL_UNIT}.timer"], log)
     # Where no cloud-init has read our user data there is none of this name.
     run_as_root(builder.connection, ["sh", "-c", f"systemctl stop {_EARLY_TTL_UNIT}.timer || true"], log)
+    progress(Doing("sealing, and waiting for the power-off"))
     started = time.monotonic()
     start_detached(builder.connection, plan.seal, "seal", log)
     builder.connection.close()
@@ -153,6 +155,7 @@ def _seal(cloud: Cloud, builder: Machine, plan: BakePlan, log: Any, progress: Pr
     if SEAL_FAILED in tail or (cloud.console_is_prompt and SEALED not in tail):
         raise refuse(tail)
     progress(f"sealed and powered off: {time.monotonic() - started:.1f} s")
+    progress(Doing(f"making an image of {builder.instance_id}"))
 
 
 def bake(

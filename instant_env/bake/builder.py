@@ -23,7 +23,7 @@ from instant_env.cloud.network import caller_cidr, private_cidr, temporary_secur
 from instant_env.cloud.session import Cloud, CloudError, cloud_error, finish_despite_interrupt, retry_cleanup
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError
-from instant_env.progress import Progress
+from instant_env.progress import Doing, Progress
 from instant_env.ssh.connection import LoginError, wait_for_login
 
 #: From request to `running`. EC2 publishes no bound; minutes mean that something is wrong.
@@ -115,6 +115,7 @@ def machine(cloud: Cloud, order: Order, progress: Progress) -> Iterator[Machine]
             raise cloud_error(error, f"launching {order.image_id}") from error
         launched.add(instance_id)
         progress(f"{role.value} {instance_id} launched")
+        progress(Doing(f"waiting for a login to {instance_id}"))
         address = None
         try:
             description = instances.wait_for_state(

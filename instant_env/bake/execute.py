@@ -22,7 +22,7 @@ from invoke.runners import Result
 
 from instant_env.bake.plan import File, Script, Step, Upload
 from instant_env.errors import InstantEnvError
-from instant_env.progress import Progress
+from instant_env.progress import Doing, Progress
 
 WORK_DIR = "/run/instant-bake"
 #: Paramiko's, of a command that a signal ended, or that the connection did not outlive.
@@ -162,6 +162,7 @@ def run_steps(
     times: list[StepTime] = []
     for index, step in enumerate(steps, start=1):
         log.write(f"--- {index:02d} {step.name}\n")
+        progress(Doing(f"step {index}/{len(steps)} {step.name}"))
         started = time.monotonic()
         if isinstance(step, Script):
             _run_script(connection, step, index, log)

@@ -24,7 +24,7 @@ from instant_env.cloud import volumes
 from instant_env.cloud.images import BakedImage
 from instant_env.cloud.session import Cloud, cloud_error
 from instant_env.errors import InstantEnvError
-from instant_env.progress import Progress
+from instant_env.progress import Doing, Progress
 from instant_env.waiting import wait_until
 
 #: The device name in the request; Nitro and localec2 show it as NVMe, found by the volume's serial.
@@ -146,6 +146,7 @@ def verify(
             raise VerifyError(f"sudo on {image.id} runs as {who!r}, expected root")
         timeline = _timeline(booted, log)
         started = time.monotonic()
+        progress(Doing(f"auditing the bytes of {image.id}"))
         try:
             audit = _audit(
                 cloud, booted, image, imagetool, forbidden, allow_modes, allow_accounts, order.run_id,

@@ -13,6 +13,7 @@ from instant_env.bake.forecast import Forecast
 from instant_env.bake.parallel import BakeOutcome
 from instant_env.bake.request import Request
 from instant_env.cli.verb import Reporter
+from instant_env.progress import Doing
 from instant_env.settings import Settings
 
 
@@ -32,7 +33,9 @@ class Screen:
         """Show a line of one bake. On a terminal it replaces the line before; the name of the log stays."""
         self._last[request.run_id] = text
         if not self._report.on_terminal or self._logs[request.run_id] in text:
-            self._report(f"{request.label}: {text}")
+            self._report(
+                text.labelled(request.label) if isinstance(text, Doing) else f"{request.label}: {text}"
+            )
 
     def on_outcome(self, outcome: BakeOutcome) -> None:
         """Show how one bake ended, for good."""

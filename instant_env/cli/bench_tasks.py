@@ -8,7 +8,8 @@ from invoke.tasks import task
 
 from instant_env.cli.arguments import VerbTask, takes_numbers
 from instant_env.cli.common import CLOUD_HELP, JSON_HELP, read_settings
-from instant_env.cli.verb import Reporter, print_json, say, verb, writing_to_stdout
+from instant_env.cli.verb import print_json, reporter, say, verb, writing_to_stdout
+from instant_env.progress import Doing
 
 
 @task(
@@ -68,17 +69,15 @@ def bench(
         timeout_s=timeout_s, parallel=parallel,
     )  # fmt: skip
     settings, planner = arguments.read(request, settings)
-    with Reporter().live() as report:
-        if dry_run:
-            lines = runner.dry_run(settings, planner, report)
-        else:
-            result = runner.carry_out(
-                settings, planner, max_usd=max_usd, progress=report,
-                watch=lambda standing: report.show(bench_progress.render(standing)),
-            )  # fmt: skip
+    progress = reporter()
+    progress(Doing("preparing the attempts"))
     if dry_run:
-        say("\n".join(lines))
+        say("\n".join(runner.dry_run(settings, planner, progress)))
         return
+    result = runner.carry_out(
+        settings, planner, max_usd=max_usd, progress=progress,
+        watch=lambda standing: progress.show(bench_progress.render(standing)),
+    )  # fmt: skip
     if json:
         print_json({**runner.result_dict(result), "csv": str(result.csv_path)})
     else:
@@ -116,6 +115,7 @@ def report(
     from harness.figures import reading
 
     results_dir = read_settings().results_dir
+    reporter()(Doing("drawing the report"))
     # Read before what draws is imported, which takes a second.
     results = None if fill else reading.read_results(Path(csv) if csv else reading.newest(results_dir))
 
@@ -162,6 +162,7 @@ def compare(
     _: Context, a: str, b: str, fail_if_slower: str = "", force: bool = False, json: bool = False
 ) -> None:
     """Say what got slower or faster from A to B, with intervals."""
+    reporter()(Doing("comparing the runs"))
     from harness.figures.compare import compare_runs, render
 
     comparison = compare_runs(read_settings().results_dir, a, b, force=force, fail_if_slower=fail_if_slower)

@@ -8,7 +8,8 @@ from invoke.tasks import task
 
 from instant_env.cli.arguments import VerbTask
 from instant_env.cli.common import CLOUD_HELP, JSON_HELP, read_settings
-from instant_env.cli.verb import Reporter, print_json, say, verb
+from instant_env.cli.verb import print_json, reporter, say, verb
+from instant_env.progress import Doing
 
 
 @task(
@@ -28,10 +29,10 @@ def setup(
     from instant_env.cloud import account
     from instant_env.cloud.session import connect
 
-    connection = connect(
-        account.only_aws(read_settings(cloud=cloud, region=region, subnet=subnet)), Reporter()
-    )
-    findings = account.set_up(connection, dry_run=dry_run, progress=Reporter())
+    progress = reporter()
+    progress(Doing("looking at the account"))
+    connection = connect(account.only_aws(read_settings(cloud=cloud, region=region, subnet=subnet)), progress)
+    findings = account.set_up(connection, dry_run=dry_run, progress=progress)
     if json:
         print_json({"found": [finding.as_dict() for finding in findings]})
     else:
@@ -49,8 +50,10 @@ def teardown(
     from instant_env.cloud import account
     from instant_env.cloud.session import connect
 
-    connection = connect(account.only_aws(read_settings(cloud=cloud, region=region)), Reporter())
-    findings = account.tear_down(connection, dry_run=dry_run, progress=Reporter())
+    progress = reporter()
+    progress(Doing("looking at the account"))
+    connection = connect(account.only_aws(read_settings(cloud=cloud, region=region)), progress)
+    findings = account.tear_down(connection, dry_run=dry_run, progress=progress)
     if json:
         print_json({"found": [finding.as_dict() for finding in findings]})
     elif not findings:
@@ -63,6 +66,7 @@ def doctor(_: Context, json: bool = False) -> None:
     """Say what this machine lacks, and the exact command that installs it."""
     from instant_env.cli.doctor import check
 
+    reporter()(Doing("looking at this machine"))
     report = check(read_settings())
     if json:
         print_json(report.model_dump(mode="json"))

@@ -11,7 +11,8 @@ from invoke.tasks import task
 
 from instant_env.cli.arguments import VerbTask, takes_pair
 from instant_env.cli.common import CLOUD_HELP, JSON_HELP, parse_arch, read_settings
-from instant_env.cli.verb import Reporter, print_json, say, show, verb
+from instant_env.cli.verb import Reporter, print_json, reporter, say, show, verb
+from instant_env.progress import Doing
 
 if TYPE_CHECKING:
     from instant_env.bake.request import Request
@@ -96,26 +97,24 @@ def bake(
         )
     if verbose and len(bakes) > 1:
         raise UsageError("--verbose shows one bake at a time", hint="each has a log, named when it begins")
-    with Reporter().live() as report:
-        for request in bakes:
-            check(settings, request)
-        connection = connect(settings, report)
-        if dry_run:
-            estimates = [estimate(connection, settings, request, report) for request in bakes]
-        elif len(bakes) > 1:
-            _bake_in_parallel(settings, bakes, parallel, report, json)
-            return
-        else:
-            (request,) = bakes
-            result = bake_image(
-                connection, settings, request, verbose=sys.stderr if verbose else None, progress=report
-            )
+    progress = reporter()
+    for request in bakes:
+        check(settings, request)
+    connection = connect(settings, progress)
     if dry_run:
+        estimates = [estimate(connection, settings, request, progress) for request in bakes]
         if json:
             print_json({"plans": [forecast.as_dict() for forecast in estimates]})
         else:
             say("\n".join(line for forecast in estimates for line in bake_progress.plan_lines(forecast)))
         return
+    if len(bakes) > 1:
+        _bake_in_parallel(settings, bakes, parallel, progress, json)
+        return
+    (request,) = bakes
+    result = bake_image(
+        connection, settings, request, verbose=sys.stderr if verbose else None, progress=progress
+    )
     if json:
         print_json(result.as_dict())
     elif result.reused:
@@ -175,14 +174,15 @@ def amis(
 
     settings = read_settings(cloud=cloud, region=region)
     if diff:
-        manifests = [difference.load(lambda: connect(settings, Reporter()), settings, name) for name in diff]
+        manifests = [difference.load(lambda: connect(settings, reporter()), settings, name) for name in diff]
         differences = difference.compare(*manifests)
         if json:
             print_json(differences)
         else:
             say("\n".join(difference.as_text(differences)))
         return
-    connection = connect(settings, Reporter())
+    connection = connect(settings, reporter())
+    reporter()(Doing("listing the AMIs"))
     images = list_baked(connection, recipe=recipe, arch=parse_arch(arch) if arch else None)
     if json:
         print_json({"images": [tables.image_row(image) for image in images]})
@@ -229,14 +229,15 @@ def publish(
     architecture = parse_arch(arch)
     local = read_settings(cloud="local")
     away = read_settings(cloud="aws", region=region, endpoint_url=to_endpoint)
-    with Reporter().live() as report:
-        source_cloud = connect(local, report)
-        source = find_source(source_cloud, ami, recipe, architecture)
-        if not dry_run:
-            result = publish_image(
-                source_cloud, connect(away, report), source, workers=workers, progress=report,
-                watch=lambda standing: report.show(tables.publish_line(standing)),
-            )  # fmt: skip
+    progress = reporter()
+    source_cloud = connect(local, progress)
+    progress(Doing("looking at the AMI"))
+    source = find_source(source_cloud, ami, recipe, architecture)
+    if not dry_run:
+        result = publish_image(
+            source_cloud, connect(away, progress), source, workers=workers, progress=progress,
+            watch=lambda standing: progress.show(tables.publish_line(standing)),
+        )  # fmt: skip
     publication = source.as_dict() if dry_run else result.as_dict()
     if json:
         print_json(publication)
@@ -275,12 +276,14 @@ def clean(
     """Remove old AMIs with their snapshots, and whatever dead and expired runs left behind."""
     from instant_env.cli import tables
     from instant_env.cloud import janitor
-    from instant_env.cloud.removal import remove
+    from instant_env.cloud.removal import Outcome, remove
     from instant_env.cloud.session import connect
 
     policy = janitor.policy(keep=keep, min_age_h=min_age_h, what=what, everything=all)
     settings = read_settings(cloud=cloud, region=region)
-    connection = connect(settings, Reporter())
+    progress = reporter()
+    connection = connect(settings, progress)
+    progress(Doing("looking for what may go"))
     survey = janitor.survey(connection, policy)
     removals = survey.removals
     if not json:
@@ -288,14 +291,15 @@ def clean(
             if rows:
                 show(tables.removal_table(rows, caption))
     go = bool(removals) and not dry_run and (yes or tables.confirmed(f"remove these {len(removals)}?"))
-    failures = remove(connection, removals, Reporter()) if go else []
+    outcome = remove(connection, removals, progress) if go else Outcome([], [], [])
     if json:
         print_json(
             {
                 "removed": go,
                 "found": [removal.as_dict() for removal in removals],
                 "kept": [row.as_dict() for row in survey.kept],
-                "failures": [{**removal.as_dict(), "error": why} for removal, why in failures],
+                "left_alone": [{**removal.as_dict(), "why": why} for removal, why in outcome.left_alone],
+                "failures": [{**removal.as_dict(), "error": why} for removal, why in outcome.failures],
             }
         )
     elif not removals:
@@ -303,10 +307,10 @@ def clean(
     elif not go:
         say("nothing was removed" + ("" if dry_run else "; run it with --yes"))
     else:
-        say(f"removed {len(removals) - len(failures)} of {len(removals)}")
-        for removal, why in failures:
+        say(outcome.sentence())
+        for removal, why in outcome.failures:
             say(f"still there: {removal.kind} {removal.id}: {why}")
-    if failures:
+    if outcome.failures:
         raise Exit(code=1)
 
 
@@ -372,6 +376,7 @@ def init_build(_: Context, arch: str = "", json: bool = False) -> None:
     from instant_env.bake.plan import file_sha256
     from instant_env.toolchain import go_build
 
+    reporter()(Doing("building the init"))
     built = [
         (architecture, go_build("init", architecture))
         for architecture in ([parse_arch(arch)] if arch else list(Arch))

@@ -13,7 +13,7 @@ from invoke.tasks import task
 
 from instant_env.cli.arguments import VerbTask
 from instant_env.cli.common import JSON_HELP, read_settings
-from instant_env.cli.verb import Reporter, print_json, say, show, verb
+from instant_env.cli.verb import Reporter, print_json, reporter, say, show, verb
 
 if TYPE_CHECKING:
     from instant_env.cli.service_client import ServiceClient
@@ -56,6 +56,7 @@ def _become(words: list[str]) -> None:
     program = shutil.which(words[0])
     if program is None:
         raise MissingToolError("ssh is not installed", hint="apt-get install openssh-client")
+    reporter().rest()
     os.execv(program, words)  # noqa: S606 - no shell: the words are arguments
 
 
@@ -93,7 +94,8 @@ def new(
     ask |= {"ttl_seconds": lease_tables.seconds_of(ttl, "--ttl")} if ttl else {}
     ask |= {"fallback": True} if fallback else {}
     ask |= {"labels": _labels(label)} if label else {}
-    with client_of(settings, url) as client, Reporter().live() as report:
+    report = reporter()
+    with client_of(settings, url) as client:
         lease = _followed(client, client.take(ask), report)
     words = lease_login.command(settings, lease, own.private)
     if ssh:

@@ -10,7 +10,8 @@ from invoke.tasks import task
 
 from instant_env.cli.arguments import VerbTask
 from instant_env.cli.common import JSON_HELP, read_settings
-from instant_env.cli.verb import Reporter, print_json, say, verb
+from instant_env.cli.verb import print_json, reporter, say, verb
+from instant_env.progress import Doing
 
 if TYPE_CHECKING:
     from instant_env.settings import Settings
@@ -22,8 +23,7 @@ def up(_: Context, json: bool = False) -> None:
     """Start the embedded EC2, if it is not running."""
     from instant_env.localec2 import starter
 
-    with Reporter().live() as report:
-        endpoint = starter.up(read_settings(), report)
+    endpoint = starter.up(read_settings(), reporter())
     if json:
         print_json(endpoint.model_dump(mode="json", exclude={"secret_access_key", "admin_token"}))
     else:
@@ -47,6 +47,7 @@ def down(_: Context, force: bool = False, yes: bool = False, json: bool = False)
     if not force and not _may_end_leases(settings, yes=yes):
         say("localec2 goes on; end it with them: invoke local.down --yes")
         raise Exit(code=1)
+    reporter()(Doing("stopping the embedded EC2 and its machines"))
     stopped = starter.down(settings, force=force)
     if json:
         print_json({"stopped": stopped})
@@ -85,6 +86,7 @@ def status(_: Context, json: bool = False) -> None:
     from instant_env.cli import tables
     from instant_env.localec2 import starter
 
+    reporter()(Doing("asking the embedded EC2"))
     state = starter.status(read_settings())
     if json:
         print_json(tables.status_dict(state))
@@ -99,4 +101,4 @@ def env(_: Context) -> None:
     from instant_env.cli import tables
     from instant_env.localec2 import starter
 
-    say(tables.shell_exports(starter.up(read_settings(), Reporter())))
+    say(tables.shell_exports(starter.up(read_settings(), reporter())))

@@ -9,7 +9,7 @@ from invoke.tasks import task
 
 from instant_env.cli.arguments import VerbTask
 from instant_env.cli.common import CLOUD_HELP, read_settings
-from instant_env.cli.verb import Reporter, say, verb
+from instant_env.cli.verb import reporter, say, verb
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,7 +67,8 @@ def _serve(settings: Settings, options: ListenOptions, log: str, *, open_ssh: bo
     from instant_env.service.server.service import Service
     from instant_env.stopping import StopSignals
 
-    with StopSignals() as stop, Reporter().live() as report:
+    report = reporter()
+    with StopSignals() as stop:
         path = Path(log) if log else None
         if path is None and sys.stderr.isatty():
             path = settings.state_dir / "service" / "log"
@@ -78,6 +79,7 @@ def _serve(settings: Settings, options: ListenOptions, log: str, *, open_ssh: bo
         def started(facts: Started) -> None:
             stop.hook = service.stop
             _announce(facts, path)
+            report.end_waiting()  # from here on it is the clients who wait
 
         left = service.run(report, started)
     _farewell(left, report)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from instant_env.cli.verb import say, show
+from instant_env.cli.verb import reporter, say, show
 from instant_env.cloud.images import BakedImage
 from instant_env.cloud.removal import Removal
 
@@ -119,6 +119,7 @@ def confirmed(question: str) -> bool:
     """Ask on a terminal; anywhere else the answer is no."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
+    reporter().rest()
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 

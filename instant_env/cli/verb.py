@@ -8,9 +8,11 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
@@ -24,6 +26,7 @@ from rich.text import Text
 from instant_env import stopping
 from instant_env.errors import InstantEnvError
 from instant_env.foreign import visible
+from instant_env.progress import AGAIN_S, FIRST_S, Doing, Heartbeat
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,6 +46,7 @@ def _discard_output() -> None:
 @contextmanager
 def writing_to_stdout() -> Iterator[None]:
     """Around what writes to stdout by other means than `say`, and does nothing else."""
+    _rest()
     try:
         yield
         sys.stdout.flush()
@@ -72,21 +76,60 @@ _stderr = _Plain(stderr=True)
 _stdout = _Results(width=None if sys.stdout.isatty() else 200)
 
 
-class Reporter:
-    """Progress for people: a line per event with the seconds since the start; on a terminal, also a
-    spinner under them, so that a long wait shows that it is one."""
+#: A spinner is shown after a silence of so many seconds.
+_SPINNER_S = 1.0
 
-    def __init__(self) -> None:
+
+class _Wait:
+    """What a spinner has beside it: the last line, and for how long that has been so."""
+
+    def __init__(self, line: str) -> None:
+        self._line = line
+        self._since = time.monotonic()
+
+    def __rich__(self) -> Text:
+        before = "" if isinstance(self._line, Doing) else "after: "
+        seconds = time.monotonic() - self._since
+        return Text(f"{before}{visible(as_called(self._line[:60]))} · {seconds:.0f} s", "dim")
+
+
+class Reporter:
+    """Progress for people: a line per event with the seconds since the start. A long wait shows that it is
+    one: on a terminal by a spinner under the lines, elsewhere by a line about what goes on."""
+
+    def __init__(self, *, first_s: float = FIRST_S, again_s: float = AGAIN_S) -> None:
         self._started = time.monotonic()
-        self._status: Status | None = None
-        self._shown: Any = None
+        self._again_s = again_s
+        spinner_s = _SPINNER_S if self.on_terminal else again_s
+        self._heartbeat = Heartbeat(self._on_silence, first_s=min(first_s, spinner_s), again_s=spinner_s)
+        self._spinning = threading.RLock()
+        self._status: Status | None = None  # the spinner, while it is shown
+        self._beside: Any = None  # what is beside the spinner
+        self._is_live = False
+        self._has_figure = False  # what is beside it is not the last line
 
     def __call__(self, text: str) -> None:
+        if not isinstance(text, Doing):
+            self._print(text)
+        if not self._has_figure:
+            self._put(_Wait(text))
+        if self._is_live:
+            self._heartbeat.line(text)
+
+    def _print(self, text: str) -> None:
         elapsed_s = time.monotonic() - self._started
         # One call: what is shown live comes between two.
         _stderr.print(Text.assemble((f"{elapsed_s:7.1f} s", "dim"), "  ", visible(as_called(text))))
-        if self._status is not None and self._shown is None:
-            self._status.update(Text(f"after: {visible(text[:60])}", "dim"))
+
+    def _on_silence(self, line: str, seconds: float) -> None:
+        if self.on_terminal:
+            self._spin()
+        elif not isinstance(line, Doing):
+            self._print(f"{seconds:.0f} s since: {line}")
+        elif seconds < self._again_s:
+            self._print(line)
+        else:
+            self._print(f"{line}: {seconds:.0f} s so far")
 
     @property
     def on_terminal(self) -> bool:
@@ -94,23 +137,71 @@ class Reporter:
         return _stderr.is_terminal
 
     def show(self, renderable: Any) -> None:
-        """Show this beside the spinner from now on, in place of the last event; nothing off a terminal."""
-        self._shown = renderable
+        """Show this beside the spinner from now on, in place of the last line; nothing off a terminal."""
+        self._has_figure = True
+        self._put(renderable)
+        if self._is_live and self.on_terminal:
+            self._spin()
+
+    def _put(self, beside: Any) -> None:
+        self._beside = beside
         if self._status is not None:
-            self._status.update(renderable)
+            self._status.update(beside)
+
+    def _spin(self) -> None:
+        with self._spinning:
+            if self._status is None:
+                self._status = _stderr.status(self._beside)
+                self._status.start()
+
+    def rest(self) -> None:
+        """Show nothing until the next line: results are written, or a person is asked."""
+        self._heartbeat.rest()
+        with self._spinning:
+            if self._status is not None:
+                self._status.stop()
+            self._status = None
+
+    def end_waiting(self) -> None:
+        """Show lines only from now on: what runs until it is stopped keeps nobody waiting."""
+        self.rest()
+        self._is_live = False
 
     @contextmanager
-    def live(self) -> Iterator[Reporter]:
-        """Show the spinner while the block runs, on a terminal only."""
-        if not _stderr.is_terminal:
-            yield self
-            return
-        with _stderr.status(Text("working", "dim")) as status:
-            self._status = status
+    def live(self, text: str = "working") -> Iterator[Reporter]:
+        """Show long waits while the block runs; ``text`` says what it does until something else does."""
+        self._is_live = True
+        with self._heartbeat:
+            self(Doing(text))
             try:
                 yield self
             finally:
-                self._status = None
+                self.rest()
+                self._is_live = False
+
+
+_reporter: ContextVar[Reporter | None] = ContextVar("reporter", default=None)
+
+
+def reporter() -> Reporter:
+    """The progress of the verb that runs."""
+    return _reporter.get() or Reporter()
+
+
+def _rest() -> None:
+    if (running := _reporter.get()) is not None:
+        running.rest()
+
+
+@contextmanager
+def _reporting(text: str) -> Iterator[None]:
+    running = Reporter()
+    token = _reporter.set(running)
+    try:
+        with running.live(text):
+            yield
+    finally:
+        _reporter.reset(token)
 
 
 #: How texts name commands, those of modules below this one too: as one calls them in a checkout.
@@ -154,7 +245,7 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             _write_anything()
-            with stopping.interrupts():
+            with stopping.interrupts(), _reporting(function.__name__.replace("_", ".") + ": working"):
                 return function(*args, **kwargs)
         except InstantEnvError as error:
             fail(error.message, error.hint, error.exit_code)
@@ -181,11 +272,13 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
 
 def say(text: str) -> None:
     """A result for people, on stdout."""
+    _rest()
     _stdout.print(as_called(text), markup=False)
 
 
 def show(renderable: Any) -> None:
     """A rich renderable on stdout: a table with colours on a terminal, plain text elsewhere."""
+    _rest()
     _stdout.print(renderable)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -49,6 +49,25 @@ class Removal:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a plan: the rows that went, and those that did not, with the reasons."""
+
+    removed: list[Removal]
+    left_alone: list[tuple[Removal, str]]  # not to be removed any more when their turn came
+    failures: list[tuple[Removal, str]]
+
+    def sentence(self) -> str:
+        """What a person reads about all of it."""
+        total = len(self.removed) + len(self.left_alone) + len(self.failures)
+        counts = [f"removed {len(self.removed)} of {total}"]
+        if self.left_alone:
+            counts.append(f"{len(self.left_alone)} left alone")
+        if self.failures:
+            counts.append(f"{len(self.failures)} still there")
+        return ", ".join(counts)
+
+
 #: How each kind is removed, in the order of removal: users come before what they use.
 _REMOVERS: dict[str, Callable[[Cloud, Removal], object]] = {
     "instance": lambda cloud, row: instances.terminate(cloud, [row.id]),
@@ -79,40 +98,47 @@ def remove(
     patience_s: float = _PATIENCE_S,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> list[tuple[Removal, str]]:
-    """Remove these; go on after a failure; return the failures with their reasons.
+) -> Outcome:
+    """Remove these; go on after a failure.
 
     What is in use is tried again until nothing has moved for ``patience_s``.
     """
-    failures: list[tuple[Removal, str]] = []
+    outcome = Outcome([], [], [])
     pending, give_up_at = in_order(removals), clock() + patience_s
     while True:
         in_use: list[tuple[Removal, str]] = []
         for removal in pending:
             try:
-                _remove_one(cloud, removal, progress)
+                why = _remove_one(cloud, removal, progress)
             except (CloudError, ClientError, BotoCoreError) as error:
-                (in_use if _is_in_use(removal, error) else failures).append(
+                (in_use if _is_in_use(removal, error) else outcome.failures).append(
                     (removal, _reason(removal, error))
                 )
+            else:
+                if why:
+                    outcome.left_alone.append((removal, why))
+                else:
+                    outcome.removed.append(removal)
         if len(in_use) < len(pending):
             give_up_at = clock() + patience_s
         if not in_use or clock() >= give_up_at:
-            return failures + in_use
+            return replace(outcome, failures=outcome.failures + in_use)
         pending = [removal for removal, _ in in_use]
         sleep(_PAUSE_S)
 
 
-def _remove_one(cloud: Cloud, removal: Removal, progress: Progress) -> None:
+def _remove_one(cloud: Cloud, removal: Removal, progress: Progress) -> str:
+    """Why it was left alone; empty when it is gone now."""
     if why := _left_alone(cloud, removal.id):
         progress(f"left alone: {removal.kind} {removal.id}: {why}")
-        return
+        return why
     try:
         _REMOVERS[removal.kind](cloud, removal)
     except ClientError as error:
         if not error_code(error).endswith("NotFound"):
             raise
     progress(f"removed {removal.kind} {removal.id} ({removal.reason})")
+    return ""
 
 
 def _left_alone(cloud: Cloud, resource_id: str) -> str:

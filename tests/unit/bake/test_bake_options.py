@@ -149,7 +149,10 @@ def test_what_failed_is_kept_when_asked_with_a_key_to_look_at_it(bakery: Bakery)
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert asyncssh.read_private_key(key).get_algorithm() == "ssh-ed25519"
     assert "PRIVATE" not in "".join(said)
-    assert remove(bakery.cloud, janitor.survey(bakery.cloud, Policy(keep=3)).removals, lambda _: None) == []
+    assert (
+        remove(bakery.cloud, janitor.survey(bakery.cloud, Policy(keep=3)).removals, lambda _: None).failures
+        == []
+    )
     assert bakery.leftovers() == NOTHING
 
 

@@ -205,7 +205,10 @@ def test_cleaning_stays_within_its_policy_and_the_policy_within_the_sources(bake
     with pytest.raises(StepError):
         bakery.bake(on_error=OnError.KEEP)
     recorder = Recorder(bakery.cloud)
-    assert remove(bakery.cloud, janitor.survey(bakery.cloud, Policy(keep=3)).removals, lambda _: None) == []
+    assert (
+        remove(bakery.cloud, janitor.survey(bakery.cloud, Policy(keep=3)).removals, lambda _: None).failures
+        == []
+    )
     assert bakery.leftovers() == NOTHING
     policy = allowed("clean")
     assert {"ec2:TerminateInstances", "ec2:DeleteSecurityGroup", "ec2:DeleteKeyPair"} <= recorder.actions

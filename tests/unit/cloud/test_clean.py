@@ -213,7 +213,7 @@ def test_nothing_without_our_tag_is_touched_however_like_ours_it_looks(cloud: Cl
     policy = Policy(keep=0, everything=True)
     found = survey(cloud, policy, NOW)
     assert {row.id for row in found.removals}.isdisjoint(before)
-    assert remove(cloud, found.removals, quiet) == []
+    assert remove(cloud, found.removals, quiet).failures == []
     after = everything(cloud)
     assert {key: value for key, value in after.items() if key in before} == before
     gone = ours - {key for key, value in after.items() if value != "terminated"}
@@ -230,9 +230,12 @@ def test_what_loses_our_tag_while_somebody_thinks_is_left_alone(cloud: Cloud) ->
     cloud.ec2.delete_tags(Resources=[*ours, old], Tags=[{"Key": "Project"}])
     told: list[str] = []
     before = everything(cloud)
-    assert remove(cloud, found.removals, told.append) == []
+    outcome = remove(cloud, found.removals, told.append)
     assert everything(cloud) == before
     assert len(told) == len(found.removals)
+    assert (outcome.removed, outcome.failures) == ([], [])
+    total = len(found.removals)
+    assert outcome.sentence() == f"removed 0 of {total}, {total} left alone"
 
 
 def test_a_snapshot_of_our_image_that_is_not_ours_stays(cloud: Cloud) -> None:
@@ -241,7 +244,7 @@ def test_a_snapshot_of_our_image_that_is_not_ours_stays(cloud: Cloud) -> None:
     cloud.ec2.delete_tags(Resources=[snapshot], Tags=[{"Key": "Project"}])
     removals = survey(cloud, Policy(keep=0), NOW).removals
     assert [row.id for row in removals] == [image_id]
-    assert remove(cloud, removals, quiet) == []
+    assert remove(cloud, removals, quiet).failures == []
     assert snapshot in everything(cloud)
     assert image_id not in everything(cloud)
 
@@ -259,14 +262,16 @@ def test_a_second_run_finishes_what_a_failure_cut_short(
     removals = survey(cloud, Policy(keep=0), NOW).removals
     with monkeypatch.context() as patch:
         patch.setattr(cloud.ec2, "delete_snapshot", fail)
-        ((row, why),) = remove(cloud, removals, quiet)
+        outcome = remove(cloud, removals, quiet)
+    ((row, why),) = outcome.failures
+    assert outcome.sentence() == "removed 0 of 1, 1 still there"
     assert row.kind == "image"
     assert "InternalError" in why
     left = survey(cloud, Policy(keep=0), NOW).removals
     assert [(row.kind, row.id, row.reason) for row in left] == [
         ("snapshot", snapshot, "its image is gone, no AMI has it")
     ]
-    assert remove(cloud, left, quiet) == []
+    assert remove(cloud, left, quiet).failures == []
     assert survey(cloud, Policy(keep=0), NOW).removals == []
 
 

@@ -95,7 +95,7 @@ def test_a_machine_in_use_stays_with_what_it_needs(cloud: Cloud, role: Role, eve
     assert reasons[machine] == f"{role} until {until}"
     assert {*needs} - {*reasons} == {i for i, kind in needs.items() if kind == "network-interface"}
     before = present(cloud)
-    assert remove(cloud, found.removals, quiet) == []
+    assert remove(cloud, found.removals, quiet).failures == []
     assert present(cloud) == before
 
     later = survey(cloud, Policy(keep=0, everything=everything), FUTURE + timedelta(minutes=1))
@@ -125,7 +125,7 @@ def test_what_a_lease_took_over_from_a_dead_run_is_not_pulled_from_under_it(clou
     kept = {row.id: row.reason for row in found.kept}
     address = next(resource_id for resource_id, kind in needs.items() if kind == "elastic-ip")
     assert kept[address].startswith("belongs to ")
-    assert remove(cloud, found.removals, quiet) == []
+    assert remove(cloud, found.removals, quiet).failures == []
     assert {machine, *needs} <= present(cloud)
 
 
@@ -150,7 +150,7 @@ def test_nothing_that_is_protected_goes_whatever_its_age(cloud: Cloud) -> None:
     assert ids(found.removals).isdisjoint(mine)
     said = {row.id: row.reason for row in found.kept}
     assert said[machine] == said[image] == f"protected by its tag {PROTECTED}"
-    assert remove(cloud, found.removals, quiet) == []
+    assert remove(cloud, found.removals, quiet).failures == []
     assert mine <= present(cloud)
 
     cloud.ec2.create_tags(Resources=[*mine], Tags=[{"Key": PROTECTED, "Value": "false"}])
@@ -199,7 +199,7 @@ def test_what_is_taken_into_use_while_somebody_reads_the_table_stays(cloud: Clou
     tags: Any = [{"Key": key, "Value": value} for key, value in changes[change]]
     cloud.ec2.create_tags(Resources=[machine], Tags=tags)
     lines: list[str] = []
-    assert remove(cloud, found.removals, lines.append) == []
+    assert remove(cloud, found.removals, lines.append).failures == []
     assert machine in present(cloud)
     assert any(line.startswith(f"left alone: instance {machine}: ") for line in lines)
 
@@ -237,7 +237,7 @@ def test_what_is_in_use_is_tried_again_until_it_goes(cloud: Cloud, monkeypatch: 
     groups = refuse(cloud, monkeypatch, "delete_security_group", "DependencyViolation", 20)
     interfaces = refuse(cloud, monkeypatch, "delete_network_interface", "InvalidParameterValue", 5)
     clock = Clock()
-    assert remove(cloud, removals, quiet, clock=clock.read, sleep=clock.sleep) == []
+    assert remove(cloud, removals, quiet, clock=clock.read, sleep=clock.sleep).failures == []
     assert present(cloud).isdisjoint(needs)
     assert (len(groups), len(interfaces)) == (21, 6)
 
@@ -250,7 +250,7 @@ def test_it_ends_when_nothing_moves_and_names_what_is_left(
     refuse(cloud, monkeypatch, "delete_security_group", "DependencyViolation", 10**6)
     refused = refuse(cloud, monkeypatch, "delete_volume", "UnauthorizedOperation", 10**6)
     clock = Clock()
-    failures = remove(cloud, removals, quiet, clock=clock.read, sleep=clock.sleep)
+    failures = remove(cloud, removals, quiet, clock=clock.read, sleep=clock.sleep).failures
     assert {row.kind for row, _ in failures} == {"security-group", "volume"}
     assert all("DependencyViolation" in why or "UnauthorizedOperation" in why for _, why in failures)
     assert 60 <= clock.now_s < 70

@@ -58,7 +58,7 @@ def test_protected_and_disabled_images_stay_with_their_snapshots(served: Served,
     assert reasons[protected] == "protected from deregistration"
     assert reasons[launched].startswith(f"instance {instance_id} (")
     (snapshot,) = served.ec2.describe_images(ImageIds=[free])["Images"][0]["BlockDeviceMappings"]
-    assert remove(cloud, found.removals, lambda _: None) == []
+    assert remove(cloud, found.removals, lambda _: None).failures == []
     left = {item["SnapshotId"] for item in served.ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]}
     assert snapshot["Ebs"]["SnapshotId"] not in left
     assert len(left) == 3
@@ -93,7 +93,7 @@ def test_what_a_dead_run_left_of_every_kind_goes(served: Served, tmp_path: Path)
     assert kinds == sorted([*(KINDS - {"image", "image-copy"}), "snapshot"])
     assert upload in {row.id for row in found.removals}
     told: list[str] = []
-    assert remove(cloud, found.removals, told.append) == []
+    assert remove(cloud, found.removals, told.append).failures == []
     assert [line for line in told if not line.startswith("removed ")] == []
     assert survey(cloud, Policy(), NOW).removals == []
 
@@ -136,7 +136,7 @@ def test_one_clean_after_a_killed_run_is_enough(served: Served, tmp_path: Path) 
         ("instance", machine), ("network-interface", made.interface_id), ("elastic-ip", made.allocation_id),
         ("volume", volume), ("security-group", group),
     }  # fmt: skip
-    assert remove(cloud, removals, lambda _: None) == []
+    assert remove(cloud, removals, lambda _: None).failures == []
     assert survey(cloud, Policy(everything=True), NOW) == Survey([], [])
     assert ec2.describe_addresses()["Addresses"] == []
     assert ec2.describe_network_interfaces()["NetworkInterfaces"] == []
@@ -158,5 +158,5 @@ def test_a_machine_that_is_ending_already_frees_what_it_has(served: Served, tmp_
     ec2.terminate_instances(InstanceIds=[machine])
     removals = survey(cloud, Policy(), NOW).removals
     assert [row.kind for row in removals] == ["network-interface", "elastic-ip"]
-    assert remove(cloud, removals, lambda _: None) == []
+    assert remove(cloud, removals, lambda _: None).failures == []
     assert ec2.describe_addresses()["Addresses"] == []

@@ -143,7 +143,7 @@ def test_clean_keeps_the_newest_and_latest_and_whatever_is_not_ours(cloud: Cloud
 
     removals = janitor.survey(cloud, Policy(keep=1), NOW).removals
     assert kinds(removals) == [("image", by_age[1])]  # the newest is kept, the oldest is `latest`
-    assert remove(cloud, removals, lambda _: None) == []
+    assert remove(cloud, removals, lambda _: None).failures == []
     left = {image["ImageId"] for image in cloud.ec2.describe_images(Owners=["self"])["Images"]}
     assert {by_age[0], oldest, other, untagged} <= left
     assert by_age[1] not in left
@@ -170,7 +170,7 @@ def test_clean_ends_expired_machines_and_only_those(cloud: Cloud) -> None:
     removals = janitor.survey(cloud, Policy(keep=3), NOW).removals
     assert ("instance", dead) in kinds(removals)
     assert {identity for _, identity in kinds(removals)}.isdisjoint({alive, ours_not})
-    assert remove(cloud, removals, lambda _: None) == []
+    assert remove(cloud, removals, lambda _: None).failures == []
     states: dict[str, Any] = {}
     for reservation in cloud.ec2.describe_instances()["Reservations"]:
         for instance in reservation["Instances"]:
@@ -195,7 +195,7 @@ def test_clean_removes_expired_keys_and_groups(cloud: Cloud) -> None:
         ("key-pair", "dead"),
         ("security-group", "dead"),
     }
-    assert remove(cloud, removals, lambda _: None) == []
+    assert remove(cloud, removals, lambda _: None).failures == []
     assert [key["KeyName"] for key in cloud.ec2.describe_key_pairs()["KeyPairs"]] == ["alive"]
 
 
@@ -245,7 +245,7 @@ def test_clean_takes_at_once_what_a_run_left_whose_process_has_ended(cloud: Clou
             ("instance", machine), ("security-group", group_id), ("key-pair", pair["KeyPairId"])
         ]  # fmt: skip
         assert all("its run is over" in removal.reason for removal in removals)
-        assert remove(cloud, removals, lambda _: None) == []
+        assert remove(cloud, removals, lambda _: None).failures == []
         assert janitor.survey(cloud, Policy(keep=3), NOW).removals == []
     names = {pair["KeyName"] for pair in cloud.ec2.describe_key_pairs()["KeyPairs"]}
     assert names == {alive, elsewhere}
@@ -314,7 +314,7 @@ def test_clean_takes_what_techniques_made_ahead_and_left(cloud: Cloud) -> None:
         ("elastic-ip", left.allocation_id),
         ("image-copy", copy),
     }
-    assert remove(cloud, found, lambda _: None) == []
+    assert remove(cloud, found, lambda _: None).failures == []
     addresses = cloud.ec2.describe_addresses()["Addresses"]
     assert [address["AllocationId"] for address in addresses] == [used.allocation_id]
     assert [i["ImageId"] for i in cloud.ec2.describe_images(Owners=["self"])["Images"]] == [image]

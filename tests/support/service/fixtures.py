@@ -21,3 +21,10 @@ def served() -> Iterator[Served]:
 def client(served: Served) -> Iterator[httpx2.Client]:
     with served.client() as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[httpx2.Client]:
+    """A client of a service that the tests of a file share, for requests that change nothing."""
+    with serving() as service, service.client() as made:
+        yield made

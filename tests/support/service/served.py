@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -58,13 +59,19 @@ class Served:
 
 @contextmanager
 def serving(
-    settings: ServiceSettings | None = None, *, speed: float = 1.0, beat_s: float = 15.0, **options: Any
+    settings: ServiceSettings | None = None,
+    *,
+    speed: float = 1.0,
+    beat_s: float = 15.0,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    **options: Any,
 ) -> Iterator[Served]:
     """A service on a free port of loopback; ``options`` are make_app's."""
     log = io.StringIO()
     fake = FakeOperations(settings, speed=speed, beat_s=beat_s)
     app = make_app(fake, settings, log=make_logger(log), **options)
-    listener = Listener(app)
+    listener = Listener(app, certificate=certificate, key=key)
     loops: list[asyncio.AbstractEventLoop] = []
 
     async def before() -> None:

@@ -132,8 +132,8 @@ def test_leases_of_others_are_not_found(served: Served, client: httpx2.Client) -
 
 
 @pytest.mark.parametrize("name", ["nope", "ls-%00", "..", "x" * 65, "%2e%2e%2fetc"])
-def test_an_id_of_nothing_is_not_found(client: httpx2.Client, name: str) -> None:
-    answer = client.get(f"/v1/instances/{name}")
+def test_an_id_of_nothing_is_not_found(shared: httpx2.Client, name: str) -> None:
+    answer = shared.get(f"/v1/instances/{name}")
     assert answer.status_code == 404
     assert answer.json()["code"] == "not-found"
 

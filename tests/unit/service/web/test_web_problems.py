@@ -32,24 +32,18 @@ def test_every_code_has_a_status_and_a_title() -> None:
     assert set(STATUS) == set(TITLES) == set(Code)
 
 
-@pytest.mark.parametrize("code", list(Code))
-def test_a_refusal_of_the_operations_is_a_problem(served: Served, client: httpx2.Client, code: Code) -> None:
-    served.fake.mistakes = [
-        Refusal(
-            code,
-            "the rule",
-            hint="do this",
-            retry_after_s=7.2,
-            limit=3,
-            errors=({"field": "a", "rule": "b"},),
-        )
-    ]
-    answer = client.get("/v1/quota")
-    problem = problem_of(answer, STATUS[code], code)
-    assert (problem.detail, problem.hint, problem.limit) == ("the rule", "do this", 3)
-    assert problem.errors is not None
-    assert problem.errors[0].field == "a"
-    assert answer.headers.get("retry-after") == ("8" if code in RETRYABLE else None)
+def test_a_refusal_of_the_operations_is_a_problem(served: Served, client: httpx2.Client) -> None:
+    for code in Code:
+        fields = ({"field": "a", "rule": "b"},)
+        served.fake.mistakes = [
+            Refusal(code, "the rule", hint="do this", retry_after_s=7.2, limit=3, errors=fields)
+        ]
+        answer = client.get("/v1/quota")
+        problem = problem_of(answer, STATUS[code], code)
+        assert (problem.detail, problem.hint, problem.limit) == ("the rule", "do this", 3)
+        assert problem.errors is not None
+        assert problem.errors[0].field == "a"
+        assert answer.headers.get("retry-after") == ("8" if code in RETRYABLE else None)
 
 
 @pytest.mark.parametrize(
@@ -75,9 +69,9 @@ def test_a_refusal_of_the_operations_is_a_problem(served: Served, client: httpx2
     ],
 )  # fmt: skip
 def test_a_body_that_breaks_a_rule_names_field_and_rule(
-    client: httpx2.Client, body: Any, field: str, rule: str
+    shared: httpx2.Client, body: Any, field: str, rule: str
 ) -> None:
-    problem = problem_of(client.post("/v1/instances", json=body), 422, "invalid-request")
+    problem = problem_of(shared.post("/v1/instances", json=body), 422, "invalid-request")
     assert problem.errors is not None
     assert problem.errors[0].field == field
     assert rule in problem.errors[0].rule
@@ -87,8 +81,8 @@ def test_a_body_that_breaks_a_rule_names_field_and_rule(
     "key",
     ["", "hello", f'command="id" {KEY}', f"{KEY}\n{KEY}", "ssh-ed25519 AAAA", KEY.replace("ed25519", "rsa")],
 )
-def test_a_key_that_is_none_is_invalid(client: httpx2.Client, key: str) -> None:
-    problem = problem_of(client.post("/v1/instances", json={"public_key": key}), 422, "invalid-key")
+def test_a_key_that_is_none_is_invalid(shared: httpx2.Client, key: str) -> None:
+    problem = problem_of(shared.post("/v1/instances", json={"public_key": key}), 422, "invalid-key")
     assert problem.errors is not None
     assert problem.errors[0].field == "public_key"
 

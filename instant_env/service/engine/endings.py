@@ -26,12 +26,15 @@ class Endings:
         self._asked_s: dict[str, float] = {}
 
     async def end_lease(self, lease_id: str, reason: EndReason, detail: str = "") -> Lease | None:
-        """Begin to end a lease and its machine. Twice is the same; the first reason stays."""
+        """Begin to end a lease and its machine. Twice is the same; the first reason stays. By its time it is
+        only ended when that has come: it may have been extended since somebody looked."""
         context = self._context
         failed = reason is EndReason.FAILED_TO_START
 
         def change(lease: Lease) -> Lease | None:
             if lease.state.is_terminal or lease.state is LeaseState.ENDING:
+                return None
+            if reason is EndReason.TTL and lease.expires_at and lease.expires_at > context.now():
                 return None
             if failed:
                 return replace(
@@ -41,8 +44,8 @@ class Endings:
 
         kind = EventKind.FAILED if failed else EventKind.ENDING
         lease = await context.amend_lease(lease_id, change, (kind, {"reason": reason, "detail": detail}))
-        if lease is None:
-            return None
+        if lease is None or lease.reason is None:
+            return lease
         if lease.reason is reason:
             self._context.log.info("lease is ending", lease_id=lease_id, reason=reason.value, detail=detail)
         if lease.machine_id:

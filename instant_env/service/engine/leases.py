@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
+from weakref import WeakValueDictionary
 
 from instant_env.cloud.session import CloudError
 from instant_env.service.engine.context import Context, Happening
@@ -74,6 +75,13 @@ class Leases:
         self._selector = selector
         self._works: dict[str, _Work] = {}
         self._warned: set[tuple[str, int]] = set()
+        self._left_alone: set[str] = set()
+        self._ends: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def _end_of(self, lease_id: str) -> asyncio.Lock:
+        """Held while a lease's end is moved or its tag is written: EC2 may answer an earlier call later, and
+        an end that was replaced must not come over the one that was promised since."""
+        return self._ends.setdefault(lease_id, asyncio.Lock())
 
     async def take(
         self, token: Token, request: LeaseRequest, limits: Limits, idempotency: Idempotency | None
@@ -176,6 +184,7 @@ class Leases:
         ends_at = (latest + TAG_MARGIN).replace(microsecond=0)
         if machine is None:
             return await self._launch(lease, t0_ns, ends_at, notice)
+        _check_leased(machine)
         if machine.technique in _ASLEEP:
             return await context.fleet.start(machine, lease, t0_ns, ends_at, notice)
         return await context.fleet.hand_over(machine, lease, t0_ns, ends_at, notice)
@@ -217,6 +226,7 @@ class Leases:
         if changed is None or changed.machine_id != machine_id:
             await self._endings.end_machine(machine_id, "its lease was ended before it was launched")
             raise Conflict(f"lease {lease.id} is not provisioning any more")
+        _check_leased(machine)
         return machine
 
     def _new_machine(self, machine_id: str, lease: Lease, image_id: str, ends_at: datetime) -> Machine:
@@ -276,7 +286,10 @@ class Leases:
             "lease is ready", lease_id=lease_id, instance_id=machine.instance_id, technique=lease.technique,
             t4_ms=delivered.timing.t4_ms,
         )  # fmt: skip
-        await context.amend_machine(machine.id, lambda row: replace(machine, version=row.version))
+        await context.amend_machine(
+            machine.id,
+            lambda row: replace(machine, version=row.version) if row.state is MachineState.LEASED else None,
+        )
         context.metrics.ready(lease.technique, lease.source or "", lease.timing)
         if delivered.timing.t4_ms is not None:
             await self._add_sample(lease, delivered.timing.t4_ms, ok=True)
@@ -300,17 +313,10 @@ class Leases:
     async def _promise(self, lease: Lease) -> None:
         """Write the promise into the tags, and again until EC2 takes it. Until then the machine's own mark
         holds, or its tag says a later time."""
-        context = self._context
         for pause_s in (*_TAG_RETRY_S, None):
-            machine = await context.db(context.store.machine, lease.machine_id)
-            current = await context.db(context.store.lease, lease.id)
-            if machine is None or current is None or current.expires_at is None:
-                return
-            if current.state is not LeaseState.READY:
-                return
-            ends_at = (current.expires_at + TAG_MARGIN).replace(microsecond=0)
             try:
-                await context.fleet.promise(machine, lease, ends_at)
+                async with self._end_of(lease.id):
+                    await self._write_promise(lease.id)
             except CloudError as error:
                 self._context.log.warning(
                     "tagging failed; it is repeated", lease_id=lease.id, error=str(error)
@@ -319,8 +325,20 @@ class Leases:
                     raise
                 await asyncio.sleep(pause_s)
             else:
-                await self._set_machine_end(machine.id, ends_at)
                 return
+
+    async def _write_promise(self, lease_id: str) -> None:
+        """The end that the row has now. Raises CloudError."""
+        context = self._context
+        lease = await context.db(context.store.lease, lease_id)
+        if lease is None or lease.expires_at is None or lease.state is not LeaseState.READY:
+            return
+        machine = await context.db(context.store.machine, lease.machine_id)
+        if machine is None:
+            return
+        ends_at = (lease.expires_at + TAG_MARGIN).replace(microsecond=0)
+        await context.fleet.promise(machine, lease, ends_at)
+        await self._set_machine_end(machine.id, ends_at)
 
     async def _again(
         self, lease: Lease, failure: MachineFailed, deadline_s: float, failed_cold: set[str]
@@ -374,6 +392,8 @@ class Leases:
     async def end(self, lease_id: str, reason: EndReason, detail: str = "") -> Lease | None:
         """Begin to end it; what was on its way is given up."""
         lease = await self._endings.end_lease(lease_id, reason, detail)
+        if lease is None or lease.reason is None:
+            return lease
         work = self._works.get(lease_id)
         if work is not None and work.task is not None and work.task is not asyncio.current_task():
             work.task.cancel()
@@ -381,6 +401,16 @@ class Leases:
 
     async def set_ttl(self, lease: Lease, ttl_s: int, *, shorten: bool) -> Lease:
         """Later: tag, then row. Earlier: row, then tag. So nobody ends it before what was promised."""
+        async with self._end_of(lease.id):
+            # As it is now: another change of its end may have gone before.
+            current = await self._context.db(self._context.store.lease, lease.id)
+            changed, is_later = await self._set_ttl(current or lease, ttl_s, shorten=shorten)
+        if not is_later:
+            await self._promise(changed)
+        return changed
+
+    async def _set_ttl(self, lease: Lease, ttl_s: int, *, shorten: bool) -> tuple[Lease, bool]:
+        """Whether it ends later than before; if not, its tag is still to be written."""
         context = self._context
         now = context.now()
         wanted = now + timedelta(seconds=ttl_s)
@@ -406,9 +436,7 @@ class Leases:
             raise Refusal(Code.LEASE_ENDED, f"{lease.id} has no machine any more")
         ends_at = (wanted + TAG_MARGIN).replace(microsecond=0)
         if wanted < lease.expires_at:
-            changed = await self._move_end(lease.id, wanted)
-            await self._promise(changed)
-            return changed
+            return await self._move_end(lease.id, wanted), False
         try:
             await context.fleet.promise(machine, lease, ends_at)
         except CloudError as error:
@@ -416,7 +444,7 @@ class Leases:
                 Code.UNAVAILABLE, f"EC2 did not take the new end: {error.message}", retry_after_s=2
             ) from error
         await self._set_machine_end(machine.id, ends_at)
-        return await self._move_end(lease.id, wanted)
+        return await self._move_end(lease.id, wanted), True
 
     async def _set_machine_end(self, machine_id: str, ends_at: datetime) -> None:
         await self._context.amend_machine(machine_id, lambda row: replace(row, expires_at=ends_at))
@@ -439,10 +467,12 @@ class Leases:
         return Refusal(Code.CONFLICT, f"{lease.id} is not ready yet: its time begins then", retry_after_s=1)
 
     async def tick(self) -> None:
-        """End what is due, warn of what soon will be."""
+        """End what is due, warn of what soon will be, take up what nobody works on."""
         context = self._context
         now = context.now()
-        for lease in await context.db(context.store.live_leases):
+        leases = await context.db(context.store.live_leases)
+        await self._take_up(leases)
+        for lease in leases:
             if lease.state is not LeaseState.READY or lease.expires_at is None:
                 continue
             left_s = (lease.expires_at - now).total_seconds()
@@ -450,6 +480,20 @@ class Leases:
                 await self.end(lease.id, EndReason.TTL)
                 continue
             await self._warn(lease, left_s)
+
+    async def _take_up(self, leases: Sequence[Lease]) -> None:
+        """Leases on their way whose work ended by an error, as of a disk that was full for a moment. The
+        second look counts: at the first, the work may have ended since the rows were read."""
+        alone = {
+            lease.id
+            for lease in leases
+            if lease.state in (LeaseState.PROVISIONING, LeaseState.REQUESTED) and lease.id not in self._works
+        }
+        for lease in leases:
+            if lease.id in alone & self._left_alone:
+                self._context.log.warning("a lease is taken up again", lease_id=lease.id)
+                await self._resume(lease)
+        self._left_alone = alone - self._left_alone
 
     async def _warn(self, lease: Lease, left_s: float) -> None:
         for before_s in _WARNINGS_S:
@@ -469,12 +513,22 @@ class Leases:
             if lease.state is LeaseState.READY:
                 context.spawn(self._promise(lease), f"promise {lease.id}")
             elif lease.state in (LeaseState.PROVISIONING, LeaseState.REQUESTED):
-                age_s = (context.now() - lease.created_at).total_seconds()
-                t0_ns = time.monotonic_ns() - round(age_s * 1e9)
-                machine = None
-                if lease.source is Source.POOL and lease.machine_id:
-                    machine = await context.db(context.store.machine, lease.machine_id)
-                self._set_to_work(lease, machine, t0_ns)
+                await self._resume(lease)
+
+    async def _resume(self, lease: Lease) -> None:
+        context = self._context
+        age_s = (context.now() - lease.created_at).total_seconds()
+        t0_ns = time.monotonic_ns() - round(age_s * 1e9)
+        machine = None
+        if lease.source is Source.POOL and lease.machine_id:
+            machine = await context.db(context.store.machine, lease.machine_id)
+        self._set_to_work(lease, machine, t0_ns)
+
+
+def _check_leased(machine: Machine) -> None:
+    """Raises MachineFailed for a machine that an earlier process had begun to put away when it was killed."""
+    if machine.state is not MachineState.LEASED:
+        raise MachineFailed(f"{machine.instance_id or machine.id} was being ended when the service stopped")
 
 
 def _merged(before: Timing, after: Timing) -> Timing:

@@ -167,6 +167,7 @@ class Pools:
 
     async def _reconcile(self, plan: PoolPlan) -> None:
         await self._retire(await self._look(plan))
+        await self._drop_lost_fills(await self._look(plan))
         await self._mend(await self._look(plan))
         standing = await self._look(plan)
         for _ in range(await self._shortfall(standing)):
@@ -185,11 +186,20 @@ class Pools:
         for machine in leaving:
             await self.retire(machine, "too old or too many")
 
-    async def retire(self, machine: Machine, detail: str) -> bool:
-        """End a machine of a pool unless somebody has claimed it meanwhile."""
+    async def _drop_lost_fills(self, standing: _Standing) -> None:
+        """A fill that ended by an error, as of a disk that was full for a moment, leaves its row: that would
+        count against the target for ever."""
+        self._drop_finished()
+        for machine in standing.filling:
+            if machine.id not in self._filling:
+                await self.retire(machine, "its fill was lost", MachineState.FILLING)
+
+    async def retire(self, machine: Machine, detail: str, state: MachineState = MachineState.READY) -> bool:
+        """End a machine of a pool unless somebody has claimed it meanwhile, or it is otherwise not in this
+        state any more."""
 
         def change(row: Machine) -> Machine | None:
-            if row.state is not MachineState.READY:
+            if row.state is not state:
                 return None
             return replace(row, state=MachineState.ENDING, detail=detail)
 
@@ -206,6 +216,10 @@ class Pools:
         """A ready machine whose connection broke is looked at once more; if that fails, it goes."""
         for machine in standing.ready:
             if self._context.fleet.is_well(machine):
+                continue
+            # The connection of one that was claimed since is broken because it was handed over.
+            row = await self._context.db(self._context.store.machine, machine.id)
+            if row is None or row.state is not MachineState.READY:
                 continue
             found = await self._context.fleet.adopt(machine)
             if found is None:

@@ -70,12 +70,18 @@ class Tower:
         await self._check_strays(sightings)
 
     async def _check_rows(self, seen: Mapping[str, Sighting]) -> None:
-        """Rows whose machine has ended by itself."""
+        """Rows whose machine has ended by itself, or whose lease is over or was never written."""
         context = self._context
-        for machine in await context.db(context.store.machines):
+        machines = await context.db(context.store.machines)
+        # In this order: a lease is there before its machine's row is leased.
+        live = {lease.id for lease in await context.db(context.store.live_leases)}
+        for machine in machines:
             if machine.state is MachineState.ENDING:
                 continue
             sighting = seen.get(machine.id)
+            if machine.lease_id and machine.lease_id not in live:
+                await self._check_lease(machine, machine.lease_id, sighting)
+                continue
             if sighting is None:
                 # A row without an id: a launch that was cut off by a restart, or is about to be made.
                 young = context.now() - machine.created_at <= ABSENCE_MEANS_GONE
@@ -86,6 +92,18 @@ class Tower:
                 await self._lost(
                     machine, _reason_of(sighting), f"the machine is {sighting.state}: {sighting.reason}"
                 )
+
+    async def _check_lease(self, machine: Machine, lease_id: str, sighting: Sighting | None) -> None:
+        """The lease of a machine is over: its row was written after the lease's end. Or it has no row: it was
+        found by its tags, and the service was killed between the two rows."""
+        context = self._context
+        lease = await context.db(context.store.lease, lease_id)
+        if lease is not None and lease.state.is_terminal:
+            await self._endings.end_machine(machine.id, "its lease is over")
+        elif lease is None and sighting is not None and self._is_somebodys(sighting):
+            await context.db(context.store.adopt_lease, self._lease_of(sighting, machine), now=context.now())
+        elif lease is None:
+            await self._endings.end_machine(machine.id, "nobody knows its lease")
 
     async def _lost(self, machine: Machine, reason: EndReason, detail: str) -> None:
         context = self._context

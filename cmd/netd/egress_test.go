@@ -31,9 +31,7 @@ func establishedFlow(t testing.TB) (n *network, send func()) {
 	closed := make(chan struct{})
 	t.Cleanup(func() { close(closed); n.close() })
 	n.egress.dial = func(context.Context, string, string) (net.Conn, error) { return discard{closed: closed}, nil }
-	if err := n.setGroups(map[string][]rule{"sg": {allEgress}}); err != nil {
-		t.Fatal(err)
-	}
+	setGroups(t, n, map[string][]rule{"sg": {allEgress}})
 	if err := n.setPort(portConfig{
 		ID: "eni-1", Socket: filepath.Join(t.TempDir(), "nic"), MAC: "02:00:00:00:00:01", Address: "172.31.1.10",
 		Subnet: "172.31.0.0/20", Public: publicAddress, Metadata: "testdata/metadata.json", Groups: []string{"sg"},

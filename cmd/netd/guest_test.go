@@ -65,11 +65,12 @@ func allow(protocol string, from, to int, cidr string) rule {
 
 var allEgress = rule{Egress: true, Protocol: "-1", From: 0, To: 65535, CIDR: "0.0.0.0/0"}
 
-func setGroups(t *testing.T, n *network, groups map[string][]rule) {
+func setGroups(t testing.TB, n *network, groups map[string][]rule) {
 	t.Helper()
-	if err := n.setGroups(groups); err != nil {
+	if err := parseRanges(groups); err != nil {
 		t.Fatal(err)
 	}
+	n.setGroups(groups)
 }
 
 // newGuest plugs in an interface with this last octet in 172.31.0.0/20 and connects to it.
@@ -85,6 +86,18 @@ func newGuest(t *testing.T, n *network, octet byte, public string, groups ...str
 	if err := n.setPort(c); err != nil {
 		t.Fatal(err)
 	}
+	return connectGuest(t, n, c)
+}
+
+// connectGuest makes a guest behind an interface that is plugged in.
+func connectGuest(t *testing.T, n *network, c portConfig) *testGuest {
+	t.Helper()
+	address := netip.MustParseAddr(c.Address)
+	hardware, err := net.ParseMAC(c.MAC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mac := hardwareAddr(hardware)
 	conn, err := net.Dial("unix", c.Socket)
 	if err != nil {
 		t.Fatal(err)

@@ -1,4 +1,4 @@
-// Command netd is the network of one localec2: the VPC that its guests are in.
+// Command netd is the network of one localec2: the VPCs that its guests are in (vpcs.go).
 //
 // QEMU connects each network interface to a Unix socket of netd (-netdev stream), and netd handles every frame:
 //
@@ -18,7 +18,7 @@
 // little of the network, but are too small to be worth a package each. The metadata service is internal/imds.
 //
 //	{"id": 1, "do": "groups", "groups": {"sg-1": [{"protocol": "tcp", "from": 22, "to": 22, "cidr": "127.0.0.1/32"}]}}
-//	{"id": 2, "do": "port", "port": {"id": "eni-1", "socket": "/run/x/eni-1", "mac": "02:...", ...}}
+//	{"id": 2, "do": "port", "port": {"id": "eni-1", "vpc": "vpc-1", "socket": "/run/x/eni-1", "mac": "02:...", ...}}
 //	{"id": 3, "do": "faults", "name": "eni-1", "faults": {"drop_dhcp": 3}}
 //	{"id": 4, "do": "remove", "name": "eni-1"}
 //	{"id": 5, "do": "status"}
@@ -35,7 +35,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -53,25 +52,17 @@ func main() {
 func run(arguments []string, in io.Reader, out io.Writer) error {
 	var c config
 	flags := flag.NewFlagSet("netd", flag.ContinueOnError)
-	flags.TextVar(&c.vpc, "vpc", netip.MustParsePrefix("172.31.0.0/16"), "the VPC's `CIDR` block")
 	flags.StringVar(&c.domain, "domain", "ec2.internal", "`domain` of private host names")
 	flags.BoolVar(&c.allowEgress, "egress", false, "let guests reach the internet")
 	flags.IntVar(&c.portOffset, "port-offset", 0, "guests' ports below 1024 are this `much` higher on the host")
 	if err := flags.Parse(arguments); err != nil {
 		return err
 	}
-	n, err := newNetwork(c)
-	if err != nil {
-		return err
-	}
-	defer n.close()
-	done := make(chan struct{})
-	defer close(done)
-	go n.probeGuests(done)
 	decoder, encoder := json.NewDecoder(in), &lockedEncoder{encoder: json.NewEncoder(out)}
-	n.onUp = func(p *port) {
+	v := newVPCs(c, func(p *port) {
 		_ = encoder.Encode(event{Event: "up", Port: p.id}) // a server that stopped reading closes our input, too
-	}
+	})
+	defer v.close()
 	for {
 		var command command
 		if err := decoder.Decode(&command); errors.Is(err, io.EOF) {
@@ -79,7 +70,7 @@ func run(arguments []string, in io.Reader, out io.Writer) error {
 		} else if err != nil {
 			return fmt.Errorf("standard input: %w", err)
 		}
-		if err := encoder.Encode(n.dispatch(command)); err != nil {
+		if err := encoder.Encode(v.dispatch(command)); err != nil {
 			return fmt.Errorf("standard output: %w", err)
 		}
 	}
@@ -124,27 +115,24 @@ type portStatus struct {
 }
 
 // dispatch carries out one command.
-func (n *network) dispatch(c command) answer {
+func (v *vpcs) dispatch(c command) answer {
 	var err error
 	a := answer{ID: c.ID}
 	switch c.Do {
 	case "groups":
-		err = n.setGroups(c.Groups)
+		err = v.setGroups(c.Groups)
 	case "port":
-		err = n.setPort(c.Port)
+		err = v.setPort(c.Port)
 	case "remove":
-		n.removePort(c.Name)
+		v.removePort(c.Name)
 	case "faults":
-		n.mu.RLock()
-		p := n.ports[c.Name]
-		n.mu.RUnlock()
-		if p == nil {
+		if p := v.port(c.Name); p == nil {
 			err = fmt.Errorf("there is no port %q", c.Name)
 		} else {
 			err = p.setFaults(c.Faults)
 		}
 	case "status":
-		a.Ports = n.status()
+		a.Ports = v.status()
 	default:
 		err = fmt.Errorf("unknown command %q", c.Do)
 	}

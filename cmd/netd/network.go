@@ -24,7 +24,7 @@ func isService(address netip.Addr) bool {
 	return address == imdsAddress || address == resolverAddress || address == timeAddress
 }
 
-// config does not change for the life of the process.
+// config does not change for the life of a network; vpc is each network's own.
 type config struct {
 	vpc         netip.Prefix
 	domain      string // of private host names
@@ -32,7 +32,7 @@ type config struct {
 	portOffset  int    // a guest's port below 1024 is this much higher on the host
 }
 
-// network is the VPC: its interfaces, its security groups, its services.
+// network is one VPC: its interfaces, its security groups, its services.
 type network struct {
 	config
 	resolver netip.Addr // the VPC's base address + 2
@@ -132,8 +132,8 @@ func (n *network) forgetMetadata(p *port) {
 	}
 }
 
-// setGroups replaces all security groups.
-func (n *network) setGroups(groups map[string][]rule) error {
+// parseRanges reads the ranges of all rules, once for all networks: they share the rules.
+func parseRanges(groups map[string][]rule) error {
 	for id, rules := range groups {
 		for i := range rules {
 			prefix, err := netip.ParsePrefix(rules[i].CIDR)
@@ -145,11 +145,15 @@ func (n *network) setGroups(groups map[string][]rule) error {
 			}
 		}
 	}
+	return nil
+}
+
+// setGroups replaces all security groups; their ranges have been read.
+func (n *network) setGroups(groups map[string][]rule) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.groups = groups
 	n.generation++
-	return nil
 }
 
 func (n *network) changed() {
@@ -304,4 +308,5 @@ func (n *network) close() {
 	for _, id := range ids {
 		n.removePort(id)
 	}
+	n.stack.stack.Close()
 }

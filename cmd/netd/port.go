@@ -28,6 +28,8 @@ const (
 // portConfig describes one network interface, as the server sends it.
 type portConfig struct {
 	ID       string   `json:"id"`
+	VPC      string   `json:"vpc"`
+	VPCCIDR  string   `json:"vpc_cidr"`
 	Socket   string   `json:"socket"` // where QEMU connects to
 	MAC      string   `json:"mac"`
 	Address  string   `json:"address"`

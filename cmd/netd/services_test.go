@@ -78,8 +78,8 @@ func TestDHCPRefusesAnotherAddress(t *testing.T) {
 func TestDHCPMessagesAreLostOnDemand(t *testing.T) {
 	n := testNetwork(t, config{})
 	g := newGuest(t, n, 10, "")
-	if got := n.dispatch(command{Do: "faults", Name: "eni-172.31.1.10", Faults: faults{DropDHCP: 2}}); got.Error != "" {
-		t.Fatal(got.Error)
+	if err := n.portOf(g.address).setFaults(faults{DropDHCP: 2}); err != nil {
+		t.Fatal(err)
 	}
 	for range 2 {
 		if g.dhcp(dhcpMessage(g.mac, dhcpDiscover)) != nil {
@@ -201,8 +201,8 @@ func TestTheResolverIsSilentOnDemand(t *testing.T) {
 		return g.frameWithin(limit)
 	}
 	for _, silent := range []bool{true, false} {
-		if got := n.dispatch(command{Do: "faults", Name: "eni-172.31.1.10", Faults: faults{SilentDNS: silent}}); got.Error != "" {
-			t.Fatal(got.Error)
+		if err := n.portOf(g.address).setFaults(faults{SilentDNS: silent}); err != nil {
+			t.Fatal(err)
 		}
 		limit := longEnough
 		if silent {

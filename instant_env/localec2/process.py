@@ -69,7 +69,7 @@ class ServerProcess:
         record = restore.settle_home(self.layout, store, restore.identity(store, self.region))
         lost_ids = restore.end_lost_machines(self.layout, store)
         self.network = Network(
-            AddressBlock(record.address_block), self.netd, vpc=metadata.VPC_CIDR,
+            AddressBlock(record.address_block), self.netd,
             domain=metadata.internal_domain(self.region), egress=self.egress,
         )  # fmt: skip
         self.state = State(self.layout, store, record, self.region)

@@ -56,11 +56,8 @@ class InstanceAttributes(Action):
                 "InvalidParameterCombination", "Fields for multiple attribute types specified"
             )
         changes = {_PLAIN[name]: self._value(instance, name, value) for name, value in attributes.items()}
-        for group_id in groups:
-            if state.mirror.ec2.get_security_group_from_id(group_id) is None:
-                raise EC2ClientError(
-                    "InvalidGroup.NotFound", f"The security group '{group_id}' does not exist"
-                )
+        if groups:
+            state.networks.check_groups(groups, state.subnet(instance.subnet_id).vpc_id)
         mapped = [self._with_flag(instance, mapping) for mapping in mappings]
         self.error_on_dryrun()
         for field, value in changes.items():

@@ -22,6 +22,10 @@ from instant_env.localec2.api.instance_attributes import InstanceAttributes
 from instant_env.localec2.api.instance_profiles import InstanceProfiles
 from instant_env.localec2.api.key_pairs import KeyPairs
 from instant_env.localec2.api.network_interfaces import NetworkInterfaces
+from instant_env.localec2.api.networks.gateways import InternetGateways
+from instant_env.localec2.api.networks.route_tables import RouteTables
+from instant_env.localec2.api.networks.subnets import Subnets
+from instant_env.localec2.api.networks.vpcs import Vpcs
 from instant_env.localec2.api.pages import paged
 from instant_env.localec2.api.requests.checks import check
 from instant_env.localec2.api.requests.fields import present_fields
@@ -50,6 +54,10 @@ class LocalResponse(
     ImageRegistration,
     ImageLifecycle,
     NetworkInterfaces,
+    Vpcs,
+    Subnets,
+    InternetGateways,
+    RouteTables,
     GroupRules,
     SecurityGroups,
     KeyPairs,

@@ -143,6 +143,9 @@ class Services:
                 state.write(record)
                 if isinstance(record, InstanceRecord):
                     self.instance_changed(record)
+            elif (network := state.networks.own(resource_id)) is not None:
+                network.tags = tags_of(resource_id)
+                state.write(network)
             elif resource_id.startswith("sg-"):
                 self.capture_group(resource_id)
             elif resource_id.startswith("key-"):

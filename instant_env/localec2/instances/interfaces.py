@@ -54,11 +54,7 @@ class Interfaces:
         if earlier := records_of_token(self.state.interfaces.values(), token, digest):
             return earlier[0]
         subnet, ec2 = self.state.subnet(subnet_id), self.state.mirror.ec2
-        for group_id in group_ids:
-            if ec2.get_security_group_from_id(group_id) is None:
-                raise EC2ClientError(
-                    "InvalidGroup.NotFound", f"The security group '{group_id}' does not exist"
-                )
+        self.state.networks.check_groups(group_ids, subnet.vpc_id)
         record = InterfaceRecord(
             id=new_id("eni"), tags=tags, description=description, subnet_id=subnet.id,
             zone=subnet.availability_zone, private_ip=private_ip(self.state, subnet, address),
@@ -123,11 +119,8 @@ class Interfaces:
         ec2 = self.state.mirror.ec2
         if interface_id not in ec2.enis:
             self.state.interface(interface_id)  # refuses
-        for group_id in group_ids:
-            if ec2.get_security_group_from_id(group_id) is None:
-                raise EC2ClientError(
-                    "InvalidGroup.NotFound", f"The security group '{group_id}' does not exist"
-                )
+        if group_ids:
+            self.state.networks.check_groups(group_ids, ec2.enis[interface_id].subnet.vpc_id)
 
     def set_groups(self, interface_id: str, group_ids: list[str]) -> None:
         """The security groups of an interface; those of an instance's first one are the instance's."""
@@ -282,6 +275,11 @@ class Interfaces:
             )
         elif interface_id not in self.state.mirror.ec2.enis:
             self.state.interface(interface_id)  # refuses
+        vpc_id = self.state.mirror.ec2.enis[interface_id].subnet.vpc_id
+        if self.state.networks.gateway_of(vpc_id) is None:
+            raise EC2ClientError(
+                "Gateway.NotAttached", f"Network {vpc_id} is not attached to any internet gateway"
+            )
         if record.interface_id not in (None, interface_id) and not move:
             raise EC2ClientError(
                 "Resource.AlreadyAssociated",

@@ -214,6 +214,10 @@ def _placement(state: State, get: Params) -> Placement:
         if zone and zone not in defaults:
             raise EC2ClientError("InvalidParameterValue", f"Invalid availability zone: [{zone}]")
         subnet = defaults[zone or min(defaults)]
+    if get("SecurityGroups") and subnet.vpc_id != state.networks.default_vpc_id:
+        raise EC2ClientError(
+            "InvalidParameterCombination", "The parameter groupName cannot be used with the parameter subnet"
+        )
     for name in get("SecurityGroups") or []:
         group = ec2.get_security_group_from_name(name, subnet.vpc_id)
         if group is None:
@@ -222,9 +226,7 @@ def _placement(state: State, get: Params) -> Placement:
                 f"The security group '{name}' does not exist in default VPC '{subnet.vpc_id}'",
             )
         group_ids.append(group.id)
-    for group_id in group_ids:
-        if ec2.get_security_group_from_id(group_id) is None:
-            raise EC2ClientError("InvalidGroup.NotFound", f"The security group '{group_id}' does not exist")
+    state.networks.check_groups(group_ids, subnet.vpc_id)
     if not group_ids:
         group_ids = [ec2.get_default_security_group(subnet.vpc_id).id]
     return Placement(
@@ -371,20 +373,16 @@ def private_ip(state: State, subnet: Any, address: str | None = None) -> str:
             raise EC2ClientError(
                 "InvalidParameterValue", f"Address {address} does not fall within the subnet's"
             )
-        if address in _taken_ips(state):
+        if any(item.private_ip == address for item in state.in_subnet(subnet.id)):
             raise EC2ClientError("InvalidIPAddress.InUse", f"Address {address} is in use.")
         return address
     return free_ips(state, subnet, 1)[0]
 
 
-def _taken_ips(state: State) -> set[str]:
-    own = {item.private_ip for item in state.instances.values() if item.state != "terminated"}
-    return own | {item.private_ip for item in state.interfaces.values()}
-
-
 def free_ips(state: State, subnet: Any, least: int, most: int | None = None) -> list[str]:
     """At least ``least`` free addresses of the subnet, ``most`` if there are so many; drawn at random."""
-    used = _taken_ips(state)
+    # Another VPC may have the same addresses.
+    used = {item.private_ip for item in state.in_subnet(subnet.id)}
     network = ipaddress.IPv4Network(subnet.cidr_block)
     usable = range(int(network.network_address) + FIRST_USABLE, int(network.broadcast_address))
     start = random.randrange(len(usable))  # noqa: S311 - an address, no secret

@@ -101,7 +101,8 @@ class MachineBuilder:
         return [
             metadata.Interface(
                 0, instance.interface_id, instance.mac_address, (instance.private_ip,), instance.subnet_id,
-                subnet.cidr_block, subnet.vpc_id, self.state.group_names(instance.security_group_ids),
+                subnet.cidr_block, subnet.vpc_id, self._vpc_cidr(subnet.id),
+                self.state.group_names(instance.security_group_ids),
                 {instance.public_ip: instance.private_ip} if instance.public_ip else {},
             ),
             *map(self._secondary_interface, self._secondaries(instance)),
@@ -112,6 +113,7 @@ class MachineBuilder:
         return metadata.Interface(
             record.attachment.device_index if record.attachment else 0, record.id, record.mac_address,
             (record.private_ip,), record.subnet_id, subnet.cidr_block, subnet.vpc_id,
+            self._vpc_cidr(subnet.id),
             self.state.group_names(record.security_group_ids),
             {public_ip: record.private_ip} if public_ip else {},
         )  # fmt: skip
@@ -139,12 +141,32 @@ class MachineBuilder:
 
     def secondary(self, record: InterfaceRecord, metadata_file: Path) -> Interface:
         """The interface of a record."""
+        return self._interface(record.id, record, self.state.elastic_ip(record.id), metadata_file)
+
+    def _interface(
+        self,
+        interface_id: str,
+        record: InterfaceRecord | InstanceRecord,
+        public_ip: str | None,
+        metadata_file: Path,
+    ) -> Interface:
+        """An interface as the network is to know it; an instance's record is that of its first one, too.
+
+        In a subnet without a route to an internet gateway nobody reaches its public address.
+        """
+        networks, subnet = self.state.networks, self.state.networks.subnet(record.subnet_id)
         return Interface(
-            id=record.id, socket=str(self.state.layout.nic_socket(record.id)), mac=record.mac_address,
-            address=record.private_ip, subnet=self.state.subnet(record.subnet_id).cidr_block,
-            public=self.state.elastic_ip(record.id) or "", host_name=metadata.host_name(record.private_ip),
+            id=interface_id, vpc=subnet.vpc_id, vpc_cidr=self._vpc_cidr(subnet.id),
+            socket=str(self.state.layout.nic_socket(interface_id)), mac=record.mac_address,
+            address=record.private_ip, subnet=subnet.cidr,
+            public=(public_ip or "") if networks.is_public(subnet.id) else "",
+            host_name=metadata.host_name(record.private_ip),
             metadata=str(metadata_file), groups=tuple(record.security_group_ids),
         )  # fmt: skip
+
+    def _vpc_cidr(self, subnet_id: str) -> str:
+        networks = self.state.networks
+        return networks.vpc(networks.subnet(subnet_id).vpc_id).cidr
 
     def _secondaries(self, instance: InstanceRecord) -> list[InterfaceRecord]:
         attached = self.state.attached_interfaces(instance.id)
@@ -153,15 +175,9 @@ class MachineBuilder:
     def interfaces(self, instance: InstanceRecord, metadata_file: Path) -> list[Interface]:
         """An instance's network interfaces, the primary one first."""
         return [
-            Interface(
-                id=instance.interface_id, socket=str(self.state.layout.nic_socket(instance.interface_id)),
-                mac=instance.mac_address, address=instance.private_ip,
-                subnet=self.state.subnet(instance.subnet_id).cidr_block, public=instance.public_ip or "",
-                host_name=metadata.host_name(instance.private_ip), metadata=str(metadata_file),
-                groups=tuple(instance.security_group_ids),
-            ),
+            self._interface(instance.interface_id, instance, instance.public_ip, metadata_file),
             *(self.secondary(record, metadata_file) for record in self._secondaries(instance)),
-        ]  # fmt: skip
+        ]
 
     def await_network(self, instance_id: str) -> None:
         """Return when QEMU can connect a new machine's interfaces (lock not held). Raises NetworkError."""

@@ -124,10 +124,14 @@ class Spot:
             if request is None or request.state != "open" or self.lifecycle.closing:
                 return
             template = request.template
-            if template.image_id not in self.state.images:
-                self._set(request, "closed", "system-error")
-                log.error("%s: the image %s is gone", request_id, template.image_id)
-                return
+            for needed, known in (
+                (template.image_id, self.state.images),
+                (template.subnet_id, self.state.networks.subnets),
+            ):
+                if needed not in known:
+                    self._set(request, "closed", "system-error")
+                    log.error("%s: %s is gone", request_id, needed)
+                    return
             instance = template.model_copy(
                 update={
                     "id": new_id("i"), "reservation_id": new_id("r"), "interface_id": new_id("eni"),

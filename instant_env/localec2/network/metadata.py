@@ -21,7 +21,6 @@ from instant_env.localec2.records.records import InstanceRecord, Interruption, V
 
 #: The account that everything belongs to; moto's default.
 ACCOUNT_ID = "123456789012"
-VPC_CIDR = "172.31.0.0/16"
 #: EC2's words for a Nitro machine (meta-data/system) and for a list that stays empty here.
 SYSTEM = "nitro"
 VHOSTMD = '<?xml version="1.0" encoding="UTF-8"?>'
@@ -41,6 +40,7 @@ class Interface:
     subnet_id: str
     subnet_cidr: str
     vpc_id: str
+    vpc_cidr: str
     security_groups: dict[str, str]  # id -> name
     public_ips: dict[str, str] = field(default_factory=dict)  # public address -> the private one it leads to
 
@@ -142,7 +142,7 @@ def _interface(interface: Interface, region: str) -> Node:
         "security-groups": "\n".join(interface.security_groups.values()),
         "subnet-id": interface.subnet_id, "subnet-ipv4-cidr-block": interface.subnet_cidr,
         "vpc-id": interface.vpc_id,
-        "vpc-ipv4-cidr-block": VPC_CIDR, "vpc-ipv4-cidr-blocks": VPC_CIDR,
+        "vpc-ipv4-cidr-block": interface.vpc_cidr, "vpc-ipv4-cidr-blocks": interface.vpc_cidr,
     }  # fmt: skip
     if interface.public_ips:
         node["public-ipv4s"] = "\n".join(interface.public_ips)

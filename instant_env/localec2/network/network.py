@@ -1,4 +1,4 @@
-"""The network of guests: a VPC of our own, made by netd, behind a seam.
+"""The network of guests: VPCs of our own, made by netd, behind a seam.
 
 The rest of localec2 says which interfaces there are and what the security groups admit; how packets go is
 netd's business (cmd/netd/main.go). QEMU connects every interface to a Unix socket of netd. Commands are sent
@@ -28,11 +28,13 @@ class Interface:
     """One network interface, as netd is told of it."""
 
     id: str
+    vpc: str
+    vpc_cidr: str
     socket: str  # where QEMU connects to
     mac: str
     address: str
     subnet: str
-    public: str  # its address on the host's loopback, or ""
+    public: str  # its address on the host's loopback; "" without one, and in a subnet that is not public
     host_name: str
     metadata: str  # the file that its IMDS serves
     groups: tuple[str, ...]
@@ -59,7 +61,7 @@ class Network:
     """The network of one server: its addresses on the host and its netd."""
 
     def __init__(
-        self, addresses: AddressBlock, program: Path, *, vpc: str, domain: str, egress: bool,
+        self, addresses: AddressBlock, program: Path, *, domain: str, egress: bool,
     ) -> None:  # fmt: skip
         """Start netd. Raises NetworkError when it cannot be started."""
         self.addresses = addresses
@@ -70,7 +72,7 @@ class Network:
         self.on_guest_up: Callable[[str], None] = lambda _: None
         self._program = program
         self._arguments = [
-            "-vpc", vpc, "-domain", domain, f"-egress={str(egress).lower()}",
+            "-domain", domain, f"-egress={str(egress).lower()}",
             "-port-offset", str(addresses.port_offset),
         ]  # fmt: skip
         self._lock = threading.Lock()

@@ -368,9 +368,10 @@ class RuleRecord(BaseModel):
 
 
 class SecurityGroupRecord(ResourceRecord):
-    """A security group of the default VPC, its rules included."""
+    """A security group, its rules included."""
 
     kind: ClassVar[str] = "security-group"
+    vpc_id: str = ""  # the default VPC, in records of older servers
     name: str
     description: str
     is_default: bool = False

@@ -6,6 +6,7 @@ from the original. All of them want the server's lock held.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from instant_env.localec2.records.records import (
@@ -55,6 +56,18 @@ class _OwnInterface(moto.interfaces.NetworkInterface):  # type: ignore[misc]  # 
     @property
     def group_set(self) -> Any:
         return self._group_set
+
+
+@dataclass(frozen=True)
+class _LostSubnet:
+    """What is left to show of the subnet of a terminated instance when it is deleted."""
+
+    id: str
+    availability_zone: str
+    vpc_id: None = None
+
+    def del_subnet_ip(self, _: str) -> None:
+        """There are no addresses to give back."""
 
 
 class Mirror:
@@ -187,6 +200,8 @@ class Mirror:
 
     def _make_instance(self, record: InstanceRecord) -> Any:
         alive = record.state != "terminated"
+        lost = not any(record.subnet_id in by_zone for by_zone in self.ec2.subnets.values())
+        shown_in = self.ec2.get_default_subnets()[record.zone].id if lost else record.subnet_id
         with (
             moto.fixed_ids(
                 moto.instances,
@@ -200,7 +215,7 @@ class Mirror:
             instance = moto.instances.Instance(
                 self.ec2, record.image_id, record.user_data_base64, self._groups(record.security_group_ids),
                 instance_type=record.instance_type, region_name=self.region, placement=record.zone,
-                subnet_id=record.subnet_id, key_name=record.key_name, client_token=record.client_token,
+                subnet_id=shown_in, key_name=record.key_name, client_token=record.client_token,
                 # The address of a terminated machine may be another's by now.
                 private_ip=record.private_ip if alive else None,
                 associate_public_ip=False, ebs_optimized=record.ebs_optimized,
@@ -214,6 +229,9 @@ class Mirror:
             nic.private_ip_addresses[0]["PrivateIpAddress"] = record.private_ip
             nic.private_dns_name = moto.interfaces.generate_dns_from_ip(record.private_ip)
         nic = instance.nics[0]
+        if lost:  # it was deleted after the instance had ended
+            nic.subnet = _LostSubnet(record.subnet_id, record.zone)
+            instance._subnet_id = record.subnet_id
         nic.delete_on_termination = True
         nic.attach_time = record.launch_time.replace(tzinfo=None)
         # The image may be deregistered by now; these come from the record.
@@ -342,8 +360,8 @@ class Mirror:
             for rule in [*group.ingress_rules, *group.egress_rules]
         ]  # fmt: skip
         return SecurityGroupRecord(
-            id=group.id, name=group.name, description=group.description, is_default=group.is_default,
-            rules=rules,
+            id=group.id, vpc_id=group.vpc_id, name=group.name, description=group.description,
+            is_default=group.is_default, rules=rules,
             tags=self.tags_of(group.id),
         )  # fmt: skip
 
@@ -351,7 +369,10 @@ class Mirror:
         group = self.ec2.get_security_group_from_id(record.id)
         if group is None:
             with moto.fixed_ids(moto.security_groups, random_security_group_id=record.id):
-                group = self.ec2.create_security_group(record.name, record.description, force=True)
+                group = self.ec2.create_security_group(
+                    record.name, record.description, vpc_id=record.vpc_id or None, force=True,
+                    is_default=record.is_default,
+                )  # fmt: skip
         group.ingress_rules, group.egress_rules = [], []
         for rule in record.rules:
             with moto.fixed_ids(moto.security_groups, random_security_group_rule_id=rule.id):
@@ -362,6 +383,12 @@ class Mirror:
                 )  # fmt: skip
             (group.egress_rules if rule.egress else group.ingress_rules).append(moto_rule)
         self._tag(record.id, record.tags)
+
+    def hide_group(self, group_id: str) -> None:
+        group = self.ec2.get_security_group_from_id(group_id)
+        if group is not None:
+            self.ec2.groups[group.vpc_id].pop(group_id, None)
+        self.ec2.tags.pop(group_id, None)
 
     def capture_parameter(self, name: str) -> ParameterRecord:
         parameter = self.ssm._parameters[name][-1]
@@ -395,8 +422,7 @@ class Mirror:
         """Show exactly these, whatever moto has made meanwhile."""
         for group in self.ec2.describe_security_groups():
             if group.id not in {record.id for record in groups}:
-                self.ec2.groups[group.vpc_id].pop(group.id, None)
-                self.ec2.tags.pop(group.id, None)
+                self.hide_group(group.id)
         for group_record in groups:
             self.show_group(group_record)
         for name, pair in list(self.ec2.key_pairs.items()):

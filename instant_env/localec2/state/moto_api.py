@@ -31,7 +31,17 @@ from moto.core.responses import ActionResult, EmptyResult
 from moto.core.types import Base64EncodedString
 from moto.core.utils import get_service_model
 from moto.ec2.exceptions import EC2ClientError, InvalidKeyPairFormatError
-from moto.ec2.models import amis, instances, key_pairs, security_groups
+from moto.ec2.models import (
+    amis,
+    instances,
+    internet_gateways,
+    key_pairs,
+    network_acls,
+    route_tables,
+    security_groups,
+    subnets,
+    vpcs,
+)
 from moto.ec2.models.instance_types import INSTANCE_TYPES
 from moto.ec2.responses import EC2Response
 from moto.ec2.utils import EC2_PREFIX_TO_RESOURCE, generic_filter
@@ -85,13 +95,18 @@ __all__ = [
     "input_types",
     "instances",
     "interfaces",
+    "internet_gateways",
     "key_pairs",
     "known_actions",
+    "network_acls",
     "new_id",
     "resource_kind",
+    "route_tables",
     "security_groups",
     "ssm_backend",
     "ssm_parameter",
+    "subnets",
+    "vpcs",
 ]
 
 ACCOUNT_ID = "123456789012"

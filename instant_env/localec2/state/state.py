@@ -16,6 +16,7 @@ from typing import Any
 
 from instant_env.localec2.records.journal import Request, StorageError, undo_unanswered
 from instant_env.localec2.records.layout import Layout
+from instant_env.localec2.records.network_records import NetworkRecord
 from instant_env.localec2.records.records import (
     AddressRecord,
     ImageRecord,
@@ -39,6 +40,7 @@ from instant_env.localec2.state.identities import Identities
 from instant_env.localec2.state.launch_templates import LaunchTemplates, TemplateRecord
 from instant_env.localec2.state.mirror import Mirror
 from instant_env.localec2.state.moto_api import EC2ClientError
+from instant_env.localec2.state.networks.networks import Networks
 from instant_env.localec2.state.pushed_keys import InstanceConnect
 
 log = logging.getLogger(__name__)
@@ -72,6 +74,7 @@ class State:
         self.region = region
         self.faults = Faults()
         self.mirror = Mirror(region, server.network_seed)
+        self.networks = Networks(store, self.mirror)
         self.identities = Identities(store)
         self.launch_templates = LaunchTemplates(store)
         self.issuer = Issuer(server.secret_access_key)
@@ -111,8 +114,12 @@ class State:
         self.launch_templates.load()
         for template in self.launch_templates.records.values():
             self.mirror.show_tags(TagsRecord(resource_id=template.id, tags=template.tags))
+        self.networks.load()
         for group in self.store.load_all(SecurityGroupRecord):
-            self.mirror.show_group(group)
+            if group.vpc_id in ("", *self.networks.vpcs):
+                self.mirror.show_group(group)
+            else:  # its VPC was about to be deleted
+                self.store.delete(SecurityGroupRecord, group.key)
         for pair in self.store.load_all(KeyPairRecord):
             self.mirror.show_key_pair(pair)
         for parameter in self.store.load_all(ParameterRecord):
@@ -168,6 +175,10 @@ class State:
                 self.instances[record.id] = record
                 self.mirror.show_instance(record)
                 self.on_instance(record)
+            case NetworkRecord():
+                self.networks.show(record)
+            case SecurityGroupRecord():
+                self.mirror.show_group(record)
             case InterfaceRecord():
                 self.interfaces[record.id] = record
                 self.mirror.show_interface(record)
@@ -275,6 +286,8 @@ class State:
             case SpotRequestRecord():
                 self.spot_requests.pop(record.id, None)
                 self.mirror.ec2.tags.pop(record.id, None)
+            case NetworkRecord():
+                self.networks.forget(record)
             case InterfaceRecord():
                 self.interfaces.pop(record.id, None)
                 self.mirror.hide_interface(record.id)
@@ -284,6 +297,12 @@ class State:
             case TagsRecord():
                 self.mirror.ec2.tags.pop(record.resource_id, None)
         self.store.delete(type(record), record.key)
+
+    def in_subnet(self, subnet_id: str) -> list[InstanceRecord | InterfaceRecord]:
+        """Instances that have not ended and interfaces of a subnet: those that have an address there."""
+        instances = [item for item in self.instances.values() if item.state != "terminated"]
+        members: list[InstanceRecord | InterfaceRecord] = [*instances, *self.interfaces.values()]
+        return [item for item in members if item.subnet_id == subnet_id]
 
     def elastic_ip(self, interface_id: str) -> str | None:
         """The Elastic IP of an interface."""

@@ -60,10 +60,10 @@ def test_a_security_group_in_use_stays(served: Served) -> None:
 
 def test_only_what_is_done_is_accepted(served: Served) -> None:
     calls: list[Callable[[], Any]] = [
-        lambda: served.ec2.create_vpc(CidrBlock="10.0.0.0/16"),
+        lambda: served.ec2.create_nat_gateway(SubnetId="subnet-00000000000000000"),
         lambda: served.ec2.create_vpn_gateway(Type="ipsec.1"),
-        served.ec2.create_internet_gateway,
-        lambda: served.ec2.delete_vpc(VpcId="vpc-00000000000000000"),
+        served.ec2.create_transit_gateway,
+        lambda: served.ec2.delete_network_acl(NetworkAclId="acl-00000000000000000"),
     ]
     for call in calls:
         with refused("UnsupportedOperation"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError
@@ -83,6 +83,34 @@ def test_requests_fail_as_a_whole_and_work_again_with_room(cramped: Served, smal
     cramped.restart()
     assert state_of(cramped, instance_id) == "stopped"
     assert len(cramped.ec2.describe_volumes()["Volumes"]) == 1
+
+
+def test_a_vpc_is_made_whole_or_not_at_all(cramped: Served, small: Path) -> None:
+    ec2 = cramped.ec2
+
+    def seen() -> Any:
+        return (
+            ec2.describe_vpcs()["Vpcs"], ec2.describe_route_tables()["RouteTables"],
+            ec2.describe_security_groups()["SecurityGroups"], ec2.describe_network_acls()["NetworkAcls"],
+        )  # fmt: skip
+
+    before = seen()
+    (table,) = before[1]
+    for leave_kib in (0, 4, 8, 12):  # room for none of its records, or for some
+        filler = fill(small, leave_kib)
+        with pytest.raises(ClientError, match=r"\(InternalError\).*No space left"):
+            ec2.create_vpc(CidrBlock="10.0.0.0/16")
+        assert seen() == before
+        filler.unlink()
+    filler = fill(small)
+    with pytest.raises(ClientError, match=r"\(InternalError\)"):  # of the default VPC: stored when changed
+        ec2.delete_route(RouteTableId=table["RouteTableId"], DestinationCidrBlock="0.0.0.0/0")
+    assert seen() == before
+    filler.unlink()
+    cramped.restart()
+    ec2 = cramped.ec2
+    assert seen() == before
+    assert ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["State"] == "available"
 
 
 def test_an_attachment_is_made_whole_or_not_at_all(cramped: Served, small: Path) -> None:

@@ -588,10 +588,18 @@ def test_any_number_of_interfaces_has_its_place() -> None:
     )  # fmt: skip
     second = metadata.Interface(
         1, "eni-2", "02:00:00:00:00:02", ("172.31.16.4", "172.31.16.5"), "subnet-2", "172.31.16.0/20",
-        "vpc-1", {"sg-1": "a", "sg-2": "b"}, {"127.65.0.9": "172.31.16.5"},
+        "vpc-1", "172.31.0.0/16", {"sg-1": "a", "sg-2": "b"}, {"127.65.0.9": "172.31.16.5"},
     )  # fmt: skip
     first = metadata.Interface(
-        0, "eni-1", "02:00:00:00:00:01", ("172.31.5.10",), "subnet-1", "172.31.0.0/20", "vpc-1", {"sg-1": "a"}
+        0,
+        "eni-1",
+        "02:00:00:00:00:01",
+        ("172.31.5.10",),
+        "subnet-1",
+        "172.31.0.0/20",
+        "vpc-1",
+        "172.31.0.0/16",
+        {"sg-1": "a"},
     )
     tree = metadata.metadata(
         instance, [], [second, first], region="eu-west-1", zone_id="euw1-az1", secret="s"

@@ -223,7 +223,7 @@ def test_sockets_of_deep_directories_are_short(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("action", "parameters", "word"),
     [
-        ("CreateVpc", {}, "CreateVpc"),
+        ("CreateNatGateway", {}, "CreateNatGateway"),
         ("RunInstances", {"IamInstanceProfile.Id": "x"}, "IamInstanceProfile.Id"),
         ("RunInstances", {"NetworkInterface.1.Ipv6AddressCount": "1"}, "NetworkInterface.1.Ipv6AddressCount"),
         ("RunInstances", {"SomethingNew.1": "x"}, "SomethingNew.1"),
@@ -256,6 +256,7 @@ def test_the_openssh_line_carries_the_pairs_name() -> None:
     )  # fmt: skip
     interface = metadata.Interface(
         0, "eni-1", "02:00:00:00:00:01", ("172.31.5.10",), "subnet-1", "172.31.0.0/20", "vpc-1",
+        "172.31.0.0/16",
         {"sg-1": "default"},
     )  # fmt: skip
     content = metadata.metadata(instance, [], [interface], region="us-east-1", zone_id="use1-az1", secret="s")

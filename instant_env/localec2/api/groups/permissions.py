@@ -102,6 +102,12 @@ def source_group(backend: Any, pair: Mapping[str, Any], vpc_id: str) -> str:
         raise EC2ClientError(
             "InvalidGroup.NotFound", f"The security group '{group_id or name}' does not exist"
         )
+    if group.vpc_id != vpc_id:
+        raise EC2ClientError(
+            "InvalidGroup.NotFound",
+            f"You have specified two resources that belong to different networks: {group.id} is in "
+            f"{group.vpc_id}, and not in {vpc_id}.",
+        )
     return str(group.id)
 
 

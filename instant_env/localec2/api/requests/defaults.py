@@ -27,13 +27,17 @@ AS_IT_IS: dict[str, frozenset[str]] = {
     "NetworkCardIndex": frozenset({"0"}),
     "Placement.Affinity": frozenset({"default"}),
     "Placement.Tenancy": frozenset({"default"}),
+    "PrivateDnsHostnameTypeOnLaunch": frozenset({"ip-name"}),
     "SecondaryPrivateIpAddressCount": frozenset({"0"}),
 }
 #: A Boolean that is absent is false on EC2, but for those that end with these; a false one asks that nothing
 #: be done.
 TRUE_WHEN_ABSENT = frozenset(
-    {"DeleteOnTermination", "SourceDestCheck", "SourceDestCheck.Value", "EnaSupport.Value"}
-)
+    {
+        "DeleteOnTermination", "EnableDnsSupport.Value", "EnaSupport.Value", "SourceDestCheck",
+        "SourceDestCheck.Value",
+    }
+)  # fmt: skip
 
 
 def as_it_is(field: Field) -> bool:

@@ -19,7 +19,10 @@ pytest_plugins = ("support.localec2_served",)
 
 ZONE = "us-east-1a"
 #: Booleans that are true unless a request says otherwise.
-TRUE = ("DeleteOnTermination", "SourceDestCheck", "SourceDestCheck.Value", "EnaSupport.Value")
+TRUE = (
+    "DeleteOnTermination", "EnableDnsSupport.Value", "EnaSupport.Value", "SourceDestCheck",
+    "SourceDestCheck.Value",
+)  # fmt: skip
 
 
 def refused(code: str) -> Any:
@@ -251,11 +254,12 @@ def test_the_rule_for_any_false_boolean() -> None:
 
 
 def test_what_is_true_unless_said_cannot_be_false() -> None:
-    """netd has EC2's source check, always."""
+    """netd has EC2's source check and a resolver, always."""
     for action, name in (
         ("ModifyInstanceAttribute", "SourceDestCheck.Value"),
         ("ModifyNetworkInterfaceAttribute", "SourceDestCheck.Value"),
         ("ModifyInstanceAttribute", "EnaSupport.Value"),
+        ("ModifyVpcAttribute", "EnableDnsSupport.Value"),
     ):
         assert name in str(allowed.refusal(action, [(name, "false")]))
         assert allowed.refusal(action, [(name, "true")]) is None

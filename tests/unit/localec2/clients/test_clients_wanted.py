@@ -221,8 +221,9 @@ def test_what_a_launch_cannot_say_a_template_cannot(served: Served) -> None:
 @pytest.mark.parametrize(
     "action",
     [
-        "CreateVpc", "CreateSubnet", "CreateInternetGateway", "CreateRouteTable", "CreateRoute",
-        "RequestSpotInstances", "CreatePlacementGroup", "EnableEbsEncryptionByDefault",
+        "CreateNatGateway", "CreateVpcPeeringConnection", "CreateVpcEndpoint", "AssociateVpcCidrBlock",
+        "CreateNetworkAcl", "CreateNetworkAclEntry", "CreateEgressOnlyInternetGateway", "CreateDhcpOptions",
+        "CreateFlowLogs", "RequestSpotInstances", "CreatePlacementGroup", "EnableEbsEncryptionByDefault",
         "ModifyInstanceMetadataDefaults", "ModifySnapshotAttribute", "ResetImageAttribute",
     ],
 )  # fmt: skip

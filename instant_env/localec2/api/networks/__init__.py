@@ -1,0 +1,1 @@
+"""The actions on VPCs, subnets, internet gateways and route tables."""

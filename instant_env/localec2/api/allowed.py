@@ -126,7 +126,7 @@ ACTIONS: dict[str, frozenset[str]] = {
         "Throughput",
     },
     "AttachVolume": frozenset({"VolumeId", "InstanceId", "Device"}),
-    "DetachVolume": frozenset({"VolumeId", "InstanceId", "Device"}),
+    "DetachVolume": frozenset({"VolumeId", "InstanceId", "Device", "Force"}),
     "ModifyVolume": frozenset({"VolumeId", "Size", "VolumeType", "Iops", "Throughput"}),
     "DeleteVolume": frozenset({"VolumeId"}),
     "CreateKeyPair": _TAGS | {"KeyName", "KeyType", "KeyFormat"},
@@ -194,7 +194,19 @@ _TEMPLATE_DATA = frozenset(
     - {"MinCount", "MaxCount", "ClientToken", "SubnetId", "PrivateIpAddress"}
     if not name.startswith("LaunchTemplate.")
 )
+#: What a spot request may say of its instances, in the names of a launch.
+_SPECIFICATION = frozenset(
+    f"LaunchSpecification.{name}"
+    for name in _EBS | {
+        "ImageId", "InstanceType", "KeyName", "SecurityGroupId", "SecurityGroup", "SubnetId", "UserData",
+        "EbsOptimized", "Placement.AvailabilityZone", "IamInstanceProfile.Name", "IamInstanceProfile.Arn",
+        "Monitoring.Enabled",
+    } | {name for name in ACTIONS["RunInstances"] if name.startswith("NetworkInterface.")}
+)  # fmt: skip
 ACTIONS |= {
+    "RequestSpotInstances": _TAGS | _SPECIFICATION | {
+        "SpotPrice", "ClientToken", "InstanceCount", "Type", "InstanceInterruptionBehavior",
+    },
     "CreateLaunchTemplate": _TAGS | _TEMPLATE_DATA | {
         "LaunchTemplateName", "VersionDescription", "ClientToken"
     },
@@ -215,6 +227,9 @@ ONLY_VALUES: dict[tuple[str, str], frozenset[str]] = {
     ("RunInstances", "InstanceMarketOptions.SpotOptions.InstanceInterruptionBehavior"): frozenset(
         {"terminate", "stop", "hibernate"}
     ),
+    ("RequestSpotInstances", "Type"): frozenset({"one-time", "persistent"}),
+    # The other actions say by HibernationOptions that the guest is made for it.
+    ("RequestSpotInstances", "InstanceInterruptionBehavior"): frozenset({"terminate", "stop"}),
     ("RunInstances", "InstanceInitiatedShutdownBehavior"): frozenset({"stop", "terminate"}),
     ("AllocateAddress", "Domain"): frozenset({"vpc"}),
     ("CreateKeyPair", "KeyFormat"): frozenset({"pem"}),

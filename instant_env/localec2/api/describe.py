@@ -6,9 +6,8 @@ from typing import Any
 
 from instant_env.localec2.api.base import Action
 from instant_env.localec2.api.pages import page
-from instant_env.localec2.instances.spot import FILTERS as SPOT_FILTERS
 from instant_env.localec2.instances.volume_types import described
-from instant_env.localec2.records.records import ImageMapping, ImageRecord, SpotRequestRecord, VolumeRecord
+from instant_env.localec2.records.records import ImageMapping, ImageRecord, VolumeRecord
 from instant_env.localec2.state.filters import matches
 from instant_env.localec2.state.moto_api import (
     INSTANCE_FILTERS,
@@ -160,30 +159,6 @@ class Descriptions(Action):
             "StartTime": record.start_time.replace(tzinfo=None), "Tags": tags,
             "Progress": "100%" if record.state == "completed" else "0%",
         }  # fmt: skip
-
-    def describe_spot_instance_requests(self) -> ActionResult:
-        self.error_on_dryrun()
-        requests = self.services.state.spot_requests
-        ids = self._get_param("SpotInstanceRequestIds", [])
-        selection = [self.services.spot.request(i) for i in dict.fromkeys(ids)] or list(requests.values())
-        answers = [(request, self._spot_request(request)) for request in selection]
-        for name, values in self._filters_from_querystring().items():
-            if name.startswith("tag:"):
-                answers = [(r, a) for r, a in answers if matches(values, r.tags.get(name[4:]))]
-            elif name == "tag-key":
-                answers = [(r, a) for r, a in answers if matches(values, list(r.tags))]
-            elif name in SPOT_FILTERS:
-                answers = [(r, a) for r, a in answers if matches(values, SPOT_FILTERS[name](a))]
-            else:
-                raise EC2ClientError(
-                    "UnsupportedOperation",
-                    f"localec2 does not support the filter {name} of DescribeSpotInstanceRequests.",
-                )
-        return ActionResult({"SpotInstanceRequests": [answer for _, answer in answers]})
-
-    def _spot_request(self, request: SpotRequestRecord) -> dict[str, Any]:
-        tags = [{"Key": key, "Value": value} for key, value in request.tags.items()]
-        return self.services.spot.describe(request, tags)
 
     def describe_volumes(self) -> ActionResult:
         self.error_on_dryrun()

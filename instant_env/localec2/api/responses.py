@@ -31,6 +31,7 @@ from instant_env.localec2.api.requests.checks import check
 from instant_env.localec2.api.requests.fields import present_fields
 from instant_env.localec2.api.requests.tags import check_metadata_keys
 from instant_env.localec2.api.services import Services
+from instant_env.localec2.api.spot_requests import SpotRequests
 from instant_env.localec2.api.templates.actions import LaunchTemplateActions
 from instant_env.localec2.instances.hibernation import check_stop
 from instant_env.localec2.instances.launches import metadata_options, run_instances
@@ -38,6 +39,7 @@ from instant_env.localec2.instances.state_reasons import HIBERNATION, USER
 from instant_env.localec2.protocol.moto_request import CallResponse
 from instant_env.localec2.qemu.disks import DiskError
 from instant_env.localec2.records.journal import StorageError
+from instant_env.localec2.records.records import InstanceRecord
 from instant_env.localec2.state.client_tokens import request_digest
 from instant_env.localec2.state.mirror import STATE_CODES
 from instant_env.localec2.state.moto_api import ActionResult, EC2ClientError, EC2Response, EmptyResult
@@ -54,6 +56,7 @@ class LocalResponse(
     ImageRegistration,
     ImageLifecycle,
     NetworkInterfaces,
+    SpotRequests,
     Vpcs,
     Subnets,
     InternetGateways,
@@ -152,12 +155,18 @@ class LocalResponse(
     # Instances
 
     def run_instances(self) -> ActionResult:
-        state, lifecycle = self.services.state, self.services.lifecycle
+        state = self.services.state
         self.params = state.launch_templates.merged(self.params)
         tags = self._parse_tag_specification()
         self.error_on_dryrun()
         if (self._get_param("MetadataOptions") or {}).get("InstanceMetadataTags") == "enabled":
             check_metadata_keys(tags.get("instance", {}))
+        instances = self.launch(tags)
+        return ActionResult(state.mirror.ec2.reservations[instances[0].reservation_id])
+
+    def launch(self, tags: dict[str, dict[str, str]]) -> list[InstanceRecord]:
+        """Launch what the request's parameters say, or find what its client token has launched."""
+        state, lifecycle = self.services.state, self.services.lifecycle
         self.services.purge()
         earlier = set(state.instances)
         instances = run_instances(state, self._get_param, tags, request_digest(self.querystring))
@@ -171,8 +180,7 @@ class LocalResponse(
         if instances[0].id not in earlier and (image := state.images.get(instances[0].image_id)) is not None:
             image.last_launched = now()
             state.save(image)
-        reservation = state.mirror.ec2.reservations[instances[0].reservation_id]
-        return ActionResult(reservation)
+        return instances
 
     def _changed(self, before: dict[str, str]) -> list[dict[str, Any]]:
         instances = self.services.state.instances
@@ -258,20 +266,6 @@ class LocalResponse(
         self.services.instance_changed(instance)
         structure = state.mirror.find_instance(instance.id).metadata_options
         return ActionResult({"InstanceId": instance.id, "InstanceMetadataOptions": structure})
-
-    def cancel_spot_instance_requests(self) -> ActionResult:
-        ids = list(dict.fromkeys(self._get_param("SpotInstanceRequestIds", [])))
-        for request_id in ids:
-            self.services.spot.request(request_id)
-        self.error_on_dryrun()
-        requests = [self.services.spot.cancel(request_id) for request_id in ids]
-        return ActionResult(
-            {
-                "CancelledSpotInstanceRequests": [
-                    {"SpotInstanceRequestId": request.id, "State": request.state} for request in requests
-                ]
-            }
-        )
 
     # Images and snapshots
 

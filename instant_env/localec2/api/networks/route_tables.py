@@ -14,7 +14,7 @@ from instant_env.localec2.records.network_records import (
     SubnetRecord,
     VpcRecord,
 )
-from instant_env.localec2.state.client_tokens import made_with, request_digest
+from instant_env.localec2.state.client_tokens import records_of_token, request_digest
 from instant_env.localec2.state.moto_api import (
     ActionResult,
     EC2ClientError,
@@ -44,7 +44,7 @@ class RouteTables(EC2Response):  # type: ignore[misc]  # moto is untyped
         vpc = networks.vpc(self._required("VpcId"))
         token, digest = self._get_param("ClientToken"), request_digest(self.querystring)
         self.error_on_dryrun()
-        earlier = made_with(networks.tables.values(), token, digest)
+        earlier = records_of_token(networks.tables.values(), token, digest)
         record = earlier[0] if earlier else RouteTableRecord(
             id=new_id("rtb"), tags=tags.get("route-table", {}), vpc_id=vpc.id, client_token=token,
             request_digest=digest,

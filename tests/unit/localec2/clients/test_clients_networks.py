@@ -370,9 +370,13 @@ def test_an_instance_in_a_subnet_of_ones_own(served: Served) -> None:
         (twin.vpc, "10.0.0.0/16", "10.0.1.0/24", "10.0.1.77"),
     ]
     builder = served.services.lifecycle.machine_builder
-    (told,) = builder.told_interfaces(served.state.instances[first])
-    assert isinstance(told, metadata.Interface)
-    assert (told.vpc_id, told.vpc_cidr, told.subnet_cidr) == (network.vpc, "10.0.0.0/16", "10.0.1.0/24")
+    (interface,) = builder.metadata_interfaces(served.state.instances[first])
+    assert isinstance(interface, metadata.Interface)
+    assert (interface.vpc_id, interface.vpc_cidr, interface.subnet_cidr) == (
+        network.vpc,
+        "10.0.0.0/16",
+        "10.0.1.0/24",
+    )
     drawn = launch(served, SubnetId=network.subnet)
     address = ipaddress.IPv4Address(served.state.instances[drawn].private_ip)
     assert address in list(ipaddress.IPv4Network("10.0.1.0/24"))[4:-1]

@@ -223,7 +223,7 @@ def test_what_a_launch_cannot_say_a_template_cannot(served: Served) -> None:
     [
         "CreateNatGateway", "CreateVpcPeeringConnection", "CreateVpcEndpoint", "AssociateVpcCidrBlock",
         "CreateNetworkAcl", "CreateNetworkAclEntry", "CreateEgressOnlyInternetGateway", "CreateDhcpOptions",
-        "CreateFlowLogs", "RequestSpotInstances", "CreatePlacementGroup", "EnableEbsEncryptionByDefault",
+        "CreateFlowLogs", "CreatePlacementGroup", "EnableEbsEncryptionByDefault",
         "ModifyInstanceMetadataDefaults", "ModifySnapshotAttribute", "ResetImageAttribute",
     ],
 )  # fmt: skip

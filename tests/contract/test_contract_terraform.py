@@ -29,7 +29,7 @@ MIRROR = os.environ.get("INSTANT_ENV_TERRAFORM_PLUGINS", "")
 
 @dataclass
 class Configuration:
-    """A copy of main.tf in a directory of its own, with its state."""
+    """A copy of a file beside this one in a directory of its own, with its state."""
 
     directory: Path
     environment: dict[str, str]
@@ -52,16 +52,19 @@ class Configuration:
 
 
 @pytest.fixture
-def configuration(contract: ContractCloud, tmp_path: Path) -> Iterator[Configuration]:
+def configuration(
+    request: pytest.FixtureRequest, contract: ContractCloud, tmp_path: Path
+) -> Iterator[Configuration]:
+    """The configuration that the test is parametrized with, initialized; destroyed afterwards."""
     if shutil.which("terraform") is None:
         pytest.skip("terraform is not installed")
-    shutil.copy(Path(__file__).with_name("main.tf"), tmp_path / "main.tf")
+    shutil.copy(Path(__file__).with_name(request.param), tmp_path / "main.tf")
     others = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "TF_"))}
     tags = {tag["Key"]: tag["Value"] for tag in contract.tags("instance", name="terraform")[0]["Tags"]}
     tags.pop("Name")
     variables = {
         "prefix": contract.name("tf"), "ami": contract.image_id, "instance_type": contract.instance_type,
-        "tags": json.dumps(tags),
+        "key_name": contract.key_name, "tags": json.dumps(tags),
     }  # fmt: skip
     environment = {
         **others, **contract.environment(), "CHECKPOINT_DISABLE": "1", "TF_IN_AUTOMATION": "1",
@@ -77,6 +80,7 @@ def configuration(contract: ContractCloud, tmp_path: Path) -> Iterator[Configura
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("configuration", ["main.tf"], indirect=True)
 def test_terraform(contract: ContractCloud, configuration: Configuration) -> None:
     if not contract.is_local:
         pytest.skip("it would make IAM roles in a real account")
@@ -123,3 +127,50 @@ def test_terraform(contract: ContractCloud, configuration: Configuration) -> Non
         Filters=[{"Name": "group-name", "Values": [f"{contract.name('tf')}*"]}]
     )
     assert not groups["SecurityGroups"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("configuration", ["network.tf"], indirect=True)
+def test_a_network_of_ones_own(contract: ContractCloud, configuration: Configuration) -> None:
+    """VPC, subnets, gateway, routes and groups, an instance that is logged in to, and a spot request."""
+    if not contract.is_local:
+        pytest.skip("it would cost more than the suite may")
+    ec2: Any = contract.ec2
+    prefixed: Any = [{"Name": "tag:Name", "Values": [f"{contract.name('tf')}-*"]}]
+
+    def networks() -> dict[str, list[Any]]:
+        return {
+            "vpcs": ec2.describe_vpcs(Filters=prefixed)["Vpcs"],
+            "subnets": ec2.describe_subnets(Filters=prefixed)["Subnets"],
+            "gateways": ec2.describe_internet_gateways(Filters=prefixed)["InternetGateways"],
+            "tables": ec2.describe_route_tables(Filters=prefixed)["RouteTables"],
+        }
+
+    first = configuration.apply()
+    instance = contract.describe(first["instance_id"])
+    assert (instance["VpcId"], instance["SubnetId"]) == (first["vpc_id"], first["subnet_id"])
+    assert instance["PrivateIpAddress"] == first["private_ip"]
+    assert first["private_ip"].startswith("10.42.1.")
+    guest = contract.login(first["instance_id"])
+    assert f"{first['private_ip']}/24" in guest.run("ip -4 address show")
+    assert guest.imds("meta-data/local-ipv4").strip() == first["private_ip"]
+    build = contract.describe(first["spot_instance_id"])
+    assert (build["InstanceLifecycle"], build["SpotInstanceRequestId"]) == ("spot", first["spot_request_id"])
+    assert "PublicIpAddress" not in build, "its subnet does not give any"
+    # Tags, the public addresses of a subnet, and the description of an interface.
+    second = configuration.apply(note="second", public="false")
+    assert second == first, "nothing was replaced"
+    (subnet,) = ec2.describe_subnets(SubnetIds=[first["subnet_id"]])["Subnets"]
+    assert not subnet["MapPublicIpOnLaunch"]
+    contract.log_out(first["instance_id"])
+    configuration.run("destroy", "-input=false", "-auto-approve")
+    for name in ("instance_id", "spot_instance_id"):
+        assert contract.describe(first[name])["State"]["Name"] == "terminated"
+    assert not any(networks().values())
+    of_vpc: Any = [{"Name": "vpc-id", "Values": [first["vpc_id"]]}]
+    assert not ec2.describe_security_groups(Filters=of_vpc)["SecurityGroups"]
+    assert not ec2.describe_network_interfaces(Filters=of_vpc)["NetworkInterfaces"]
+    (request,) = ec2.describe_spot_instance_requests(SpotInstanceRequestIds=[first["spot_request_id"]])[
+        "SpotInstanceRequests"
+    ]
+    assert request["State"] == "cancelled"

@@ -149,7 +149,8 @@ ACTIONS: dict[str, frozenset[str]] = {
     "UpdateSecurityGroupRuleDescriptionsIngress": _RULES | _DESCRIBED,
     "UpdateSecurityGroupRuleDescriptionsEgress": _RULES | _DESCRIBED,
     "CreateNetworkInterface": _TAGS | {
-        "SubnetId", "PrivateIpAddress", "SecurityGroupId", "Description", "ClientToken"
+        "SubnetId", "PrivateIpAddress", "SecurityGroupId", "Description", "ClientToken",
+        "PrivateIpAddresses.Primary", "PrivateIpAddresses.PrivateIpAddress",
     },
     "DeleteNetworkInterface": frozenset({"NetworkInterfaceId"}),
     "AttachNetworkInterface": frozenset({"NetworkInterfaceId", "InstanceId", "DeviceIndex"}),

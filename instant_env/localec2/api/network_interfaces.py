@@ -26,12 +26,26 @@ class NetworkInterfaces(EC2Response):  # type: ignore[misc]  # moto is untyped
         tags = self._parse_tag_specification()
         self.error_on_dryrun()
         record = self.services.interfaces.create(
-            self._required("SubnetId"), self._get_param("PrivateIpAddress"),
+            self._required("SubnetId"), self._address(),
             list(self._get_param("Groups", [])), self._get_param("Description") or "",
             tags.get("network-interface", {}), self._get_param("ClientToken"),
             request_digest(self.querystring),
         )  # fmt: skip
         return ActionResult({"NetworkInterface": self.ec2_backend.enis[record.id]})
+
+    def _address(self) -> str | None:
+        """The one address that an interface is to have. Raises EC2ClientError."""
+        address, listed = self._get_param("PrivateIpAddress"), self._get_param("PrivateIpAddresses") or []
+        if len(listed) > 1 or (listed and address):
+            raise EC2ClientError(
+                "UnsupportedOperation", "localec2's network interfaces have one private address each."
+            )
+        if listed and not listed[0].get("Primary"):
+            raise EC2ClientError(
+                "InvalidParameterCombination", "One of the private IP addresses must be primary."
+            )
+        chosen: str | None = listed[0].get("PrivateIpAddress") if listed else address
+        return chosen
 
     def delete_network_interface(self) -> ActionResult:
         self.error_on_dryrun()

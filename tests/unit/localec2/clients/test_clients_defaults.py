@@ -186,6 +186,10 @@ def test_what_is_asked_of_other_actions(served: Served) -> None:
     volume_id = api(served).create_volume(AvailabilityZone=ZONE, Size=1, MultiAttachEnabled=False)["VolumeId"]
     api(served).attach_volume(VolumeId=volume_id, InstanceId=instance_id, Device="/dev/sdf")
     api(served).detach_volume(VolumeId=volume_id, InstanceId=instance_id, Force=False)
+    api(served).get_waiter("volume_available").wait(VolumeIds=[volume_id], WaiterConfig={"Delay": 0})
+    api(served).attach_volume(VolumeId=volume_id, InstanceId=instance_id, Device="/dev/sdf")
+    api(served).detach_volume(VolumeId=volume_id, Force=True)
+    api(served).get_waiter("volume_available").wait(VolumeIds=[volume_id], WaiterConfig={"Delay": 0})
 
 
 def test_empty_members_are_absent(served: Served) -> None:

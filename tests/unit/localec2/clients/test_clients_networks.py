@@ -382,6 +382,24 @@ def test_an_instance_in_a_subnet_of_ones_own(served: Served) -> None:
     assert address in list(ipaddress.IPv4Network("10.0.1.0/24"))[4:-1]
 
 
+def test_an_interface_may_list_its_one_address(served: Served) -> None:
+    """As Terraform's aws_network_interface does."""
+    ec2: Any = served.ec2
+    network = Network(served)
+
+    def create(*addresses: tuple[str, bool]) -> Any:
+        listed = [{"PrivateIpAddress": address, "Primary": primary} for address, primary in addresses]
+        return ec2.create_network_interface(SubnetId=network.subnet, PrivateIpAddresses=listed)
+
+    assert create(("10.0.1.9", True))["NetworkInterface"]["PrivateIpAddress"] == "10.0.1.9"
+    with refused("UnsupportedOperation"):
+        create(("10.0.1.10", True), ("10.0.1.11", False))
+    with refused("InvalidParameterCombination"):
+        create(("10.0.1.10", False))
+    with refused("InvalidIPAddress.InUse"):
+        create(("10.0.1.9", True))
+
+
 def test_public_addresses_are_the_subnets_business(served: Served) -> None:
     network, ec2 = Network(served), served.ec2
 

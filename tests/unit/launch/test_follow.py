@@ -30,6 +30,7 @@ from instant_env.launch.timeline import MarkName, Outcome
 from instant_env.launch.watch import Running, Watched, Watcher
 from instant_env.public_key import PublicKey
 from instant_env.settings import CloudName
+from instant_env.ssh.host_keys import HostKeys
 from instant_env.ssh.probe_client import Prober, ProberError, probing
 from instant_env.user_data import UserData
 
@@ -63,6 +64,7 @@ def follow_one(
     timeout_s: float = 60,
     order: LaunchSpec = ORDER,
     public_key: PublicKey | None = None,
+    host_keys: HostKeys | None = None,
     meanwhile: Callable[[asyncio.Task[None], Launch, Prober], None] | None = None,
 ) -> Followed:
     """Follow one launch to a login, or with ``public_key`` to sshd's word that it would let that key in.
@@ -82,7 +84,7 @@ def follow_one(
             )
             done = Followed(launch, PrivateKeyLogin("admin", key))
             if public_key is not None:
-                done.login = PublicKeyQuery("admin", public_key)
+                done.login = PublicKeyQuery("admin", public_key, host_keys)
             task = asyncio.create_task(follow(launch, done.login, timeout_s=timeout_s))
             if meanwhile is not None:
                 asyncio.get_running_loop().call_later(0.5, meanwhile, task, launch, prober)
@@ -205,6 +207,18 @@ def test_a_public_key_alone_proves_that_its_owner_would_be_let_in(tmp_path: Path
     t3, t4 = (done.launch.timeline.marks[name] for name in (MarkName.T3, MarkName.T4))
     assert t3.ms < t4.ms
     assert done.login.host_key_fingerprint.startswith("SHA256:")
+
+
+def test_a_server_with_another_host_key_fails_at_once_and_is_not_asked(tmp_path: Path) -> None:
+    key = PublicKey.parse(fresh_key().public_openssh)
+    host, other = SshHost(public_key=str(key)), SshHost()
+    host_keys = HostKeys.parse(other.host_key.export_public_key().decode())
+    with host.serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
+        done = follow_one(cloud, public_key=key, host_keys=host_keys)
+    assert done.launch.outcome is Outcome.LAUNCH_ERROR
+    assert "none of the machine's" in done.launch.error
+    assert not ssh.usernames, "the server was told nobody's name"
+    assert MarkName.T4 not in done.launch.timeline.marks
 
 
 def test_a_public_key_that_sshd_does_not_know_yet_is_asked_for_again(tmp_path: Path) -> None:

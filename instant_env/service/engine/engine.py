@@ -128,6 +128,15 @@ class Engine:
         """One machine of a pool, in dollars per hour; 0 when nobody knows."""
         return self._context.catalogue.usd_per_hour.get((plan.instance_type, Market.ON_DEMAND), 0.0)
 
+    def empty_pools(self, plans: Sequence[PoolPlan]) -> dict[str, str]:
+        """Why pools cannot be filled, by their names."""
+        catalogue = self._context.catalogue
+        return {
+            plan.name: catalogue.missing.get((plan.image_technique, plan.arch), "there is no image for it")
+            for plan in plans
+            if (plan.image_technique, plan.arch, plan.instance_type) not in catalogue.offers
+        }
+
     async def left_behind(self) -> tuple[list[Lease], int]:
         """What goes on when the service stops: live leases, and how many machines of pools."""
         context = self._context

@@ -386,6 +386,7 @@ class Leases:
         source = lease.source or Source.COLD
         sample = sample_of(lease.request, lease.technique, source, self._context.now(), ms, ok=ok)
         await self._context.db(self._context.store.add_sample, sample)
+        self._selector.learn(sample)
 
     # the end
 

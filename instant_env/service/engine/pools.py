@@ -49,6 +49,11 @@ class PoolPlan:
     target: int
     max_age: timedelta
 
+    @property
+    def image_technique(self) -> str:
+        """The technique that launches the pool's image plainly."""
+        return _IMAGE_TECHNIQUE[self.recipe]
+
     @classmethod
     def of(cls, settings: PoolSettings, arch: Arch, instance_type: str) -> PoolPlan:
         return cls(
@@ -93,6 +98,7 @@ class Pools:
         self._wake = asyncio.Event()
         self._controls = asyncio.Lock()
         self._launches_ahead: set[str] = set()
+        self._images: dict[str, str] = {}
         self.hits: dict[str, int] = dict.fromkeys(self._plans, 0)
         self.misses: dict[str, int] = dict.fromkeys(self._plans, 0)
 
@@ -137,14 +143,14 @@ class Pools:
                 self._context.metrics.claim(plan.name, hit=False)
 
     async def offers(self) -> list[PoolOffer]:
-        """What can be claimed. While no machine of the newest image is ready, those before it serve."""
+        """What can be claimed, as the last tick saw it: the claim itself decides. While no machine of the
+        newest image is ready, those before it serve."""
         found = []
         for plan in self._plans.values():
-            standing = await self._look(plan)
-            image_id = standing.offer.image_id if standing.offer else ""
-            if standing.ready and not standing.fresh:
-                image_id = standing.ready[-1].image_id
+            if plan.name not in self._images:
+                self._images[plan.name] = self._serving(await self._look(plan))
             born_after = self._context.now() - plan.max_age
+            image_id = self._images[plan.name]
             found.append(
                 PoolOffer(
                     plan.name, plan.technique.value, plan.arch, plan.instance_type, image_id, born_after
@@ -152,15 +158,21 @@ class Pools:
             )
         return found
 
+    @staticmethod
+    def _serving(standing: _Standing) -> str:
+        """The image whose machines are handed out now."""
+        if standing.ready and not standing.fresh:
+            return standing.ready[-1].image_id
+        return standing.offer.image_id if standing.offer else ""
+
     async def _look(self, plan: PoolPlan) -> _Standing:
         context = self._context
         control = await context.db(context.store.pool_control, plan.name)
         machines = await context.db(context.store.machines, pool=plan.name, states=_WAITING)
-        technique = _IMAGE_TECHNIQUE[plan.recipe]
         return _Standing(
             plan=plan,
             control=control,
-            offer=context.catalogue.offers.get((technique, plan.arch, plan.instance_type)),
+            offer=context.catalogue.offers.get((plan.image_technique, plan.arch, plan.instance_type)),
             ready=[machine for machine in machines if machine.state is MachineState.READY],
             filling=[machine for machine in machines if machine.state is MachineState.FILLING],
         )
@@ -170,6 +182,7 @@ class Pools:
         await self._drop_lost_fills(await self._look(plan))
         await self._mend(await self._look(plan))
         standing = await self._look(plan)
+        self._images[plan.name] = self._serving(standing)
         for _ in range(await self._shortfall(standing)):
             await self._begin_fill(standing)
 

@@ -26,6 +26,7 @@ STATIC_ORDER = (
 #: Fewer launches than this say nothing about a quantile.
 MIN_SAMPLES = 5
 _SAMPLES = 50
+_KEPT_S = 3600.0
 _SAMPLES_AGE = timedelta(days=7)
 #: A failure counts at least as much as this many times the slowest success.
 _FAILURE_FACTOR = 3.0
@@ -75,9 +76,23 @@ class Selector:
 
     def __init__(self, context: Context, estimates: Sequence[Estimate]) -> None:
         self._context = context
+        self._predictions: dict[tuple[str, Arch, str], tuple[float, Prediction]] = {}
         self._estimates = {(e.technique, e.arch, e.instance_type): e for e in estimates}
 
     async def prediction(self, technique: str, arch: Arch, instance_type: str) -> Prediction:
+        """Read from the store once, and again when there is a new sample or an hour has passed."""
+        key = (technique, arch, instance_type)
+        known = self._predictions.get(key)
+        if known is None or self._context.monotonic() - known[0] > _KEPT_S:
+            known = self._context.monotonic(), await self._predict(technique, arch, instance_type)
+            self._predictions[key] = known
+        return known[1]
+
+    def learn(self, sample: LaunchSample) -> None:
+        """A launch was recorded: the next prediction counts it."""
+        self._predictions.pop((sample.technique, sample.arch, sample.instance_type), None)
+
+    async def _predict(self, technique: str, arch: Arch, instance_type: str) -> Prediction:
         context = self._context
         since = context.now() - _SAMPLES_AGE
         samples = await context.db(

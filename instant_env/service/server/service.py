@@ -49,12 +49,14 @@ class ListenOptions:
 
 @dataclass(frozen=True)
 class Started:
-    """What a person is told once the service serves. ``token_path``: where the token lies."""
+    """What a person is told once the service serves. ``token_path``: where the token lies; ``empty_pools``:
+    pools that cannot be filled, each with the reason."""
 
     url: str
     token_path: str
     pools: tuple[PoolPlan, ...]
     pools_usd_per_hour: float
+    empty_pools: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ class Service:
             files.write_url(url)
             stack.callback(files.forget_url, url)
             price = sum(plan.target * engine.price_of(plan) for plan in plans)
-            started(Started(url, str(files.token), tuple(plans), price))
+            started(Started(url, str(files.token), tuple(plans), price, engine.empty_pools(plans)))
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()

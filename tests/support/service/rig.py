@@ -18,12 +18,21 @@ from instant_env.service.engine.engine import Engine, Facts
 from instant_env.service.engine.metrics import Metrics
 from instant_env.service.engine.pools import PoolPlan
 from instant_env.service.logs import make_logger
-from instant_env.service.operations import Ask
-from instant_env.service.records import Idempotency, Lease, LeaseState, Machine, MachineState, Scope, Token
+from instant_env.service.operations import Ask, NewToken
+from instant_env.service.records import (
+    Idempotency,
+    Lease,
+    LeaseState,
+    Machine,
+    MachineState,
+    Scope,
+    Token,
+    new_id,
+)
 from instant_env.service.store.sqlite import SqliteStore
 from instant_env.service.tokens import hash_of, new_secret
 from instant_env.service_settings import PoolKind, ServiceSettings
-from support.service.fleet import TYPE, FakeFleet
+from support.service.fleet import HOST_KEY, TYPE, FakeFleet
 
 KEY = PublicKey.parse("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f")
 _BEGIN = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)
@@ -83,6 +92,27 @@ class Rig:
         token = dataclasses.replace(token, **limits)  # type: ignore[arg-type]
         self.store.add_token(token)
         return token
+
+    async def new_token(self) -> tuple[Token, str]:
+        """One that may everything, with its secret."""
+        return await self.engine.make_token(NewToken("test", frozenset(scope.value for scope in Scope)))
+
+    def fill_rows(self, count: int) -> None:
+        """Machines that wait in the first pool, without a fill."""
+        (name, *_) = self.pools.names
+        now = self.clock.now()
+        for _ in range(count):
+            machine_id = new_id("mc")
+            sighting = self.fleet.add(machine_id=machine_id)
+            self.store.add_machine(
+                Machine(
+                    id=machine_id, state=MachineState.READY, technique="warm-running", arch=Arch.X86_64,
+                    instance_type=TYPE, image_id=self.fleet.image_id, market=Market.ON_DEMAND,
+                    client_token=machine_id, created_at=now, expires_at=now + timedelta(hours=12), pool=name,
+                    instance_id=sighting.instance_id, address=sighting.address, username="admin",
+                    host_keys=(HOST_KEY,), ready_at=now,
+                )
+            )  # fmt: skip
 
     async def look_up(self) -> None:
         pairs = frozenset({(Arch.X86_64, TYPE), (Arch.ARM64, "m7g.large")})

@@ -121,6 +121,7 @@ def test_a_new_image_replaces_machines_one_by_one_and_old_ones_serve_meanwhile(p
             assert lease.machine_id in old  # while no new one is ready
             r.fleet.hold["fill"].set()
             await r.until(lambda: not r.machines(MachineState.FILLING))
+            await settle(r)
             lease = await r.ready(await r.take())
             assert lease.machine_id not in old  # as soon as one is
             for _ in range(4):

@@ -1,0 +1,356 @@
+"""The HTTP service: from a POST to a proved login, side by side; and what its own part costs.
+
+    .venv/bin/python benchmarks/service.py race [--blocks 10] [--arch x86_64]
+    .venv/bin/python benchmarks/service.py load [--rate 50] [--seconds 20] [--clients 50]
+
+`race` needs a baked custom-init in the configured cloud. Each block has, in an order of its own: a machine of
+the service's pool of running machines, one of its pool of stopped machines, one that it launches cold, and
+the harness's own warm-running, which hands over by EC2 Instance Connect and logs in with the private key. The
+service's times are from before the POST is sent to the client's sight of the answer, and t4 (sshd's word) as
+the answer says it. Before each arm both pools are full and nothing boots.
+
+`load` is the own part of the service: HTTP, token, limits, claim and rows on the disk; its fleet hands over
+in no time. First an open loop (requests are sent at their times, whatever the answers do; a late answer
+counts from when its request was due), then a closed loop of clients that each wait for their answer.
+
+Each prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TextIO
+
+import httpx2
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from support.service.fleet import TYPE, FakeFleet
+from support.service.rig import KEY, plan, rig
+
+from harness.plan.images import choose
+from instant_env.arch import Arch
+from instant_env.cloud.instances import Market, usual_type
+from instant_env.cloud.keys import KeyPair
+from instant_env.cloud.network import temporary_security_group
+from instant_env.cloud.session import Cloud, connect
+from instant_env.cloud.tags import Role, new_run_id
+from instant_env.launch.launcher import Launcher
+from instant_env.launch.login_check import PrivateKeyLogin
+from instant_env.launch.techniques import LaunchSpec, PoolSlot, Prepared, Technique, find_technique
+from instant_env.launch.timeline import MarkName, Outcome
+from instant_env.service.logs import make_logger
+from instant_env.service.server.service import ListenOptions, Service, Started
+from instant_env.service.web.app import make_app
+from instant_env.service.web.listener import Listener
+from instant_env.service_settings import PoolKind, PoolSettings, ServiceSettings
+from instant_env.settings import Settings, load
+from instant_env.user_data import UserData
+
+#: A pool that is filled again, and a machine that is gone, on a slow host.
+_PATIENCE_S = 600.0
+_LAUNCH_S = 300.0
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "utc": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        "processors": os.cpu_count(),
+        "cpu": next(
+            (line.partition(": ")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+             if line.startswith("model name")), platform.machine(),
+        ),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load": os.getloadavg()[0],
+    }  # fmt: skip
+
+
+def figures(times_ms: list[float]) -> dict[str, float]:
+    """Nearest-rank percentiles."""
+    ordered = sorted(times_ms)
+
+    def rank(q: float) -> float:
+        return round(ordered[max(0, -(-int(len(ordered) * q * 100) // 100) - 1)], 2)
+
+    return {
+        "n": len(ordered), "min_ms": round(ordered[0], 2), "p50_ms": round(statistics.median(ordered), 2),
+        "p90_ms": rank(0.9), "p99_ms": rank(0.99), "max_ms": round(ordered[-1], 2),
+    }  # fmt: skip
+
+
+# race
+
+
+class Client:
+    """What a client of the service does, over one connection that is open before the clock starts."""
+
+    def __init__(self, url: str, token: str, key: KeyPair) -> None:
+        headers = {"Authorization": f"Bearer {token}"}
+        self._http = httpx2.Client(base_url=url, headers=headers, timeout=_LAUNCH_S, trust_env=False)
+        self._key = key
+
+    def take(self, technique: str) -> tuple[float, dict[str, Any]]:
+        """Milliseconds to the answer, and the answer."""
+        self._http.get("/healthz")
+        body = {"public_key": self._key.public_openssh, "technique": technique, "ttl_seconds": 600}
+        began_ns = time.monotonic_ns()
+        answer = self._http.post("/v1/instances", json=body, headers={"Prefer": f"wait={_LAUNCH_S:.0f}"})
+        took_ms = (time.monotonic_ns() - began_ns) / 1e6
+        lease = answer.json()
+        while lease.get("state") in ("requested", "provisioning"):
+            lease = self._http.get(f"/v1/instances/{lease['id']}/wait?seconds=60").json()
+            took_ms = (time.monotonic_ns() - began_ns) / 1e6
+        if lease.get("state") != "ready":
+            raise SystemExit(f"{technique}: {answer.status_code} {lease}")
+        return took_ms, lease
+
+    def end(self, lease_id: str) -> None:
+        self._http.delete(f"/v1/instances/{lease_id}")
+        wait(lambda: self._http.get(f"/v1/instances/{lease_id}").json()["state"] == "ended")
+
+    def settle(self) -> None:
+        """Until every pool is full, and a little longer."""
+        wait(lambda: all(pool["state"] == "ready" for pool in self._http.get("/v1/pools").json()["pools"]))
+        time.sleep(3)
+
+
+def wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemExit("the service did not get there in ten minutes")
+        time.sleep(0.5)
+
+
+@contextmanager
+def service(settings: Settings) -> Iterator[Client]:
+    """A service of this process, in a thread of its own."""
+    up, url = threading.Event(), ""
+
+    def started(facts: Started) -> None:
+        nonlocal url
+        url = facts.url
+        up.set()
+
+    log: TextIO = (settings.state_dir / "benchmark-service.log").open("a", encoding="utf-8")
+    served = Service(settings, ListenOptions(), make_logger(log), open_ssh=False)
+    thread = threading.Thread(target=served.run, args=(lambda line: print(line, file=sys.stderr), started))
+    thread.start()
+    if not up.wait(_PATIENCE_S):
+        raise SystemExit("the service did not start")
+    try:
+        token = (settings.state_dir / "service" / "token").read_text().strip()
+        yield Client(url, token, KeyPair.generate())
+    finally:
+        served.stop()
+        thread.join()
+
+
+async def harness_warm(
+    cloud: Cloud, technique: Technique, prepared: Prepared, group_id: str, kind: str
+) -> float:
+    """t4 of one attempt as `invoke bench` makes it."""
+    pair, run_id = KeyPair.generate(), new_run_id()
+    spec = LaunchSpec(
+        run_id=run_id, name="benchmark", role=Role.BENCH, instance_type=kind, key_name="",
+        security_group_id=group_id, market=Market.ON_DEMAND,
+        expires_at=datetime.now(UTC) + timedelta(hours=1), user_data=UserData(ttl_s=3600),
+        client_token=run_id, public_key=pair.public_key,
+    )  # fmt: skip
+    async with Launcher(cloud, timeout_s=_LAUNCH_S) as launcher:
+        slot = await launcher.fill(technique, prepared, spec)
+        try:
+            await asyncio.sleep(3)
+            launch = launcher.launch(technique, prepared, spec, slot)
+            login = PrivateKeyLogin(prepared.username, pair.for_asyncssh())
+            await launcher.follow(launch, login)
+            login.close()
+            if launch.outcome is not Outcome.OK:
+                raise SystemExit(f"harness: {launch.outcome}: {launch.error}")
+            return launch.timeline.marks[MarkName.T4].ms
+        finally:
+            await launcher.end(technique, slot.instance_id, PoolSlot())
+
+
+def race(blocks: int, arch: Arch) -> dict[str, Any]:
+    pools = tuple(
+        PoolSettings(technique=kind, arch=arch) for kind in (PoolKind.WARM_RUNNING, PoolKind.WARM_STOPPED)
+    )
+    settings = load()
+    settings = settings.model_copy(update={"service": ServiceSettings(pools=pools)})
+    cloud = connect(settings, lambda line: print(line, file=sys.stderr))
+    technique = find_technique("custom-init+warm-running")
+    _, images = choose(cloud, arch, "latest", [technique.name])
+    prepared = technique.prepare(cloud, images)
+    kind = usual_type(cloud, arch)
+    walls: dict[str, list[float]] = {}
+    t4s: dict[str, list[float]] = {}
+    with service(settings) as client, temporary_security_group(
+        cloud, run_id=new_run_id(), role=Role.BENCH, expires_at=datetime.now(UTC) + timedelta(hours=12)
+    ) as group_id:  # fmt: skip
+        client.settle()
+        for block in range(blocks):
+            arms = ["warm-running", "warm-stopped", "custom-init", "harness"]
+            random.shuffle(arms)
+            for arm in arms:
+                client.settle()
+                if arm == "harness":
+                    t4_ms = asyncio.run(harness_warm(cloud, technique, prepared, group_id, kind))
+                else:
+                    took_ms, lease = client.take(arm)
+                    t4_ms = lease["timing"]["t4_ms"]
+                    walls.setdefault(arm, []).append(took_ms)
+                    client.end(lease["id"])
+                t4s.setdefault(arm, []).append(t4_ms)
+                print(f"block {block + 1}: {arm}: t4 {t4_ms:.0f} ms", file=sys.stderr)
+    return {
+        "image": prepared.image_id,
+        "accelerator": cloud.accelerator_for(arch),
+        "t4": {arm: figures(values) for arm, values in sorted(t4s.items())},
+        "post_to_answer": {arm: figures(values) for arm, values in sorted(walls.items())},
+    }
+
+
+# load
+
+
+class _Fleet(FakeFleet):
+    """Hands over at once; its calls are not kept."""
+
+    async def _step(self, operation: str, about: str) -> None:
+        del operation, about
+
+
+async def _serve(directory: Path, requests: int, up: Callable[[str, str], None], stop: asyncio.Event) -> None:
+    settings = ServiceSettings(max_leases=10_000_000, requests_per_minute=10_000_000, max_usd_per_hour=1e9)
+    async with rig(directory / "store", fleet=_Fleet(), plans=[plan(target=requests)],
+                   **settings.model_dump(exclude_unset=True)) as r:  # fmt: skip
+        r.fill_rows(requests)
+        _, secret = await r.new_token()
+        listener = Listener(make_app(r.engine, settings, log=make_logger(io.StringIO())))
+        serving = asyncio.create_task(listener.serve())
+        up(listener.url, secret)
+        await stop.wait()
+        listener.stop()
+        await serving
+
+
+@contextmanager
+def _served(requests: int) -> Iterator[tuple[str, str]]:
+    """A service in a process of its own would be fairer to the client; a thread of its own is enough to keep
+    their event loops apart, and both share the interpreter's lock: times are upper bounds."""
+    facts: list[str] = []
+    up = threading.Event()
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    def ready(url: str, secret: str) -> None:
+        facts.extend((url, secret))
+        up.set()
+
+    with tempfile.TemporaryDirectory() as directory:
+        work = _serve(Path(directory), requests, ready, stop)
+        thread = threading.Thread(target=loop.run_until_complete, args=(work,))
+        thread.start()
+        up.wait(_PATIENCE_S)
+        try:
+            yield facts[0], facts[1]
+        finally:
+            loop.call_soon_threadsafe(stop.set)
+            thread.join()
+
+
+_BODY = {"public_key": str(KEY), "instance_type": TYPE, "ttl_seconds": 600}
+
+
+async def _post(client: httpx2.AsyncClient) -> None:
+    answer = await client.post("/v1/instances", json=_BODY)
+    if answer.status_code not in (201, 202) or answer.json()["source"] != "pool":
+        raise SystemExit(f"{answer.status_code}: {answer.text[:300]}")
+
+
+def _client(url: str, secret: str, connections: int) -> httpx2.AsyncClient:
+    limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
+    headers = {"Authorization": f"Bearer {secret}"}
+    return httpx2.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=60, trust_env=False)
+
+
+async def _open_loop(url: str, secret: str, rate: int, seconds: int) -> dict[str, float]:
+    times: list[float] = []
+
+    async def at(due: float, client: httpx2.AsyncClient) -> None:
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        await _post(client)
+        times.append((time.perf_counter() - due) * 1000)
+
+    async with _client(url, secret, 200) as client:
+        for _ in range(10):
+            await _post(client)
+        begin = time.perf_counter() + 0.5
+        await asyncio.gather(*(at(begin + number / rate, client) for number in range(rate * seconds)))
+    return figures(times)
+
+
+async def _closed_loop(url: str, secret: str, clients: int, requests: int) -> dict[str, float]:
+    left, times = iter(range(requests)), []
+
+    async def one(client: httpx2.AsyncClient) -> None:
+        for _ in left:
+            began = time.perf_counter()
+            await _post(client)
+            times.append((time.perf_counter() - began) * 1000)
+
+    async with _client(url, secret, clients) as client:
+        began = time.perf_counter()
+        await asyncio.gather(*(one(client) for _ in range(clients)))
+        took_s = time.perf_counter() - began
+    return {**figures(times), "per_second": round(requests / took_s, 1)}
+
+
+def measure_load(rate: int, seconds: int, clients: int) -> dict[str, Any]:
+    count = rate * seconds
+    with _served(2 * count + 100) as (url, secret):
+        opened = asyncio.run(_open_loop(url, secret, rate, seconds))
+        closed = asyncio.run(_closed_loop(url, secret, clients, count))
+    return {"open_loop": {"rate_per_s": rate, **opened}, "closed_loop": {"clients": clients, **closed}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    racing = kinds.add_parser("race", help="from a POST to a login, on booted machines")
+    racing.add_argument("--blocks", type=int, default=10)
+    racing.add_argument("--arch", type=Arch, default=Arch.parse(platform.machine()))
+    loading = kinds.add_parser("load", help="the service's own part")
+    loading.add_argument("--rate", type=int, default=50, help="requests per second in the open loop")
+    loading.add_argument("--seconds", type=int, default=20)
+    loading.add_argument("--clients", type=int, default=50, help="in the closed loop")
+    options = parser.parse_args()
+    about = machine()
+    if options.kind == "race":
+        result = race(options.blocks, options.arch)
+    else:
+        result = measure_load(options.rate, options.seconds, options.clients)
+    print(json.dumps({"machine": about, **result}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

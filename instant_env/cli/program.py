@@ -21,6 +21,7 @@ from instant_env.cli.image_tasks import amis, bake, clean, init_build, publish, 
 from instant_env.cli.lease_tasks import lease
 from instant_env.cli.local_tasks import down, env, status, up
 from instant_env.cli.serve_tasks import serve
+from instant_env.cli.store_tasks import store
 from instant_env.cli.token_tasks import token
 from instant_env.cli.verb import as_called
 
@@ -33,6 +34,7 @@ namespace.add_collection(Collection("init", init_build))
 namespace.add_collection(Collection("recipe", recipe_show))
 namespace.add_collection(lease)
 namespace.add_collection(token)
+namespace.add_collection(store)
 
 
 def end_with_the_reader(program: str) -> None:

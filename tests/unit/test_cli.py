@@ -18,6 +18,7 @@ from invoke.main import program
 from instant_env.cli.arguments import LETTERS
 from instant_env.cli.program import namespace
 from instant_env.cli.verb import as_called
+from instant_env.service.store.sqlite import SqliteStore
 from instant_env.settings import ROOT
 
 INVOKE = Path(sys.executable).parent / "invoke"
@@ -25,7 +26,7 @@ VERBS = (
     "amis", "bake", "bench", "clean", "compare", "doctor", "init.build",
     "lease.end", "lease.extend", "lease.list", "lease.new", "lease.show", "lease.ssh",
     "local.down", "local.env", "local.status", "local.up", "publish", "recipe.show", "recipes", "report",
-    "setup", "teardown", "token.list", "token.new", "token.revoke",
+    "setup", "store.back-up", "store.restore", "teardown", "token.list", "token.new", "token.revoke",
     *(f"local.fault.{name}" for name in (
         "clear", "delay", "disk", "drop", "error", "freeze", "imds", "kill", "list", "network", "unknown",
         "unplugged",
@@ -137,6 +138,26 @@ def test_bad_input_is_one_line_with_a_hint_and_starts_nothing(
 def test_bad_input_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert_one_line(invoke("bake", "--recipe", "nope", state=tmp_path), "unknown recipe 'nope'")
     assert not (tmp_path / "localec2").exists()
+
+
+def test_the_services_store_is_copied_and_restored(tmp_path: Path) -> None:
+    """By the commands of docs/service-operations.md."""
+    state, here = tmp_path / "state", ("-r", str(ROOT))
+    document = (ROOT / "docs" / "service-operations.md").read_text()
+    back_up, restore = (line.split()[1:] for line in re.findall(r"^invoke store\..*", document, re.MULTILINE))
+    elsewhere = (*back_up, "--cloud", "aws", "--region", "eu-west-1")
+    refused = invoke(*here, *elsewhere, state=state, cwd=tmp_path)
+    assert_one_line(refused, "there is no store", "aws-eu-west-1.sqlite")
+    assert not (state / "service").exists()
+    store = state / "service" / "local.sqlite"
+    SqliteStore.open(store).close()
+    assert invoke(*here, *back_up, state=state, cwd=tmp_path).returncode == 0
+    done = invoke(*here, *restore, "--json", state=state, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = json.loads(done.stdout)
+    assert Path(names["store"]) == store
+    assert Path(names["old"]).is_file()
+    SqliteStore.open(store).close()
 
 
 def test_a_typo_in_a_recipes_key(tmp_path: Path) -> None:

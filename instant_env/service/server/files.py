@@ -23,11 +23,10 @@ class ServiceFiles:
     @classmethod
     def of(cls, settings: Settings, cloud: Cloud) -> ServiceFiles:
         """Make the directory if it is not there."""
-        directory = settings.state_dir / "service"
+        directory = settings.service_dir
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.chmod(0o700)
-        local = cloud.name is CloudName.LOCAL
-        return cls(directory, "local" if local else f"aws-{cloud.region}")
+        return cls(directory, place_of(cloud.name, cloud.region))
 
     @property
     def store(self) -> Path:
@@ -70,3 +69,12 @@ class ServiceFiles:
         with suppress(OSError, UnicodeError):
             if self.url.read_text(encoding="ascii").strip() == url:
                 self.url.unlink()
+
+
+def place_of(cloud: CloudName, region: str) -> str:
+    return "local" if cloud is CloudName.LOCAL else f"aws-{region}"
+
+
+def store_of(settings: Settings) -> Path:
+    """The store of the service that would be started with these settings; makes nothing."""
+    return ServiceFiles(settings.service_dir, place_of(settings.cloud, settings.region)).store

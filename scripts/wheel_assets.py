@@ -7,7 +7,10 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-ASSETS = ("recipes", "policies", "experiments", "go.mod", "go.sum", "init", "cmd", "internal")
+#: docs/service.md is what the service's refusals point to; it serves the page itself.
+ASSETS = (
+    "recipes", "policies", "experiments", "go.mod", "go.sum", "init", "cmd", "internal", "docs/service.md",
+)  # fmt: skip
 
 
 class WheelAssets(BuildHookInterface[Any]):

@@ -119,6 +119,7 @@ def test_phases_are_lines_and_the_result_is_the_command(invoke: Run) -> None:
         assert mark in done.stderr
 
 
+@pytest.mark.slow
 def test_on_a_terminal_the_phases_are_live_and_ssh_takes_over(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,6 +132,7 @@ print("ended", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_a_signal_ends_it_at_once_with_an_open_stream_and_a_call_in_flight() -> None:
     service = subprocess.Popen(
         [sys.executable, "-c", _PROGRAM],

@@ -32,6 +32,7 @@ _OTHER_VARIABLES = frozenset(
         "AWS_TESTS",
         "E2E_DIR",
         "FUZZ_INPUTS",
+        "CLIENTS",
         "FUZZ_SECONDS",
         "KILLS",
         "KILL_SEED",

@@ -214,7 +214,9 @@ class ContractCloud:
             return {"AWS_DEFAULT_REGION": self.cloud.region}
         endpoint = starter.up(self.cloud.settings)
         return {
-            "AWS_ENDPOINT_URL": endpoint.url, "AWS_DEFAULT_REGION": endpoint.region,
+            "AWS_ENDPOINT_URL": endpoint.url,
+            "AWS_DEFAULT_REGION": endpoint.region, "AWS_REGION": endpoint.region,
+            "no_proxy": "127.0.0.1,localhost", "NO_PROXY": "127.0.0.1,localhost",
             "AWS_ACCESS_KEY_ID": endpoint.access_key_id,
             "AWS_SECRET_ACCESS_KEY": endpoint.secret_access_key,
         }  # fmt: skip

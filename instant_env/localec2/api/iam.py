@@ -84,6 +84,11 @@ class LocalIam(CallResponse, IamResponse):  # type: ignore[misc]  # moto is unty
         self._know_policy()
         return super().get_policy_version()
 
+    def list_policies(self) -> ActionResult:
+        if self._get_param("Scope") != "Local":
+            self.services.state.identities.know_all_policies()
+        return super().list_policies()
+
     def _know_policy(self) -> None:
         self.services.state.identities.know_policy(self._get_param("PolicyArn"))
 

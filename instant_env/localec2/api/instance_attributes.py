@@ -162,6 +162,8 @@ class InstanceAttributes(Action):
                     f"The instance type of '{instance.id}' has no CPU credits: {instance.instance_type}",
                 )
         instances = requested or [item for item in state.instances.values() if item.state != "terminated"]
+        patterns = self._filters_from_querystring().get("instance-id")  # the only filter that there is
+        instances = [item for item in instances if patterns is None or matches(patterns, item.id)]
         credits = [(item.id, item.cpu_credits or default_credits(item.instance_type)) for item in instances]
         return ActionResult(
             {

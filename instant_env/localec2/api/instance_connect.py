@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from instant_env.localec2.protocol.refusal import REQUEST_ID
+
 if TYPE_CHECKING:
     from instant_env.localec2.api.services import Services
 
@@ -68,7 +70,7 @@ def serve(services: Services, action: str, body: bytes, caller: str) -> Answer:
             {"__type": error.code, "Message": str(error)}
         ).encode()  # fmt: skip
     answer = json.dumps({"RequestId": request_id, "Success": True}).encode()
-    return 200, {"Content-Type": "application/x-amz-json-1.1"}, answer
+    return 200, {"Content-Type": "application/x-amz-json-1.1", REQUEST_ID: request_id}, answer
 
 
 def _parsed(body: bytes) -> SendKey:

@@ -11,6 +11,7 @@ import uuid
 from typing import Any, ClassVar
 
 from instant_env.localec2.api import allowed
+from instant_env.localec2.api.account.places import Places
 from instant_env.localec2.api.account.prices import Prices
 from instant_env.localec2.api.account.tags import TagListing
 from instant_env.localec2.api.describe import Descriptions
@@ -64,6 +65,7 @@ class LocalResponse(
     GroupRules,
     SecurityGroups,
     KeyPairs,
+    Places,
     Prices,
     TagListing,
     LaunchTemplateActions,

@@ -31,7 +31,7 @@ from instant_env.localec2.instances.spot import CapacityOrder, InterruptionOrder
 from instant_env.localec2.protocol import signature
 from instant_env.localec2.protocol.call import REST as EBS
 from instant_env.localec2.protocol.call import Call, CallError, read, repeated, target_of
-from instant_env.localec2.protocol.refusal import Answer, refusal, rest, unserved
+from instant_env.localec2.protocol.refusal import Answer, refusal, rest, unserved, with_request_id
 from instant_env.localec2.qemu.qmp import QmpError
 from instant_env.localec2.records.journal import StorageError
 from instant_env.localec2.state import faults
@@ -179,10 +179,10 @@ class Handler(BaseHTTPRequestHandler):
             )  # fmt: skip
         except signature.SignatureError as error:
             if ebs_direct.is_route(target.path):
-                return rest(403, error.code, str(error))
+                return with_request_id(rest(403, error.code, str(error)))
             status = error.status or (400 if "json" in kind else 401)
-            return refusal(service, kind, error.code, str(error), status)
-        return self._aws(scope, caller, target, headers, body)
+            return with_request_id(refusal(service, kind, error.code, str(error), status))
+        return with_request_id(self._aws(scope, caller, target, headers, body))
 
     def _aws(
         self, scope: signature.Scope, caller: callers.Caller, target: SplitResult,

@@ -120,7 +120,14 @@ def _query_call(
     _check_action(service, action)
     if service == "ec2":
         _check_filters(fields)
-    return Call(service, action, fields=fields)
+    return Call(service, action, fields=_without_empty_lists(service, action, fields))
+
+
+def _without_empty_lists(service: str, action: str, fields: dict[str, str]) -> dict[str, str]:
+    """The protocol writes a list without elements as an empty field of its name (Smithy, "AWS query")."""
+    shape = get_service_model(service).operation_model(action).input_shape
+    lists = {name for name, member in shape.members.items() if member.type_name == "list"} if shape else set()
+    return {name: value for name, value in fields.items() if value or name not in lists}
 
 
 def _json_call(

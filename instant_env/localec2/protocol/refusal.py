@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import uuid
 
-from instant_env.localec2.state.moto_api import new_id
 from instant_env.localec2.state.xml_text import xml_text
 
 Answer = tuple[int, dict[str, str], bytes]
+
+#: Where SDKs look for a call's id, whatever its protocol is and however it ended.
+REQUEST_ID = "x-amzn-RequestId"
 
 #: Whose errors lie in <ErrorResponse>, with the namespace that the service's answers have.
 _QUERY_NAMESPACES = {
@@ -31,7 +34,7 @@ def refusal(service: str, content_type: str, code: str, message: str, status: in
     if service == "ebs" or (kind == "application/json" and service != "ec2"):
         return rest(status, code, message)
     text = f"<Code>{xml_text(code)}</Code><Message>{xml_text(message)}</Message>"
-    request_id = new_id("req")
+    request_id = str(uuid.uuid4())
     if service in ("s3", "s3control"):
         xml = f"<Error>{text}<RequestId>{request_id}</RequestId></Error>"
     elif service not in ("", "ec2"):
@@ -42,13 +45,22 @@ def refusal(service: str, content_type: str, code: str, message: str, status: in
         xml = (
             f"<Response><Errors><Error>{text}</Error></Errors><RequestID>{request_id}</RequestID></Response>"
         )
-    return status, {"Content-Type": "text/xml;charset=UTF-8"}, f'<?xml version="1.0"?>\n{xml}'.encode()
+    headers = {"Content-Type": "text/xml;charset=UTF-8", REQUEST_ID: request_id}
+    return status, headers, f'<?xml version="1.0"?>\n{xml}'.encode()
 
 
 def rest(status: int, code: str, message: str, reason: str = "") -> Answer:
     """An error of a service whose protocol is REST with JSON."""
     body = {"Message": message, "message": message} | ({"Reason": reason} if reason else {})
     return status, {"Content-Type": "application/json", "x-amzn-ErrorType": code}, json.dumps(body).encode()
+
+
+def with_request_id(answer: Answer) -> Answer:
+    """An answer that has an id: its own, or a new one."""
+    status, headers, body = answer
+    if any(name.lower() == REQUEST_ID.lower() for name in headers):
+        return answer
+    return status, {**headers, REQUEST_ID: str(uuid.uuid4())}, body
 
 
 def unserved(service: str, path: str, content_type: str, message: str) -> Answer:

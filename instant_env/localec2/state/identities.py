@@ -84,6 +84,7 @@ class Identities:
         self.roles: dict[str, RoleRecord] = {}
         self.profiles: dict[str, InstanceProfileRecord] = {}
         self.policies: dict[str, PolicyRecord] = {}
+        self._knows_all = False
 
     def load(self) -> None:
         """Show in moto what is on the disk, and nothing else."""
@@ -132,6 +133,13 @@ class Identities:
         """Let moto have one of AWS's own policies, if it is one: to load all 1,500 takes long."""
         if arn not in self.iam.managed_policies and (policy := moto.aws_managed_policy(arn)) is not None:
             self.iam.managed_policies[arn] = policy
+
+    def know_all_policies(self) -> None:
+        """Let moto have all of AWS's own policies: who lists them looks for one by its name."""
+        if not self._knows_all:
+            for policy in moto.aws_managed_policies():
+                self.iam.managed_policies.setdefault(policy.arn, policy)
+            self._knows_all = True
 
     def _moto_role(self, record: RoleRecord) -> Any:
         role = moto.iam_models.Role(

@@ -84,6 +84,7 @@ __all__ = [
     "TokenResponse",
     "addresses",
     "amis",
+    "aws_managed_policies",
     "aws_managed_policy",
     "block_store",
     "ec2_backend",
@@ -177,6 +178,12 @@ def aws_managed_policy(arn: str) -> Any:
         return None
     policy = iam_models.AWSManagedPolicy.from_data(name, ACCOUNT_ID, "aws", data)
     return policy if policy.arn == arn else None
+
+
+def aws_managed_policies() -> list[Any]:
+    """All of AWS's own policies, made anew: moto keeps in them what they are attached to."""
+    make = iam_models.AWSManagedPolicy.from_data
+    return [make(name, ACCOUNT_ID, "aws", data) for name, data in _aws_policies().items()]
 
 
 def ssm_parameter(**fields: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from instant_env.localec2.api.requests.fields import Field
 from instant_env.localec2.state.client_tokens import MAX_TOKEN
+from instant_env.localec2.state.documented import has_filter
 from instant_env.localec2.state.moto_api import EC2ClientError
 from instant_env.localec2.state.xml_text import impossible
 
@@ -47,7 +48,7 @@ def check_texts(action: str, fields: Iterable[Field]) -> None:
             )
         if new_group and field.plain == "GroupName" and field.value.lower().startswith("sg-"):
             raise _invalid(field, "a group's name does not begin with sg-")
-        _check_filter(field)
+        _check_filter(action, field)
 
 
 def _check_characters(field: Field) -> None:
@@ -65,9 +66,11 @@ def _check_key_name(field: Field) -> None:
         raise _invalid(field, "a key pair's name is of printable ASCII characters, without blanks around it")
 
 
-def _check_filter(field: Field) -> None:
+def _check_filter(action: str, field: Field) -> None:
     if not field.plain.startswith("Filter."):
         return
+    if field.plain == "Filter.Name" and not has_filter(action, field.value):
+        raise EC2ClientError("InvalidParameterValue", f"The filter '{field.value}' is invalid")
     numbers = [int(part) for part in field.name.split(".") if part.isdigit()]
     most = (MAX_FILTERS, MAX_FILTER_VALUES)
     if any(number > limit for number, limit in zip(numbers, most, strict=False)):

@@ -71,8 +71,18 @@ class _Application(FastAPI):
             own = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             parts.update(own.pop("$defs", {}))
             parts["Problem"] = own
+            _without_item_schema(schema["paths"])
             self.openapi_schema = schema
         return self.openapi_schema
+
+
+def _without_item_schema(paths: dict[str, Any]) -> None:
+    """FastAPI describes events by a word of OpenAPI 3.2 in a document of 3.1, which validators refuse."""
+    for operations in paths.values():
+        for operation in operations.values():
+            for answer in operation["responses"].values():
+                if "text/event-stream" in answer.get("content", {}):
+                    answer["content"]["text/event-stream"] = {"schema": {"type": "string"}}
 
 
 class _Description:

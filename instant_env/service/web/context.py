@@ -13,6 +13,7 @@ from typing import Annotated, TypeVar
 from fastapi import Depends, Path, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.types import Scope as AsgiScope
+from structlog.contextvars import bind_contextvars
 
 from instant_env.service.logs import Logger
 from instant_env.service.operations import Code, Operations, Refusal
@@ -129,8 +130,14 @@ def _plain_id(kind: str, value: str) -> str:
     return value
 
 
+def about_lease(request: Request, lease_id: str) -> None:
+    """Bind the lease to everything that is logged for this request from here on."""
+    request.state.lease_id = lease_id
+    bind_contextvars(lease_id=lease_id)
+
+
 async def _lease_id_of(request: Request, lease_id: Annotated[str, Path(description="a lease's id")]) -> str:
-    request.state.lease_id = _plain_id("lease", lease_id)
+    about_lease(request, _plain_id("lease", lease_id))
     return lease_id
 
 

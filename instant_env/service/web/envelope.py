@@ -10,6 +10,7 @@ import uuid
 from collections.abc import MutableMapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import unbind_contextvars
 
 from instant_env.service.logs import bound
 from instant_env.service.operations import Code, Refusal
@@ -74,6 +75,7 @@ class Envelope:
                     await problems.internal(scope)(scope, receive, exchange)
             finally:
                 self._note(scope, exchange, time.monotonic() - started)
+                unbind_contextvars("lease_id")
 
     async def _answer(
         self, scope: Scope, receive: Receive, send: Send, headers: MutableMapping[bytes, bytes]

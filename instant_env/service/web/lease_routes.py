@@ -16,7 +16,7 @@ from starlette.responses import Response
 from instant_env.service.operations import Code, Refusal
 from instant_env.service.records import Event, EventKind, Idempotency, Lease, LeaseState
 from instant_env.service.web import answers, asks
-from instant_env.service.web.context import App, Caller, LeaseId, Web
+from instant_env.service.web.context import App, Caller, LeaseId, Web, about_lease
 from instant_env.service.web.problems import documented
 
 router = APIRouter(prefix="/v1/instances", tags=["instances"])
@@ -90,7 +90,7 @@ async def take(
 ) -> Response:
     taken = await web.operations.take(token, body.ask(), _idempotency(idempotency_key, body))
     lease = taken.lease
-    request.state.lease_id = lease.id
+    about_lease(request, lease.id)
     headers = {"Location": f"/v1/instances/{lease.id}"}
     if taken.replayed:
         web.metrics.replay()

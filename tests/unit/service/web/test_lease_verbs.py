@@ -293,3 +293,18 @@ def test_an_answer_that_is_not_of_this_service_starts_no_ssh(tmp_path: Path) -> 
         lease_login.command(Settings(state_dir=tmp_path), lease, None)
     with pytest.raises(Exception, match="not one of this service"):
         lease_login.command(Settings(state_dir=tmp_path), {**lease, "id": "../x", "address": "a"}, None)
+
+
+def test_ctrl_c_before_it_is_ready_ends_the_lease(
+    invoke: Run, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(client: ServiceClient, lease_id: str) -> Any:
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(ServiceClient, "events", interrupted)
+    done = invoke("lease.new", "--technique", "cold")
+    assert done.returncode == 130
+    with served.client() as client:
+        (lease,) = client.get("/v1/instances").json()["leases"]
+        assert lease["state"] in ("ending", "ended")

@@ -162,6 +162,8 @@ def test_the_openapi_document_has_every_code_that_a_route_may_answer(client: htt
     assert ask["additionalProperties"] is False
     assert ask["required"] == ["public_key"]
     assert ask["properties"]["ttl_seconds"]["type"] == "integer"  # null is not among what it may be
+    events = document["paths"]["/v1/instances/{lease_id}/events"]["get"]["responses"]["200"]["content"]
+    assert events == {"text/event-stream": {"schema": {"type": "string"}}}  # no word of a later OpenAPI
     names = set(re.findall(r"#/components/schemas/(\w+)", client.get("/openapi.json").text))
     assert names <= set(document["components"]["schemas"])
 

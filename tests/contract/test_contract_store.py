@@ -286,6 +286,18 @@ def test_the_price_of_the_service_counts_what_lives_once(store: Store) -> None:
     admit(store, cold(usd_per_hour=0.1), who=token("other"), limits=limits)
 
 
+def test_a_machine_that_the_ceiling_does_not_admit_gets_no_row(store: Store) -> None:
+    for _ in range(3):
+        store.add_machine(ready_machine(usd_per_hour=0.1), service_usd_per_hour=0.35)
+    with pytest.raises(QuotaExceeded) as refusal:
+        store.add_machine(ready_machine(usd_per_hour=0.1), service_usd_per_hour=0.35)
+    assert (refusal.value.limit, refusal.value.value) == ("service-usd-per-hour", 0.35)
+    store.add_machine(ready_machine(usd_per_hour=0.0), service_usd_per_hour=0.35)
+    store.add_machine(ready_machine(usd_per_hour=0.05), service_usd_per_hour=0.35)
+    store.add_machine(ready_machine(usd_per_hour=0.1))
+    assert len(store.machines()) == 6
+
+
 # idempotency
 
 

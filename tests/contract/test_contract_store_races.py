@@ -129,6 +129,30 @@ def test_a_limit_holds_against_clients_that_race(stores: list[SqlStore], limits:
     assert len(stores[0].live_leases()) == 5
 
 
+def test_the_ceiling_holds_against_fills_and_launches_that_race(stores: list[SqlStore]) -> None:
+    limits = replace(WIDE, service_usd_per_hour=0.5)
+
+    def spend(client: int) -> bool:
+        store = stores[client % 3]
+        if client % 2:
+            return (
+                store.admit(
+                    ME, request(), (cold(usd_per_hour=0.1),), limits=limits, idempotency=None, now=NOW
+                ).machine
+                is None
+            )
+        store.add_machine(ready_machine(pool="other", usd_per_hour=0.1), service_usd_per_hour=0.5)
+        return True
+
+    def spent(client: int) -> bool:
+        with contextlib.suppress(QuotaExceeded):
+            return spend(client)
+        return False
+
+    assert sum(at_once(24, spent)) == 5
+    assert stores[0].spending(ME.id).service_usd_per_hour == pytest.approx(0.5)
+
+
 def test_clients_that_race_with_one_key_get_one_lease(stores: list[SqlStore]) -> None:
     for _ in range(24):
         stores[0].add_machine(ready_machine())

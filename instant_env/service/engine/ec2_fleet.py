@@ -173,13 +173,16 @@ class Ec2Fleet:
     async def adopt(self, machine: Machine) -> Machine | None:
         if machine.technique != "warm-running":
             return machine  # the tower sees when it is not there any more
-        if (old := self._parked.pop(machine.id, None)) is not None:
-            old.close()
+        self.let_go(machine)
         try:
             self._parked[machine.id] = await self._park(machine)
         except _FAILURES:
             return None
         return machine
+
+    def let_go(self, machine: Machine) -> None:
+        if (parked := self._parked.pop(machine.id, None)) is not None:
+            parked.close()
 
     async def _park(self, machine: Machine) -> Parked:
         keys = _host_keys(machine)

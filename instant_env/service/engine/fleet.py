@@ -121,6 +121,10 @@ class Fleet(Protocol):
         again. None when it is not well."""
         ...
 
+    def let_go(self, machine: Machine) -> None:
+        """Close what is kept open to a machine that waits no more: it may be somebody's by now."""
+        ...
+
     async def console_host_keys(self, machine: Machine) -> tuple[str, ...]:
         """The machine's host keys by its console, waited for. Raises MachineFailed when they do not come, or
         are others than those that the machine's first connection showed (``machine.host_keys``)."""

@@ -20,6 +20,7 @@ from instant_env.service.engine.fleet import MachineFailed, Offer
 from instant_env.service.engine.selection import PoolOffer
 from instant_env.service.operations import MachineView, PoolView
 from instant_env.service.records import Machine, MachineState, PoolControl, new_id
+from instant_env.service.store.protocol import QuotaExceeded
 from instant_env.service_settings import PoolKind, PoolSettings
 
 #: Failures in a row that open the breaker; the first pause, which doubles with each further failure, and the
@@ -237,6 +238,10 @@ class Pools:
             found = await self._context.fleet.adopt(machine)
             if found is None:
                 await self.retire(machine, "it could not be reached any more")
+                continue
+            row = await self._context.db(self._context.store.machine, machine.id)
+            if row is None or row.state is not MachineState.READY:
+                self._context.fleet.let_go(machine)
 
     async def _shortfall(self, standing: _Standing) -> int:
         """How many fills to begin now."""
@@ -296,7 +301,11 @@ class Pools:
             pool=plan.name,
             usd_per_hour=self._price(plan),
         )
-        await context.db(context.store.add_machine, machine)
+        limit = context.settings.max_usd_per_hour
+        try:
+            await context.db(context.store.add_machine, machine, service_usd_per_hour=limit)
+        except QuotaExceeded:
+            return  # a lease was quicker
         self._filling[machine_id] = context.spawn(self._fill(standing.offer, machine), f"fill {machine_id}")
 
     async def _fill(self, offer: Offer, machine: Machine) -> None:

@@ -8,7 +8,7 @@ row back. A sweep that would end many at a time ends only what has expired, and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from instant_env.cloud.instances import Market
 from instant_env.cloud.session import CloudError
@@ -56,6 +56,7 @@ class Tower:
     async def tick(self) -> None:
         """Raises nothing that EC2 can cause: what cannot be seen now is looked at next time."""
         context = self._context
+        asked_at = context.now()
         try:
             sightings = await context.fleet.sightings()
         except CloudError as error:
@@ -66,10 +67,10 @@ class Tower:
         context.metrics.sweep.set(context.now().timestamp())
         seen = {sighting.machine_id: sighting for sighting in sightings if sighting.machine_id}
         await self._endings.tick(seen)
-        await self._check_rows(seen)
+        await self._check_rows(seen, asked_at)
         await self._check_strays(sightings)
 
-    async def _check_rows(self, seen: Mapping[str, Sighting]) -> None:
+    async def _check_rows(self, seen: Mapping[str, Sighting], asked_at: datetime) -> None:
         """Rows whose machine has ended by itself, or whose lease is over or was never written."""
         context = self._context
         machines = await context.db(context.store.machines)
@@ -87,11 +88,10 @@ class Tower:
                 young = context.now() - machine.created_at <= ABSENCE_MEANS_GONE
                 if young or (not machine.instance_id and machine.state is not MachineState.READY):
                     continue
-                await self._lost(machine, EndReason.DIED, "EC2 does not know the machine any more")
+                await self._lost(machine, EndReason.DIED, "EC2 does not know the machine any more", asked_at)
             elif sighting.is_gone or (sighting.state == "stopped" and machine.state is MachineState.LEASED):
-                await self._lost(
-                    machine, _reason_of(sighting), f"the machine is {sighting.state}: {sighting.reason}"
-                )
+                detail = f"the machine is {sighting.state}: {sighting.reason}"
+                await self._lost(machine, _reason_of(sighting), detail, asked_at)
 
     async def _check_lease(self, machine: Machine, lease_id: str, sighting: Sighting | None) -> None:
         """The lease of a machine is over: its row was written after the lease's end. Or it has no row: it was
@@ -105,10 +105,12 @@ class Tower:
         elif lease is None:
             await self._endings.end_machine(machine.id, "nobody knows its lease")
 
-    async def _lost(self, machine: Machine, reason: EndReason, detail: str) -> None:
+    async def _lost(self, machine: Machine, reason: EndReason, detail: str, asked_at: datetime) -> None:
         context = self._context
-        self._context.log.warning("a machine ended by itself", machine_id=machine.id, detail=detail)
         lease = await context.db(context.store.lease, machine.lease_id) if machine.lease_id else None
+        if lease is not None and lease.ready_at is not None and lease.ready_at > asked_at:
+            return  # it was started, and proven, since EC2 was asked
+        self._context.log.warning("a machine ended by itself", machine_id=machine.id, detail=detail)
         if lease is not None and lease.machine_id == machine.id and lease.state is LeaseState.READY:
             # A machine that obeys its own timer is not one that died.
             due = lease.expires_at is not None and context.now() >= lease.expires_at
@@ -136,7 +138,7 @@ class Tower:
         }
         doomed = []
         for stray in strays:
-            if self._is_somebodys(stray):
+            if self._is_somebodys(stray) and not await self._is_over(stray):
                 await self._adopt(stray)
             elif now_s - self._orphans_since_s[stray.instance_id] >= _ORPHAN_S or self._is_overdue(stray):
                 doomed.append(stray)
@@ -146,6 +148,12 @@ class Tower:
         """An unexpired lease tag is a promise, row or not."""
         expires_at = stray.expires_at
         return stray.role == Role.LEASE and expires_at is not None and expires_at > self._context.now()
+
+    async def _is_over(self, stray: Sighting) -> bool:
+        """The lease of its tags has ended by its row. Its machine was taken for gone, because EC2 did not
+        list it for a moment."""
+        lease = await self._context.db(self._context.store.lease, stray.lease_id)
+        return lease is not None and lease.state.is_terminal
 
     def _is_overdue(self, stray: Sighting) -> bool:
         expires_at = stray.expires_at

@@ -37,6 +37,7 @@ from instant_env.service.store.rows import record_of, values_of
 KEY_LIFE = timedelta(hours=24)
 #: Sums of prices are floating-point numbers: a limit of 0.3 admits three times 0.1.
 _ROUNDING_USD = 1e-9
+_SERVICE_LIMIT, _SERVICE = "service-usd-per-hour", "this service's machines"
 
 Events = Sequence[tuple[EventKind, Mapping[str, Any]]]
 
@@ -161,18 +162,31 @@ def _excess(candidate: Candidate, limits: Limits, spending: Spending) -> QuotaEx
     """The refusal of a candidate for its price. A pool's machine costs the service the same as before."""
     price = candidate.usd_per_hour
     added = 0.0 if candidate.pool else price
-    for name, limit, used, more in (
-        ("usd-per-hour", limits.usd_per_hour, spending.usd_per_hour, price),
-        ("service-usd-per-hour", limits.service_usd_per_hour, spending.service_usd_per_hour, added),
-    ):
-        if limit is not None and more > 0 and used + more > limit + _ROUNDING_USD:
-            whose = "this token's leases" if name == "usd-per-hour" else "this service's machines"
-            return QuotaExceeded(
-                f"{whose} cost {used:.4f} dollars per hour, the limit is {limit:.4f}, and this one costs "
-                f"{more:.4f}",
-                limit=name, value=limit, used=used,
-            )  # fmt: skip
-    return None
+    return _over(
+        "usd-per-hour", "this token's leases", limits.usd_per_hour, spending.usd_per_hour, price
+    ) or _over(
+        _SERVICE_LIMIT,
+        _SERVICE,
+        limits.service_usd_per_hour,
+        spending.service_usd_per_hour,
+        added,
+    )
+
+
+def check_service(connection: Connection, price: float, limit: float) -> None:
+    """Raises QuotaExceeded when everything that lives would cost more than the limit with this price."""
+    used = spending_of(connection, "").service_usd_per_hour
+    if refusal := _over(_SERVICE_LIMIT, _SERVICE, limit, used, price):
+        raise refusal
+
+
+def _over(name: str, whose: str, limit: float | None, used: float, more: float) -> QuotaExceeded | None:
+    if limit is None or more <= 0 or used + more <= limit + _ROUNDING_USD:
+        return None
+    return QuotaExceeded(
+        f"{whose} cost {used:.4f} dollars per hour, the limit is {limit:.4f}, and this one costs {more:.4f}",
+        limit=name, value=limit, used=used,
+    )  # fmt: skip
 
 
 def _claim_machine(

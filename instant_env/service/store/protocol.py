@@ -175,9 +175,9 @@ class Store(Protocol):
         ...
 
     # machines
-    def add_machine(self, machine: Machine) -> None:
+    def add_machine(self, machine: Machine, *, service_usd_per_hour: float | None = None) -> None:
         """The row that comes before the resource. Raises Conflict when there is one of its id, client token
-        or instance id."""
+        or instance id; with a limit QuotaExceeded when everything that lives would cost more with it."""
         ...
 
     def machine(self, machine_id: str) -> Machine | None: ...

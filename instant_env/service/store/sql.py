@@ -237,8 +237,10 @@ class SqlStore:
 
     # machines
 
-    def add_machine(self, machine: Machine) -> None:
-        with self.writing() as connection:
+    def add_machine(self, machine: Machine, *, service_usd_per_hour: float | None = None) -> None:
+        with self.admitting() as connection:
+            if service_usd_per_hour is not None:
+                admission.check_service(connection, machine.usd_per_hour, service_usd_per_hour)
             connection.execute(statements.NEW_MACHINE, values_of(machine))
 
     def machine(self, machine_id: str) -> Machine | None:

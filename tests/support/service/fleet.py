@@ -137,6 +137,9 @@ class FakeFleet:
             return None
         return machine
 
+    def let_go(self, machine: Machine) -> None:
+        self.calls.append(("let_go", machine.id))
+
     def is_well(self, machine: Machine) -> bool:
         return machine.id not in self.unwell
 

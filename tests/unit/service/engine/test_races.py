@@ -15,9 +15,11 @@ import pytest
 from support.service.fleet import FakeFleet
 from support.service.rig import Clock, Rig, plan, rig
 
+from instant_env.service.engine.fleet import Sighting
 from instant_env.service.engine.leases import TAG_MARGIN
 from instant_env.service.records import Lease, LeaseState, Machine, MachineState
 from instant_env.service.store.protocol import StoreError
+from instant_env.service_settings import PoolKind
 
 
 @pytest.fixture
@@ -134,10 +136,10 @@ def test_a_machines_row_that_came_after_its_leases_end_goes(path: Path) -> None:
         async with rig(path, plans=[]) as r:
             real, begun, go_on = r.store.add_machine, threading.Event(), threading.Event()
 
-            def add_machine(machine: Machine) -> None:
+            def add_machine(machine: Machine, *, service_usd_per_hour: float | None = None) -> None:
                 begun.set()
                 assert go_on.wait(60)
-                real(machine)
+                real(machine, service_usd_per_hour=service_usd_per_hour)
 
             r.store.add_machine = add_machine  # type: ignore[method-assign]
             lease = await r.take("custom-init")
@@ -243,9 +245,12 @@ def test_a_machine_that_was_claimed_meanwhile_is_not_connected_to_again(path: Pa
             await r.until(lambda: r.fleet.count("adopt") == 1)
             leases = [await r.ready(await r.take()) for _ in range(2)]
             assert {lease.machine_id for lease in leases} == {older.id, newer.id}
+            r.fleet.unwell = {newer.id}
             r.fleet.hold["adopt"].set()
             await tick
             assert ("adopt", newer.id) not in r.fleet.calls
+            # The connection to the other was made while it was handed over: it does not stay.
+            assert ("let_go", older.id) in r.fleet.calls
 
     asyncio.run(scenario())
 
@@ -266,5 +271,60 @@ def test_a_lease_found_by_its_tags_whose_row_was_not_written_gets_it(path: Path)
             await r.tower.tick()
             assert r.lease("ls-1").state is LeaseState.READY
             assert [machine.id for machine in r.machines()] == ["mc-1"]
+
+    asyncio.run(scenario())
+
+
+def test_a_lease_that_became_ready_after_ec2_was_asked_did_not_die(path: Path) -> None:
+    """Its machine was asleep when EC2 was asked, and the answer is read after it was started."""
+
+    async def scenario() -> None:
+        async with rig(path, plans=[plan(PoolKind.WARM_STOPPED)]) as r:
+            await r.fill()
+            (machine,) = r.machines(MachineState.READY)
+            r.fleet.set_state(machine.instance_id, "stopped", "Client.UserInitiatedShutdown")
+            stale = await r.fleet.sightings()
+            sightings, answer = r.fleet.sightings, asyncio.Event()
+
+            async def late() -> list[Sighting]:
+                await answer.wait()
+                return stale
+
+            r.fleet.sightings = late  # type: ignore[method-assign]
+            look = asyncio.create_task(r.tower.tick())
+            await asyncio.sleep(0)
+            r.clock.advance(5)
+            lease = await r.ready(await r.take())
+            r.fleet.set_state(machine.instance_id, "running")
+            answer.set()
+            await look
+            assert r.lease(lease.id).state is LeaseState.READY
+            # A look from after that counts.
+            r.fleet.sightings = sightings  # type: ignore[method-assign]
+            r.fleet.set_state(machine.instance_id, "stopped", "Client.InstanceInitiatedShutdown")
+            r.clock.advance(5)
+            await r.tower.tick()
+            assert r.lease(lease.id).state is not LeaseState.READY
+
+    asyncio.run(scenario())
+
+
+def test_a_machine_that_was_taken_for_gone_is_ended_when_it_is_seen_again(path: Path) -> None:
+    async def scenario() -> None:
+        async with rig(path, plans=[]) as r:
+            r.fleet.lingers = True
+            lease = await r.ready(await r.take("custom-init", ttl_s=3600))
+            hidden = r.fleet.machines[lease.instance_id]
+            r.clock.advance(200)
+            await r.engine.end(r.token, lease.id)
+            r.fleet.vanish([lease.instance_id])
+            await r.tower.tick()
+            assert r.lease(lease.id).state is LeaseState.ENDED
+            r.fleet.machines[lease.instance_id] = hidden
+            r.fleet.lingers = False
+            for _ in range(3):
+                await r.tower.tick()
+                r.clock.advance(130)
+            assert r.fleet.machines[lease.instance_id].state == "terminated"
 
     asyncio.run(scenario())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from instant_env.localec2.records.network_records import (
@@ -11,6 +12,40 @@ from instant_env.localec2.records.network_records import (
     VpcRecord,
 )
 from instant_env.localec2.state import moto_api as moto
+
+#: Filters that EC2 documents and moto does not know: the class's name -> filter -> value.
+MORE_FILTERS: dict[str, dict[str, Callable[[Any], object]]] = {
+    "VPC": {"owner-id": lambda vpc: vpc.owner_id},
+    "Subnet": {
+        "availability-zone-id": lambda subnet: subnet.availability_zone_id,
+        "available-ip-address-count": lambda subnet: subnet.available_ip_address_count,
+        "map-public-ip-on-launch": lambda subnet: subnet.map_public_ip_on_launch,
+        "owner-id": lambda subnet: subnet.owner_id,
+        "subnet-arn": lambda subnet: subnet.arn,
+    },
+    "RouteTable": {
+        "owner-id": lambda table: table.owner_id,
+        "route.origin": lambda table: [route.origin for route in table.routes],
+        "route.state": lambda table: [route.state for route in table.routes],
+    },
+}
+
+
+def _with_more_filters(kind: Any) -> None:
+    """Make a class of moto's answer filters that it does not know, once."""
+    known, more = kind.get_filter_value, MORE_FILTERS[kind.__name__]
+    if getattr(known, "more", None) is more:
+        return
+
+    def get_filter_value(self: Any, name: str, method: str | None = None) -> Any:
+        return more[name](self) if name in more else known(self, name, method)
+
+    get_filter_value.more = more  # type: ignore[attr-defined]
+    kind.get_filter_value = get_filter_value
+
+
+for _kind in (moto.vpcs.VPC, moto.subnets.Subnet, moto.route_tables.RouteTable):
+    _with_more_filters(_kind)
 
 
 class _Route(moto.route_tables.Route):  # type: ignore[misc]  # moto is untyped

@@ -180,6 +180,26 @@ def test_a_whole_network_is_the_same_after_a_restart(served: Served) -> None:
     assert seen(served) == before
 
 
+def test_filters_of_networks(served: Served) -> None:
+    network, ec2 = Network(served), served.ec2
+
+    def subnets(**filters: str) -> list[str]:
+        given: Any = [{"Name": name.replace("_", "-"), "Values": [value]} for name, value in filters.items()]
+        return [item["SubnetId"] for item in ec2.describe_subnets(Filters=given)["Subnets"]]
+
+    assert subnets(map_public_ip_on_launch="false") == [network.subnet]
+    assert subnets(available_ip_address_count="251", owner_id="123456789012") == [network.subnet]
+    (zone,) = ec2.describe_availability_zones(ZoneNames=["us-east-1b"])["AvailabilityZones"]
+    assert subnets(availability_zone_id=zone["ZoneId"], vpc_id=network.vpc) == [network.subnet]
+    assert len(subnets(subnet_arn="*:subnet/subnet-*")) == 7
+    for name, value in (("route.state", "active"), ("route.gateway-id", network.gateway)):
+        of_route: Any = [{"Name": name, "Values": [value]}, {"Name": "tag:a", "Values": ["*"]}]
+        (table,) = ec2.describe_route_tables(Filters=of_route)["RouteTables"]
+        assert table["RouteTableId"] == network.table
+    with refused("UnsupportedOperation"):
+        subnets(outpost_arn="x")
+
+
 def test_what_depends_on_something_keeps_it(served: Served) -> None:
     network, ec2 = Network(served), served.ec2
     with refused("DependencyViolation"):

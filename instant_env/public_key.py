@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from dataclasses import dataclass
 
 import asyncssh
@@ -76,8 +78,9 @@ class PublicKey:
 
     @property
     def fingerprint(self) -> str:
-        """``SHA256:...`` as ssh-keygen prints it."""
-        return self.for_asyncssh().get_fingerprint()
+        """``SHA256:...`` as ssh-keygen prints it: of the key's bytes, without their being parsed."""
+        digest = hashlib.sha256(base64.b64decode(self.body)).digest()
+        return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
 
     def for_asyncssh(self) -> asyncssh.SSHKey:
         return asyncssh.import_public_key(self.bare)

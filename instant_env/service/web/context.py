@@ -96,14 +96,15 @@ def charge(scope: AsgiScope, allowance: Allowance, policy: str) -> None:
         )
 
 
-def web_of(request: Request) -> Web:
+async def _web(request: Request) -> Web:
+    """A coroutine, as all dependencies here are: FastAPI runs plain functions in threads."""
     web: Web = request.app.state.web
     return web
 
 
 async def _caller(
     request: Request,
-    web: Annotated[Web, Depends(web_of)],
+    web: Annotated[Web, Depends(_web)],
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
 ) -> Token:
     """The token of the request, charged for it. Raises Refusal."""
@@ -157,10 +158,6 @@ async def _reader(token: Annotated[Token, Depends(_caller)]) -> Token:
     if not token.may(Scope.READ):
         raise Refusal(Code.FORBIDDEN, "this needs a token with the scope read")
     return token
-
-
-async def _web(request: Request) -> Web:
-    return web_of(request)
 
 
 App = Annotated[Web, Depends(_web)]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from datetime import datetime
 
+import asyncssh
 import httpx2
 import pytest
 from support.patience import until
 from support.service.fake import HOST_KEY
 from support.service.served import KEY, Served
 
+from instant_env.public_key import PublicKey
 from instant_env.service.records import Scope
 from instant_env.service.web.answers import LeaseAnswer
 
@@ -172,3 +174,10 @@ def test_a_version_that_is_known_is_not_sent_again(client: httpx2.Client) -> Non
     assert client.get(path, headers={"If-None-Match": etag}).status_code == 304
     client.post(f"{path}/ttl", json={"ttl_seconds": 7200})
     assert client.get(path, headers={"If-None-Match": etag}).status_code == 200
+
+
+@pytest.mark.parametrize("algorithm", ["ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-rsa"])
+def test_fingerprints_are_those_of_openssh(algorithm: str) -> None:
+    key = asyncssh.generate_private_key(algorithm)
+    public = PublicKey.parse(key.export_public_key().decode())
+    assert public.fingerprint == key.get_fingerprint()

@@ -23,6 +23,22 @@ class InstantEnvError(Exception):
         self.hint = hint
 
 
+def described(error: Exception) -> InstantEnvError | None:
+    """What any program may meet with files, texts and numbers, as one of the family; None for the rest."""
+    match error:
+        case InstantEnvError():
+            return error
+        case OSError():
+            names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+            about = " and ".join(names) or type(error).__name__
+            return InstantEnvError(f"{about}: {error.strerror or error}")
+        case UnicodeError():
+            return UsageError(f"a text is not what it should be: {error}", hint="is a file of it not UTF-8?")
+        case RecursionError() | OverflowError() | MemoryError():
+            return UsageError(f"something given is too large: {str(error) or type(error).__name__}")
+    return None
+
+
 class UsageError(InstantEnvError, ValueError):
     """The request cannot be carried out as it is: an unknown recipe, a misspelt key, a wrong value."""
 

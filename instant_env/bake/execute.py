@@ -17,7 +17,7 @@ from typing import TextIO
 
 import fabric
 import paramiko
-from invoke.exceptions import CommandTimedOut
+from invoke.exceptions import CommandTimedOut, ThreadException
 from invoke.runners import Result
 
 from instant_env.bake.plan import File, Script, Step, Upload
@@ -99,12 +99,25 @@ def _sudo(connection: fabric.Connection, arguments: Sequence[str], log: StepLog,
         ) from error
     except (OSError, EOFError, paramiko.SSHException) as error:
         raise StepError(f"the connection to the machine broke: {error}", hint=f"see {log.path}") from error
+    except Exception as error:
+        # Invoke reads the output in threads, whose errors come in one of its own: a log on a full disk, a
+        # terminal that has gone. And whatever a peer's bytes make of Paramiko.
+        raise StepError(
+            f"{shlex.join(arguments)} was given up: {_cause(error)}", hint=f"see {log.path}"
+        ) from error
     # Not whether it is still connected: Paramiko ends the command before it calls its transport inactive.
     if result.exited == _NO_STATUS and (cause := connection.transport.get_exception()) is not None:
         raise StepError(
             f"the connection to the machine broke during {shlex.join(arguments)}", hint=f"see {log.path}"
         ) from cause
     return result
+
+
+def _cause(error: Exception) -> str:
+    """What happened, in words: of Invoke's error for its threads, the first of theirs."""
+    if isinstance(error, ThreadException) and error.exceptions:
+        return str(error.exceptions[0].value) or error.exceptions[0].type.__name__
+    return str(error) or type(error).__name__
 
 
 def run_as_root(
@@ -129,8 +142,8 @@ def put_bytes(connection: fabric.Connection, content: bytes, to: str) -> None:
     """Put a file into WORK_DIR as the login user."""
     try:
         connection.put(io.BytesIO(content), to)
-    except (OSError, EOFError, paramiko.SSHException) as error:
-        raise StepError(f"uploading {to} failed: {error}") from error
+    except Exception as error:  # whatever a peer's bytes make of Paramiko
+        raise StepError(f"uploading {to} failed: {_cause(error)}") from error
 
 
 def _run_script(connection: fabric.Connection, script: Script, index: int, log: StepLog) -> None:
@@ -145,9 +158,16 @@ def _run_script(connection: fabric.Connection, script: Script, index: int, log: 
         )
 
 
+def _read(source: Path) -> bytes:
+    try:
+        return source.read_bytes()
+    except OSError as error:
+        raise StepError(f"cannot read {source}: {error.strerror or error}") from error
+
+
 def _upload(connection: fabric.Connection, upload: Upload | File, log: StepLog) -> None:
     staged = f"{WORK_DIR}/.upload"
-    content = upload.content if isinstance(upload, File) else upload.source.read_bytes()
+    content = upload.content if isinstance(upload, File) else _read(upload.source)
     put_bytes(connection, content, staged)
     run_as_root(
         connection, ["install", "-o", "root", "-g", "root", "-m", upload.mode, staged, upload.to], log

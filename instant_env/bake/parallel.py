@@ -19,11 +19,12 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from instant_env import stopping
 from instant_env.bake.bake import BakeResult
 from instant_env.bake.request import Request
-from instant_env.errors import InstantEnvError
+from instant_env.errors import described
 from instant_env.progress import Progress
 from instant_env.settings import Settings
 from instant_env.stopping import STOPPED_CODES, interrupts
@@ -75,12 +76,14 @@ def _outcome(work: Work, settings: Settings, request: Request, progress: Progres
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             result = work(settings, request, progress)
         return BakeOutcome(request, result, seconds=time.monotonic() - started)
-    except InstantEnvError as error:
-        return failed(error.message, error.hint, error.exit_code)
-    except (ClientError, BotoCoreError) as error:
+    except (ClientError, BotoCoreError, ResponseParserError) as error:
         return failed(f"EC2: {error}", "", 4)
     except KeyboardInterrupt as error:
         return failed("interrupted", "", stopping.exit_code(stopping.signal_number(error)))
+    except Exception as error:
+        if (known := described(error)) is None:
+            raise  # a fault of ours: its traceback is worth more than a line
+        return failed(known.message, known.hint, known.exit_code)
 
 
 def _child(work: Work, settings: Settings, request: Request, pipe: Connection) -> None:

@@ -24,7 +24,7 @@ from rich.status import Status
 from rich.text import Text
 
 from instant_env import stopping
-from instant_env.errors import InstantEnvError
+from instant_env.errors import described
 from instant_env.foreign import visible
 from instant_env.progress import AGAIN_S, FIRST_S, Doing, Heartbeat
 
@@ -232,12 +232,6 @@ def _write_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _of_the_system(error: OSError) -> str:
-    """What the operating system refused, with the file that it is about."""
-    about = [str(name) for name in (error.filename, error.filename2) if name is not None]
-    return ": ".join([" and ".join(about) or type(error).__name__, error.strerror or str(error)])
-
-
 def verb(function: Callable[P, R]) -> Callable[P, R]:
     """Wrap a task's body: errors become one line and an exit code, interrupts clean up first."""
 
@@ -247,8 +241,6 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
             _write_anything()
             with stopping.interrupts(), _reporting(function.__name__.replace("_", ".") + ": working"):
                 return function(*args, **kwargs)
-        except InstantEnvError as error:
-            fail(error.message, error.hint, error.exit_code)
         except (ClientError, BotoCoreError) as error:
             fail(f"EC2: {error}", "", 4)
         except KeyboardInterrupt as error:
@@ -260,12 +252,10 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
         except ResponseParserError as error:
             hint = "is something between this machine and the endpoint, such as a network's login page?"
             fail(f"EC2: what answered is no AWS: {error}", hint, 4)
-        except OSError as error:
-            fail(_of_the_system(error), "", 1)
-        except UnicodeError as error:
-            fail(f"a text is not what it should be: {error}", "is a file of it not UTF-8?", 2)
-        except (RecursionError, OverflowError, MemoryError) as error:
-            fail(f"something given is too large: {str(error) or type(error).__name__}", "", 2)
+        except Exception as error:
+            if (known := described(error)) is None:
+                raise  # a fault of ours
+            fail(known.message, known.hint, known.exit_code)
 
     return wrapped
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +12,14 @@ from typing import Any
 
 import asyncssh
 import fabric
+import paramiko
 import pytest
 from support import ssh_server
 
-from instant_env.bake.execute import StepError, put_bytes, run_as_root, step_log
+from instant_env.bake.execute import StepError, put_bytes, run_as_root, run_steps, step_log
+from instant_env.bake.plan import Upload
 from instant_env.cloud.keys import KeyPair
+from instant_env.progress import quiet
 from instant_env.ssh import connection as ssh
 
 
@@ -54,6 +60,72 @@ def test_a_connection_that_breaks_is_called_that(tmp_path: Path) -> None:
             run_as_root(connection, ["reset"], log)
         with pytest.raises(StepError, match="uploading a failed"):
             put_bytes(connection, b"a", "a")
+
+
+class Full(io.StringIO):
+    """A terminal, or a disk, that takes nothing any more."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    def write(self, _: str) -> int:
+        raise self._error
+
+
+async def talk(process: asyncssh.SSHServerProcess[str]) -> None:
+    process.stdout.write("a line\n")
+    process.exit(0)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (
+            UnicodeEncodeError("ascii", "\u00f6", 0, 1, "ordinal not in range(128)"),
+            "'ascii' codec can't encode",
+        ),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_whatever_its_output_meets_is_a_failed_step(tmp_path: Path, error: Exception, words: str) -> None:
+    """It is raised in a thread of Invoke's, which wraps it in an error of its own."""
+    with (
+        logged_in(server_factory=ssh_server.TakesAnyKey, process_factory=talk) as connection,
+        step_log(tmp_path / "log", Full(error)) as log,
+        pytest.raises(StepError, match=f"^true was given up: .*{words}") as caught,
+    ):
+        run_as_root(connection, ["true"], log)
+    assert str(tmp_path / "log") in caught.value.hint
+
+
+@pytest.mark.parametrize("error", [struct.error("unpack requires 4 bytes"), IndexError("out of range")])
+def test_whatever_a_peer_makes_of_paramiko_is_a_failed_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with (
+        logged_in(server_factory=ssh_server.TakesAnyKey, process_factory=talk) as connection,
+        step_log(tmp_path / "log", None) as log,
+    ):
+        monkeypatch.setattr(paramiko.Transport, "open_session", fail)
+        with pytest.raises(StepError, match=f"^true was given up: {error}$"):
+            run_as_root(connection, ["true"], log)
+        with pytest.raises(StepError, match=f"^uploading a failed: {error}$"):
+            put_bytes(connection, b"a", "a")
+
+
+def test_a_file_that_has_gone_is_a_failed_step(tmp_path: Path) -> None:
+    gone = Upload("gone", tmp_path / "gone", "0" * 64, "/etc/gone", "0644")
+    with (
+        logged_in(server_factory=ssh_server.TakesAnyKey, process_factory=talk) as connection,
+        step_log(tmp_path / "log", None) as log,
+        pytest.raises(StepError, match=f"^cannot read {gone.source}: No such file or directory$"),
+    ):
+        run_steps(connection, [gone], log, quiet)
 
 
 def test_a_server_that_does_not_answer_is_not_waited_for(

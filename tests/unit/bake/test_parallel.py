@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -35,6 +36,8 @@ def pretend(settings: Settings, request: Request, progress: Progress) -> BakeRes
         progress("step 1/2 strip: 0.1 s")
         if request.recipe == "fails":
             raise UsageError("no such luck", hint="another time")
+        if request.recipe == "odd":
+            raise OSError(errno.ENOSPC, "No space left on device", "/full")
         if request.recipe == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
         while request.recipe == "hangs":
@@ -77,16 +80,17 @@ def wanted(*recipes: str) -> list[Request]:
 def test_one_that_fails_and_one_that_dies_do_not_stop_the_others(tmp_path: Path) -> None:
     heard = Heard()
     ended = parallel.bake_all(
-        pretend, Settings(state_dir=tmp_path), wanted("fails", "dies", "works"), on_line=heard.on_line,
+        pretend, Settings(state_dir=tmp_path), wanted("fails", "dies", "works", "odd"), on_line=heard.on_line,
         on_outcome=heard.on_outcome,
     )  # fmt: skip
-    failed, died, worked = ended
+    failed, died, worked, odd = ended
+    assert (odd.error, odd.exit_code) == ("/full: No space left on device", 1)
     assert (failed.error, failed.hint, failed.exit_code) == ("no such luck", "another time", 2)
     assert (died.error, died.exit_code) == (f"its process ended with -{signal.SIGKILL:d}", 1)
     assert worked.result is not None
     assert worked.as_dict()["ok"]
     assert worked.as_dict()["ami"] == "ami-1"
-    assert sorted(heard.ended) == ["dies", "fails", "works"]
+    assert sorted(heard.ended) == ["dies", "fails", "odd", "works"]
     assert ("works", "step 1/2 strip: 0.1 s") in heard.lines
     assert parallel.exit_code(ended) == 1
     assert parallel.exit_code([failed, worked]) == 2

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
@@ -366,5 +367,148 @@ func TestAddressesThatNoGuestReaches(t *testing.T) {
 		if !isRoutable(netip.MustParseAddr(address)) {
 			t.Errorf("%s is not reached", address)
 		}
+	}
+}
+
+// openSlots is how many a guest has open of a kind.
+func openSlots(s *slots) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.open.Len()
+}
+
+func TestServiceConnectionsOfOneGuestAreItsOwn(t *testing.T) {
+	n, flooder, other := crowd(t)
+	open := n.portOf(flooder.address).serviceConns
+	for range maxServiceConns + 8 {
+		conn, err := flooder.dial("169.254.169.254:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if most := openSlots(open); most > maxServiceConns {
+			t.Fatalf("%d connections of one guest", most)
+		}
+	}
+	eventually(t, "the flood", func() bool { return openSlots(open) >= maxServiceConns })
+	for name, g := range map[string]*testGuest{"the other guest": other, "the flooder": flooder} {
+		if err := imdsAnswers(g); err != nil {
+			t.Errorf("IMDS for %s: %v", name, err)
+		}
+	}
+}
+
+func TestConnectionsToTheWorldOfOneGuestAreItsOwn(t *testing.T) {
+	n, flooder, other := crowd(t)
+	n.egress.addresses = func() ([]net.Addr, error) { return nil, nil }
+	world, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer world.Close()
+	var ended atomic.Int64
+	go acceptLoop("world", world.Accept, func(conn net.Conn) {
+		go func() {
+			io.Copy(io.Discard, conn)
+			conn.Close()
+			ended.Add(1)
+		}()
+	})
+	n.egress.dial = func(_ context.Context, network, _ string) (net.Conn, error) {
+		return net.Dial(network, world.Addr().String())
+	}
+	open, share := n.portOf(flooder.address).egressConns, descriptorShare()
+	kept, err := other.dial("9.9.9.9:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kept.Close()
+	for i := range share + 8 {
+		conn, err := flooder.dial(fmt.Sprintf("8.8.%d.%d:80", i>>8, i&255))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if most := openSlots(open); most > share {
+			t.Fatalf("%d connections of one guest", most)
+		}
+	}
+	eventually(t, "the eight oldest are ended", func() bool { return ended.Load() == 8 })
+	if openSlots(n.portOf(other.address).egressConns) != 1 {
+		t.Error("the other guest's connection is not there any more")
+	}
+}
+
+// A guest that never answers the second packet of a handshake: each takes a goroutine until it is given up.
+func TestHalfOpenConnectionsToServicesAreBounded(t *testing.T) {
+	_, flooder, other := crowd(t)
+	flooder.deaf.Store(true)
+	before, most := runtime.NumGoroutine(), 0
+	for i := range 12 * maxHandshakes {
+		from := netip.AddrPortFrom(flooder.address, uint16(10000+i))
+		flooder.sendFrom(flooder.address, buildTCP(from, netip.MustParseAddrPort("169.254.169.254:80"), 1, 0, flagSYN))
+		most = max(most, runtime.NumGoroutine()-before)
+	}
+	if err := imdsAnswers(other); err != nil { // it is asked behind all of the flood's packets
+		t.Errorf("IMDS for the other guest: %v", err)
+	}
+	if most = max(most, runtime.NumGoroutine()-before); most > 4*maxHandshakes {
+		t.Errorf("%d goroutines for one guest's handshakes", most)
+	}
+	if most < maxHandshakes/2 {
+		t.Errorf("a flood of %d handshakes", most)
+	}
+}
+
+func TestFragmentsOfOneGuestAreItsOwn(t *testing.T) {
+	tracker := newTracker(time.Now)
+	yes, no := func() bool { return true }, func() bool { return false }
+	fragment := func(from string, id int, offset uint16) packet {
+		raw := buildUDP(netip.MustParseAddrPort(from), netip.MustParseAddrPort("172.31.1.12:1"), make([]byte, 16))
+		binary.BigEndian.PutUint16(raw[4:], uint16(id))
+		binary.BigEndian.PutUint16(raw[6:], offset)
+		p, ok := parseIP(raw)
+		if !ok {
+			t.Fatal("unreadable packet")
+		}
+		return p
+	}
+	const first, later = 0x2000, 1
+	if !tracker.pass(fragment("172.31.1.11:1", 7, first), yes) {
+		t.Fatal("the other's first fragment")
+	}
+	for id := range 3 * maxFragments {
+		if !tracker.pass(fragment("172.31.1.10:1", id, first), yes) {
+			t.Fatalf("fragment %d of the flooder", id)
+		}
+		if count := len(tracker.tables[netip.MustParseAddr("172.31.1.10")].fragments); count > maxFragments {
+			t.Fatalf("%d packets are awaited of one guest", count)
+		}
+	}
+	if !tracker.pass(fragment("172.31.1.11:1", 7, later), no) {
+		t.Error("the rest of the other's packet is not known any more")
+	}
+	if !tracker.pass(fragment("172.31.1.10:1", 3*maxFragments-1, later), no) {
+		t.Error("the rest of the flooder's newest packet is not known")
+	}
+}
+
+// A guest that does not read: what is sent to it is dropped, and nobody waits for it.
+func TestFramesToAGuestThatDoesNotReadAreBounded(t *testing.T) {
+	n := testNetwork(t, config{})
+	g := newGuest(t, n, 10, "")
+	p := n.portOf(g.address)
+	queued := func() int {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return len(p.out)
+	}
+	most := 0
+	for range 8 * maxQueued { // it takes a thousand, and what its socket holds
+		p.toGuest(make([]byte, 4096))
+		most = max(most, queued())
+	}
+	if most != maxQueued {
+		t.Errorf("at most %d frames are queued, not %d", most, maxQueued)
 	}
 }

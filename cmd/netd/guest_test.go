@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,6 +30,7 @@ type testGuest struct {
 	mu      sync.Mutex
 	ttls    []byte // of the TCP packets that carried data, in order
 	probes  int    // half-open connects of netd
+	deaf    atomic.Bool
 }
 
 // longEnough is for what must happen, and happens within milliseconds unless the machine stands still.
@@ -140,6 +142,9 @@ func (g *testGuest) receive() {
 		data, err := readFrame(reader)
 		if err != nil {
 			return
+		}
+		if g.deaf.Load() {
+			continue
 		}
 		p, ok := parseIP(data[etherHeader:])
 		if !ok || p.proto != protoTCP {

@@ -9,6 +9,7 @@ that the package ships for that purpose, and everybody else is told the command.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -95,6 +96,5 @@ def ensure(arch: Arch, registry: Path = REGISTRY, handlers: Path = HANDLERS) -> 
 
 def advice(arch: Arch) -> str:
     """What an ordinary user is told to run."""
-    command = registration(arch)
-    script = f"{' '.join(command[:2])} '{command[2]}'"
-    return f"run: sudo {script}" if shutil.which("sudo") else f"run as root: {script}"
+    command = shlex.join(registration(arch))
+    return f"run: sudo {command}" if shutil.which("sudo") else f"run as root: {command}"

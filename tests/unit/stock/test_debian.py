@@ -122,9 +122,11 @@ def test_the_overlay_belongs_to_root(tmp_path: Path) -> None:
     assert (member.name, member.uid, member.gid, member.mode) == ("etc/x", 0, 0, 0o600)
 
 
+@pytest.mark.parametrize("user_id", [0, 1000])
 def test_another_architecture_needs_an_emulator_before_anything_is_made(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, progress: Progress
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, progress: Progress, user_id: int
 ) -> None:
+    monkeypatch.setattr(foreign.os, "geteuid", lambda: user_id)
     other = Arch.ARM64 if os.uname().machine == "x86_64" else Arch.X86_64
     monkeypatch.setattr(foreign, "runs", lambda *_: False)
     monkeypatch.setattr(foreign, "registration", lambda *_: ["false"])

@@ -126,7 +126,7 @@ def test_the_overlay_belongs_to_root(tmp_path: Path) -> None:
 def test_another_architecture_needs_an_emulator_before_anything_is_made(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, progress: Progress, user_id: int
 ) -> None:
-    monkeypatch.setattr(foreign.os, "geteuid", lambda: user_id)
+    monkeypatch.setattr(os, "geteuid", lambda: user_id)
     other = Arch.ARM64 if os.uname().machine == "x86_64" else Arch.X86_64
     monkeypatch.setattr(foreign, "runs", lambda *_: False)
     monkeypatch.setattr(foreign, "registration", lambda *_: ["false"])

@@ -12,7 +12,7 @@ const httpDate = "Mon, 02 Jan 2006 15:04:05 GMT"
 func TestReadsWhatPackageTimeWrites(t *testing.T) {
 	numbers := rand.New(rand.NewSource(1))
 	first, last := time.Date(0, 1, 1, 0, 0, 0, 0, time.UTC).Unix(), time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC).Unix()
-	for range 200_000 {
+	for range 20_000 {
 		zone := time.FixedZone("", (numbers.Intn(2*1439)-1439)*60)
 		want := time.Unix(first+86400+numbers.Int63n(last-first), 0).In(zone)
 		if got, err := ParseRFC3339(want.Format(time.RFC3339)); err != nil || !got.Equal(want) {

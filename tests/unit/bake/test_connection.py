@@ -5,16 +5,18 @@ from __future__ import annotations
 import errno
 import io
 import struct
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import asyncssh
 import fabric
 import paramiko
 import pytest
 from support import ssh_server
+from support.patience import until
 
 from instant_env.bake.execute import StepError, put_bytes, run_as_root, run_steps, step_log
 from instant_env.bake.plan import Upload
@@ -60,6 +62,49 @@ def test_a_connection_that_breaks_is_called_that(tmp_path: Path) -> None:
             run_as_root(connection, ["reset"], log)
         with pytest.raises(StepError, match="uploading a failed"):
             put_bytes(connection, b"a", "a")
+
+
+class KeepsCount(ssh_server.TakesAnyKey):
+    """Takes any key, and remembers which were offered."""
+
+    offered: ClassVar[list[str]] = []
+
+    def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:  # noqa: ARG002
+        self.offered.append(key.export_public_key().decode().split()[1])
+        return True
+
+
+def test_the_callers_agent_and_configuration_have_no_part_in_a_login(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent with many keys uses up a server's patience, and a line of ~/.ssh/config leads elsewhere."""
+    directory = tmp_path / ".ssh"
+    directory.mkdir(mode=0o700)
+    (directory / "config").write_text(
+        "Match exec /bin/false\n  Port 2\nHost *\n  Port 1\n  ProxyCommand /bin/false\n"
+    )
+    for number in range(8):
+        path = directory / f"id_{number}"
+        path.write_bytes(asyncssh.generate_private_key("ssh-ed25519").export_private_key())
+        path.chmod(0o600)
+    (directory / "id_ed25519").write_bytes((directory / "id_0").read_bytes())
+    socket = tmp_path / "agent"
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL)
+    try:
+        until(socket.exists)
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(socket))
+        monkeypatch.setenv("HOME", str(tmp_path))
+        subprocess.run(["ssh-add", "-q", *(directory / f"id_{number}" for number in range(8))], check=True)
+        key = KeyPair.generate()
+        KeepsCount.offered.clear()
+        with (
+            ssh_server.listening(server_factory=KeepsCount, process_factory=talk) as port,
+            ssh.wait_for_login("127.0.0.1", port, "admin", key, timeout_s=30),
+        ):
+            assert set(KeepsCount.offered) == {key.public_openssh.split()[1]}
+    finally:
+        agent.terminate()
+        agent.wait()
 
 
 class Full(io.StringIO):

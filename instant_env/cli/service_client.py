@@ -28,6 +28,8 @@ _ANSWER_S = 90
 _ATTEMPTS = 4
 #: The longest that a client waits between two of them without saying so.
 _LONGEST_PAUSE_S = 10.0
+#: A stream that was open for this long was a good one, events or not.
+_LASTING_S = 5.0
 _RETRIED = frozenset({502, 503, 504})
 
 
@@ -145,7 +147,7 @@ class ServiceClient:
             return _content(answer, self.place)
         raise AssertionError("unreachable")
 
-    def _unreachable(self, error: httpx2.HTTPError) -> ServiceError:
+    def _unreachable(self, error: Exception | str) -> ServiceError:
         cause = str(error) or type(error).__name__
         hint = (
             "start it: invoke serve" if self.place.is_here else "is the address right, and the network there?"
@@ -153,26 +155,36 @@ class ServiceClient:
         return ServiceError(f"no service answers at {self.place.url}: {cause}", hint=hint)
 
     def events(self, lease_id: str) -> Iterator[dict[str, Any]]:
-        """A lease's events to the last one; after a broken connection it goes on behind the last seen."""
+        """A lease's events to the last one; after a broken connection it goes on behind the last seen.
+
+        Raises ServiceError when several connections in a row bring nothing.
+        """
         last = ""
-        for attempt in range(1, _ATTEMPTS + 1):
+        fruitless = 0
+        while True:
             headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last} if last else {})}
+            fruitless += 1
+            opened = time.monotonic()
+            cause: Exception | None = None
             try:
                 with self._http.stream("GET", f"/v1/instances/{lease_id}/events", headers=headers) as answer:
+                    if answer.status_code == 204:
+                        return
                     if answer.status_code != 200:
-                        if answer.status_code == 204:
-                            return
                         answer.read()
                         _content(answer, self.place)
                     for event in parsed(answer.iter_lines()):
-                        last = str(event["sequence"])
+                        last, fruitless = str(event["sequence"]), 0
                         yield event
                         if event["kind"] in ("ended", "failed"):
                             return
             except httpx2.HTTPError as error:
-                if attempt == _ATTEMPTS:
-                    raise self._unreachable(error) from error
-            self._sleep(_pause_s(None, attempt))
+                cause = error
+            if time.monotonic() - opened > _LASTING_S:  # a proxy cuts what is silent for long
+                fruitless = 0
+            if fruitless >= _ATTEMPTS:
+                raise self._unreachable(cause or "the stream of events ends at once")
+            self._sleep(_pause_s(None, fruitless))
 
 
 def parsed(lines: Iterator[str]) -> Iterator[dict[str, Any]]:

@@ -90,11 +90,13 @@ class LeaseAnswer(_Answer):
 
     id: str
     url: str
+    owner: str = Field(description="id of the token that took it")
     state: LeaseState
     version: int
     technique_asked: str
     technique: str | None = Field(description="the one that serves it; null until it is chosen")
     source: Source | None = Field(description="pool or cold")
+    attempt: int = Field(description="machines that were tried for it")
     arch: Arch
     instance_type: str
     instance_id: str | None
@@ -286,11 +288,13 @@ def lease_answer(lease: Lease, now: datetime) -> LeaseAnswer:
     return LeaseAnswer(
         id=lease.id,
         url=f"/v1/instances/{lease.id}",
+        owner=lease.owner,
         state=lease.state,
         version=lease.version,
         technique_asked=request.technique,
         technique=lease.technique or None,
         source=lease.source,
+        attempt=lease.attempt,
         arch=request.arch,
         instance_type=request.instance_type,
         instance_id=lease.instance_id or None,

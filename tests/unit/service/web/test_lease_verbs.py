@@ -308,3 +308,33 @@ def test_ctrl_c_before_it_is_ready_ends_the_lease(
     with served.client() as client:
         (lease,) = client.get("/v1/instances").json()["leases"]
         assert lease["state"] in ("ending", "ended")
+
+
+def test_a_stream_that_brings_nothing_is_given_up_and_one_that_does_is_not() -> None:
+    """Six connections that are cut after one event each are six events; four without any are an error."""
+    connections = 0
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        nonlocal connections
+        connections += 1
+        if connections > 6:
+            return httpx2.Response(200, text=": ping\n\n")
+        text = f'id: {connections}\ndata: {{"sequence": {connections}, "kind": "extended"}}\n\n'
+        return httpx2.Response(200, text=text)
+
+    place = Place("https://example.com", "ie_x")
+    seen: list[int] = []
+    with ServiceClient(place, transport=httpx2.MockTransport(answer), sleep=lambda _: None) as client:
+        events = client.events("ls-1")
+        seen += [next(events)["sequence"] for _ in range(6)]
+        with pytest.raises(ServiceError, match="ends at once"):
+            next(events)
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert connections == 10
+
+
+def test_the_owner_and_the_attempts_are_told(served: Served) -> None:
+    with ServiceClient(Place(served.url, served.fake.admin_secret)) as client:
+        lease = client.take({"public_key": KEY})
+        (token,) = client.request("GET", "/v1/tokens")["tokens"]
+        assert (lease["owner"], lease["attempt"]) == (token["id"], 1)

@@ -69,7 +69,7 @@ class _Kept:
 
 class FakeOperations:
     """``speed``: how many of its seconds pass in one of ours. ``hold``: leases stay in provisioning until it
-    is set. ``mistakes``: what the next calls raise, first one first."""
+    is set. ``waiting``: calls of wait that go on. ``mistakes``: what the next calls raise, in order."""
 
     def __init__(
         self, settings: ServiceSettings | None = None, *, speed: float = 1.0, beat_s: float = 15.0
@@ -79,6 +79,7 @@ class FakeOperations:
         self.hold: asyncio.Event | None = None
         self.mistakes: list[Exception] = []
         self.is_ready = True
+        self.waiting = 0
         self._beat_s = beat_s
         self._started = (datetime.now(UTC), time.monotonic())
         self._leases: dict[str, _Kept] = {}
@@ -289,14 +290,16 @@ class FakeOperations:
 
     async def wait(self, token: Token, lease_id: str, wait_s: float) -> Lease:
         self._check(token)
-        deadline = time.monotonic() + wait_s
         kept = self._kept(token, lease_id)
-        while kept.lease.state in (LeaseState.REQUESTED, LeaseState.PROVISIONING):
-            try:
-                async with asyncio.timeout(deadline - time.monotonic()):
+        self.waiting += 1
+        try:
+            async with asyncio.timeout(wait_s):
+                while kept.lease.state in (LeaseState.REQUESTED, LeaseState.PROVISIONING):
                     await kept.changed.wait()
-            except TimeoutError:
-                break
+        except TimeoutError:
+            pass
+        finally:
+            self.waiting -= 1
         return kept.lease
 
     async def events(self, token: Token, lease_id: str, *, after: int = 0) -> AsyncIterator[Event | None]:

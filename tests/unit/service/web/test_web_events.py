@@ -128,8 +128,7 @@ def test_a_stop_says_farewell_to_streams_and_answers_those_who_wait(served: Serv
         for thread in threads:
             thread.start()
         until(lambda: "instant_env_sse_streams 1.0" in client.get("/metrics").text)
-        until(lambda: len(client.get("/v1/instances").json()["leases"]) == 2)
-        time.sleep(0.2)  # the two that wait have nothing that one could see of it
+        until(lambda: served.fake.waiting == 2)
         before = time.monotonic()
         served.stop()
         took_s = time.monotonic() - before

@@ -512,3 +512,58 @@ func TestFramesToAGuestThatDoesNotReadAreBounded(t *testing.T) {
 		t.Errorf("at most %d frames are queued, not %d", most, maxQueued)
 	}
 }
+
+// Whoever connects to a guest's forwarded ports is a client of that guest alone: beyond its share they are turned away.
+func TestClientsOfOneGuestAreItsOwn(t *testing.T) {
+	var before syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	n := testNetwork(t, config{})
+	setGroups(t, n, map[string][]rule{"sg": {allow("tcp", 2200, 2200, "127.0.0.0/8")}})
+	// As on a machine with few descriptors, for as long as the shares are worked out.
+	low := syscall.Rlimit{Cur: 512, Max: before.Max}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &low); err != nil {
+		t.Fatal(err)
+	}
+	share := descriptorShare()
+	flooded, other := newGuest(t, n, 10, "127.126.125.41", "sg"), newGuest(t, n, 11, "127.126.125.42", "sg")
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range []*testGuest{flooded, other} {
+		listener := g.listen(2200)
+		go acceptLoop("guest", listener.Accept, func(conn net.Conn) { conn.Write([]byte("SSH-2.0-x\r\n")) })
+		g.speak()
+	}
+	banner := func(address string) (net.Conn, error) {
+		conn, err := net.DialTimeout("tcp", address, longEnough)
+		if err != nil {
+			return nil, err
+		}
+		t.Cleanup(func() { conn.Close() })
+		conn.SetDeadline(time.Now().Add(longEnough))
+		_, err = io.ReadFull(conn, make([]byte, 4))
+		return conn, err
+	}
+	eventually(t, "a banner", func() bool { _, err := banner("127.126.125.42:2200"); return err == nil })
+	eventually(t, "a banner of the flooded one", func() bool {
+		conn, err := banner("127.126.125.41:2200")
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+	served := 0
+	for range 4*share + 16 {
+		if _, err := banner("127.126.125.41:2200"); err == nil {
+			served++
+		}
+	}
+	if served > 4*share || served < 2*share {
+		t.Errorf("%d clients of one guest are served at once, with a share of %d", served, share)
+	}
+	if _, err := banner("127.126.125.42:2200"); err != nil {
+		t.Errorf("the other guest: %v", err)
+	}
+}

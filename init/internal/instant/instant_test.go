@@ -40,7 +40,7 @@ func TestAFractionIsDropped(t *testing.T) {
 }
 
 // FuzzAgainstPackageTime: what is a time for one is the same time for the other. Package time also reads a fraction after a
-// comma, and single digits of an hour.
+// comma, and single digits of an hour, with a blank before them too: such a text is not what package time would write.
 func FuzzAgainstPackageTime(f *testing.F) {
 	for _, text := range []string{
 		"", "2026-11-21T18:00:00Z", "2026-11-21T18:00:00.5Z", "2026-02-29T00:00:00Z", "2024-02-29T23:59:59-00:30", "2026-13-01T00:00:00Z",
@@ -64,7 +64,7 @@ func FuzzAgainstPackageTime(f *testing.F) {
 			if want, wantErr := time.Parse("02 Jan 2006 15:04:05 GMT", text[5:]); wantErr != nil || !got.Equal(want) {
 				t.Errorf("%q: %v; package time: %v, %v", text, got, want, wantErr)
 			}
-		} else if _, other := time.Parse(httpDate, text); other == nil && len(text) == len(httpDate) {
+		} else if same, other := time.Parse(httpDate, text); other == nil && same.Format(httpDate)[5:] == text[5:] {
 			t.Errorf("%q: refused", text)
 		}
 	})

@@ -6,6 +6,7 @@ from typing import Any
 
 from instant_env.localec2.api.base import Action
 from instant_env.localec2.api.pages import page
+from instant_env.localec2.instances.filters import FILTERS
 from instant_env.localec2.instances.volume_types import described
 from instant_env.localec2.records.records import ImageMapping, ImageRecord, VolumeRecord
 from instant_env.localec2.state.filters import matches
@@ -16,10 +17,6 @@ from instant_env.localec2.state.moto_api import (
     generic_filter,
 )
 from instant_env.localec2.volumes.protection import protection_of
-
-#: Filters of DescribeInstances that moto does not know: name -> attribute of our record.
-_MORE_INSTANCE_FILTERS = {"client-token": "client_token", "reservation-id": "reservation_id"}
-
 
 #: Filters of DescribeVolumesModifications -> members of its answer.
 _MODIFICATION_FILTERS = {
@@ -35,8 +32,7 @@ class Descriptions(Action):
 
     def describe_instances(self) -> ActionResult:
         filters = self._filters_from_querystring()
-        ours = {name: filters.pop(name) for name in list(filters) if name in _MORE_INSTANCE_FILTERS}
-        lifecycle = filters.pop("instance-lifecycle", None)
+        ours = {name: filters.pop(name) for name in list(filters) if name in FILTERS}
         for name in filters:  # moto would only notice when there is an instance to look at
             if name not in INSTANCE_FILTERS and not name.startswith(("tag:", "tag-key", "tag-value")):
                 raise EC2ClientError(
@@ -58,16 +54,15 @@ class Descriptions(Action):
             if ids
             else backend.describe_instances(filters=filters)
         )
-        records = self.services.state.instances
-        for reservation in reservations if ours or lifecycle else []:
+        state = self.services.state
+        for reservation in reservations if ours else []:
             reservation.instances = [
                 item
                 for item in reservation.instances
                 if all(
-                    matches(v, getattr(records[item.id], _MORE_INSTANCE_FILTERS[name]))
-                    for name, v in ours.items()
+                    matches(values, FILTERS[name](state, state.instances[item.id]))
+                    for name, values in ours.items()
                 )
-                and (lifecycle is None or matches(lifecycle, records[item.id].market))
             ]
         reservations = [reservation for reservation in reservations if reservation.instances]
         if hidden := self.services.state.faults.hidden():

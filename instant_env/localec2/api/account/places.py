@@ -1,4 +1,4 @@
-"""Where the account has something: the one region that is served, its zones, and the default VPC."""
+"""What is offered where: the one region that is served, its zones, the default VPC, types of instances."""
 
 from __future__ import annotations
 
@@ -69,14 +69,23 @@ class Places(EC2Response):  # type: ignore[misc]  # moto is untyped
             {"AccountAttributes": [item for item in attributes if item["AttributeName"] in wanted]}
         )
 
+    def describe_instance_types(self) -> ActionResult:
+        """moto's, without the filters at which it fails."""
+        for name in self._filters_from_querystring():
+            if name.startswith("instance-storage-info.disk."):
+                raise self._filter_refusal(name)
+        return super().describe_instance_types()
+
+    def _filter_refusal(self, name: str) -> EC2ClientError:
+        return EC2ClientError(
+            "UnsupportedOperation", f"localec2 does not support the filter {name} of {self._get_action()}."
+        )
+
     def _filtered(self, items: Iterable[dict[str, Any]], members: Mapping[str, str]) -> list[dict[str, Any]]:
         """Those that pass the request's filters. Raises EC2ClientError for one that is not in ``members``."""
         filters = self._filters_from_querystring()
         if unknown := set(filters) - set(members):
-            raise EC2ClientError(
-                "UnsupportedOperation",
-                f"localec2 does not support the filter {min(unknown)} of {self._get_action()}.",
-            )
+            raise self._filter_refusal(min(unknown))
         return [
             item
             for item in items

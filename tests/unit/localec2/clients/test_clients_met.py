@@ -85,12 +85,67 @@ def test_a_filter_that_no_listing_has_is_invalid(ec2: Any) -> None:
             getattr(ec2, listing)(Filters=named("colour", "red"))
 
 
+def test_disks_of_instance_types_are_no_filter_here(ec2: Any) -> None:
+    """moto takes the list of them for one disk, and fails."""
+    with refused("UnsupportedOperation", "instance-storage-info.disk.type"):
+        ec2.describe_instance_types(Filters=named("instance-storage-info.disk.type", "ssd"))
+    types = ec2.describe_instance_types(Filters=named("instance-storage-info.nvme-support", "required"))
+    assert types["InstanceTypes"]
+
+
 def test_filters_by_their_older_names(ec2: Any) -> None:
     """Ansible looks for the default VPC by `isDefault`."""
     assert len(ec2.describe_vpcs(Filters=named("isDefault", "true"))["Vpcs"]) == 1
     assert len(ec2.describe_subnets(Filters=named("defaultForAz", "true"))["Subnets"]) == 6
     assert ec2.describe_instances(Filters=named("group-id", "sg-1"))["Reservations"] == []
     assert ec2.describe_addresses(Filters=named("domain", "vpc"))["Addresses"] == []
+
+
+def test_filters_of_instances(served: Served, ec2: Any) -> None:
+    """Those that moto lacks: what is described of an instance is what it is found by."""
+    image_id = served.register()
+    arguments = {"ImageId": image_id, "MinCount": 1, "MaxCount": 1}
+    first = ec2.run_instances(InstanceType="t3.micro", **arguments)["Instances"][0]["InstanceId"]
+    options = {"HttpTokens": "optional", "HttpPutResponseHopLimit": 7, "InstanceMetadataTags": "enabled"}
+    data = {"DeviceName": "/dev/sdf", "Ebs": {"VolumeSize": 1, "DeleteOnTermination": False}}
+    second = ec2.run_instances(
+        InstanceType="t3.small", Monitoring={"Enabled": True}, ClientToken="second",
+        MetadataOptions=options,
+        InstanceMarketOptions={"MarketType": "spot"}, BlockDeviceMappings=[data], **arguments,
+    )["Instances"][0]["InstanceId"]  # fmt: skip
+    ec2.get_waiter("instance_running").wait(InstanceIds=[first, second])
+    described = ec2.describe_instances(InstanceIds=[second])["Reservations"][0]
+    (instance,) = described["Instances"]
+    volumes = [item["Ebs"]["VolumeId"] for item in instance["BlockDeviceMappings"]]
+    assert len(volumes) == 2
+
+    def found(name: str, *values: str) -> list[str]:
+        answer = ec2.describe_instances(Filters=named(name, *values))["Reservations"]
+        return [item["InstanceId"] for reservation in answer for item in reservation["Instances"]]
+
+    of_second = {
+        "block-device-mapping.device-name": "/dev/sdf", "block-device-mapping.volume-id": volumes[1],
+        "block-device-mapping.delete-on-termination": "false", "client-token": "second",
+        "instance-lifecycle": "spot", "metadata-options.http-tokens": "optional",
+        "metadata-options.http-put-response-hop-limit": "7",
+        "metadata-options.instance-metadata-tags": "enabled", "monitoring-state": "enabled",
+        "reservation-id": described["ReservationId"],
+        "spot-instance-request-id": instance["SpotInstanceRequestId"],
+    }  # fmt: skip
+    for name, value in of_second.items():
+        assert found(name, value) == [second], name
+        assert found(name, "none", value[:-1] + "?" if len(value) > 1 else value) == [second], name
+    of_both = {
+        "boot-mode": instance["BootMode"], "hypervisor": instance["Hypervisor"], "root-device-type": "ebs",
+        "instance-state-code": str(instance["State"]["Code"]), "root-device-name": instance["RootDeviceName"],
+        "launch-time": instance["LaunchTime"].strftime("%Y-%m-*"), "tenancy": "default",
+        "virtualization-type": instance["VirtualizationType"], "ebs-optimized": "false",
+        "launch-index": "0", "hibernation-options.configured": "false", "enclave-options.enabled": "false",
+        "metadata-options.http-endpoint": "enabled", "block-device-mapping.status": "attached",
+    }  # fmt: skip
+    for name, value in of_both.items():
+        assert sorted(found(name, value)) == sorted([first, second]), name
+        assert found(name, "none") == [], name
 
 
 def test_credit_specifications_of_the_instances_that_are_asked_for(served: Served, ec2: Any) -> None:

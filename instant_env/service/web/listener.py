@@ -62,22 +62,35 @@ def check_address(host: str, *, certificate: Path | None, key: Path | None, mach
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's, with a limit on the time that a request's head takes: it has one between requests only."""
+    """uvicorn's, with a limit on the time that a request's head takes, however its bytes are spread. uvicorn
+    has one on the silence between requests."""
 
     _head: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._head = self.loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
+        self._await_head()
 
-    def _head_is_late(self) -> None:
-        if self.cycle is None:  # no request yet: later ones are under uvicorn's own limit
-            self.transport.abort()
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._forget_head()
+        elif self.timeout_keep_alive_task is None:
+            self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_head()
+        super().connection_lost(exc)
+
+    def _await_head(self) -> None:
+        """From its first byte; more bytes give no more time."""
+        if self._head is None:
+            self._head = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.abort)
+
+    def _forget_head(self) -> None:
         if self._head is not None:
             self._head.cancel()
-        super().connection_lost(exc)
+            self._head = None
 
 
 class Listener(uvicorn.Server):

@@ -33,7 +33,6 @@ from instant_env.service.operations import (
 )
 from instant_env.service.records import (
     AUTO,
-    LIVE,
     EndReason,
     Event,
     Idempotency,
@@ -427,17 +426,15 @@ class Engine:
     async def quota(self, token: Token) -> QuotaView:
         self._need(token, Scope.READ)
         context = self._context
-        leases = await self._store(context.store.live_leases)
-        machines = await self._store(context.store.machines)
-        own = [lease for lease in leases if lease.owner == token.id and lease.state in LIVE]
+        spending = await self._store(context.store.spending, token.id)
         limits = self._limits(token)
         return QuotaView(
             max_leases=limits.leases,
-            leases=len(own),
+            leases=spending.leases,
             max_usd_per_hour=limits.usd_per_hour,
-            usd_per_hour=round(sum(lease.usd_per_hour for lease in own), 6),
+            usd_per_hour=round(spending.usd_per_hour, 6),
             service_max_usd_per_hour=limits.service_usd_per_hour,
-            service_usd_per_hour=round(sum(machine.usd_per_hour for machine in machines), 6),
+            service_usd_per_hour=round(spending.service_usd_per_hour, 6),
             instance_types=self._types(token),
             requests_per_minute=context.settings.requests_per_minute,
         )

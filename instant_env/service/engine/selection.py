@@ -77,6 +77,7 @@ class Selector:
     def __init__(self, context: Context, estimates: Sequence[Estimate]) -> None:
         self._context = context
         self._predictions: dict[tuple[str, Arch, str], tuple[float, Prediction]] = {}
+        self._learned = 0
         self._estimates = {(e.technique, e.arch, e.instance_type): e for e in estimates}
 
     async def prediction(self, technique: str, arch: Arch, instance_type: str) -> Prediction:
@@ -84,12 +85,15 @@ class Selector:
         key = (technique, arch, instance_type)
         known = self._predictions.get(key)
         if known is None or self._context.monotonic() - known[0] > _KEPT_S:
+            learned = self._learned
             known = self._context.monotonic(), await self._predict(technique, arch, instance_type)
-            self._predictions[key] = known
+            if learned == self._learned:  # else a sample has come while the others were read
+                self._predictions[key] = known
         return known[1]
 
     def learn(self, sample: LaunchSample) -> None:
         """A launch was recorded: the next prediction counts it."""
+        self._learned += 1
         self._predictions.pop((sample.technique, sample.arch, sample.instance_type), None)
 
     async def _predict(self, technique: str, arch: Arch, instance_type: str) -> Prediction:

@@ -29,6 +29,8 @@ from instant_env.service.records import (
     Source,
 )
 
+#: A machine that was described before may be missing from one answer; after this long it is gone.
+_MISSING_S = 10.0
 #: Between the two sightings that a machine without a row needs before it is ended.
 _ORPHAN_S = 120.0
 #: An expired machine without a row is ended this long after its tag: the machine itself was first.
@@ -47,6 +49,7 @@ class Tower:
         self._leases = leases
         self._pools = pools
         self._orphans_since_s: dict[str, float] = {}
+        self._missing_since_s: dict[str, float] = {}
         self._success_s = context.monotonic()
 
     def age_s(self) -> float:
@@ -76,6 +79,7 @@ class Tower:
         machines = await context.db(context.store.machines)
         # In this order: a lease is there before its machine's row is leased.
         live = {lease.id for lease in await context.db(context.store.live_leases)}
+        missing: dict[str, float] = {}
         for machine in machines:
             if machine.state is MachineState.ENDING:
                 continue
@@ -88,10 +92,15 @@ class Tower:
                 young = context.now() - machine.created_at <= ABSENCE_MEANS_GONE
                 if young or (not machine.instance_id and machine.state is not MachineState.READY):
                     continue
+                since_s = self._missing_since_s.get(machine.id, context.monotonic())
+                missing[machine.id] = since_s
+                if context.monotonic() - since_s < _MISSING_S:
+                    continue
                 await self._lost(machine, EndReason.DIED, "EC2 does not know the machine any more", asked_at)
             elif sighting.is_gone or (sighting.state == "stopped" and machine.state is MachineState.LEASED):
                 detail = f"the machine is {sighting.state}: {sighting.reason}"
                 await self._lost(machine, _reason_of(sighting), detail, asked_at)
+        self._missing_since_s = missing
 
     async def _check_lease(self, machine: Machine, lease_id: str, sighting: Sighting | None) -> None:
         """The lease of a machine is over: its row was written after the lease's end. Or it has no row: it was

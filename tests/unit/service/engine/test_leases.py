@@ -564,6 +564,27 @@ class TestTheStoreAndTheTagsDiffer:
 
         asyncio.run(scenario())
 
+    def test_a_machine_that_one_answer_lacks_is_not_lost_and_one_that_stays_away_is(self, path: Path) -> None:
+        async def scenario() -> None:
+            async with rig(path) as r:
+                await r.fill()
+                lease = await r.ready(await r.take())
+                r.clock.advance(600)
+                hidden = r.fleet.machines.pop(lease.instance_id)
+                await r.tower.tick()
+                r.fleet.machines[lease.instance_id] = hidden
+                r.clock.advance(30)
+                await r.tower.tick()
+                assert r.lease(lease.id).state is LeaseState.READY
+                r.fleet.vanish([lease.instance_id])
+                for _ in range(2):
+                    await r.tower.tick()
+                    r.clock.advance(11)
+                await r.tower.tick()
+                assert r.lease(lease.id).reason is EndReason.DIED
+
+        asyncio.run(scenario())
+
     def test_nothing_is_ended_while_ec2_does_not_answer(self, path: Path) -> None:
         async def scenario() -> None:
             async with rig(path) as r:

@@ -187,7 +187,7 @@ def test_tags_filters_and_states_select(served: Served) -> None:
 
 def test_a_filter_that_is_not_known_is_not_ignored(served: Served) -> None:
     with pytest.raises(ClientError) as error:
-        served.ec2.describe_instances(Filters=[{"Name": "hypervisor", "Values": ["xen"]}])
+        served.ec2.describe_instances(Filters=[{"Name": "affinity", "Values": ["host"]}])
     assert code_of(error) == "UnsupportedOperation"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.contract_cloud import differs, refused
+from support.contract_cloud import refused
 from support.tiny_cloud import INSTANCE_TYPES
 
 from instant_env.cloud.keys import KeyPair

@@ -57,13 +57,15 @@ def _find(cloud: Cloud, service_id: str) -> str:
 
 
 def _make(cloud: Cloud, service_id: str) -> str:
+    """Of the pool's role: without machines it goes with the next `clean` once the service has ended, and a
+    leased machine holds it."""
     name = f"instant-env-service-{service_id}"
     return cloud.ec2.create_security_group(
         GroupName=name,
         Description="instant-env service: SSH to leased machines",
         VpcId=vpc_of(cloud),
         TagSpecifications=tag_specifications(
-            "security-group", run_id=service_id, role=Role.LEASE, name=name, extra={"service": service_id}
+            "security-group", run_id=service_id, role=Role.POOL, name=name, extra={"service": service_id}
         ),
     )["GroupId"]
 

@@ -45,6 +45,7 @@ def state(browser: Browser) -> str:
 
 def open_page(browser: Browser, service: Served, width: int, *, dark: bool = False) -> None:
     browser.look("about:blank", width, dark=dark)
+    browser.console()  # the page of the test before has lost its service, and says so
     browser.look(f"{service.url}/#token={service.fake.admin_secret}", width, dark=dark)
     until(lambda: browser.run("return document.querySelector('#pools table') !== null"))
 

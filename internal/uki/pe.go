@@ -23,6 +23,8 @@ const (
 	pageSize = 0x1000
 	// Offsets and sizes in PE headers have 32 bits; the file is kept well below that.
 	maxImageSize = 1 << 31
+	// PE Format, Optional Header Windows-Specific Fields. Without it a small stub became an image of a gigabyte.
+	maxFileAlignment = 64 << 10
 )
 
 // peSection is a section to append.
@@ -168,6 +170,9 @@ func (p *peImage) add(sections []peSection) error {
 	}
 	if p.optional.FileAlignment == 0 || p.optional.SectionAlignment == 0 {
 		return errors.New("a zero alignment")
+	}
+	if alignment := p.optional.FileAlignment; alignment > maxFileAlignment || alignment&(alignment-1) != 0 {
+		return fmt.Errorf("the file alignment is %#x; it has to be a power of two up to 64 KiB", alignment)
 	}
 	p.stripSymbols()
 	if err := p.makeRoom(len(sections)); err != nil {

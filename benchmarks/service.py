@@ -11,7 +11,8 @@ the answer says it. Before each arm both pools are full and nothing boots.
 
 `load` is the own part of the service: HTTP, token, limits, claim and rows on the disk; its fleet hands over
 in no time. First an open loop (requests are sent at their times, whatever the answers do; a late answer
-counts from when its request was due), then a closed loop of clients that each wait for their answer.
+counts from when its request was due), then a closed loop of clients that each wait for their answer. The
+service is a process of its own; its own part of each POST is what it writes into its log.
 
 Each prints one JSON object.
 """
@@ -20,17 +21,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import io
 import json
 import os
 import platform
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -237,43 +238,36 @@ class _Fleet(FakeFleet):
         del operation, about
 
 
-async def _serve(directory: Path, requests: int, up: Callable[[str, str], None], stop: asyncio.Event) -> None:
+async def _serve(directory: Path, requests: int) -> None:
+    """A service until standard input ends. Says its address and token on standard output, in one line."""
     settings = ServiceSettings(max_leases=10_000_000, requests_per_minute=10_000_000, max_usd_per_hour=1e9)
-    async with rig(directory / "store", fleet=_Fleet(), plans=[plan(target=requests)],
-                   **settings.model_dump(exclude_unset=True)) as r:  # fmt: skip
-        r.fill_rows(requests)
-        _, secret = await r.new_token()
-        listener = Listener(make_app(r.engine, settings, log=make_logger(io.StringIO())))
-        serving = asyncio.create_task(listener.serve())
-        up(listener.url, secret)
-        await stop.wait()
-        listener.stop()
-        await serving
+    options = settings.model_dump(exclude_unset=True)
+    with (directory / "log").open("w", encoding="utf-8") as log:
+        async with rig(directory / "store", fleet=_Fleet(), plans=[plan(target=requests)], **options) as r:
+            r.fill_rows(requests)
+            _, secret = await r.new_token()
+            listener = Listener(make_app(r.engine, settings, log=make_logger(log)))
+            serving = asyncio.create_task(listener.serve())
+            print(json.dumps({"url": listener.url, "secret": secret}), flush=True)
+            await asyncio.to_thread(sys.stdin.read)
+            listener.stop()
+            await serving
 
 
 @contextmanager
-def _served(requests: int) -> Iterator[tuple[str, str]]:
-    """A service in a process of its own would be fairer to the client; a thread of its own is enough to keep
-    their event loops apart, and both share the interpreter's lock: times are upper bounds."""
-    facts: list[str] = []
-    up = threading.Event()
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
+def _served(directory: Path, requests: int) -> Iterator[tuple[str, str]]:
+    """The service in a process of its own."""
+    words = [sys.executable, __file__, "serve", str(directory), str(requests)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None  # noqa: S101 - it is a pipe
+        facts = json.loads(process.stdout.readline())
+        yield facts["url"], facts["secret"]
 
-    def ready(url: str, secret: str) -> None:
-        facts.extend((url, secret))
-        up.set()
 
-    with tempfile.TemporaryDirectory() as directory:
-        work = _serve(Path(directory), requests, ready, stop)
-        thread = threading.Thread(target=loop.run_until_complete, args=(work,))
-        thread.start()
-        up.wait(_PATIENCE_S)
-        try:
-            yield facts[0], facts[1]
-        finally:
-            loop.call_soon_threadsafe(stop.set)
-            thread.join()
+def _own_part(log: Path) -> list[float]:
+    """How long the service itself says that each POST took, from its first byte to its answer."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    return [line["ms"] for line in lines if line.get("event") == "request" and line.get("method") == "POST"]
 
 
 _BODY = {"public_key": str(KEY), "instance_type": TYPE, "ttl_seconds": 600}
@@ -325,10 +319,23 @@ async def _closed_loop(url: str, secret: str, clients: int, requests: int) -> di
 
 def measure_load(rate: int, seconds: int, clients: int) -> dict[str, Any]:
     count = rate * seconds
-    with _served(2 * count + 100) as (url, secret):
-        opened = asyncio.run(_open_loop(url, secret, rate, seconds))
-        closed = asyncio.run(_closed_loop(url, secret, clients, count))
-    return {"open_loop": {"rate_per_s": rate, **opened}, "closed_loop": {"clients": clients, **closed}}
+    opened, own_open = _with_service(count, lambda url, secret: _open_loop(url, secret, rate, seconds))
+    closed, own_closed = _with_service(count, lambda url, secret: _closed_loop(url, secret, clients, count))
+    return {
+        "open_loop": {"rate_per_s": rate, "seen_by_the_client": opened, "own_part": own_open},
+        "closed_loop": {"clients": clients, "seen_by_the_client": closed, "own_part": own_closed},
+    }
+
+
+def _with_service(
+    count: int, measure: Callable[[str, str], Coroutine[Any, Any, dict[str, float]]]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """What the clients saw of ``count`` requests to a fresh service, and its own part."""
+    with tempfile.TemporaryDirectory() as text:
+        directory = Path(text)
+        with _served(directory, count + 100) as (url, secret):
+            seen = asyncio.run(measure(url, secret))
+        return seen, figures(_own_part(directory / "log"))
 
 
 def main() -> None:
@@ -343,7 +350,13 @@ def main() -> None:
     loading.add_argument("--rate", type=int, default=50, help="requests per second in the open loop")
     loading.add_argument("--seconds", type=int, default=20)
     loading.add_argument("--clients", type=int, default=50, help="in the closed loop")
+    serving = kinds.add_parser("serve", help="what `load` starts")
+    serving.add_argument("directory", type=Path)
+    serving.add_argument("requests", type=int)
     options = parser.parse_args()
+    if options.kind == "serve":
+        asyncio.run(_serve(options.directory, options.requests))
+        return
     about = machine()
     if options.kind == "race":
         result = race(options.blocks, options.arch)

@@ -191,7 +191,7 @@ class Timing:
 class Machine:
     """One machine, whatever its technique. ``instance_id`` is empty until EC2 has named it.
 
-    ``expires_at``: the value of its expiry tag as last written; ``host_keys``: lines ``type base64``.
+    ``expires_at``: the expiry tag that it was launched with; ``host_keys``: lines ``type base64``.
     """
 
     id: str

@@ -448,32 +448,51 @@ def _timing(timeline: Timeline, shift_ms: float = 0.0) -> Timing:
 
 @asynccontextmanager
 async def _events(launch: Launch, t0_ns: int, notice: Notice, named: Named | None) -> AsyncIterator[None]:
-    """While the block runs, tell of the launch's marks as they come, in ms from ``t0_ns``."""
-    task = asyncio.create_task(_report(launch, t0_ns, notice, named))
+    """While the block runs, tell of the launch's marks as they come, in ms from ``t0_ns``; at its end, of
+    those that came since."""
+    reporter = _Reporter(launch, t0_ns, notice, named)
+    task = asyncio.create_task(reporter.run())
     try:
         yield
+        await reporter.look()
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _report(launch: Launch, t0_ns: int, notice: Notice, named: Named | None) -> None:
-    steps = [
-        (MarkName.T1, EventKind.LAUNCHED, "t1_ms"),
-        (MarkName.T2, EventKind.RUNNING, "t2_ms"),
-        (MarkName.T3, EventKind.SSH, "t3_ms"),
-    ]
-    told: set[MarkName] = set()
-    while len(told) < len(steps):
-        for mark, kind, field in steps:
-            if mark in told or mark not in launch.timeline.marks:
-                continue
-            told.add(mark)
-            at_ms = round(launch.timeline.marks[mark].ms + _shift_ms(launch, t0_ns), 3)
-            data: dict[str, Any] = {field: at_ms, "instance_id": launch.instance_id}
-            if launch.address:
-                data["address"] = launch.address
-            if mark is MarkName.T1 and named is not None:
-                await named(launch.instance_id)
-            await notice(kind, data)
-        await asyncio.sleep(_EVENTS_S)
+class _Reporter:
+    """Tells of each mark once."""
+
+    def __init__(self, launch: Launch, t0_ns: int, notice: Notice, named: Named | None) -> None:
+        self._launch = launch
+        self._t0_ns = t0_ns
+        self._notice = notice
+        self._named = named
+        self._steps = [
+            (MarkName.T1, EventKind.LAUNCHED, "t1_ms"),
+            (MarkName.T2, EventKind.RUNNING, "t2_ms"),
+            (MarkName.T3, EventKind.SSH, "t3_ms"),
+        ]
+        self._looking = asyncio.Lock()
+
+    async def run(self) -> None:
+        while self._steps:
+            await self.look()
+            await asyncio.sleep(_EVENTS_S)
+
+    async def look(self) -> None:
+        async with self._looking:
+            for step in list(self._steps):
+                if step[0] in self._launch.timeline.marks:
+                    self._steps.remove(step)
+                    await self._tell(*step)
+
+    async def _tell(self, mark: MarkName, kind: EventKind, field: str) -> None:
+        launch = self._launch
+        at_ms = round(launch.timeline.marks[mark].ms + _shift_ms(launch, self._t0_ns), 3)
+        data: dict[str, Any] = {field: at_ms, "instance_id": launch.instance_id}
+        if launch.address:
+            data["address"] = launch.address
+        if mark is MarkName.T1 and self._named is not None:
+            await self._named(launch.instance_id)
+        await self._notice(kind, data)

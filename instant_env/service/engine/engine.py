@@ -181,6 +181,7 @@ class Engine:
 
     async def _measure(self) -> None:
         context = self._context
+        await self._selector.keep()
         leases = await context.db(context.store.live_leases)
         context.metrics.observe(await self._pools.views(), leases, context.now())
 

@@ -164,7 +164,7 @@ class Leases:
                 await self._ready(lease.id, delivered)
                 return
             self._context.metrics.launch_failed(lease.technique)
-            await self._sample(lease, begun_ns, ok=False)
+            self._add_sample(lease, (time.monotonic_ns() - begun_ns) / 1e6, ok=False)
             self._context.log.warning(
                 "a machine came to nothing", lease_id=lease.id, technique=lease.technique, error=str(failure)
             )
@@ -286,13 +286,10 @@ class Leases:
             "lease is ready", lease_id=lease_id, instance_id=machine.instance_id, technique=lease.technique,
             t4_ms=delivered.timing.t4_ms,
         )  # fmt: skip
-        await context.amend_machine(
-            machine.id,
-            lambda row: replace(machine, version=row.version) if row.state is MachineState.LEASED else None,
-        )
+        await context.amend_machine(machine.id, lambda row: _as_delivered(row, machine))
         context.metrics.ready(lease.technique, lease.source or "", lease.timing)
         if delivered.timing.t4_ms is not None:
-            await self._add_sample(lease, delivered.timing.t4_ms, ok=True)
+            self._add_sample(lease, delivered.timing.t4_ms, ok=True)
         if delivered.host_keys_known_by != CONSOLE:
             context.spawn(self._know_host_keys(lease.id, machine), f"host keys {lease.id}")
         await self._promise(lease)
@@ -338,7 +335,6 @@ class Leases:
             return
         ends_at = (lease.expires_at + TAG_MARGIN).replace(microsecond=0)
         await context.fleet.promise(machine, lease, ends_at)
-        await self._set_machine_end(machine.id, ends_at)
 
     async def _again(
         self, lease: Lease, failure: MachineFailed, deadline_s: float, failed_cold: set[str]
@@ -379,13 +375,9 @@ class Leases:
             machine_id, lambda row: replace(row, state=MachineState.ENDED, detail=str(failure))
         )
 
-    async def _sample(self, lease: Lease, begun_ns: int, *, ok: bool) -> None:
-        await self._add_sample(lease, (time.monotonic_ns() - begun_ns) / 1e6, ok=ok)
-
-    async def _add_sample(self, lease: Lease, ms: float, *, ok: bool) -> None:
+    def _add_sample(self, lease: Lease, ms: float, *, ok: bool) -> None:
         source = lease.source or Source.COLD
         sample = sample_of(lease.request, lease.technique, source, self._context.now(), ms, ok=ok)
-        await self._context.db(self._context.store.add_sample, sample)
         self._selector.learn(sample)
 
     # the end
@@ -444,11 +436,7 @@ class Leases:
             raise Refusal(
                 Code.UNAVAILABLE, f"EC2 did not take the new end: {error.message}", retry_after_s=2
             ) from error
-        await self._set_machine_end(machine.id, ends_at)
         return await self._move_end(lease.id, wanted), True
-
-    async def _set_machine_end(self, machine_id: str, ends_at: datetime) -> None:
-        await self._context.amend_machine(machine_id, lambda row: replace(row, expires_at=ends_at))
 
     async def _move_end(self, lease_id: str, expires_at: datetime) -> Lease:
         def change(row: Lease) -> Lease | None:
@@ -530,6 +518,12 @@ def _check_leased(machine: Machine) -> None:
     """Raises MachineFailed for a machine that an earlier process had begun to put away when it was killed."""
     if machine.state is not MachineState.LEASED:
         raise MachineFailed(f"{machine.instance_id or machine.id} was being ended when the service stopped")
+
+
+def _as_delivered(row: Machine, machine: Machine) -> Machine | None:
+    """The row with what is known now; None when it says so already, or is over."""
+    known = replace(machine, version=row.version)
+    return known if row.state is MachineState.LEASED and known != row else None
 
 
 def _merged(before: Timing, after: Timing) -> Timing:

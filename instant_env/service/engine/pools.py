@@ -30,6 +30,8 @@ _BREAKER_FIRST_S = 30.0
 _BREAKER_MAX_S = 900.0
 #: Fills at a time, of all pools: each is a boot, and users' launches come first.
 FILLS_AT_A_TIME = 4
+#: At least this long between two looks at the pools: nothing beside the seconds that a fill takes.
+_LULL_S = 0.1
 #: A pool's machine ends by itself this long after it is too old to be handed out.
 _MARGIN = timedelta(hours=1)
 _WAITING = (MachineState.FILLING, MachineState.READY)
@@ -78,14 +80,14 @@ class _Standing:
     def target(self) -> int:
         return self.plan.target if self.control.target is None else self.control.target
 
+    def is_fresh(self, machine: Machine) -> bool:
+        """Whether it is of the current image."""
+        return self.offer is not None and machine.image_id == self.offer.image_id
+
     @property
     def fresh(self) -> list[Machine]:
         """Ready ones of the current image."""
-        return [machine for machine in self.ready if self.offer and machine.image_id == self.offer.image_id]
-
-    @property
-    def stale(self) -> list[Machine]:
-        return [machine for machine in self.ready if machine not in self.fresh]
+        return [machine for machine in self.ready if self.is_fresh(machine)]
 
 
 class Pools:
@@ -127,7 +129,8 @@ class Pools:
             await self._reconcile(plan)
 
     async def pause(self, interval_s: float) -> None:
-        """Until the next tick: this long, or until a kick."""
+        """Until the next tick: this long, or until a kick; many kicks at a time are one."""
+        await asyncio.sleep(_LULL_S)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), interval_s)
 
@@ -179,9 +182,11 @@ class Pools:
         )
 
     async def _reconcile(self, plan: PoolPlan) -> None:
-        await self._retire(await self._look(plan))
-        await self._drop_lost_fills(await self._look(plan))
-        await self._mend(await self._look(plan))
+        standing = await self._look(plan)
+        # What one changes in the rows does not matter to the others: each asks the row again before it acts.
+        await self._retire(standing)
+        await self._drop_lost_fills(standing)
+        await self._mend(standing)
         standing = await self._look(plan)
         self._images[plan.name] = self._serving(standing)
         for _ in range(await self._shortfall(standing)):
@@ -191,12 +196,10 @@ class Pools:
         """End what is too old, what is too many (oldest first), and old images as new ones come."""
         too_old = self._context.now() - standing.plan.max_age
         leaving = [machine for machine in standing.ready if (machine.ready_at or too_old) <= too_old]
-        staying = [machine for machine in standing.ready if machine not in leaving]
+        staying = [machine for machine in standing.ready if (machine.ready_at or too_old) > too_old]
         surplus = len(staying) - standing.target
         if surplus > 0:
-            # Those of old images first, then the oldest.
-            stale = [machine for machine in staying if machine in standing.stale]
-            leaving += [*stale, *(machine for machine in staying if machine not in stale)][:surplus]
+            leaving += sorted(staying, key=standing.is_fresh)[:surplus]  # old images first, then the oldest
         for machine in leaving:
             await self.retire(machine, "too old or too many")
 
@@ -252,7 +255,7 @@ class Pools:
         if control.open_until is not None and control.open_until > context.now():
             return 0
         missing = standing.target - len(standing.fresh) - len(standing.filling)
-        if control.open_until is not None or standing.stale:
+        if control.open_until is not None or len(standing.fresh) < len(standing.ready):
             # After a pause one fill probes; with old ones still serving, new ones come one by one.
             missing = min(missing, 1 - len(standing.filling))
         room = FILLS_AT_A_TIME - len(self._filling)

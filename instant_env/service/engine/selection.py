@@ -9,6 +9,7 @@ launch counts like all others and the quantile is a high one.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -78,6 +79,7 @@ class Selector:
         self._context = context
         self._predictions: dict[tuple[str, Arch, str], tuple[float, Prediction]] = {}
         self._learned = 0
+        self._new_samples: deque[LaunchSample] = deque(maxlen=_SAMPLES)
         self._estimates = {(e.technique, e.arch, e.instance_type): e for e in estimates}
 
     async def prediction(self, technique: str, arch: Arch, instance_type: str) -> Prediction:
@@ -92,9 +94,17 @@ class Selector:
         return known[1]
 
     def learn(self, sample: LaunchSample) -> None:
-        """A launch was recorded: the next prediction counts it."""
-        self._learned += 1
-        self._predictions.pop((sample.technique, sample.arch, sample.instance_type), None)
+        """Note a launch; :meth:`keep` writes it. Of many within seconds the newest are enough."""
+        self._new_samples.append(sample)
+
+    async def keep(self) -> None:
+        """Write what was noted: the next prediction counts it."""
+        context = self._context
+        while self._new_samples:
+            sample = self._new_samples.popleft()
+            await context.db(context.store.add_sample, sample)
+            self._learned += 1
+            self._predictions.pop((sample.technique, sample.arch, sample.instance_type), None)
 
     async def _predict(self, technique: str, arch: Arch, instance_type: str) -> Prediction:
         context = self._context

@@ -102,6 +102,7 @@ def test_a_claim_is_a_sample_for_the_next_choice(tmp_path: Path) -> None:
         async with rig(tmp_path / "s") as r:
             await r.fill()
             await r.ready(await r.take())
+            await r.engine._measure()
             (found,) = r.store.samples("warm-running", Arch.X86_64, TYPE, since=AT - timedelta(days=1))
             assert (found.ms, found.ok, found.source) == (60.0, True, Source.POOL)
             assert [view.technique for view in await r.engine.percentiles(r.token)] == ["warm-running"]

@@ -113,8 +113,6 @@ def _announce(facts: Started, log: object) -> None:
         say(f"pool {pool.name}: {pool.target} of {pool.instance_type} ({pool.arch}) wait for a key")
     for name, reason in facts.empty_pools.items():
         say(f"pool {name} stays empty: {reason}")
-    if facts.pools_usd_per_hour:
-        say(f"the pools cost about ${facts.pools_usd_per_hour:.2f} an hour while they are full")
     say("take a machine: invoke lease.new, or")
     say(
         f'  curl -sS {facts.url}/v1/instances -H "Authorization: Bearer $(cat {_quoted(facts.token_path)})" '

@@ -13,6 +13,7 @@ import functools
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -87,8 +88,21 @@ class Ec2Fleet:
         self._group_id = group_id
         self._prepared: dict[tuple[str, Arch], Prepared] = {}
         self._parked: dict[str, Parked] = {}
+        self._skew_s = 0.0
+        cloud.ec2.meta.events.register("after-call.ec2", self._compare_clocks)
         #: Whoever fills has to hand in some key; nothing is let in by this one.
         self._no_key = KeyPair.generate().public_key
+
+    @property
+    def clock_skew_s(self) -> float:
+        """How far this host's clock is ahead of EC2's by its newest answer, to a second as HTTP's Date is."""
+        return self._skew_s
+
+    def _compare_clocks(self, http_response: Any, **_: Any) -> None:
+        date = getattr(http_response, "headers", {}).get("date")
+        if date:
+            with contextlib.suppress(ValueError, TypeError):
+                self._skew_s = (datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds()
 
     async def close(self) -> None:
         """Drop all connections. Machines stay as they are."""

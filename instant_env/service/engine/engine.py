@@ -97,10 +97,13 @@ class Engine:
 
     # life
 
+    async def look_up(self) -> None:
+        """Look up images and prices, before :meth:`start`. Raises CloudError."""
+        self._context.catalogue = await self._context.fleet.catalogue(self._pairs)
+
     async def start(self) -> None:
-        """Look up images and prices, and take up what an earlier process left. Raises CloudError."""
+        """Take up what an earlier process left, and begin to work."""
         context = self._context
-        context.catalogue = await context.fleet.catalogue(self._pairs)
         await self._take_up_pools()
         await self._leases.resume()
         for name, work in (
@@ -511,7 +514,7 @@ class Engine:
             checks["store"] = error.message
         if self._tower.age_s() > _CLOUD_SILENT_S:
             checks.setdefault("cloud", "EC2 has not answered for a minute")
-        fatal = {"store", "cloud", "catalogue"} & set(checks)
+        fatal = {"store", "cloud", "catalogue", "clock"} & set(checks)
         for name in ("store", "cloud"):
             checks.setdefault(name, "ok")
         if context.closing:

@@ -130,6 +130,11 @@ class Fleet(Protocol):
         are others than those that the machine's first connection showed (``machine.host_keys``)."""
         ...
 
+    @property
+    def clock_skew_s(self) -> float:
+        """How far this host's clock is ahead of EC2's."""
+        ...
+
     def is_well(self, machine: Machine) -> bool:
         """Whether the connection to a ready running machine stands; always true for one that sleeps."""
         ...

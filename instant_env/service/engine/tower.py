@@ -29,6 +29,8 @@ from instant_env.service.records import (
     Source,
 )
 
+#: A difference of clocks that a promise's margins cover, with the second that HTTP's Date is rounded to.
+_SKEW_MAX_S = 10.0
 #: A machine that was described before may be missing from one answer; after this long it is gone.
 _MISSING_S = 10.0
 #: Between the two sightings that a machine without a row needs before it is ended.
@@ -66,12 +68,22 @@ class Tower:
             context.alarms["cloud"] = error.message
             return
         context.alarms.pop("cloud", None)
+        self._compare_clocks()
         self._success_s = context.monotonic()
         context.metrics.sweep.set(context.now().timestamp())
         seen = {sighting.machine_id: sighting for sighting in sightings if sighting.machine_id}
         await self._endings.tick(seen)
         await self._check_rows(seen, asked_at)
         await self._check_strays(sightings)
+
+    def _compare_clocks(self) -> None:
+        """Promises are times of day: of a clock that is wrong, machines would end too early or too late."""
+        skew_s = self._context.fleet.clock_skew_s
+        if abs(skew_s) <= _SKEW_MAX_S:
+            self._context.alarms.pop("clock", None)
+            return
+        ahead = "ahead of" if skew_s > 0 else "behind"
+        self._context.alarms["clock"] = f"this host's clock is {abs(skew_s):.0f} s {ahead} EC2's"
 
     async def _check_rows(self, seen: Mapping[str, Sighting], asked_at: datetime) -> None:
         """Rows whose machine has ended by itself, or whose lease is over or was never written."""

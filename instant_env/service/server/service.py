@@ -55,7 +55,6 @@ class Started:
     url: str
     token_path: str
     pools: tuple[PoolPlan, ...]
-    pools_usd_per_hour: float
     empty_pools: dict[str, str]
 
 
@@ -120,6 +119,9 @@ class Service:
             plans = plans_of(cloud, settings.pools)
             engine = Engine(context, facts_of(cloud), plans, _estimates(cloud))
             progress("looking up images and prices")
+            await engine.look_up()
+            if price := sum(plan.target * engine.price_of(plan) for plan in plans):
+                progress(f"the pools cost about ${price:.2f} an hour while they are full")
             await engine.start()
             stack.push_async_callback(engine.close)
             await self._ensure_token(engine, files)
@@ -135,8 +137,7 @@ class Service:
                 store.lock.say(url)
             files.write_url(url)
             stack.callback(files.forget_url, url)
-            price = sum(plan.target * engine.price_of(plan) for plan in plans)
-            started(Started(url, str(files.token), tuple(plans), price, engine.empty_pools(plans)))
+            started(Started(url, str(files.token), tuple(plans), engine.empty_pools(plans)))
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()

@@ -39,6 +39,7 @@ class FakeFleet:
         self.unwell: set[str] = set()
         self.image_id = image_id
         self.usd_per_hour = usd_per_hour
+        self.clock_skew_s = 0.0
         self.lingers = False
         """Whether a machine that is terminated is still seen running, until :meth:`vanish`."""
         self._numbers = itertools.count(1)

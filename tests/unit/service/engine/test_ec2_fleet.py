@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,23 @@ def test_a_lifes_calls_stay_within_the_policy(cloud: Cloud, image_id: str) -> No
     asyncio.run(scenario())
     assert {"ec2:RunInstances", "ec2:CreateTags", "ec2:RevokeSecurityGroupIngress"} <= sent
     assert sent - allowed == set()
+
+
+def test_ec2s_clock_is_compared_by_its_answers(cloud: Cloud) -> None:
+    async def scenario() -> None:
+        async with fleet_of(cloud) as fleet:
+            await fleet.sightings()
+            assert abs(fleet.clock_skew_s) < 60
+            behind = format_datetime(datetime.now(UTC) - timedelta(hours=1), usegmt=True)
+
+            def set_back(http_response: Any, **_: Any) -> None:
+                http_response.headers["date"] = behind
+
+            cloud.ec2.meta.events.register_first("after-call.ec2.DescribeInstances", set_back)
+            await fleet.sightings()
+            assert 3590 < fleet.clock_skew_s < 3900
+
+    asyncio.run(scenario())
 
 
 def test_machines_are_ended_without_waiting_for_their_systems(cloud: Cloud, image_id: str) -> None:

@@ -585,6 +585,21 @@ class TestTheStoreAndTheTagsDiffer:
 
         asyncio.run(scenario())
 
+    def test_a_clock_that_is_wrong_is_said_and_nothing_is_handed_out_by_it(self, path: Path) -> None:
+        async def scenario() -> None:
+            async with rig(path) as r:
+                for skew_s, words in ((-3600, "3600 s behind"), (75, "75 s ahead of")):
+                    r.fleet.clock_skew_s = skew_s
+                    await r.tower.tick()
+                    health = await r.engine.health()
+                    assert not health.ready
+                    assert words in health.checks["clock"]
+                r.fleet.clock_skew_s = 2
+                await r.tower.tick()
+                assert (await r.engine.health()).ready
+
+        asyncio.run(scenario())
+
     def test_nothing_is_ended_while_ec2_does_not_answer(self, path: Path) -> None:
         async def scenario() -> None:
             async with rig(path) as r:

@@ -109,14 +109,14 @@ class Leases:
         except IdempotencyMismatch as error:
             raise Refusal(Code.IDEMPOTENCY_MISMATCH, error.message, hint=error.hint) from error
         except PoolEmpty as error:
-            self._pools.count(request.arch, request.instance_type, None)
+            self._pools.count(request, None)
             raise Refusal(
                 Code.POOL_EMPTY, f"no machine of {request.technique} is ready",
                 hint="ask again later, or allow another technique by fallback", retry_after_s=5,
             ) from error  # fmt: skip
         if not admission.replayed:
             machine = admission.machine
-            self._pools.count(request.arch, request.instance_type, machine.pool if machine else None)
+            self._pools.count(request, machine.pool if machine else None)
             self._pools.kick()
             self._set_to_work(admission.lease, machine, t0_ns)
         return admission

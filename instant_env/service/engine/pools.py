@@ -19,7 +19,14 @@ from instant_env.service.engine.endings import Endings
 from instant_env.service.engine.fleet import MachineFailed, Offer
 from instant_env.service.engine.selection import PoolOffer
 from instant_env.service.operations import MachineView, PoolView
-from instant_env.service.records import Machine, MachineState, PoolControl, new_id
+from instant_env.service.records import (
+    AUTO,
+    LeaseRequest,
+    Machine,
+    MachineState,
+    PoolControl,
+    new_id,
+)
 from instant_env.service.store.protocol import QuotaExceeded
 from instant_env.service_settings import PoolKind, PoolSettings
 
@@ -134,10 +141,14 @@ class Pools:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), interval_s)
 
-    def count(self, request_arch: Arch, request_type: str, hit: str | None) -> None:
-        """A request came that these pools could have served; ``hit`` did."""
+    def count(self, request: LeaseRequest, hit: str | None) -> None:
+        """A request came; ``hit`` served it. It counts for the pools that it would have taken: of its
+        architecture and type, on demand, and of its technique unless any will do."""
+        any_technique = request.technique == AUTO or request.fallback
         for plan in self._plans.values():
-            if (plan.arch, plan.instance_type) != (request_arch, request_type):
+            of_its_kind = (plan.arch, plan.instance_type) == (request.arch, request.instance_type)
+            wanted = any_technique or request.technique == plan.technique
+            if not of_its_kind or not wanted or request.market is not Market.ON_DEMAND:
                 continue
             if plan.name == hit:
                 self.hits[plan.name] += 1

@@ -9,6 +9,7 @@ import pytest
 from support.service.fleet import FakeFleet, broken
 from support.service.rig import Clock, Rig, plan, rig
 
+from instant_env.cloud.instances import Market
 from instant_env.service.operations import Code, Refusal
 from instant_env.service.records import LeaseState, MachineState, Source
 from instant_env.service_settings import PoolKind
@@ -269,6 +270,22 @@ def test_a_burst_is_refilled_to_the_target(path: Path) -> None:
             assert len(ready(r)) == 4
             (view,) = await r.pools.views()
             assert view.hit_ratio == 1.0
+
+    asyncio.run(scenario())
+
+
+def test_a_request_counts_for_the_pools_that_it_would_have_taken(path: Path) -> None:
+    async def scenario() -> None:
+        plans = [plan(target=1), plan(PoolKind.WARM_STOPPED, target=1, name="stopped")]
+        async with rig(path, plans=plans) as r:
+            await r.fill(2)
+            await r.take("cold")
+            await r.take(market=Market.SPOT)
+            await r.take()  # the running one
+            await r.take("warm-stopped", fallback=True)
+            await r.take()  # nothing is left
+            counts = {view.name: (view.hits, view.misses) for view in await r.pools.views()}
+            assert counts == {"pool": (1, 1), "stopped": (1, 1)}
 
     asyncio.run(scenario())
 

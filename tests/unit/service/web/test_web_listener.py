@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import socket
@@ -23,7 +24,7 @@ from support.service.served import KEY, serving
 
 from instant_env.errors import UsageError
 from instant_env.service.web.app import make_app
-from instant_env.service.web.listener import Listener, check_address
+from instant_env.service.web.listener import Listener, _Protocol, check_address
 from instant_env.settings import ROOT
 
 CERTIFICATE, PRIVATE = Path("cert.pem"), Path("key.pem")
@@ -167,3 +168,20 @@ def test_a_signal_ends_it_at_once_with_an_open_stream_and_a_call_in_flight() -> 
         service.kill()
         service.wait()
         service.stdout.close()
+
+
+def test_no_answer_waits_for_an_acknowledgement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """asyncio turns Nagle's algorithm off for connections whose socket names TCP as its protocol."""
+    delays: list[int] = []
+    plain = _Protocol.connection_made
+
+    def noted(self: _Protocol, transport: asyncio.Transport) -> None:
+        connection = transport.get_extra_info("socket")
+        delays.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        plain(self, transport)
+
+    monkeypatch.setattr(_Protocol, "connection_made", noted)
+    with serving() as service, service.client() as client:
+        client.get("/healthz")
+    assert delays
+    assert all(delays)

@@ -65,9 +65,11 @@ def _may_end_leases(settings: Settings, *, yes: bool) -> bool:
     from instant_env.localec2 import starter
     from instant_env.settings import CloudName
 
-    if starter.status(settings).endpoint is None:
+    endpoint = starter.status(settings).endpoint
+    if endpoint is None:
         return True
-    cloud = connect(settings.model_copy(update={"cloud": CloudName.LOCAL}))
+    # Whatever the settings name: it is this server that is about to end.
+    cloud = connect(settings.model_copy(update={"cloud": CloudName.LOCAL, "region": endpoint.region}))
     machines = in_use.machines_in_use(cloud, datetime.now(UTC))
     if not machines:
         return True

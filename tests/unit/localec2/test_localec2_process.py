@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from instant_env.localec2.records.layout import Layout
 from instant_env.localec2.records.records import ServerRecord
 from instant_env.localec2.records.store import RecordStore
 from instant_env.localec2.starter import LocalEc2Error
-from instant_env.settings import Settings
+from instant_env.settings import ROOT, Settings
 
 pytest_plugins = ("support.localec2_served",)
 
@@ -142,3 +144,20 @@ def test_copied_volumes_have_their_copied_snapshots_behind_them(tmp_path: Path) 
     home(Layout.create(tmp_path / "b"))
     assert backing_of(tmp_path / "b/volumes/vol-1.qcow2") == tmp_path / "b/snapshots/snap-1.qcow2"
     assert backing_of(volume) == snapshot
+
+
+@pytest.mark.slow
+@needs_qemu
+def test_down_ends_the_server_whatever_region_the_settings_name(tmp_path: Path) -> None:
+    """What another region's verbs advise."""
+    cloud = LocalCloud(tmp_path / "state")
+    names = {"INSTANT_ENV_STATE_DIR": str(cloud.settings.state_dir), "INSTANT_ENV_REGION": "eu-west-1"}
+    try:
+        done = subprocess.run(
+            [str(Path(sys.executable).parent / "invoke"), "local.down"],
+            cwd=ROOT, env={**os.environ, **names}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert starter.status(cloud.settings).endpoint is None
+    finally:
+        starter.down(cloud.settings)

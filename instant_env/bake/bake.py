@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from instant_env.bake.packages import LIST_COMMANDS, Package, bill_of_materials
 from instant_env.bake.plan import BakePlan, make_plan
 from instant_env.bake.recipe import Base, load_base, resolve
 from instant_env.bake.request import OnError, Request
-from instant_env.bake.seal import SEAL_FAILED, SEAL_TIMEOUT_S, SEALED
+from instant_env.bake.seal import SEAL_FAILED, SEAL_TIMEOUT_S, SEALED, TTL_UNIT
 from instant_env.bake.verify import VerifyError, verify
 from instant_env.cloud import instances, runs
 from instant_env.cloud.images import BakedImage, list_baked, mark_verified, parameter_name
@@ -33,6 +32,7 @@ from instant_env.cloud.session import Cloud, cloud_error, connect, default_base,
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError, UsageError
 from instant_env.files import write_json
+from instant_env.launch.cloud_config import timer_command, timer_config
 from instant_env.progress import Doing, Progress
 from instant_env.provenance import git_state
 from instant_env.settings import Settings
@@ -42,9 +42,6 @@ from instant_env.user_data import UserData
 MACHINE_TTL_S = 3600
 #: How often the console is looked at while the seal runs.
 _CONSOLE_EVERY_S = 10.0
-#: Timers on the builder: armed by its user data, and by us once we are logged in.
-_EARLY_TTL_UNIT = "instant-bake-early-ttl"
-_TTL_UNIT = "instant-bake-ttl"
 
 
 @dataclass(frozen=True)
@@ -119,16 +116,14 @@ def _already_baked(cloud: Cloud, plan: BakePlan, request: Request) -> BakedImage
 
 
 def _seal(cloud: Cloud, builder: Machine, plan: BakePlan, log: Any, progress: Progress) -> None:
-    """Run the seal and wait until the builder has powered itself off."""
+    """Run the seal and wait until the builder has powered itself off. The seal itself stops the builder's
+    timers: if this process dies before it has begun, they still stand."""
     try:
         cloud.ec2.modify_instance_attribute(
             InstanceId=builder.instance_id, InstanceInitiatedShutdownBehavior={"Value": "stop"}
         )
     except ClientError as error:
         raise cloud_error(error, f"preparing {builder.instance_id} for its last power-off") from error
-    run_as_root(builder.connection, ["systemctl", "stop", f"{_TTL_UNIT}.timer"], log)
-    # Where no cloud-init has read our user data there is none of this name.
-    run_as_root(builder.connection, ["sh", "-c", f"systemctl stop {_EARLY_TTL_UNIT}.timer || true"], log)
     progress(Doing("sealing, and waiting for the power-off"))
     started = time.monotonic()
     start_detached(builder.connection, plan.seal, "seal", log)
@@ -194,7 +189,7 @@ def bake(
         role=Role.BUILDER,
         login_user=plan.base.login_user,
         expires_at=expires_at,
-        user_data=_early_timer(),
+        user_data=timer_config(MACHINE_TTL_S),
         options=LaunchOptions(
             encrypted=options.encrypt,
             kms_key_id=options.kms_key_id,
@@ -274,22 +269,10 @@ def _packages(builder: Machine, plan: BakePlan, log: Any) -> list[Package]:
     return packages.parse(run_as_root(builder.connection, LIST_COMMANDS[plan.base.family], log))
 
 
-def _early_timer() -> str:
-    """User data by which a stock base's cloud-init ends the builder after MACHINE_TTL_S, even if nobody
-    ever logs in. (Cloud config, https://cloudinit.readthedocs.io/en/latest/reference/examples.html.)"""
-    return "#cloud-config\n" + json.dumps({"runcmd": [_timer(_EARLY_TTL_UNIT)]}) + "\n"
-
-
-def _timer(unit: str) -> list[str]:
-    """The command for a timer that powers off, which terminates the machine (its shutdown behaviour)."""
-    return [
-        "systemd-run", "--quiet", f"--on-active={MACHINE_TTL_S}s", f"--unit={unit}", "systemctl", "poweroff"
-    ]  # fmt: skip
-
-
 def _arm_timer(builder: Machine, log: Any) -> None:
-    """The builder ends itself after MACHINE_TTL_S, even if this process dies."""
-    run_as_root(builder.connection, _timer(_TTL_UNIT), log)
+    """The builder ends itself after MACHINE_TTL_S, even if this process dies: also one of a base without
+    cloud-init, which has no timer before."""
+    run_as_root(builder.connection, timer_command(TTL_UNIT, f"--on-active={MACHINE_TTL_S}s"), log)
 
 
 def _publish(cloud: Cloud, image: BakedImage) -> None:

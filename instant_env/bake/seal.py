@@ -6,7 +6,10 @@ space is overwritten, because deleted files otherwise survive in the image's raw
 
 from __future__ import annotations
 
+import shlex
+
 from instant_env.bake.recipe import Base
+from instant_env.launch.cloud_config import EARLY_UNIT, timer_command
 
 #: Printed on the serial console at the very end; its absence after power-off means that the seal failed.
 SEALED = "instant-bake: sealed"
@@ -16,6 +19,10 @@ SEAL_FAILED = "instant-bake: seal failed"
 #: minute, and emulation may take longer. One that has failed powers off only after that: a stop before it
 #: would look like success where the console is late.
 SEAL_TIMEOUT_S = 900
+#: The timer that the bake arms once it is logged in, beside the one of the builder's user data.
+TTL_UNIT = "instant-bake-ttl"
+#: The timer of the seal, in place of those two: long enough not to end a seal that somebody waits for.
+_SEAL_UNIT = "instant-bake-seal-ttl"
 
 #: Everything here identifies the builder, its user or its run. Globs are the shell's.
 _FORGET_FILES = (
@@ -37,11 +44,19 @@ _FORGET_FILES = (
 def seal_script(base: Base) -> str:
     """The script, for ``sh``; its output goes to the console."""
     forget = "\n".join(f"rm -rf {paths}" for paths in _FORGET_FILES)
+    last_timer = shlex.join(timer_command(_SEAL_UNIT, f"--on-active={3 * SEAL_TIMEOUT_S}s"))
     return f"""#!/bin/sh
 # seal: forget this machine, clear free space, power off.
 set -eu
 exec >/dev/console 2>&1 </dev/null
 trap 'echo "{SEAL_FAILED}"; sleep {2 * SEAL_TIMEOUT_S}; systemctl poweroff --force --force' EXIT
+
+# The timers of the bake must not cut this short. Until here they stand, and from here on one of our own, so
+# there is no second in which a machine that everybody has left would run on.
+{last_timer}
+for timer in {TTL_UNIT} {EARLY_UNIT}; do
+    systemctl stop "$timer.timer" 2>/dev/null || true  # no cloud-init, no early timer
+done
 
 # The key we came by is overwritten in place; nobody logs in after this.
 for file in /root/.ssh/authorized_keys /home/*/.ssh/authorized_keys; do

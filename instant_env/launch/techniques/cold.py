@@ -9,7 +9,7 @@ from botocore.exceptions import ClientError
 from instant_env.cloud.images import BakedImage
 from instant_env.cloud.session import Cloud, error_code
 from instant_env.errors import UsageError
-from instant_env.launch.cloud_config import cloud_config
+from instant_env.launch.cloud_config import cloud_config, timer_config
 from instant_env.launch.launched import Launched
 from instant_env.launch.techniques.base import LaunchSpec, PoolSlot, Prepared, Technique, run_instance
 
@@ -21,9 +21,9 @@ class Cold(Technique):
     Needs: at least one AMI of ours, whose tags name its base AMI, so that like is compared with like.
     Saves: nothing; everything else is measured against it.
 
-    Measured, it has a key pair and gets no user data: a stock image would run it, and that would no longer be
-    the baseline. So the machine has no timer of its own; tags, the run's own clean-up and ``invoke clean``
-    end it. Launched without a key pair it is somebody's, and gets key and timer by cloud-config.
+    Measured, it has a key pair, and its user data is a cloud-config with one command, which arms the timer
+    that ends it (docs/bases.md says what that costs). Launched without a key pair it is somebody's, and
+    gets key and timer by cloud-config.
     """
 
     name = "cold"
@@ -60,7 +60,9 @@ class Cold(Technique):
         )
 
     def user_data(self, spec: LaunchSpec) -> str | None:
-        return None if spec.key_name else cloud_config(spec.public_key, spec.expires_at)
+        if not spec.key_name:
+            return cloud_config(spec.public_key, spec.expires_at)
+        return timer_config(spec.user_data.ttl_s) if spec.user_data.ttl_s else None
 
     def launch(self, cloud: Cloud, prepared: Prepared, spec: LaunchSpec, slot: PoolSlot) -> Launched:
         del slot

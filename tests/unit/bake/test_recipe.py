@@ -14,8 +14,9 @@ from instant_env.bake import recipe as recipes
 from instant_env.bake.plan import File, Script, Upload, make_plan
 from instant_env.bake.recipe import Phase, load_base, load_recipe, resolve
 from instant_env.bake.request import Request
-from instant_env.bake.seal import seal_script
+from instant_env.bake.seal import SEAL_TIMEOUT_S, TTL_UNIT, seal_script
 from instant_env.errors import UsageError
+from instant_env.launch.cloud_config import EARLY_UNIT
 from instant_env.settings import ROOT
 
 RECIPES = ROOT / "recipes"
@@ -72,6 +73,31 @@ def test_every_rendered_script_passes_shellcheck(
     result = subprocess.run(["shellcheck", *files, seal], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
     assert len(files) > 8
+
+
+@pytest.mark.parametrize("systemd_run_fails", [False, True])
+def test_the_seal_stops_the_bakes_timers_only_once_its_own_stands(
+    tmp_path: Path, systemd_run_fails: bool
+) -> None:
+    """Its first lines, with programs that write down how they were called."""
+    text = seal_script(load_base(RECIPES, "debian-12"))
+    head, mark, _ = text.partition("# The key we came by")
+    assert mark, "what follows is not for this machine"
+    head = "".join(line for line in head.splitlines(True) if not line.startswith(("exec ", "trap ")))
+    calls = tmp_path / "calls"
+    for name in ("systemd-run", "systemctl"):
+        program = tmp_path / name
+        status = 1 if name == "systemd-run" and systemd_run_fails else 0
+        program.write_text(f'#!/bin/sh\necho {name} "$@" >>{calls}\nexit {status}\n')
+        program.chmod(0o755)
+    result = subprocess.run(
+        ["sh", "-c", head], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, check=False
+    )
+    lines = calls.read_text().splitlines()
+    assert f"--on-active={3 * SEAL_TIMEOUT_S}s" in lines[0]
+    assert lines[0].startswith("systemd-run --quiet --unit=instant-bake-seal-ttl ")
+    stops = [f"systemctl stop {unit}.timer" for unit in (TTL_UNIT, EARLY_UNIT)]
+    assert (result.returncode, lines[1:]) == ((1, []) if systemd_run_fails else (0, stops))
 
 
 def test_child_keeps_the_parents_order_and_replaces_its_namesakes() -> None:

@@ -21,7 +21,7 @@ from support.patience import until
 from instant_env.cloud.instances import Market
 from instant_env.cloud.keys import KeyPair
 from instant_env.cloud.tags import Role
-from instant_env.launch.cloud_config import END_FILE, PROGRAM, UNIT, cloud_config
+from instant_env.launch.cloud_config import EARLY_UNIT, END_FILE, PROGRAM, UNIT, cloud_config, timer_command
 from instant_env.launch.techniques import LaunchSpec, find_technique
 from instant_env.public_key import PublicKey
 from instant_env.user_data import MAX_BYTES, UserData, format_time
@@ -45,19 +45,49 @@ def test_the_document_is_what_cloud_init_reads() -> None:
     assert document["runcmd"][-1] == ["systemctl", "enable", "--now", UNIT]
 
 
-def test_cold_has_user_data_only_without_a_key_pair() -> None:
-    """The baseline of measurements stays what everybody launches."""
+def cold_user_data(key_name: str, *, ttl_s: int | None = None, end: datetime = END) -> str | None:
+    spec = LaunchSpec(
+        run_id="r", name="n", role=Role.LEASE, instance_type="m7i.large", key_name=key_name,
+        security_group_id="", market=Market.ON_DEMAND, expires_at=end, user_data=UserData(ttl_s=ttl_s),
+        client_token="t", public_key=KEY,
+    )  # fmt: skip
+    return find_technique("cold").user_data(spec)
 
-    def user_data(key_name: str) -> str | None:
-        spec = LaunchSpec(
-            run_id="r", name="n", role=Role.LEASE, instance_type="m7i.large", key_name=key_name,
-            security_group_id="", market=Market.ON_DEMAND, expires_at=END, user_data=UserData(),
-            client_token="t", public_key=KEY,
-        )  # fmt: skip
-        return find_technique("cold").user_data(spec)
 
-    assert user_data("operators") is None
-    assert user_data("") == cloud_config(KEY, END)
+def test_cold_has_a_timer_and_without_a_key_pair_its_key_as_well() -> None:
+    """The baseline of measurements stays what everybody launches, but for the one command."""
+    text = cold_user_data("operators", ttl_s=2700)
+    assert text is not None
+    (command,) = boot_commands(text)
+    assert "--on-active=2700s" in command
+    assert yaml.safe_load(text).keys() == {"bootcmd"}
+    assert cold_user_data("") == cloud_config(KEY, END)
+
+
+def boot_commands(text: str) -> list[list[str]]:
+    """What cloud-init runs before anything else of the document, at every start."""
+    commands: list[list[str]] = yaml.safe_load(text)["bootcmd"]
+    return commands
+
+
+def test_a_lease_of_cold_has_a_timer_before_its_own_program_runs() -> None:
+    """runcmd comes last in a boot; a machine that does not get so far would run for ever."""
+    (command,) = boot_commands(cloud_config(KEY, END))
+    assert "--on-calendar=2026-12-01 12:00:00 UTC" in command
+    assert f"--unit={EARLY_UNIT}" in command
+    # A tag may put the end off: then the early timer must be gone.
+    unit = files(cloud_config(KEY, END))[f"/etc/systemd/system/{UNIT}"]
+    assert f"ExecStartPre=-/usr/bin/systemctl stop {EARLY_UNIT}.timer\n" in unit
+
+
+def test_the_early_timer_waits_for_nothing_that_waits_for_it() -> None:
+    """cloud-init runs before sysinit.target, on which units depend by default: the boot would stand still."""
+    command = timer_command("u", "--on-active=1s")
+    assert command[:2] == ["systemd-run", "--quiet"]
+    assert {"--timer-property=DefaultDependencies=no", "--property=DefaultDependencies=no"} <= set(command)
+    assert command[-3:-1] == ["sh", "-c"]
+    assert command[-1].startswith("systemctl poweroff;")
+    assert command[-1].endswith("systemctl poweroff --force --force")
 
 
 @dataclass

@@ -26,10 +26,11 @@ from harness.results_file import SCHEMA_VERSION, ResultFile, Row, read_rows
 from harness.run import estimates
 from harness.run.lag import short_pauses
 from harness.run.row import progress_line
-from harness.run.scheduler import Access, AttemptScheduler, end_leftovers, fillings_as_json
+from harness.run.scheduler import Access, AttemptScheduler, fillings_as_json
 from instant_env import stopping
 from instant_env.arch import Arch
 from instant_env.cloud import copies, runs
+from instant_env.cloud.instances import end_run
 from instant_env.cloud.interfaces import delete_of_run
 from instant_env.cloud.keys import KeyPair, imported_key_pair
 from instant_env.cloud.network import temporary_security_group
@@ -218,7 +219,7 @@ class Run:
                 stack.callback(delete_of_run, self.cloud, self.run_id)
                 stack.callback(copies.delete_copies_of_run, self.cloud, self.run_id)
                 self._apply_boot_modes(expires_at)
-                stack.callback(end_leftovers, self.cloud, self.run_id)
+                stack.callback(end_run, self.cloud, self.run_id)
                 scheduler = AttemptScheduler(
                     cloud=self.cloud,
                     experiment=self.experiment,

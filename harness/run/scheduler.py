@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import asyncssh
 from botocore.exceptions import BotoCoreError, ClientError
@@ -22,10 +22,10 @@ from harness.run.attempt import Attempt
 from harness.run.row import row_of
 from instant_env.cloud import copies
 from instant_env.cloud.handover import HandOver
-from instant_env.cloud.instances import console_tail, terminate
+from instant_env.cloud.instances import console_tail, end_run
 from instant_env.cloud.keys import KeyPair
 from instant_env.cloud.session import Cloud
-from instant_env.cloud.tags import Role, project_filter
+from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError
 from instant_env.launch.boot_records import RecordsError, read_boot_records
 from instant_env.launch.launcher import Launcher
@@ -39,14 +39,8 @@ from instant_env.progress import Progress
 from instant_env.stopping import StopSignals
 from instant_env.user_data import UserData
 
-if TYPE_CHECKING:
-    from mypy_boto3_ec2.type_defs import FilterTypeDef
-
-
 #: Lines of the serial console kept of a machine that did not let us in.
 _CONSOLE_LINES = 400
-
-_LIVE_STATES = ["pending", "running", "stopping", "stopped", "shutting-down"]
 
 
 @dataclass(frozen=True)
@@ -133,7 +127,7 @@ class AttemptScheduler:
                     # nothing else is in flight makes sure that nothing of the run is alive beside the
                     # machine that is measured.
                     if self.in_flight == 0:
-                        await asyncio.to_thread(end_leftovers, self.cloud, self.run_id)
+                        await asyncio.to_thread(end_run, self.cloud, self.run_id)
                     await gate.wait()
                     self.in_flight += 1
                     self.reserved_usd += self._worst_usd(item.cell)
@@ -312,18 +306,6 @@ class _Gate:
         due = max(self._next, now)
         self._next = due + self._interval_s
         await asyncio.sleep(due - now)
-
-
-def end_leftovers(cloud: Cloud, run_id: str) -> None:
-    """End what is still alive of a run, found by tag: so also a machine whose id never reached us."""
-    filters: list[FilterTypeDef] = [
-        *project_filter(run=run_id),
-        {"Name": "instance-state-name", "Values": _LIVE_STATES},
-    ]
-    pages = cloud.ec2.get_paginator("describe_instances").paginate(Filters=filters)
-    alive = [i["InstanceId"] for page in pages for r in page["Reservations"] for i in r["Instances"]]
-    if alive:
-        terminate(cloud, alive)
 
 
 def fillings_as_json(fillings: Mapping[str, FillStats]) -> dict[str, Any]:

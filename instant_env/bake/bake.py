@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from instant_env.bake import artefacts, bases, packages
 from instant_env.bake import image as images
@@ -42,6 +42,9 @@ from instant_env.user_data import UserData
 MACHINE_TTL_S = 3600
 #: How often the console is looked at while the seal runs.
 _CONSOLE_EVERY_S = 10.0
+#: How often, and with which pauses, it is read once the builder has stopped, until it has the seal's last
+#: word.
+_LAST_WORDS_TRIES, _LAST_WORDS_PAUSE_S = 30, 2.0
 
 
 @dataclass(frozen=True)
@@ -145,12 +148,30 @@ def _seal(cloud: Cloud, builder: Machine, plan: BakePlan, log: Any, progress: Pr
                 raise refuse(tail)
 
     instances.wait_for_state(cloud, builder.instance_id, {"stopped"}, timeout_s=SEAL_TIMEOUT_S, sleep=listen)
-    tail = instances.console_tail(cloud, builder.instance_id)
-    # EC2 shows the console late, so its silence proves nothing there; a stated failure does everywhere.
-    if SEAL_FAILED in tail or (cloud.console_is_prompt and SEALED not in tail):
+    text, is_latest = _last_words(cloud, builder.instance_id)
+    tail = "\n".join(text.splitlines()[-15:])
+    if SEAL_FAILED in text:
         raise refuse(tail)
+    if SEALED not in text:
+        # What EC2 posted before the seal proves nothing: then the audit decides, by the image's bytes.
+        if cloud.console_is_prompt or (text and is_latest):
+            raise refuse(tail)
+        progress(f"warning: the console of {builder.instance_id} does not show the end of its last step")
     progress(f"sealed and powered off: {time.monotonic() - started:.1f} s")
     progress(Doing(f"making an image of {builder.instance_id}"))
+
+
+def _last_words(cloud: Cloud, instance_id: str) -> tuple[str, bool]:
+    """The console of a builder that has stopped, and whether it is the present one. EC2 may post its end
+    late, which is waited for, for a minute."""
+    text, is_latest = "", False
+    for _ in range(_LAST_WORDS_TRIES):
+        with suppress(ClientError, BotoCoreError):
+            text, is_latest = instances.console(cloud, instance_id)
+        if SEALED in text or SEAL_FAILED in text or cloud.console_is_prompt:
+            break
+        time.sleep(_LAST_WORDS_PAUSE_S)
+    return text, is_latest
 
 
 def bake(

@@ -20,7 +20,7 @@ from instant_env.cloud import instances
 from instant_env.cloud.instances import LaunchOptions, LaunchRequest
 from instant_env.cloud.keys import KeyPair, imported_key_pair
 from instant_env.cloud.network import caller_cidr, private_cidr, temporary_security_group
-from instant_env.cloud.session import Cloud, CloudError, cloud_error, finish_despite_interrupt, retry_cleanup
+from instant_env.cloud.session import Cloud, CloudError, cloud_error, finish_despite_interrupt
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError
 from instant_env.progress import Doing, Progress
@@ -79,8 +79,7 @@ def machine(cloud: Cloud, order: Order, progress: Progress) -> Iterator[Machine]
 
     def terminate() -> None:
         if not keep_resources:
-            retry_cleanup(lambda: launched.update(instances.live_of_run(cloud, run_id, role)))
-            instances.terminate(cloud, sorted(launched))
+            instances.end_run(cloud, run_id, role)
 
     with ExitStack() as stack:
         key_name = stack.enter_context(
@@ -93,7 +92,6 @@ def machine(cloud: Cloud, order: Order, progress: Progress) -> Iterator[Machine]
             )
         )
         # Before the launch, so that an interrupt inside it cannot leave a machine behind.
-        launched: set[str] = set()
         stack.callback(finish_despite_interrupt, terminate)
         request = LaunchRequest(
             image_id=order.image_id,
@@ -113,7 +111,6 @@ def machine(cloud: Cloud, order: Order, progress: Progress) -> Iterator[Machine]
             instance_id = instances.launch_where_there_is_room(cloud, request, order.instance_types, progress)
         except ClientError as error:
             raise cloud_error(error, f"launching {order.image_id}") from error
-        launched.add(instance_id)
         progress(f"{role.value} {instance_id} launched")
         progress(Doing(f"waiting for a login to {instance_id}"))
         address = None

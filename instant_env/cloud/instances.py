@@ -49,6 +49,18 @@ CAPACITY_ERRORS = frozenset(
 #: does not have.
 _ELSEWHERE_ERRORS = CAPACITY_ERRORS | {"Unsupported"}
 
+#: GetConsoleOutput's where a type's console cannot be read while it is written.
+_NO_LATEST = frozenset({"UnsupportedOperation", "InvalidParameterCombination", "InvalidParameterValue"})
+
+_NOT_FOUND = "InvalidInstanceID.NotFound"
+#: More than two minutes in all: before NotFound is believed, the Developer Guide wants growing pauses of
+#: up to minutes ("Eventual consistency in the Amazon EC2 API").
+_NOT_YET_PAUSES_S = (0.25, 1.0, 4.0, 10.0, 20.0, 40.0, 60.0)
+#: How much later a second look at the tags is.
+_TAGS_LATE_S = 15.0
+
+_LIVE_STATES = ("pending", "running", "stopping", "stopped", "shutting-down")
+
 
 class Market(StrEnum):
     """How the machine is paid for."""
@@ -212,8 +224,10 @@ def _root_volume(options: LaunchOptions) -> EbsBlockDeviceTypeDef:
 
 def launch(cloud: Cloud, request: LaunchRequest) -> str:
     """RunInstances once; return the instance id. botocore's ClientError is passed on."""
-    answer = cloud.ec2.run_instances(**request_body(cloud, request))
-    return answer["Instances"][0]["InstanceId"]
+    with cloud.launches.request(request.run_id) as answered:
+        instance_id = cloud.ec2.run_instances(**request_body(cloud, request))["Instances"][0]["InstanceId"]
+        answered(instance_id)
+    return instance_id
 
 
 def _zones_of(cloud: Cloud, instance_type: str) -> list[str]:
@@ -264,7 +278,7 @@ def describe(cloud: Cloud, instance_id: str) -> InstanceTypeDef | None:
     try:
         answer = cloud.ec2.describe_instances(InstanceIds=[instance_id])
     except ClientError as error:
-        if error_code(error) == "InvalidInstanceID.NotFound":
+        if error_code(error) == _NOT_FOUND:
             return None
         raise
     for reservation in answer["Reservations"]:
@@ -305,46 +319,105 @@ def wait_for_state(
     )
 
 
+def console(cloud: Cloud, instance_id: str) -> tuple[str, bool]:
+    """The text of the serial console, and whether it is the present one.
+
+    Without Latest, EC2 answers what was on it shortly after the machine's last transition. Types that are not
+    built on Nitro have nothing else (API_GetConsoleOutput). botocore's errors are passed on.
+    """
+    latest = True
+    try:
+        answer = cloud.ec2.get_console_output(InstanceId=instance_id, Latest=True)
+    except ClientError as error:
+        if error_code(error) not in _NO_LATEST:
+            raise
+        latest = False
+        answer = cloud.ec2.get_console_output(InstanceId=instance_id)
+    return answer.get("Output") or "", latest
+
+
 def console_tail(cloud: Cloud, instance_id: str, lines: int = 15) -> str:
     """The last lines of the serial console, or an empty text when there is none."""
     try:
-        output = cloud.ec2.get_console_output(InstanceId=instance_id).get("Output") or ""
+        output, _ = console(cloud, instance_id)
     except (ClientError, BotoCoreError):
         return ""
     return "\n".join(output.splitlines()[-lines:])
 
 
-def request_end(cloud: Cloud, instance_id: str) -> bool:
-    """TerminateInstances; False when the machine is not known any more."""
+def request_end(cloud: Cloud, instance_id: str, *, sleep: Callable[[float], None] | None = None) -> bool:
+    """TerminateInstances; False when the machine is not known any more.
+
+    In the first two minutes after RunInstances has answered with this id, EC2 may say that there is no such
+    machine, and it may run all the same. It is asked again, with growing pauses, and at last whether it lists
+    it.
+    """
+    pauses_s: Sequence[float] = _NOT_YET_PAUSES_S if cloud.launches.is_young(instance_id) else (0.25,)
     try:
-        return retry_cleanup(
+        exists = retry_cleanup(
             lambda: cloud.ec2.terminate_instances(InstanceIds=[instance_id]),
-            missing_code="InvalidInstanceID.NotFound",
+            missing_code=_NOT_FOUND,
+            missing_pauses_s=pauses_s,
+            sleep=sleep,
         )
+        if not exists and pauses_s is _NOT_YET_PAUSES_S and _is_listed(cloud, instance_id):
+            raise CloudError(
+                f"terminating {instance_id}: EC2 lists it, and answers {_NOT_FOUND} when it is to be ended",
+                hint="run: invoke clean",
+            )
     except ClientError as error:
         raise cloud_error(error, f"terminating {instance_id}", hint="run: invoke clean") from error
+    cloud.launches.ended(instance_id)
+    return exists
+
+
+def _is_listed(cloud: Cloud, instance_id: str) -> bool:
+    """Whether a machine is there, asked by a filter, which knows no NotFound."""
+    answer = cloud.ec2.describe_instances(Filters=[{"Name": "instance-id", "Values": [instance_id]}])
+    machines = [machine for reservation in answer["Reservations"] for machine in reservation["Instances"]]
+    return any(machine["State"]["Name"] != "terminated" for machine in machines)
 
 
 def terminate(cloud: Cloud, instance_ids: Sequence[str], *, timeout_s: float = 300.0) -> None:
-    """Terminate machines and wait until EC2 says they are gone. Unknown ids count as gone."""
+    """Terminate machines and wait until EC2 says they are gone. Unknown ids count as gone, unless they were
+    launched just now."""
     remaining = [instance_id for instance_id in sorted(set(instance_ids)) if request_end(cloud, instance_id)]
     for instance_id in remaining:
         retry_cleanup(lambda one=instance_id: wait_for_state(cloud, one, {"terminated"}, timeout_s=timeout_s))  # type: ignore[misc]
 
 
-def live_of_run(cloud: Cloud, run_id: str, role: Role) -> list[str]:
-    """Ids of a run's machines of one role that are not terminated.
+def end_run(
+    cloud: Cloud, run_id: str, role: Role | None = None, *, sleep: Callable[[float], None] = time.sleep
+) -> None:
+    """End what is alive of a run: what carries its tags, and what was launched here, of any age.
+
+    Where a launch of the last minute has no answer (an interrupt, a broken connection), only the tags lead to
+    its machine, and EC2 lists new tags late: they are looked at again. Raises CloudError, and botocore's
+    errors.
+    """
+    retry_cleanup(
+        lambda: terminate(
+            cloud, sorted({*live_of_run(cloud, run_id, role), *cloud.launches.open_ids(run_id)})
+        )
+    )
+    if cloud.launches.unanswered(run_id):
+        sleep(_TAGS_LATE_S)
+        retry_cleanup(lambda: terminate(cloud, live_of_run(cloud, run_id, role)))
+
+
+def live_of_run(cloud: Cloud, run_id: str, role: Role | None = None) -> list[str]:
+    """Ids of a run's machines that are not terminated, of one role or of all.
 
     This is how a machine is found whose launch was cut short between the request and its answer: tags are
     set by the launching call itself.
     """
+    tags = project_filter(run=run_id, role=role.value) if role else project_filter(run=run_id)
     pages = cloud.ec2.get_paginator("describe_instances").paginate(
-        Filters=project_filter(run=run_id, role=role.value)
+        Filters=[*tags, {"Name": "instance-state-name", "Values": list(_LIVE_STATES)}]
     )
     return [
         instance["InstanceId"]
         for page in pages
         for reservation in page["Reservations"]
         for instance in reservation["Instances"]
-        if instance["State"]["Name"] != "terminated"
     ]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import ipaddress
 import platform
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -20,6 +20,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from instant_env.arch import Arch
+from instant_env.cloud.launch_log import LaunchLog
 from instant_env.errors import InstantEnvError
 from instant_env.progress import Progress, quiet
 from instant_env.settings import CloudName, Settings
@@ -78,6 +79,9 @@ class Cloud:
 
     console_is_prompt: bool = False
     """Whether the console shows a line at once, so that a missing one proves something; EC2's is late."""
+
+    launches: LaunchLog = field(default_factory=LaunchLog)
+    """What was asked for over this connection of late."""
 
     def client(self, service: str, config: Config = _AWS_CONFIG) -> Any:
         """A client of another service than those above."""
@@ -253,14 +257,19 @@ def undo_on_error(undo: Callable[[], Any], doing: str) -> Iterator[None]:
 
 
 def retry_cleanup(
-    call: Callable[[], Any], *, missing_code: str = "", sleep: Callable[[float], None] | None = None
+    call: Callable[[], Any],
+    *,
+    missing_code: str = "",
+    missing_pauses_s: Sequence[float] = (0.25,),
+    sleep: Callable[[float], None] | None = None,
 ) -> bool:
     """Make a call that cleans up, again when the cloud refuses, because nothing else makes it.
 
     ``missing_code`` is the error code for a resource that does not exist. EC2 also returns it for one that
-    it does not know yet, so it counts the second time; the result is then False. The last error is passed on.
+    it does not know yet, so it counts only after ``missing_pauses_s``; the result is then False. The last
+    error is passed on.
     """
-    return finish_despite_interrupt(lambda: _retry(call, missing_code, sleep))
+    return finish_despite_interrupt(lambda: _retry(call, missing_code, missing_pauses_s, sleep))
 
 
 def delete_once_unused(delete: Callable[[], Any], in_use: Collection[str], timeout_s: float) -> None:
@@ -285,17 +294,22 @@ def delete_once_unused(delete: Callable[[], Any], in_use: Collection[str], timeo
         raise refusal
 
 
-def _retry(call: Callable[[], Any], missing_code: str, sleep: Callable[[float], None] | None) -> bool:
-    times_missing = 0
-    for pause_s in (*_RETRY_PAUSES_S, None):
+def _retry(
+    call: Callable[[], Any],
+    missing_code: str,
+    missing_pauses_s: Sequence[float],
+    sleep: Callable[[float], None] | None,
+) -> bool:
+    failures, absences = iter(_RETRY_PAUSES_S), iter(missing_pauses_s)
+    while True:
         try:
             call()
             return True
         except ClientError as error:
-            times_missing += bool(missing_code) and error_code(error) == missing_code
-            if times_missing > 1:
-                return False
+            missing = bool(missing_code) and error_code(error) == missing_code
+            pause_s = next(absences if missing else failures, None)
             if pause_s is None:
+                if missing:
+                    return False
                 raise
         (sleep or time.sleep)(pause_s)
-    raise AssertionError("the last try returns or raises")

@@ -10,9 +10,8 @@ import asyncio
 import dataclasses
 import time
 
-from botocore.exceptions import ClientError
-
-from instant_env.cloud.session import Cloud, error_code
+from instant_env.cloud.instances import console
+from instant_env.cloud.session import Cloud
 from instant_env.errors import InstantEnvError
 from instant_env.launch.techniques.base import PoolSlot
 from instant_env.ssh.host_keys import HostKeys
@@ -22,8 +21,6 @@ _END = "-----END SSH HOST KEY KEYS-----"
 #: Our init prints them ten seconds after sshd serves, or two after the first login. GetConsoleOutput is
 #: throttled like other Describe calls (EC2 API Reference, "Request throttling").
 POLL_S = 1.0
-#: EC2's answer where a type's console cannot be read while it is written (GetConsoleOutput, Latest: Nitro).
-_NO_LATEST = frozenset({"UnsupportedOperation", "InvalidParameterCombination"})
 
 
 class NoHostKeys(InstantEnvError):
@@ -54,13 +51,8 @@ def _without_prefixes(block: str) -> str:
 
 def read_console(cloud: Cloud, instance_id: str) -> HostKeys | None:
     """One look at the console. None while the keys are not there. botocore's errors are passed on."""
-    try:
-        answer = cloud.ec2.get_console_output(InstanceId=instance_id, Latest=True)
-    except ClientError as error:
-        if error_code(error) not in _NO_LATEST:
-            raise
-        answer = cloud.ec2.get_console_output(InstanceId=instance_id)
-    return in_console(answer.get("Output") or "")
+    text, _ = console(cloud, instance_id)
+    return in_console(text)
 
 
 async def wait_for_host_keys(

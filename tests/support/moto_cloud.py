@@ -42,12 +42,15 @@ def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cloud]:
 
 
 def launch(cloud: Cloud, role: Role = Role.BENCH, expires_at: datetime = LATER, run_id: str = "r1") -> str:
-    return instances.launch(
-        cloud,
-        LaunchRequest(
-            image_id="ami-12c6146b", instance_type="m7i.large", run_id=run_id, role=role, name="n",
-            expires_at=expires_at, client_token=new_run_id(),
-        ),
+    return instances.launch(cloud, launch_of("ami-12c6146b", role, expires_at, run_id))
+
+
+def launch_of(
+    image_id: str, role: Role = Role.BENCH, expires_at: datetime = LATER, run_id: str = "r1"
+) -> LaunchRequest:
+    return LaunchRequest(
+        image_id=image_id, instance_type="m7i.large", run_id=run_id, role=role, name="n",
+        expires_at=expires_at, client_token=new_run_id(),
     )  # fmt: skip
 
 

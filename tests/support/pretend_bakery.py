@@ -31,6 +31,7 @@ from instant_env.arch import Arch
 from instant_env.bake import artefacts
 from instant_env.bake.bake import BakeResult, bake
 from instant_env.bake.request import Options, Request
+from instant_env.bake.seal import SEALED
 from instant_env.cloud.images import BakedImage, list_baked
 from instant_env.cloud.session import Cloud
 from instant_env.settings import CloudName, Settings
@@ -202,7 +203,7 @@ def make_cloud(served: Served, settings: Settings, port: int) -> Cloud:
         region="us-east-1",
         ssh_port=port,
         caller_ip_url=f"{served.server.url}/_localec2/caller-ip",
-        accelerator="ec2",  # the console of a machine that pretends stays empty
+        accelerator="ec2",
         session=boto3.Session(
             served.state.server.access_key_id, served.state.server.secret_access_key, region_name="us-east-1"
         ),
@@ -274,7 +275,10 @@ def bakery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bakery]:
     settings = Settings(state_dir=tmp_path / "state", recipes_dir=write_recipes(tmp_path / "recipes"))
 
     def sealed() -> None:
-        for machine in list(served.services.lifecycle.machines.values()):
+        for instance_id, machine in list(served.services.lifecycle.machines.items()):
+            directory = served.state.layout.instances / instance_id
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / "console.log").write_text(f"{SEALED}\n")
             machine.press_power_button()
 
     def volumes() -> list[str]:

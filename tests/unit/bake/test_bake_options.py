@@ -17,7 +17,7 @@ from support.pretend_bakery import NOTHING, Bakery, Calls
 from instant_env.bake import bake as bake_module
 from instant_env.bake.execute import StepError
 from instant_env.bake.request import Method, OnError, Options, choose
-from instant_env.bake.seal import SEAL_FAILED
+from instant_env.bake.seal import SEAL_FAILED, SEALED
 from instant_env.bake.verify import VerifyError
 from instant_env.cloud import janitor
 from instant_env.cloud.janitor import Policy
@@ -211,3 +211,48 @@ def test_a_seal_that_fails_is_seen_on_the_console_while_the_machine_stays_on(
     assert "cannot remove" in caught.value.hint
     assert bakery.leftovers() == NOTHING
     assert bakery.images() == []
+
+
+def console_with(bakery: Bakery, *texts: str, latest: bool = True) -> list[bool]:
+    """GetConsoleOutput answers these in turn, the last one for ever, or refuses Latest as types without Nitro
+    do. Returns whether each call asked for Latest."""
+    calls: list[bool] = []
+    left = list(texts)
+
+    def answer(params: dict[str, Any], **_: Any) -> tuple[AWSResponse, dict[str, Any]]:
+        calls.append("Latest" in str(params["body"]))
+        response = AWSResponse("", 200, HTTPHeaders(), None)
+        if calls[-1] and not latest:
+            error = {"Code": "UnsupportedOperation", "Message": "this type has no Latest"}
+            return AWSResponse("", 400, HTTPHeaders(), None), {"Error": error, "ResponseMetadata": {}}
+        text = left.pop(0) if len(left) > 1 else left[0]
+        return response, {"Output": text, "ResponseMetadata": {}}
+
+    hook: Any = answer
+    bakery.cloud.ec2.meta.events.register("before-call.ec2.GetConsoleOutput", hook)
+    return calls
+
+
+def test_the_last_word_of_the_seal_is_waited_for_where_the_console_is_late(bakery: Bakery) -> None:
+    calls = console_with(bakery, "", "boot", "boot", f"boot\n{SEALED}\n")
+    bakery.bake()
+    assert calls == [True] * 4
+
+
+def test_a_builder_that_stops_without_the_seals_last_word_is_not_imaged(bakery: Bakery) -> None:
+    """A panic and a timer stop it as well, and then what is on its disk is anything."""
+    console_with(bakery, "boot\nKernel panic - not syncing\n")
+    with pytest.raises(VerifyError, match="the last step failed") as caught:
+        bakery.bake()
+    assert "Kernel panic" in caught.value.hint
+    assert bakery.leftovers() == NOTHING
+    assert bakery.images() == []
+
+
+def test_a_console_from_before_the_seal_proves_nothing(bakery: Bakery) -> None:
+    """Types without Nitro have no other: then the audit alone decides."""
+    lines: list[str] = []
+    calls = console_with(bakery, "boot\n", latest=False)
+    bakery.bake(lines.append)
+    assert any("does not show the end of its last step" in line for line in lines)
+    assert calls[:2] == [True, False]

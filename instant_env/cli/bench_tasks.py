@@ -7,7 +7,7 @@ from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from instant_env.cli.arguments import VerbTask, takes_numbers
-from instant_env.cli.common import CLOUD_HELP, JSON_HELP, read_settings
+from instant_env.cli.common import CLOUD_HELP, JSON_HELP, open_cloud, read_settings
 from instant_env.cli.verb import print_json, reporter, say, verb, writing_to_stdout
 from instant_env.progress import Doing
 
@@ -72,11 +72,11 @@ def bench(
     progress = reporter()
     progress(Doing("preparing the attempts"))
     if dry_run:
-        say("\n".join(runner.dry_run(settings, planner, progress)))
+        say("\n".join(runner.dry_run(settings, planner, progress, open_cloud)))
         return
     result = runner.carry_out(
         settings, planner, max_usd=max_usd, progress=progress,
-        watch=lambda standing: progress.show(bench_progress.render(standing)),
+        watch=lambda standing: progress.show(bench_progress.render(standing)), open_cloud=open_cloud,
     )  # fmt: skip
     if json:
         print_json({**runner.result_dict(result), "csv": str(result.csv_path)})

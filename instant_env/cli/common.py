@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from instant_env.arch import Arch
+    from instant_env.cloud.session import Cloud
+    from instant_env.progress import Progress
     from instant_env.settings import Settings
 
 CLOUD_HELP = {
@@ -20,6 +22,17 @@ def read_settings(**flags: Any) -> Settings:
     from instant_env import settings
 
     return settings.load(flags)
+
+
+def open_cloud(settings: Settings, progress: Progress) -> Cloud:
+    """As `connect`, and says which machines of ours are past their time. Raises as `connect` does."""
+    from instant_env.cloud import expired
+    from instant_env.cloud.session import connect
+
+    cloud = connect(settings, progress)
+    if line := expired.warning(cloud):
+        progress(line)
+    return cloud
 
 
 def parse_arch(text: str) -> Arch:

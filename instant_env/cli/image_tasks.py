@@ -10,7 +10,7 @@ from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from instant_env.cli.arguments import VerbTask, takes_pair
-from instant_env.cli.common import CLOUD_HELP, JSON_HELP, parse_arch, read_settings
+from instant_env.cli.common import CLOUD_HELP, JSON_HELP, open_cloud, parse_arch, read_settings
 from instant_env.cli.verb import Reporter, print_json, reporter, say, show, verb
 from instant_env.progress import Doing
 
@@ -79,7 +79,6 @@ def bake(
     from instant_env.bake.bake import check, estimate
     from instant_env.bake.request import Method, OnError, Options, choose, requests, split_commas
     from instant_env.cli import bake_progress
-    from instant_env.cloud.session import connect
     from instant_env.errors import UsageError
 
     settings = read_settings(cloud=cloud, region=region, subnet=subnet)
@@ -100,7 +99,7 @@ def bake(
     progress = reporter()
     for request in bakes:
         check(settings, request)
-    connection = connect(settings, progress)
+    connection = open_cloud(settings, progress)
     if dry_run:
         estimates = [estimate(connection, settings, request, progress) for request in bakes]
         if json:
@@ -181,7 +180,7 @@ def amis(
         else:
             say("\n".join(difference.as_text(differences)))
         return
-    connection = connect(settings, reporter())
+    connection = open_cloud(settings, reporter())
     reporter()(Doing("listing the AMIs"))
     images = list_baked(connection, recipe=recipe, arch=parse_arch(arch) if arch else None)
     if json:
@@ -235,7 +234,7 @@ def publish(
     source = find_source(source_cloud, ami, recipe, architecture)
     if not dry_run:
         result = publish_image(
-            source_cloud, connect(away, progress), source, workers=workers, progress=progress,
+            source_cloud, open_cloud(away, progress), source, workers=workers, progress=progress,
             watch=lambda standing: progress.show(tables.publish_line(standing)),
         )  # fmt: skip
     publication = source.as_dict() if dry_run else result.as_dict()

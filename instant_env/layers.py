@@ -12,7 +12,13 @@ from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ValidationError, create_model
-from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource, YamlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    SettingsError,
+    YamlConfigSettingsSource,
+)
 from pydantic_settings.sources import PydanticBaseSettingsSource
 
 from instant_env.errors import UsageError
@@ -90,6 +96,8 @@ def merge(
         values = layered(_build_sources=(sources, {}))
     except ValidationError as error:
         raise _explained(error, model, layers) from error
+    except SettingsError as error:  # a variable of a part that has keys, such as `service`
+        raise UsageError(f"{error}", hint="the value of such a variable is JSON") from error
     return model.model_validate(values.model_dump(exclude_unset=True))
 
 

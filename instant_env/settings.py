@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from instant_env.errors import UsageError
+from instant_env.localec2_settings import LocalEc2Settings
 from instant_env.service_settings import ServiceSettings
 
 _PREFIX = "INSTANT_ENV_"
@@ -124,6 +125,9 @@ class Settings(BaseModel):
     accelerator: AcceleratorChoice = AcceleratorChoice.AUTO
     local_egress: bool = Field(
         default=True, description="machines of localec2 reach the internet, as the security groups say"
+    )
+    localec2: LocalEc2Settings = Field(
+        default_factory=LocalEc2Settings, description="how strict the embedded EC2 is"
     )
     service_url: str | None = Field(
         default=None,

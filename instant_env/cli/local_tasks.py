@@ -1,4 +1,4 @@
-"""The verbs of the embedded EC2: local.up, down, status, env."""
+"""The verbs of the embedded EC2: local.up, down, status, strict, env."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from invoke.tasks import task
 
 from instant_env.cli.arguments import VerbTask
 from instant_env.cli.common import JSON_HELP, read_settings
-from instant_env.cli.verb import print_json, reporter, say, verb
+from instant_env.cli.verb import print_json, reporter, say, show, verb
 from instant_env.progress import Doing
 
 if TYPE_CHECKING:
@@ -104,3 +104,24 @@ def env(_: Context) -> None:
     from instant_env.localec2 import starter
 
     say(tables.shell_exports(starter.up(read_settings(), reporter())))
+
+
+@task(
+    klass=VerbTask,
+    help={
+        "set": "switches that change: late_ms=300,posted_console=true (until the server ends)",
+        **JSON_HELP,
+    },
+)
+@verb
+def strict(_: Context, set: str = "", json: bool = False) -> None:
+    """List how strict the embedded EC2 is, switch by switch, and what each is about."""
+    from instant_env.cli import tables
+    from instant_env.localec2 import starter
+
+    settings = read_settings()
+    switches = starter.strictness(starter.running(settings), **tables.switch_values(set))
+    if json:
+        print_json({"strictness": switches.model_dump(mode="json")})
+    else:
+        show(tables.switches(switches))

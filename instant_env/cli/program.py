@@ -19,13 +19,13 @@ from instant_env.cli.fault_tasks import fault
 from instant_env.cli.host_tasks import doctor, setup, teardown
 from instant_env.cli.image_tasks import amis, bake, clean, init_build, publish, recipe_show, recipes
 from instant_env.cli.lease_tasks import lease
-from instant_env.cli.local_tasks import down, env, status, up
+from instant_env.cli.local_tasks import down, env, status, strict, up
 from instant_env.cli.serve_tasks import serve
 from instant_env.cli.store_tasks import store
 from instant_env.cli.token_tasks import token
 from instant_env.cli.verb import as_called
 
-_local = Collection("local", up, down, status, env)
+_local = Collection("local", up, down, status, strict, env)
 _local.add_collection(fault)
 namespace = Collection(
     bake, bench, report, compare, amis, publish, clean, recipes, serve, setup, teardown, doctor, _local

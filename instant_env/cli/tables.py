@@ -14,6 +14,8 @@ from rich.text import Text
 from instant_env.cli.verb import reporter, say, show
 from instant_env.cloud.images import BakedImage
 from instant_env.cloud.removal import Removal
+from instant_env.errors import UsageError
+from instant_env.localec2_settings import LocalEc2Settings
 
 if TYPE_CHECKING:
     from instant_env.localec2.starter import Endpoint, Status
@@ -160,6 +162,27 @@ def fault_line(fault: dict[str, Any]) -> str:
     """One fault for people: its id, its kind, and what it is about."""
     rest = ", ".join(f"{name} {value}" for name, value in fault.items() if name not in ("id", "kind"))
     return f"{fault['id']}  {fault['kind']}: {rest}"
+
+
+def switch_values(text: str) -> dict[str, Any]:
+    """``late_ms=300,spot_role=false`` as a mapping. Raises UsageError for what has no value."""
+    values: dict[str, Any] = {}
+    for part in filter(None, (item.strip() for item in text.split(","))):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise UsageError(f"--set has {part!r} without a value", hint="for example: late_ms=300")
+        values[name] = value
+    return values
+
+
+def switches(strictness: LocalEc2Settings) -> Table:
+    """The switches of localec2 with their values; * marks those that are not a user's defaults."""
+    table = Table("switch", "value", "what it is about", box=None)
+    for name, field in LocalEc2Settings.model_fields.items():
+        value = getattr(strictness, name)
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        table.add_row(name, text + "*" * (value != field.default), field.description)
+    return table
 
 
 def print_status(status: Status) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from instant_env.arch import Arch
 from instant_env.errors import InstantEnvError
 from instant_env.localec2.records.layout import Layout
+from instant_env.localec2_settings import LocalEc2Settings
 from instant_env.settings import AcceleratorChoice
 
 
@@ -32,6 +33,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--region", default="us-east-1")
     parser.add_argument("--accelerator", type=AcceleratorChoice, default=AcceleratorChoice.AUTO)
+    parser.add_argument("--strictness", default="{}", help="the switches of LocalEc2Settings, as JSON")
     parser.add_argument("--stop-timeout", type=float, default=90.0, help="seconds from power button to plug")
     parser.add_argument("--down-timeout", type=float, default=20.0, help="the same when the server ends")
     parser.add_argument("--ready-fd", type=int, default=1, help="descriptor to say on whether it came up")
@@ -57,6 +59,7 @@ def main(argv: list[str]) -> int:
             layout, netd=arguments.netd.resolve(), region=arguments.region,
             accelerator=arguments.accelerator, stop_timeout_s=arguments.stop_timeout,
             egress=arguments.egress,
+            switches=LocalEc2Settings.model_validate_json(arguments.strictness),
         )  # fmt: skip
         process.open(Arch.parse(os.uname().machine))
     except InstantEnvError as error:

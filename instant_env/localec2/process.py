@@ -25,6 +25,8 @@ from instant_env.localec2.qemu import accelerator, command_line
 from instant_env.localec2.records.layout import Layout
 from instant_env.localec2.records.store import RecordStore
 from instant_env.localec2.state.state import State, now
+from instant_env.localec2.state.strictness import visibility
+from instant_env.localec2_settings import LocalEc2Settings
 from instant_env.settings import AcceleratorChoice
 
 log = logging.getLogger(__name__)
@@ -45,11 +47,12 @@ class ServerProcess:
 
     def __init__(
         self, layout: Layout, *, netd: Path, region: str, accelerator: AcceleratorChoice,
-        stop_timeout_s: float, egress: bool,
+        stop_timeout_s: float, egress: bool, switches: LocalEc2Settings,
     ) -> None:  # fmt: skip
         self.layout = layout
         self.netd = netd
         self.egress = egress
+        self.switches = switches
         self.region = region
         self.accelerator_choice = accelerator
         self.stop_timeout_s = stop_timeout_s
@@ -85,6 +88,7 @@ class ServerProcess:
             self.services.interfaces.settle()
             self.services.uploads.resume()
             self.services.modifications.resume()
+            visibility.change(self.state, self.switches.model_dump())
         self.server = LocalServer(self.services, record.port)
         record.address_block, record.port = self.network.addresses.number, self.server.server_address[1]
         store.save(record)

@@ -33,6 +33,7 @@ from instant_env.errors import InstantEnvError
 from instant_env.localec2 import hung, stock
 from instant_env.localec2.qemu import command_line
 from instant_env.localec2.records.layout import Layout
+from instant_env.localec2_settings import LocalEc2Settings
 from instant_env.progress import Progress, quiet
 from instant_env.settings import Settings
 from instant_env.waiting import wait_until
@@ -234,6 +235,16 @@ def clear_faults(endpoint: Endpoint, fault_id: str = "") -> list[str]:
     return cleared
 
 
+def strictness(endpoint: Endpoint, **switches: Any) -> LocalEc2Settings:
+    """How strict the server is, after a change of these switches (LocalEc2Settings has their names).
+
+    Raises LocalEc2Error for an unknown switch and for a wrong value.
+    """
+    body = json.dumps(switches).encode() if switches else None
+    answer = _own_route(endpoint, "strictness", body, FAULT_TIMEOUT_S)
+    return LocalEc2Settings.model_validate(answer["strictness"])
+
+
 def root_reads(endpoint: Endpoint, instance_id: str) -> tuple[int, int]:
     """Requests and bytes that a running machine has read from its root volume, its firmware included.
 
@@ -344,6 +355,7 @@ def _start(settings: Settings, layout: Layout, netd: Path) -> None:
         sys.executable, "-m", "instant_env.localec2", "--state-dir", str(layout.state_dir),
         "--netd", str(netd), "--egress" if settings.local_egress else "--no-egress",
         "--region", settings.region, "--accelerator", settings.accelerator.value,
+        "--strictness", settings.localec2.model_dump_json(),
         "--ready-fd", str(writer),
     ]  # fmt: skip
     # AWS_* of the caller's shell is none of the server's business.

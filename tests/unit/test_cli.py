@@ -25,7 +25,8 @@ INVOKE = Path(sys.executable).parent / "invoke"
 VERBS = (
     "amis", "bake", "bench", "clean", "compare", "doctor", "init.build",
     "lease.end", "lease.extend", "lease.list", "lease.new", "lease.show", "lease.ssh",
-    "local.down", "local.env", "local.status", "local.up", "publish", "recipe.show", "recipes", "report",
+    "local.down", "local.env", "local.status", "local.strict", "local.up", "publish", "recipe.show",
+    "recipes", "report",
     "setup", "store.back-up", "store.restore", "teardown", "token.list", "token.new", "token.revoke",
     *(f"local.fault.{name}" for name in (
         "clear", "delay", "disk", "drop", "error", "freeze", "imds", "kill", "list", "network", "unknown",

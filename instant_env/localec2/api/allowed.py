@@ -32,6 +32,10 @@ _EBS = frozenset(
         "NoDevice",
     )
 )
+#: API_EbsBlockDevice: of launches only.
+_LAUNCH_EBS = _EBS | {
+    "BlockDeviceMapping.Ebs.KmsKeyId", "BlockDeviceMapping.Ebs.VolumeInitializationRate",
+}  # fmt: skip
 _RULES = frozenset(
     {
         "GroupId", "GroupName", "IpProtocol", "FromPort", "ToPort", "CidrIp",
@@ -48,7 +52,7 @@ _DESCRIBED = frozenset(
 
 #: Mutating action -> its parameters.
 ACTIONS: dict[str, frozenset[str]] = {
-    "RunInstances": _TAGS | _EBS | {
+    "RunInstances": _TAGS | _LAUNCH_EBS | {
         "ImageId", "InstanceType", "MinCount", "MaxCount", "KeyName", "SecurityGroupId", "SecurityGroup",
         "SubnetId", "UserData", "ClientToken", "InstanceInitiatedShutdownBehavior", "EbsOptimized",
         "MetadataOptions.HttpTokens", "MetadataOptions.HttpEndpoint",
@@ -123,7 +127,7 @@ ACTIONS: dict[str, frozenset[str]] = {
     "DeleteSnapshot": frozenset({"SnapshotId"}),
     "CreateVolume": _TAGS | {
         "AvailabilityZone", "Size", "SnapshotId", "VolumeType", "ClientToken", "Encrypted", "Iops",
-        "Throughput",
+        "Throughput", "KmsKeyId", "VolumeInitializationRate",
     },
     "AttachVolume": frozenset({"VolumeId", "InstanceId", "Device"}),
     "DetachVolume": frozenset({"VolumeId", "InstanceId", "Device", "Force"}),
@@ -198,7 +202,7 @@ _TEMPLATE_DATA = frozenset(
 #: What a spot request may say of its instances, in the names of a launch.
 _SPECIFICATION = frozenset(
     f"LaunchSpecification.{name}"
-    for name in _EBS | {
+    for name in _LAUNCH_EBS | {
         "ImageId", "InstanceType", "KeyName", "SecurityGroupId", "SecurityGroup", "SubnetId", "UserData",
         "EbsOptimized", "Placement.AvailabilityZone", "IamInstanceProfile.Name", "IamInstanceProfile.Arn",
         "Monitoring.Enabled",
@@ -319,6 +323,7 @@ IAM_ACTIONS: dict[str, IamAction] = {
     "ListPolicyTags": _reads("PolicyArn"),
     "AddRoleToInstanceProfile": _changes("InstanceProfileName", "RoleName"),
     "RemoveRoleFromInstanceProfile": _changes("InstanceProfileName", "RoleName"),
+    "CreateServiceLinkedRole": _changes("AWSServiceName", "Description", "CustomSuffix"),
 }  # fmt: skip
 
 #: STS: who am I. Other credentials than those of instances are not given out.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from instant_env.localec2.api.services import Services
+    from instant_env.localec2.protocol.call import Call
 
 
 class Action:
@@ -18,6 +19,7 @@ class Action:
     if TYPE_CHECKING:
         services: ClassVar[Services]
         querystring: dict[str, list[str]]
+        call: Call
         ec2_backend: Any
         data: Any
 

@@ -16,6 +16,7 @@ from instant_env.localec2.state.moto_api import (
     EC2ClientError,
     generic_filter,
 )
+from instant_env.localec2.state.strictness.visibility import hides
 from instant_env.localec2.volumes.protection import protection_of
 
 #: Filters of DescribeVolumesModifications -> members of its answer.
@@ -65,12 +66,19 @@ class Descriptions(Action):
                 )
             ]
         reservations = [reservation for reservation in reservations if reservation.instances]
-        if hidden := self.services.state.faults.hidden():
-            for reservation in reservations:
-                reservation.instances = [item for item in reservation.instances if item.id not in hidden]
-            reservations = [reservation for reservation in reservations if reservation.instances]
+        reservations = self._visible(reservations)
         items, token = page(reservations, self._get_param("NextToken"), most, lambda item: item.id)
         return ActionResult({"Reservations": items, "NextToken": token})
+
+    def _visible(self, reservations: list[Any]) -> list[Any]:
+        """Reservations without what is hidden."""
+        state = self.services.state
+        young, hidden = state.faults.hidden(), hides(state, self.call.fields)
+        for reservation in reservations:
+            reservation.instances = [
+                item for item in reservation.instances if item.id not in young and not hidden(item.id)
+            ]
+        return [reservation for reservation in reservations if reservation.instances]
 
     def describe_images(self) -> ActionResult:
         self.error_on_dryrun()

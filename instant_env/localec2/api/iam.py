@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from instant_env.localec2.api.allowed import IAM_ACTIONS
 from instant_env.localec2.api.services import Services
+from instant_env.localec2.instances.admission import SPOT_ROLE
 from instant_env.localec2.protocol.call import CallError, read_object
 from instant_env.localec2.protocol.moto_request import CallResponse
 from instant_env.localec2.state.moto_api import (
@@ -24,6 +25,8 @@ _ID_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 #: Names, and how long they may be (API_CreateRole, API_CreateInstanceProfile, API_CreatePolicy).
 NAMES = {"RoleName": 64, "InstanceProfileName": 128, "PolicyName": 128}
 _NAME = re.compile(r"[a-zA-Z0-9+=,.@_-]+")
+#: Who the service-linked role of Spot is for.
+SPOT_SERVICE = "spot.amazonaws.com"
 #: IAM's quotas for a role's policies, in characters without white space ("IAM and AWS STS quotas").
 DOCUMENTS = {"PolicyDocument": 10_240, "AssumeRolePolicyDocument": 4096}
 
@@ -71,6 +74,22 @@ class LocalIam(CallResponse, IamResponse):  # type: ignore[misc]  # moto is unty
         # moto's ids of profiles are none that anybody would take for one.
         result.result["InstanceProfile"].id = "AIPA" + "".join(_ID_ALPHABET[i % 32] for i in os.urandom(17))
         return result
+
+    def create_service_linked_role(self) -> ActionResult:
+        """Spot's, which EC2 may ask for; there are no other services here that would have one."""
+        service = self._get_param("AWSServiceName")
+        if service != SPOT_SERVICE or self._get_param("CustomSuffix"):
+            raise IAMException(
+                "InvalidInput",
+                f"localec2 makes the service-linked role of {SPOT_SERVICE} only, not {service}.",
+            )
+        if SPOT_ROLE in self.services.state.identities.roles:
+            raise IAMException(
+                "InvalidInput",
+                f"Service role name {SPOT_ROLE} has been taken in this account, please try a different "
+                "suffix.",
+            )
+        return super().create_service_linked_role()
 
     def attach_role_policy(self) -> ActionResult:
         self._know_policy()

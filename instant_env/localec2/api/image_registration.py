@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from instant_env.localec2.api.base import Action
-from instant_env.localec2.instances.mappings import changed, device_of
+from instant_env.localec2.instances.mappings import changed, device_of, registered
 from instant_env.localec2.records.records import ImageMapping, ImageRecord
 from instant_env.localec2.state.client_tokens import request_digest
 from instant_env.localec2.state.moto_api import ACCOUNT_ID, ActionResult, EC2ClientError, EmptyResult, new_id
@@ -56,7 +56,8 @@ class ImageRegistration(Action):
             device = device_of(mapping)
             if device in mappings_by_device:
                 raise EC2ClientError("InvalidBlockDeviceMapping", f"The device '{device}' is used twice.")
-            mappings_by_device[device] = changed(None, device, mapping.get("Ebs") or {}, state)
+            ebs = registered(state, mapping.get("Ebs") or {})
+            mappings_by_device[device] = changed(None, device, ebs, state)
         for mapped in mappings_by_device.values():
             if mapped.snapshot_id:
                 snapshot = state.snapshot(mapped.snapshot_id)

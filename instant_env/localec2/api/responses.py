@@ -34,6 +34,7 @@ from instant_env.localec2.api.requests.tags import check_metadata_keys
 from instant_env.localec2.api.services import Services
 from instant_env.localec2.api.spot_requests import SpotRequests
 from instant_env.localec2.api.templates.actions import LaunchTemplateActions
+from instant_env.localec2.instances.admission import check_account
 from instant_env.localec2.instances.hibernation import check_stop
 from instant_env.localec2.instances.launches import metadata_options, run_instances
 from instant_env.localec2.instances.state_reasons import HIBERNATION, USER
@@ -45,8 +46,12 @@ from instant_env.localec2.state.client_tokens import request_digest
 from instant_env.localec2.state.mirror import STATE_CODES
 from instant_env.localec2.state.moto_api import ActionResult, EC2ClientError, EC2Response, EmptyResult
 from instant_env.localec2.state.state import now
+from instant_env.localec2.state.strictness.visibility import check_named, prepare, shown
 
 log = logging.getLogger(__name__)
+
+#: What CreateVolume can order beside type and size.
+_VOLUME_ORDER = ("Iops", "Throughput", "Encrypted", "KmsKeyId", "VolumeInitializationRate")
 
 
 class LocalResponse(
@@ -111,6 +116,8 @@ class LocalResponse(
     def call_action(self) -> Any:
         action = self._get_action()
         try:
+            prepare(self.services.state)
+            check_named(self.services.state, action, self.call.fields)
             return super().call_action()
         except EC2ClientError as error:
             return self._error(error)
@@ -132,7 +139,9 @@ class LocalResponse(
     def serialized(self, result: ActionResult) -> Any:
         """moto's answer, a page of it where EC2 has pages."""
         if isinstance(result.result, dict) and not isinstance(result, EmptyResult):
-            result = ActionResult(paged(self._get_action(), result.result, self.params))
+            action = self._get_action()
+            answer = shown(self.services.state, action, result.result, self.call.fields)
+            result = ActionResult(paged(action, answer, self.params))
         return super().serialized(result)
 
     @staticmethod
@@ -209,9 +218,14 @@ class LocalResponse(
 
     def start_instances(self) -> ActionResult:
         ids = self._instance_ids()
-        return ActionResult(
-            {"StartingInstances": self._changed({i: self.services.lifecycle.start(i) for i in ids})}
-        )
+        return ActionResult({"StartingInstances": self._changed({i: self._start(i) for i in ids})})
+
+    def _start(self, instance_id: str) -> str:
+        state = self.services.state
+        instance = state.instances[instance_id]
+        if instance.state == "stopped":
+            check_account(state, instance.instance_type, 1, spot=instance.market == "spot")
+        return self.services.lifecycle.start(instance_id)
 
     def stop_instances(self) -> ActionResult:
         ids, force = self._instance_ids(), self._at_once()
@@ -221,7 +235,7 @@ class LocalResponse(
             self._check_protection(instance_id, "disable_api_stop", "stopped")
             self.services.spot.check_stop(instance)
             if hibernate:
-                check_stop(instance)
+                check_stop(instance, self.services.state.strictness.hibernates_from_s(instance_id))
         lifecycle, cause = self.services.lifecycle, HIBERNATION if hibernate else USER
         before = {i: lifecycle.stop(i, force=force, hibernate=hibernate, cause=cause) for i in ids}
         return ActionResult({"StoppingInstances": self._changed(before)})
@@ -330,7 +344,7 @@ class LocalResponse(
             size_gib=None if size is None else int(size), snapshot_id=self._get_param("SnapshotId"),
             zone=self._get_param("AvailabilityZone") or "",
             volume_type=self._get_param("VolumeType") or "gp2",
-            order={name: self._get_param(name) for name in ("Iops", "Throughput")},
+            order={name: self._get_param(name) for name in _VOLUME_ORDER},
             token=self._get_param("ClientToken"), digest=request_digest(self.querystring),
             encrypted=self._get_bool_param("Encrypted", False),
             tags=tags.get("volume", {}),
@@ -372,6 +386,8 @@ class LocalResponse(
             if resource_id in instances and instances[resource_id].metadata_options.instance_tags:
                 check_metadata_keys(tag["Key"] for tag in self._get_param("Tags", []))
         result = super().create_tags()
+        keys = [tag["Key"] for tag in self._get_param("Tags", [])]
+        self.services.state.strictness.tagged(self._get_param("Resources", []), keys)
         self.services.capture_tags(self._get_param("Resources", []))
         return result
 
@@ -399,6 +415,8 @@ class LocalResponse(
             {
                 "InstanceId": instance.id,
                 "Timestamp": now().replace(tzinfo=None),
-                "Output": self.services.console_output(instance.id),
+                "Output": self.services.console_output(
+                    instance.id, latest=bool(self._get_bool_param("Latest", False))
+                ),
             }
         )

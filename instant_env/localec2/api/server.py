@@ -30,11 +30,12 @@ from instant_env.localec2.api.sts import LocalTokens
 from instant_env.localec2.instances.spot import CapacityOrder, InterruptionOrder
 from instant_env.localec2.protocol import signature
 from instant_env.localec2.protocol.call import REST as EBS
-from instant_env.localec2.protocol.call import Call, CallError, read, repeated, target_of
+from instant_env.localec2.protocol.call import Call, CallError, read, read_object, repeated, target_of
 from instant_env.localec2.protocol.refusal import Answer, refusal, rest, unserved, with_request_id
 from instant_env.localec2.qemu.qmp import QmpError
 from instant_env.localec2.records.journal import StorageError
 from instant_env.localec2.state import faults
+from instant_env.localec2.state.strictness import visibility
 from instant_env.localec2.volumes.images import StockRegistration
 from instant_env.settings import explain
 
@@ -214,8 +215,9 @@ class Handler(BaseHTTPRequestHandler):
             status = 400 if "json" in kind else 403
             return refusal(service, kind, DENIALS.get(service, "AccessDenied"), sentence, status)
         strike = state.faults.strike(action, call.named_instances)
-        if strike.delay_s:
-            time.sleep(strike.delay_s)
+        delay_s = strike.delay_s + state.strictness.switches.call_delay_ms / 1000
+        if delay_s:
+            time.sleep(delay_s)
         if strike.drop == "before":
             raise DroppedError
         if strike.error is not None:
@@ -278,6 +280,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._root_reads(route.removeprefix("root-reads/"))
         if self.command == "POST" and route in ("interrupt", "spot-capacity"):
             return self._spot(route, body)
+        if route == "strictness":
+            return self._strictness(body)
         if route == "faults" or route.startswith("faults/"):
             return self._faults(route.removeprefix("faults").removeprefix("/"), body)
         return _json(404, {"error": "no such route"})
@@ -312,6 +316,20 @@ class Handler(BaseHTTPRequestHandler):
         except InstantEnvError as error:
             return _json(409, {"error": error.message})
         return _json(405, {"error": f"not for {self.command}"})
+
+    def _strictness(self, body: bytes) -> Answer:
+        """``GET strictness``; ``POST strictness`` with those of the switches that change."""
+        state = self.server.services.state
+        if self.command not in ("GET", "POST"):
+            return _json(405, {"error": f"not for {self.command}"})
+        if self.command == "POST":
+            try:
+                with state.lock:
+                    visibility.change(state, read_object(body))
+            except (ValidationError, CallError) as error:
+                text = explain(error, "strictness") if isinstance(error, ValidationError) else str(error)
+                return _json(400, {"error": text})
+        return _json(200, {"strictness": state.strictness.switches.model_dump(mode="json")})
 
     def _spot(self, route: str, body: bytes) -> Answer:
         """What happens to spot instances without their owner's doing."""

@@ -96,14 +96,20 @@ class Services:
                     self.instance_changed(instance)
         self.refreshed_at = at
 
-    def console_output(self, instance_id: str) -> str:
-        """The end of the serial console, base64; empty when the machine never ran."""
+    def console_output(self, instance_id: str, *, latest: bool) -> str:
+        """The end of the serial console, base64; empty when the machine never ran.
+
+        API_GetConsoleOutput: what was posted at the last change of state, unless the ``latest`` is asked for.
+        """
+        posted = None
+        if self.state.strictness.switches.posted_console and not latest:
+            posted = self.lifecycle.posted_console(instance_id)
         path = self.state.layout.instances / instance_id / "console.log"
         try:
             with path.open("rb") as stream:
-                stream.seek(0, os.SEEK_END)
-                stream.seek(max(0, stream.tell() - CONSOLE_BYTES))
-                return base64.b64encode(stream.read()).decode()
+                end = stream.seek(0, os.SEEK_END) if posted is None else posted
+                start = stream.seek(max(0, end - CONSOLE_BYTES))
+                return base64.b64encode(stream.read(end - start)).decode()
         except FileNotFoundError:
             return ""
 

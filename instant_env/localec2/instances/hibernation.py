@@ -40,8 +40,11 @@ def check_copy(instance: InstanceRecord | None) -> None:
         )
 
 
-def check_stop(instance: InstanceRecord) -> None:
-    """Refuse StopInstances(Hibernate) of an instance that was not launched for it."""
+def check_stop(instance: InstanceRecord, ready_in_s: float) -> None:
+    """Refuse StopInstances(Hibernate) of an instance that was not launched for it, or just now.
+
+    EC2 User Guide, "Troubleshoot EC2 instance hibernation": it takes up to two minutes after a launch.
+    """
     if not instance.hibernation:
         raise EC2ClientError(
             "UnsupportedHibernationConfiguration",
@@ -52,4 +55,9 @@ def check_stop(instance: InstanceRecord) -> None:
             "IncorrectInstanceState",
             f"The instance '{instance.id}' is not in a state from which it can be hibernated "
             f"({instance.state}).",
+        )
+    if ready_in_s > 0:
+        raise EC2ClientError(
+            "UnsupportedOperation",
+            f"Instance {instance.id} is not ready to hibernate yet; retry in a few minutes.",
         )

@@ -17,6 +17,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from instant_env.localec2.instances.admission import (
+    check_account,
+    check_offered,
+    check_zone,
+    default_zone,
+    no_default_vpc,
+)
 from instant_env.localec2.instances.hibernation import check_configuration
 from instant_env.localec2.instances.mappings import changed, device_of
 from instant_env.localec2.instances.spot_terms import new_request, spot_terms
@@ -94,7 +101,8 @@ def run_instances(
             f"Invalid value '{least}' for minCount or '{most}' for maxCount: 1 <= minCount <= maxCount",
         )
     key_name = get("KeyName")
-    place = _placement(state, get)
+    place = _placement(state, get, instance_type)
+    check_offered(state, instance_type, place.subnet.availability_zone)
     volumes = _volumes(state, image, get("BlockDeviceMappings") or [])
     options = metadata_options(get("MetadataOptions") or {}, _metadata_defaults(image))
     data = user_data(get("UserData"))
@@ -102,6 +110,7 @@ def run_instances(
     if hibernation:
         check_configuration(image, instance_type, volumes[0])
     spot = spot_terms(get("InstanceMarketOptions") or {}, hibernation)
+    check_account(state, instance_type, most, spot=spot is not None)
     public_key = _public_key(state, key_name)
     associate(state.identities, get("IamInstanceProfile"))  # refuse before anything is made
     # As many as there are addresses for, and at least MinCount.
@@ -161,7 +170,7 @@ def _metadata_defaults(image: ImageRecord) -> MetadataOptions:
     return MetadataOptions(hop_limit=2) if image.imds_support == "v2.0" else MetadataOptions()
 
 
-def _placement(state: State, get: Params) -> Placement:
+def _placement(state: State, get: Params, instance_type: str) -> Placement:
     interfaces = get("NetworkInterfaces") or []
     subnet_id, group_ids = get("SubnetId"), list(get("SecurityGroupIds") or [])
     public: bool | None = None
@@ -209,11 +218,9 @@ def _placement(state: State, get: Params) -> Placement:
     zone = get("Placement.AvailabilityZone")
     if subnet_id:
         subnet = state.subnet(subnet_id)
+        check_zone(state, zone, subnet)
     else:
-        defaults = ec2.get_default_subnets()
-        if zone and zone not in defaults:
-            raise EC2ClientError("InvalidParameterValue", f"Invalid availability zone: [{zone}]")
-        subnet = defaults[zone or min(defaults)]
+        subnet = _default_subnet(state, zone, instance_type)
     if get("SecurityGroups") and subnet.vpc_id != state.networks.default_vpc_id:
         raise EC2ClientError(
             "InvalidParameterCombination", "The parameter groupName cannot be used with the parameter subnet"
@@ -232,6 +239,16 @@ def _placement(state: State, get: Params) -> Placement:
     return Placement(
         subnet, group_ids, subnet.map_public_ip_on_launch if public is None else public, address, existing
     )
+
+
+def _default_subnet(state: State, zone: str | None, instance_type: str) -> Any:
+    """The default subnet of a zone, or of the first one that has the type."""
+    if not state.strictness.switches.default_vpc:
+        raise no_default_vpc()
+    defaults = state.mirror.ec2.get_default_subnets()
+    if zone and zone not in defaults:
+        raise EC2ClientError("InvalidParameterValue", f"Invalid availability zone: [{zone}]")
+    return defaults[zone or default_zone(state, instance_type, defaults)]
 
 
 def _addresses(state: State, place: Placement, least: int, most: int) -> list[str]:
@@ -293,6 +310,8 @@ def _volumes(state: State, image: ImageRecord, changes: list[dict[str, Any]]) ->
             raise EC2ClientError(
                 "InvalidBlockDeviceMapping", f"snapshotId cannot be modified on root device {device}"
             )
+        if ebs.get("SnapshotId") in image.snapshot_ids and is_root:
+            ebs = {name: value for name, value in ebs.items() if name != "SnapshotId"}  # it says what is so
         # Another snapshot at an image's device takes its place; anything else changes what is there.
         base = None if ebs.get("SnapshotId") else mappings.get(device)
         mappings[device] = changed(base, device, ebs, state)
@@ -315,7 +334,8 @@ def volume_of(
     return VolumeRecord(
         id=new_id("vol"), tags=tags, size_gib=mapping.size_gib, zone=instance.zone,
         volume_type=mapping.volume_type, performance=mapping.performance, snapshot_id=mapping.snapshot_id,
-        layers=snapshot.layers if snapshot else [], encrypted=mapping.encrypted,
+        layers=snapshot.layers if snapshot else [], encrypted=mapping.encrypted, kms_key=mapping.kms_key,
+        initialization_mib_s=mapping.initialization_mib_s,
         create_time=instance.launch_time,
         attachment=Attachment(
             instance_id=instance.id, device=mapping.device,

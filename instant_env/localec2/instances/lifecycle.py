@@ -47,6 +47,7 @@ class Lifecycle:
         self.machines: dict[str, Machine] = {}
         self.hears_guests = False  # whether the network calls `guest_spoke`
         self.heard: set[str] = set()  # instances whose guest has spoken
+        self._posted: dict[str, int] = {}  # bytes of running machines' consoles at their last change of state
         # Told of a machine that runs and of one that ended, without the lock.
         self.on_starting: Callable[[str], None] = lambda _: None
         self.on_terminated: Callable[[InstanceRecord], None] = lambda _: None  # with the lock
@@ -64,6 +65,7 @@ class Lifecycle:
 
     def boot(self, instance: InstanceRecord) -> None:
         """Start the machine of a `pending` instance."""
+        self.state.strictness.started(instance.id)
         self.work(instance.id, self._boot)
 
     def start(self, instance_id: str) -> str:
@@ -117,6 +119,7 @@ class Lifecycle:
         return before
 
     def _ending(self, instance: InstanceRecord, state: InstanceState, cause: Cause) -> None:
+        self._post_console(instance.id)
         reason = f"{cause.reason} ({now():%Y-%m-%d %H:%M:%S} GMT)"
         self.state.set_instance_state(instance, state, reason=reason, code=cause.code, message=cause.message)
 
@@ -126,7 +129,17 @@ class Lifecycle:
         machine = self.machines.get(instance_id)
         if instance.state != "running" or machine is None:
             raise self._wrong_state(instance, "rebooted")
+        self._post_console(instance_id)
         threading.Thread(target=machine.reboot, name=f"reboot {instance_id}", daemon=True).start()
+
+    def _post_console(self, instance_id: str) -> None:
+        """Remember how much a machine had printed when its instance changed its state."""
+        path = self.state.layout.instances / instance_id / "console.log"
+        self._posted[instance_id] = path.stat().st_size if path.exists() else 0
+
+    def posted_console(self, instance_id: str) -> int | None:
+        """Bytes of the console that were there at the last change of state; None for all of them."""
+        return self._posted.get(instance_id, 0) if instance_id in self.machines else None
 
     def interface_spoke(self, interface_id: str) -> None:
         """A guest has used the address of this interface (lock not held)."""
@@ -194,6 +207,7 @@ class Lifecycle:
             return
         with self.state.lock:
             if instance.state == "pending" and not machine.ended.is_set():
+                self._post_console(instance_id)
                 self.state.set_instance_state(instance, "running")
                 self.refresh_network()  # its groups may have changed since the command line was made
             closing = self.closing
@@ -226,8 +240,10 @@ class Lifecycle:
             return
         with self.state.lock:
             instance = self.state.instances[instance_id]
-            if instance.state == "stopping":
-                log.warning("%s did not hibernate", instance_id)
+            log.warning("%s did not hibernate", instance_id)
+            # API_StateReason: the code says that a hibernation was begun, not that there was one.
+            kept = self.state.strictness.switches.hibernation_reason_kept
+            if instance.state == "stopping" and not kept:
                 self.state.set_instance_state(
                     instance, "stopping", reason=instance.transition_reason, code=USER.code,
                     message=f"The guest did not hibernate (within {SLEEP_TIMEOUT_S:g} s) and was shut down",
@@ -294,6 +310,7 @@ class Lifecycle:
     def _unplugged(self, instance_id: str) -> None:
         """The machine is no more."""
         self.machines.pop(instance_id, None)
+        self._posted.pop(instance_id, None)
         self.heard.discard(instance_id)
         self.machine_builder.unplugged(self.state.instances[instance_id])
 

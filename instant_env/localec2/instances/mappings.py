@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from instant_env.localec2.instances.volume_types import check_volume_type, ordered
-from instant_env.localec2.records.records import ImageMapping, VolumeRecord
-from instant_env.localec2.state.moto_api import EC2ClientError
+from instant_env.localec2.instances.volume_types import check_volume_type, ordered, origin
+from instant_env.localec2.records.records import ImageMapping, SnapshotRecord, VolumeRecord
+from instant_env.localec2.state.moto_api import ACCOUNT_ID, EC2ClientError
 from instant_env.localec2.state.state import State
 
 
@@ -50,8 +50,32 @@ def device_of(mapping: dict[str, Any]) -> str:
     return str(mapping["DeviceName"])
 
 
+def usable_snapshot(state: State, snapshot_id: str) -> SnapshotRecord:
+    """A snapshot from which this account may make volumes and images.
+
+    Those of the AMIs that Amazon publishes are shared by nobody but their launches. Raises EC2ClientError.
+    """
+    snapshot = state.snapshot(snapshot_id)
+    if snapshot.owner_id != ACCOUNT_ID and state.strictness.switches.foreign_snapshots:
+        raise EC2ClientError("InvalidSnapshot.NotFound", f"The snapshot '{snapshot_id}' does not exist.")
+    return snapshot
+
+
+def registered(state: State, ebs: dict[str, Any]) -> dict[str, Any]:
+    """The Ebs part of a mapping of RegisterImage, with what EC2 takes for what it does not say.
+
+    nanovms/ops's issue 1304: volumes stayed when their instances ended. API_EbsBlockDevice: "gp2" was the
+    only type when the action was made, and is still its default.
+    """
+    if not state.strictness.switches.register_defaults:
+        return ebs
+    return {"DeleteOnTermination": False, "VolumeType": "gp2"} | ebs
+
+
 def changed(base: ImageMapping | None, device: str, ebs: dict[str, Any], state: State) -> ImageMapping:
     """A mapping as the request's Ebs part has it, over what was there before."""
+    if ebs.get("SnapshotId"):
+        usable_snapshot(state, ebs["SnapshotId"])
     snapshot_id = ebs.get("SnapshotId") or (base.snapshot_id if base else None)
     snapshot = state.snapshot(snapshot_id) if snapshot_id else None
     least = snapshot.size_gib if snapshot else base.size_gib if base else 1
@@ -78,4 +102,5 @@ def changed(base: ImageMapping | None, device: str, ebs: dict[str, Any], state: 
         performance=ordered(ebs, volume_type, size, base.performance if base else None),
         delete_on_termination=(base.delete_on_termination if base else True) if ends is None else ends,
         encrypted=bool(encrypted) or was_encrypted,
+        **origin(ebs, from_snapshot=snapshot is not None),
     )  # fmt: skip

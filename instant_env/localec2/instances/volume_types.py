@@ -14,6 +14,8 @@ VOLUME_TYPES = ("gp3", "gp2", "standard")
 #: 80,000 IOPS and 2,000 MiB/s, at most 500 IOPS per GiB and 0.25 MiB/s per IOPS).
 BASE_IOPS, MAX_IOPS, IOPS_PER_GIB = 3000, 80000, 500
 BASE_THROUGHPUT, MAX_THROUGHPUT, THROUGHPUT_PER_IOPS = 125, 2000, 0.25
+#: API_CreateVolume, VolumeInitializationRate, in MiB/s.
+MIN_INITIALIZATION, MAX_INITIALIZATION = 100, 300
 
 
 def check_volume_type(volume_type: str) -> None:
@@ -58,6 +60,30 @@ def ordered(
         iops=None if iops == BASE_IOPS else iops,
         throughput_mib_s=None if throughput == BASE_THROUGHPUT else throughput,
     )
+
+
+def origin(params: Mapping[str, Any], *, from_snapshot: bool) -> dict[str, Any]:
+    """What a request says of a volume's key and of its first reads, as members of a record; recorded only.
+
+    API_CreateVolume and API_EbsBlockDevice have the rules. Raises EC2ClientError.
+    """
+    key, rate = params.get("KmsKeyId"), params.get("VolumeInitializationRate")
+    if key and not params.get("Encrypted"):
+        raise EC2ClientError(
+            "InvalidParameterDependency", "The parameter KmsKeyId requires the parameter Encrypted to be set."
+        )
+    if rate is not None and not from_snapshot:
+        raise EC2ClientError(
+            "InvalidParameterCombination",
+            "VolumeInitializationRate is supported only for volumes created from snapshots.",
+        )
+    if rate is not None and not MIN_INITIALIZATION <= int(rate) <= MAX_INITIALIZATION:
+        raise EC2ClientError(
+            "InvalidParameterValue",
+            f"VolumeInitializationRate of {rate} MiB/s is not within {MIN_INITIALIZATION} to "
+            f"{MAX_INITIALIZATION}.",
+        )
+    return {"kms_key": key or None, "initialization_mib_s": None if rate is None else int(rate)}
 
 
 def described(volume_type: str, performance: Performance) -> dict[str, Any]:

@@ -105,6 +105,8 @@ class ImageMapping(BaseModel):
     performance: Performance = Performance()
     delete_on_termination: bool = True
     encrypted: bool = False
+    kms_key: str | None = None
+    initialization_mib_s: int | None = None
 
 
 class ImageRecord(ResourceRecord):
@@ -190,6 +192,8 @@ class VolumeRecord(ResourceRecord):
     snapshot_id: str | None
     layers: list[str] = Field(default_factory=list)  # snapshots under snapshot_id, the nearest first
     encrypted: bool = False
+    kms_key: str | None = None  # as it was given; None is the account's default key
+    initialization_mib_s: int | None = None  # VolumeInitializationRate; nothing here is read late
     create_time: datetime
     attachment: Attachment | None = None
     modification: VolumeModification | None = None

@@ -6,6 +6,7 @@ from the original. All of them want the server's lock held.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,6 +198,17 @@ class Mirror:
             if self.ec2.enis.get(nic.id) is nic:  # an interface that outlives its instance is shown by itself
                 del self.ec2.enis[nic.id]
             nic.subnet.del_subnet_ip(record.private_ip)
+
+    def show_public_addresses(
+        self, records: Mapping[str, InstanceRecord], is_late: Callable[[str], bool]
+    ) -> None:
+        """Show the public addresses that are not late; an Elastic IP was there before its instance."""
+        elastic = {address.public_ip for address in self.ec2.addresses}
+        for reservation in self.ec2.reservations.values():
+            for instance in reservation.instances:
+                address = records[instance.id].public_ip
+                late = address not in elastic and is_late(instance.id)
+                instance.nics[0].public_ip = None if late else address
 
     def _make_instance(self, record: InstanceRecord) -> Any:
         alive = record.state != "terminated"

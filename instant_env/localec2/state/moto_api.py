@@ -42,7 +42,7 @@ from moto.ec2.models import (
     subnets,
     vpcs,
 )
-from moto.ec2.models.instance_types import INSTANCE_TYPES
+from moto.ec2.models.instance_types import INSTANCE_TYPE_OFFERINGS, INSTANCE_TYPES
 from moto.ec2.responses import EC2Response
 from moto.ec2.utils import EC2_PREFIX_TO_RESOURCE, generic_filter
 from moto.ec2.utils import filter_dict_attribute_mapping as INSTANCE_FILTERS
@@ -108,9 +108,13 @@ __all__ = [
     "ssm_parameter",
     "subnets",
     "vpcs",
+    "zones_of_types",
 ]
 
 ACCOUNT_ID = "123456789012"
+
+# moto makes a role's name of the service's; Amazon calls this one AWSServiceRoleForEC2Spot.
+iam_models.SERVICE_NAME_CONVERSION["spot"] = "EC2Spot"
 
 # Whoever imported moto before us (a test that mocks AWS) made it read its own list, each AMI with a snapshot.
 amis.AMIS = []
@@ -196,6 +200,15 @@ def known_actions() -> frozenset[str]:
     """The names of all actions of the services that are served (botocore's models, which moto has loaded)."""
     services = ("ec2", "ssm", "sts", "iam", "ec2-instance-connect", "ebs")
     return frozenset(name for service in services for name in get_service_model(service).operation_names)
+
+
+@functools.cache
+def zones_of_types(region: str) -> dict[str, list[str]]:
+    """The zones of a region by the instance types that they have; empty where nothing is known."""
+    zones: dict[str, list[str]] = {}
+    for offering in INSTANCE_TYPE_OFFERINGS.get("availability-zone", {}).get(region, []):
+        zones.setdefault(offering["InstanceType"], []).append(offering["Location"])
+    return zones
 
 
 #: Kinds of resources that moto calls by names of its own -> EC2's (API_TagDescription, ResourceType).

@@ -42,6 +42,7 @@ from instant_env.localec2.state.mirror import Mirror
 from instant_env.localec2.state.moto_api import EC2ClientError
 from instant_env.localec2.state.networks.networks import Networks
 from instant_env.localec2.state.pushed_keys import InstanceConnect
+from instant_env.localec2.state.strictness.strictness import Strictness
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class State:
         self.server = server
         self.region = region
         self.faults = Faults()
+        self.strictness = Strictness()
         self.mirror = Mirror(region, server.network_seed)
         self.networks = Networks(store, self.mirror)
         self.identities = Identities(store)
@@ -214,9 +216,12 @@ class State:
     def write(self, record: Record) -> None:
         """Write a record. Raises StorageError, and then undoes what the request has made."""
         try:
-            if self._request is not None and not self.store.exists(record):
+            new = self._request is not None and not self.store.exists(record)
+            if self._request is not None and new:
                 self._request.note(record)
             self.store.save(record)
+            if new:
+                self.strictness.made(record)
         except OSError as error:
             log.error("%s %s is not written: %s", record.kind, record.key, error)
             self._undo(record)
@@ -429,6 +434,8 @@ class State:
         instance.transition_reason = reason
         instance.state_reason_code = code
         instance.state_reason_message = f"{code}: {message}" if code else ""
+        if state == "running":
+            self.strictness.running(instance.id)
         if state == "terminated":
             instance.terminated_at = now()
         self.save(instance)

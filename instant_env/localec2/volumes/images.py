@@ -224,6 +224,7 @@ class Images:
             self.state.mirror.ssm._parameters.pop(image.ssm_parameter, None)
             self.state.store.delete(ParameterRecord, ParameterRecord.key_of(image.ssm_parameter))
         if not delete_snapshots and image.stock_digest is None:
+            self.state.strictness.deregistered(image.snapshot_ids)
             return []
         deleted = []
         for snapshot_id in dict.fromkeys(image.snapshot_ids):

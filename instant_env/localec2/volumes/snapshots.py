@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from instant_env.errors import InstantEnvError
 from instant_env.localec2.instances.hibernation import check_copy
 from instant_env.localec2.instances.lifecycle import Lifecycle
+from instant_env.localec2.instances.mappings import usable_snapshot
 from instant_env.localec2.qemu import disks
 from instant_env.localec2.qemu.backup import Copy
 from instant_env.localec2.qemu.machine import START_TIMEOUT_S, Machine
@@ -83,7 +84,7 @@ class Snapshots:
         self, source_id: str, description: str, tags: dict[str, str], *, encrypted: bool
     ) -> SnapshotRecord:
         """CopySnapshot: a pending snapshot of this account's own, over the source's bytes."""
-        source = self.state.snapshot(source_id)
+        source = usable_snapshot(self.state, source_id)
         if source.state != "completed":
             raise EC2ClientError(
                 "IncorrectState", f"Snapshot {source_id} is in invalid state - {source.state}"
@@ -210,6 +211,11 @@ class Snapshots:
             raise EC2ClientError(
                 "InvalidSnapshot.InUse",
                 f"The snapshot {snapshot_id} is currently in use by {', '.join(users)}",
+            )
+        if owner == ACCOUNT_ID and self.state.strictness.snapshot_in_use(snapshot_id):
+            raise EC2ClientError(  # boto/boto's issue 3019: in one of five cases
+                "InvalidSnapshot.InUse",
+                f"The snapshot {snapshot_id} is currently in use by an AMI that is being deregistered",
             )
         if snapshot.owner_id != owner:
             raise EC2ClientError("AuthFailure", "Not authorized for snapshot " + snapshot_id)

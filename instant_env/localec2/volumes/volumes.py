@@ -13,11 +13,12 @@ from typing import Any
 
 from instant_env.errors import InstantEnvError
 from instant_env.localec2.instances.lifecycle import Lifecycle
-from instant_env.localec2.instances.volume_types import check_volume_type, described, ordered
+from instant_env.localec2.instances.mappings import usable_snapshot
+from instant_env.localec2.instances.volume_types import check_volume_type, described, ordered, origin
 from instant_env.localec2.qemu import command_line
 from instant_env.localec2.records.records import Attachment, InstanceRecord, VolumeRecord
 from instant_env.localec2.state.client_tokens import records_of_token
-from instant_env.localec2.state.moto_api import EC2ClientError, new_id
+from instant_env.localec2.state.moto_api import ACCOUNT_ID, EC2ClientError, new_id
 from instant_env.localec2.state.state import State, now
 
 log = logging.getLogger(__name__)
@@ -40,10 +41,13 @@ class Volumes:
 
     def create(
         self, *, size_gib: int | None, snapshot_id: str | None, zone: str, volume_type: str,
-        order: Mapping[str, int | None], token: str | None, digest: str, encrypted: bool,
+        order: Mapping[str, Any], token: str | None, digest: str, encrypted: bool,
         tags: dict[str, str],
     ) -> VolumeRecord:  # fmt: skip
-        """CreateVolume; the same client token gives the same volume. ``order``: its Iops and Throughput."""
+        """CreateVolume; the same client token gives the same volume.
+
+        ``order``: its Iops, Throughput, Encrypted, KmsKeyId and VolumeInitializationRate.
+        """
         if earlier := records_of_token(self.state.volumes.values(), token, digest):
             return earlier[0]
         if self.state.mirror.ec2.get_zone_by_name(zone) is None:
@@ -51,7 +55,7 @@ class Volumes:
         check_volume_type(volume_type)
         least, snapshot = 1, None
         if snapshot_id:
-            snapshot = self.state.snapshot(snapshot_id)
+            snapshot = usable_snapshot(self.state, snapshot_id)
             if snapshot.state != "completed":
                 raise EC2ClientError("IncorrectState", f"Snapshot is in invalid state - {snapshot.state}")
             least = snapshot.size_gib
@@ -68,6 +72,7 @@ class Volumes:
             snapshot_id=snapshot_id, layers=snapshot.layers if snapshot else [],
             encrypted=encrypted or (snapshot is not None and snapshot.encrypted),
             create_time=now(), client_token=token, request_digest=digest,
+            **origin(order, from_snapshot=snapshot is not None),
         )  # fmt: skip
         self.state.save(volume)  # its file is made when somebody wants to write to it
         return volume
@@ -200,6 +205,10 @@ class Volumes:
             "Encrypted": volume.encrypted, "MultiAttachEnabled": False, "Tags": tags, "Attachments": [],
         }  # fmt: skip
         answer |= described(volume.volume_type, volume.performance)
+        if volume.kms_key is not None:
+            answer["KmsKeyId"] = _key_arn(self.state.region, volume.kms_key)
+        if volume.initialization_mib_s is not None:
+            answer["VolumeInitializationRate"] = volume.initialization_mib_s
         if attachment:
             answer["Attachments"] = [
                 {
@@ -210,3 +219,11 @@ class Volumes:
                 }
             ]  # fmt: skip
         return answer
+
+
+def _key_arn(region: str, key: str) -> str:
+    """A key's ARN, by what a request calls it (API_CreateVolume, KmsKeyId); aliases are not looked up."""
+    if key.startswith("arn:"):
+        return key
+    resource = key if key.startswith("alias/") else f"key/{key}"
+    return f"arn:aws:kms:{region}:{ACCOUNT_ID}:{resource}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from instant_env.localec2.api.pages import page
+from instant_env.localec2.instances.admission import no_default_vpc
 from instant_env.localec2.state.moto_api import ActionResult, EC2ClientError, EC2Response, EmptyResult
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class SecurityGroups(EC2Response):  # type: ignore[misc]  # moto is untyped
         vpc_id = self._get_param("VpcId")
         if vpc_id and vpc_id not in self.ec2_backend.vpcs:
             raise EC2ClientError("InvalidVpcID.NotFound", f"The vpc ID '{vpc_id}' does not exist")
+        if not vpc_id and not self.services.state.strictness.switches.default_vpc:
+            raise no_default_vpc()
         result = super().create_security_group()
         self.services.capture_group(result.result["GroupId"])
         return result

@@ -109,6 +109,15 @@ class Networks:
                 self.tables.pop(record.id, None)
                 moto_objects.hide_table(ec2, record.id)
 
+    def show_public_subnets(self, *, public: bool) -> None:
+        """Whether the default VPC's subnets give public addresses, where nobody has changed that."""
+        for default in self._defaults.values():
+            if isinstance(default, SubnetRecord) and default.map_public_ip != public:
+                default.map_public_ip = public
+                current = self.subnets[default.id]
+                if current.map_public_ip != public:
+                    self.show(current.model_copy(update={"map_public_ip": public}))
+
     def own(self, resource_id: str) -> NetworkRecord | None:
         """The record of something that was not there from the beginning."""
         kinds: tuple[dict[str, NetworkRecord], ...] = (self.vpcs, self.subnets, self.gateways, self.tables)  # type: ignore[assignment]  # dict is invariant

@@ -141,8 +141,10 @@ def test_volumes_that_make_no_sense(served: Served) -> None:
         served.ec2.create_volume(SnapshotId="snap-00000000000000000", AvailabilityZone="us-east-1a")
     with refused("MissingParameter"):
         served.ec2.create_volume(AvailabilityZone="us-east-1a")
-    with refused("UnsupportedOperation"):
+    with refused("InvalidParameterDependency"):
         served.ec2.create_volume(Size=1, AvailabilityZone="us-east-1a", KmsKeyId="alias/mine")
+    with refused("UnsupportedOperation"):
+        served.ec2.create_volume(Size=1, AvailabilityZone="us-east-1a", MultiAttachEnabled=True)
 
 
 def test_a_volume_that_is_not_deleted_with_its_instance_lives_on(served: Served) -> None:

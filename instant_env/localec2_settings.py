@@ -83,10 +83,3 @@ class LocalEc2Settings(BaseModel):
         description="vCPUs of on-demand instances at a time, those that ended within a minute included; "
         "0: no quota",
     )  # fmt: skip
-
-
-#: What the tests of this project have on top: everything that may be late is, for a moment.
-STRICT = LocalEc2Settings(
-    late_ms=300, late_tags_ms=500, late_address_ms=300, hibernation_ready_ms=2000, snapshot_in_use_ms=700,
-    posted_console=True,
-)  # fmt: skip

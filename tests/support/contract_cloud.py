@@ -33,7 +33,7 @@ from instant_env.cloud.tags import Role, new_run_id, project_filter, tag_list
 from instant_env.localec2 import starter
 from instant_env.settings import ROOT, AcceleratorChoice, CloudName, Settings, load
 from instant_env.ssh.connection import wait_for_login
-from support.localec2_cloud import machines
+from support.localec2_cloud import STRICT, machines
 from support.tiny_cloud import INSTANCE_TYPES, Guest
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ def _open(cloud: Cloud, arch: Arch, image_id: str, login_user: str, stack: ExitS
 
 
 def _local(arch: Arch, state_dir: Path, stack: ExitStack) -> ContractCloud:
-    settings = Settings(state_dir=state_dir, accelerator=AcceleratorChoice.TCG)
+    settings = Settings(state_dir=state_dir, accelerator=AcceleratorChoice.TCG, localec2=STRICT)
     stack.callback(starter.down, settings)
     image_id = starter.ensure_stock(settings, "tiny", arch)
     return _open(connect(settings), arch, image_id, "root", stack)

@@ -15,12 +15,15 @@ import pytest
 
 from instant_env.localec2 import starter
 from instant_env.localec2.qemu import disks
+from instant_env.localec2_settings import LocalEc2Settings
 from instant_env.settings import AcceleratorChoice, Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
     from mypy_boto3_ec2.type_defs import InstanceTypeDef
 
+#: What EC2 may do to a client is done to these tests, in small: localec2's README explains the switches.
+STRICT = LocalEc2Settings()
 #: Of a test that may have to make stock Debian before it boots it: arm64's takes some 15 minutes on x86_64.
 STOCK_TIMEOUT_S = 2400
 
@@ -42,7 +45,7 @@ class LocalCloud:
     """What the tests do with a server."""
 
     def __init__(self, state_dir: Path) -> None:
-        self.settings = Settings(state_dir=state_dir, accelerator=AcceleratorChoice.TCG)
+        self.settings = Settings(state_dir=state_dir, accelerator=AcceleratorChoice.TCG, localec2=STRICT)
         self.up()
 
     def up(self) -> None:

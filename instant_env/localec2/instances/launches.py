@@ -133,7 +133,7 @@ def run_instances(
             request_digest=digest, launch_index=index, launch_time=launched,
             shutdown_behavior=get("InstanceInitiatedShutdownBehavior") or "stop",
             market="spot" if spot else "on-demand", one_time=spot is not None and not spot.persistent,
-            hibernation=hibernation,
+            hibernation=hibernation, nocloud=image.nocloud,
             ebs_optimized=bool(get("EbsOptimized")), metadata_options=options,
             disable_api_termination=bool(get("DisableApiTermination")),
             disable_api_stop=bool(get("DisableApiStop")), cpu_credits=credit,

@@ -188,6 +188,7 @@ class Lifecycle:
             for volume in volumes:
                 with self.storage.lock(volume.id):  # a copy for an image may still be under way
                     self.machine_builder.make_disk(volume)
+            self.machine_builder.make_seed(instance)
             self.state.faults.bind(instance_id)
             with self.state.lock:
                 machine = self.machine_builder.machine(instance, volumes, self._exited)
@@ -335,7 +336,7 @@ class Lifecycle:
             self.state.forget(TagsRecord(resource_id=instance.interface_id, tags={}))
             self.on_terminated(instance)
             directory = self.state.layout.instance(instance_id)
-            for name in ("variables.fd", "metadata.json"):
+            for name in ("variables.fd", "metadata.json", "cidata.img"):
                 (directory / name).unlink(missing_ok=True)
 
     def close(self, timeout_s: float) -> None:

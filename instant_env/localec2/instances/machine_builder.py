@@ -10,6 +10,7 @@ from pathlib import Path
 
 from instant_env.arch import Arch
 from instant_env.files import replacing
+from instant_env.localec2.instances import seed
 from instant_env.localec2.network import metadata
 from instant_env.localec2.network.addresses import NetworkError
 from instant_env.localec2.network.netd_client import ANSWER_TIMEOUT_S, Answer
@@ -51,6 +52,14 @@ class MachineBuilder:
         elif volume.modification is not None:  # a server may have ended before the file had grown
             disks.grow(path, volume.size_gib)
 
+    def make_seed(self, instance: InstanceRecord) -> None:
+        """The NoCloud disk of an instance that needs one (lock not held). Raises SeedError."""
+        if instance.nocloud:
+            seed.write(self._seed_path(instance), instance)
+
+    def _seed_path(self, instance: InstanceRecord) -> Path:
+        return self.state.layout.instance(instance.id) / "cidata.img"
+
     def machine(
         self, instance: InstanceRecord, volumes: list[VolumeRecord], on_exit: Callable[[Machine], None]
     ) -> Machine:
@@ -72,6 +81,7 @@ class MachineBuilder:
             disks=tuple(command_line.Disk(volume.id, layout.volume(volume.id)) for volume in volumes),
             nics=nics, variables=variables,
             console=directory / "console.log", qmp=layout.qmp_socket(instance.id),
+            seed=self._seed_path(instance) if instance.nocloud else None,
         )  # fmt: skip
         return Machine(spec, directory / "qemu.log", on_exit)
 

@@ -152,6 +152,7 @@ class MachineSpec:
     variables: Path
     console: Path
     qmp: Path
+    seed: Path | None = None  # a raw disk that tells a guest what others ask the metadata service for
 
     @property
     def uuid(self) -> str:
@@ -206,10 +207,22 @@ def command(spec: MachineSpec) -> list[str]:
     for index, nic in enumerate(spec.nics):
         device = nic.device(nic_slot(index) if index else root_bus)
         line += ["-netdev", json.dumps(nic.netdev), "-device", json.dumps(device)]
+    if spec.seed is not None:
+        line += _seed(spec.seed, root_bus)
     line += ["-device", "virtio-rng-pci"]
     line += ["-chardev", f"file,id=console,path={_escaped(spec.console)}", "-serial", "chardev:console"]
     line += ["-chardev", f"socket,id=qmp,path={_escaped(spec.qmp)},server=on,wait=off"]
     return [*line, "-mon", "chardev=qmp,mode=control"]
+
+
+def _seed(path: Path, bus: str) -> list[str]:
+    """A read-only NVMe disk, whose driver every guest has: cloud-init looks for it before udev has run."""
+    drive = {
+        "driver": "raw", "node-name": "seed", "read-only": True,
+        "file": {"driver": "file", "filename": str(path)},
+    }  # fmt: skip
+    device = {"driver": "nvme", "id": "dev-seed", "drive": "seed", "serial": "cidata", "bus": bus}
+    return ["-blockdev", json.dumps(drive), "-device", json.dumps(device)]
 
 
 def machine_type(arch: Arch) -> str:

@@ -140,6 +140,7 @@ class ImageRecord(ResourceRecord):
     protection: Literal["disabled", "enabled-with-cooldown", "enabled-without-cooldown"] = "disabled"
     protected_until: datetime | None = None  # its protection was taken away, and cools down until then
     last_launched: datetime | None = None
+    nocloud: bool = False  # its cloud-init does not look for EC2
     client_token: str | None = None  # of CopyImage
     request_digest: str = ""
 
@@ -312,6 +313,7 @@ class InstanceRecord(ResourceRecord):
     one_time: bool = False  # its spot request is; such an instance cannot be stopped
     interruption: Interruption | None = None
     hibernation: bool = False  # HibernationOptions.Configured
+    nocloud: bool = False  # as its image: it gets a NoCloud disk
     metadata_options: MetadataOptions = MetadataOptions()
     profile: ProfileAssociation | None = None
     state: InstanceState = "pending"

@@ -56,10 +56,10 @@ def build(arch: Arch, cache_dir: Path, progress: Progress, *, mirror: str | None
         except BuildError as error:
             if cached := newest_cached(cache_dir, arch):
                 progress(f"{BASE}: {error.message}; using {cached.name}, fetched {cached.created:%Y-%m-%d}")
-                return cached
+                return _as_today(cached)
             raise _unreachable(error) from error
         if cached := load_cached(cache_dir, BASE, arch, sha256[:16]):
-            return cached
+            return _as_today(cached)
         disk = stock_dir(cache_dir) / f"{image_stem(BASE, arch, sha256[:16])}.qcow2"
         for stale in disk.parent.glob(f"{BASE}-{arch.value}-*.part"):
             if stale.name != f"{disk.name}.part":
@@ -101,6 +101,11 @@ def newest_cached(cache_dir: Path, arch: Arch) -> StockImage | None:
     return max(images, key=lambda image: image.created, default=None)
 
 
+def _as_today(cached: StockImage) -> StockImage:
+    """A record of the cache may be older than what it says now."""
+    return cached.model_copy(update={"nocloud": True})
+
+
 def _reporter(progress: Progress) -> download.OnBytes:
     """Tell ``progress`` of the bytes, at most every _REPORT_S seconds."""
     last = time.monotonic()
@@ -136,6 +141,7 @@ def _describe(arch: Arch, disk: Path, file_name: str, sha256: str) -> StockImage
         disk=disk,
         size_gib=-(-size // 1024**3),
         boot_mode="uefi-preferred",
+        nocloud=True,
         digest=sha256[:16],
         created=datetime.now(UTC),
     )

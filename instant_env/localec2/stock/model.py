@@ -25,6 +25,7 @@ class StockImage(BaseModel):
 
     ``disk`` is a qcow2 file without a backing file; ``size_gib`` its virtual size. ``owner_id``,
     ``ssm_parameter``, ``root_device_name`` and ``boot_mode`` are what EC2 says of the real AMI.
+    ``nocloud``: its cloud-init does not look for EC2, and is given a NoCloud disk.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -39,6 +40,7 @@ class StockImage(BaseModel):
     disk: Path
     size_gib: int
     boot_mode: str
+    nocloud: bool = False
     digest: str
     created: datetime
 

@@ -47,6 +47,7 @@ class StockRegistration(BaseModel):
     disk: Path
     size_gib: int = Field(ge=1)
     boot_mode: Literal["uefi", "uefi-preferred"]
+    nocloud: bool = False
     digest: str = Field(min_length=8)
     created: AwareDatetime
 
@@ -252,6 +253,9 @@ class Images:
         with self.state.lock:
             for image in self.state.images.values():
                 if image.stock_digest == stock.digest and image.state == "available":
+                    if image.nocloud != stock.nocloud:  # registered by an older server
+                        image.nocloud = stock.nocloud
+                        self.state.save(image)
                     return image
         disks.check_self_contained(stock.disk)
         snapshot = SnapshotRecord(
@@ -267,7 +271,7 @@ class Images:
             state="available", creation_date=stock.created, root_device_name=stock.root_device_name,
             snapshot_id=snapshot.id, size_gib=max(stock.size_gib, disks.virtual_size_gib(stock.disk)),
             boot_mode=stock.boot_mode, public=True, stock_digest=stock.digest,
-            ssm_parameter=stock.ssm_parameter,
+            ssm_parameter=stock.ssm_parameter, nocloud=stock.nocloud,
         )  # fmt: skip
         with self.state.lock, self.state.request():
             outdated = [

@@ -47,6 +47,7 @@ def test_fetched_and_described(mirror: Site, tmp_path: Path, progress: Progress)
     image = al2023.build(Arch.X86_64, tmp_path / "cache", progress)
     assert image.disk.read_bytes() == mirror.files[f"{FOLDER}/{NAME}"]
     assert image.size_gib == 25
+    assert image.nocloud, "its cloud-init does not look for EC2"
     assert image.owner_id == "137112412989"
     assert image.ssm_parameter == "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-6.1-x86_64"
     assert image.name == f"al2023-ami-{VERSION}-kernel-6.1-x86_64"

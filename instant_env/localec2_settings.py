@@ -54,19 +54,19 @@ class LocalEc2Settings(BaseModel):
         description="GetConsoleOutput without Latest answers what was there at the last change of state",
     )
     hibernation_reason_kept: bool = Field(
-        default=False,
+        default=True,
         description="StateReason says UserInitiatedHibernate even if the guest shut down instead",
     )
     zones_checked: bool = Field(
-        default=False,
+        default=True,
         description="a launch is refused whose zone is not its subnet's, or does not have its type",
     )
     register_defaults: bool = Field(
-        default=False,
+        default=True,
         description="RegisterImage's mappings are gp2 and outlive their instance unless they say otherwise",
     )
     foreign_snapshots: bool = Field(
-        default=False, description="snapshots of other accounts' images cannot be used"
+        default=True, description="snapshots of other accounts' images cannot be used"
     )
     public_subnets: bool = Field(
         default=True, description="the default subnets give public addresses (MapPublicIpOnLaunch)"

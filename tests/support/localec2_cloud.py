@@ -52,6 +52,10 @@ class LocalCloud:
         self.endpoint = starter.up(self.settings)
         self.ec2: EC2Client = starter.client(self.endpoint, "ec2")
 
+    def strict(self, **switches: Any) -> None:
+        """Set switches of the running server; without any, those that clients have to cope with."""
+        starter.strictness(self.endpoint, **switches or STRICT.model_dump())
+
     def own_route(self, route: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         request = urllib.request.Request(  # noqa: S310 - loopback
             f"{self.endpoint.url}/_localec2/{route}",

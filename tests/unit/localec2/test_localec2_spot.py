@@ -235,6 +235,8 @@ def test_hibernation(served: Served) -> None:
 
 
 def test_a_guest_that_does_not_hibernate_is_stopped_and_it_is_said(served: Served) -> None:
+    """With a switch: EC2 keeps the reason that it gave first."""
+    served.state.strictness.change({"hibernation_reason_kept": False})
     instance_id = launch(served, HibernationOptions={"Configured": True}, BlockDeviceMappings=ENCRYPTED)
     served.machine(instance_id).sleeps = False
     served.ec2.stop_instances(InstanceIds=[instance_id], Hibernate=True)

@@ -42,7 +42,7 @@ def test_it_boots_takes_a_volume_reboots_and_stops_by_its_power_button(arm64_clo
     guest = cloud.login(instance_id)
     assert guest.run("uname -m") == "aarch64"
     # The firmware's table names the serial port; the kernel takes it without being told.
-    console = ec2.get_console_output(InstanceId=instance_id)["Output"]
+    console = ec2.get_console_output(InstanceId=instance_id, Latest=True)["Output"]
     assert "instant-init" in console
 
     ec2.attach_volume(VolumeId=volume_id, InstanceId=instance_id, Device="/dev/sdf")
@@ -68,7 +68,7 @@ def test_it_boots_takes_a_volume_reboots_and_stops_by_its_power_button(arm64_clo
     ec2.stop_instances(InstanceIds=[instance_id])
     stopped = cloud.wait(instance_id, "stopped")
     assert stopped["StateReason"]["Code"] == "Client.UserInitiatedShutdown"
-    console = ec2.get_console_output(InstanceId=instance_id)["Output"]
+    console = ec2.get_console_output(InstanceId=instance_id, Latest=True)["Output"]
     assert console.count("the power button was pressed") == 2
 
 

@@ -112,8 +112,8 @@ def test_a_debian_guest(local_cloud: LocalCloud, key: KeyPair, guest_arch: Arch)
 
     # What it says on its console is what the API shows.
     assert (
-        "Linux version" in ec2.get_console_output(InstanceId=instance_id)["Output"]
-        or "login:" in (ec2.get_console_output(InstanceId=instance_id)["Output"])
+        "Linux version" in ec2.get_console_output(InstanceId=instance_id, Latest=True)["Output"]
+        or "login:" in (ec2.get_console_output(InstanceId=instance_id, Latest=True)["Output"])
     )
 
     # Powering off from inside ends it as the launch asked.

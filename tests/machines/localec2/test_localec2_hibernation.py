@@ -163,7 +163,7 @@ def test_stock_debian_hibernates_and_goes_on(tiny_cloud: TinyCloud) -> None:
 
     tiny_cloud.ec2.stop_instances(InstanceIds=[instance_id], Hibernate=True)
     stopped = tiny_cloud.wait(instance_id, "stopped", timeout_s=300)
-    console = tiny_cloud.ec2.get_console_output(InstanceId=instance_id)["Output"][-3000:]
+    console = tiny_cloud.ec2.get_console_output(InstanceId=instance_id, Latest=True)["Output"][-3000:]
     assert stopped["StateReason"]["Code"] == "Client.UserInitiatedHibernate", console
 
     tiny_cloud.ec2.start_instances(InstanceIds=[instance_id])

@@ -44,7 +44,7 @@ def test_states_are_those_of_the_machine(local_cloud: LocalCloud) -> None:
     instance_id = local_cloud.launch(local_cloud.register_blank())
     assert local_cloud.wait(instance_id, "running")["PublicIpAddress"].startswith("127.")
     assert len(local_cloud.machines(instance_id)) == 1
-    output = local_cloud.ec2.get_console_output(InstanceId=instance_id)
+    output = local_cloud.ec2.get_console_output(InstanceId=instance_id, Latest=True)
     assert isinstance(output["Output"], str), "boto3 decodes it: it was base64"
     local_cloud.ec2.stop_instances(InstanceIds=[instance_id], Force=True)
     local_cloud.wait(instance_id, "stopped")

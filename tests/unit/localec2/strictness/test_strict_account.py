@@ -47,9 +47,10 @@ def own_snapshot(served: Served) -> str:
 
 
 def own_image(served: Served, **ebs: Any) -> str:
+    mapping: Any = {"DeviceName": "/dev/xvda", "Ebs": ebs}
     return served.ec2.register_image(
         Name="own", Architecture="x86_64", RootDeviceName="/dev/xvda", VirtualizationType="hvm",
-        BootMode="uefi", BlockDeviceMappings=[{"DeviceName": "/dev/xvda", "Ebs": ebs}],
+        BootMode="uefi", BlockDeviceMappings=[mapping],
     )["ImageId"]  # fmt: skip
 
 

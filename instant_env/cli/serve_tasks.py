@@ -116,7 +116,7 @@ def _announce(facts: Started, log: object) -> None:
     say("take a machine: invoke lease.new, or")
     say(
         f'  curl -sS {facts.url}/v1/instances -H "Authorization: Bearer $(cat {_quoted(facts.token_path)})" '
-        "-H 'Content-Type: application/json' -H 'Prefer: wait=120' "
+        "-H 'Content-Type: application/json' -H 'Prefer: wait=60' "
         '-d "{\\"public_key\\": \\"$(cat ~/.ssh/id_ed25519.pub)\\"}"'
     )
 

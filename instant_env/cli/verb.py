@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import io
 import json
 import os
@@ -232,6 +233,11 @@ def _write_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _purpose(function: Callable[..., object]) -> str:
+    """What a verb is for, as `invoke --list` says it, up to the first stop: a long wait's text until it has its own."""
+    return re.split(r"[;:,.]", inspect.getdoc(function) or "working")[0].replace("\n", " ")
+
+
 def verb(function: Callable[P, R]) -> Callable[P, R]:
     """Wrap a task's body: errors become one line and an exit code, interrupts clean up first."""
 
@@ -239,7 +245,7 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             _write_anything()
-            with stopping.interrupts(), _reporting(function.__name__.replace("_", ".") + ": working"):
+            with stopping.interrupts(), _reporting(_purpose(function)):
                 return function(*args, **kwargs)
         except (ClientError, BotoCoreError) as error:
             fail(f"EC2: {error}", "", 4)

@@ -2,6 +2,7 @@
 
     .venv/bin/python benchmarks/service.py race [--blocks 10] [--arch x86_64]
     .venv/bin/python benchmarks/service.py load [--rate 50] [--seconds 20] [--clients 50]
+    .venv/bin/python benchmarks/service.py parked [--machines 20] [--seconds 60] [--arch x86_64]
 
 `race` needs a baked custom-init in the configured cloud. Each block has, in an order of its own: a machine of
 the service's pool of running machines, one of its pool of stopped machines, one that it launches cold, and
@@ -13,6 +14,10 @@ the answer says it. Before each arm both pools are full and nothing boots.
 in no time. First an open loop (requests are sent at their times, whatever the answers do; a late answer
 counts from when its request was due), then a closed loop of clients that each wait for their answer. The
 service is a process of its own; its own part of each POST is what it writes into its log.
+
+`parked` needs localec2 and a baked custom-init. It is what waiting machines cost: `invoke serve` with a full
+pool of them, its memory (proportional set size) and processor time while nothing is asked of it, and the same
+of the emulators; and one guest from within, before and after a connection like the service's is parked on it.
 
 Each prints one JSON object.
 """
@@ -32,11 +37,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
+import asyncssh
 import httpx2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -46,6 +52,7 @@ from support.service.rig import KEY, plan, rig
 
 from harness.plan.images import choose
 from instant_env.arch import Arch
+from instant_env.cloud.handover import by_instance_connect
 from instant_env.cloud.instances import Market, usual_type
 from instant_env.cloud.keys import KeyPair
 from instant_env.cloud.network import temporary_security_group
@@ -53,6 +60,7 @@ from instant_env.cloud.session import Cloud, connect
 from instant_env.cloud.tags import Role, new_run_id
 from instant_env.launch.launcher import Launcher
 from instant_env.launch.login_check import PrivateKeyLogin
+from instant_env.launch.parked import park
 from instant_env.launch.techniques import LaunchSpec, PoolSlot, Prepared, Technique, find_technique
 from instant_env.launch.timeline import MarkName, Outcome
 from instant_env.service.logs import make_logger
@@ -61,6 +69,8 @@ from instant_env.service.web.app import make_app
 from instant_env.service.web.listener import Listener
 from instant_env.service_settings import PoolKind, PoolSettings, ServiceSettings
 from instant_env.settings import Settings, load
+from instant_env.ssh.dial import dial
+from instant_env.ssh.login import authenticate, client_options
 from instant_env.user_data import UserData
 
 #: A pool that is filled again, and a machine that is gone, on a slow host.
@@ -163,17 +173,22 @@ def service(settings: Settings) -> Iterator[Client]:
         thread.join()
 
 
-async def harness_warm(
-    cloud: Cloud, technique: Technique, prepared: Prepared, group_id: str, kind: str
-) -> float:
-    """t4 of one attempt as `invoke bench` makes it."""
-    pair, run_id = KeyPair.generate(), new_run_id()
-    spec = LaunchSpec(
+def _spec(pair: KeyPair, group_id: str, kind: str) -> LaunchSpec:
+    run_id = new_run_id()
+    return LaunchSpec(
         run_id=run_id, name="benchmark", role=Role.BENCH, instance_type=kind, key_name="",
         security_group_id=group_id, market=Market.ON_DEMAND,
         expires_at=datetime.now(UTC) + timedelta(hours=1), user_data=UserData(ttl_s=3600),
         client_token=run_id, public_key=pair.public_key,
     )  # fmt: skip
+
+
+async def harness_warm(
+    cloud: Cloud, technique: Technique, prepared: Prepared, group_id: str, kind: str
+) -> float:
+    """t4 of one attempt as `invoke bench` makes it."""
+    pair = KeyPair.generate()
+    spec = _spec(pair, group_id, kind)
     async with Launcher(cloud, timeout_s=_LAUNCH_S) as launcher:
         slot = await launcher.fill(technique, prepared, spec)
         try:
@@ -226,6 +241,150 @@ def race(blocks: int, arch: Arch) -> dict[str, Any]:
         "t4": {arm: figures(values) for arm, values in sorted(t4s.items())},
         "post_to_answer": {arm: figures(values) for arm, values in sorted(walls.items())},
     }
+
+
+# parked
+
+
+def _pss_mib(pid: int) -> float:
+    """Proportional set size: shared pages count by how many share them (proc(5), smaps_rollup)."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def _cpu_s(pid: int) -> float:
+    """utime and stime of proc(5), stat."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _emulator(instance_id: str) -> int:
+    """The QEMU whose name is the instance's."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if b"qemu-system" in words[0] and instance_id.encode() in words:
+                return int(path.parent.name)
+    raise SystemExit(f"no emulator of {instance_id}")
+
+
+@contextmanager
+def _serving(settings: Settings, config: str) -> Iterator[tuple[int, httpx2.Client]]:
+    """`invoke serve` as a process of its own: its id, and a client with its token."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "instant-env.yml")
+        file.write_text(config)
+        environ = {
+            **os.environ, "INSTANT_ENV_CONFIG": str(file), "INSTANT_ENV_STATE_DIR": str(settings.state_dir),
+        }  # fmt: skip
+        words = [str(Path(sys.executable).parent / "invoke"), "serve", "--listen", "127.0.0.1:0"]
+        with subprocess.Popen(words, env=environ, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None  # noqa: S101 - it is a pipe
+                first = process.stdout.readline()
+                if not first.startswith("serving at "):
+                    raise SystemExit(f"invoke serve: {first}")
+                token = (settings.state_dir / "service" / "token").read_text().strip()
+                headers = {"Authorization": f"Bearer {token}"}
+                url = first.split()[2]
+                with httpx2.Client(base_url=url, headers=headers, timeout=60, trust_env=False) as client:
+                    yield process.pid, client
+            finally:
+                process.terminate()
+
+
+async def _parked_guest(cloud: Cloud, arch: Arch, seconds: float) -> dict[str, Any]:
+    """A guest from within: memory in use, and processor time spent in ``seconds``, alone and with a parked
+    connection beside the one that looks."""
+    technique = find_technique("custom-init+warm-running")
+    _, images = choose(cloud, arch, "latest", [technique.name])
+    prepared = technique.prepare(cloud, images)
+    pair, expires_at = KeyPair.generate(), datetime.now(UTC) + timedelta(hours=1)
+    with temporary_security_group(
+        cloud, run_id=new_run_id(), role=Role.BENCH, expires_at=expires_at
+    ) as group_id:
+        spec = _spec(pair, group_id, usual_type(cloud, arch))
+        async with Launcher(cloud, timeout_s=_LAUNCH_S) as launcher:
+            slot = await launcher.fill(technique, prepared, spec)
+            try:
+                (address,) = [
+                    instance["PublicIpAddress"]
+                    for group in cloud.ec2.describe_instances(InstanceIds=[slot.instance_id])["Reservations"]
+                    for instance in group["Instances"]
+                ]
+                options = client_options(prepared.username, pair.for_asyncssh(), None)
+                await asyncio.to_thread(
+                    by_instance_connect, cloud, slot.instance_id, prepared.username, pair.public_key
+                )
+                login = await authenticate((await dial(address, cloud.ssh_port, timeout_s=60)).sock, options)
+                alone = await _within(login.connection, seconds)
+                parked = await park(cloud, slot.instance_id, address, prepared.username, None, timeout_s=60)
+                beside = await _within(login.connection, seconds)
+                parked.close()
+                login.close()
+            finally:
+                await launcher.end(technique, slot.instance_id, PoolSlot())
+    return {"alone": alone, "parked": beside}
+
+
+async def _within(connection: asyncssh.SSHClientConnection, seconds: float) -> dict[str, float]:
+    """Of a guest, after it has been left alone for a moment."""
+
+    async def look() -> tuple[float, float, float]:
+        result = await connection.run("cat /proc/meminfo /proc/uptime; nproc", check=True)
+        words = str(result.stdout).split()
+        uptime_s, idle_s, processors = (float(word) for word in words[-3:])
+        kib = {name: float(words[words.index(name) + 1]) for name in ("MemTotal:", "MemAvailable:")}
+        return kib["MemTotal:"] - kib["MemAvailable:"], uptime_s * processors - idle_s, uptime_s
+
+    await asyncio.sleep(5)
+    _, busy_s, before_s = await look()
+    await asyncio.sleep(seconds)
+    used_kib, busy_after_s, after_s = await look()
+    share = (busy_after_s - busy_s) / (after_s - before_s)
+    return {"used_mib": round(used_kib / 1024, 1), "processor_percent": round(share * 100, 2)}
+
+
+def measure_parked(machines: int, seconds: float, arch: Arch) -> dict[str, Any]:
+    settings = load()
+    cloud = connect(settings, lambda line: print(line, file=sys.stderr))
+    guest = asyncio.run(_parked_guest(cloud, arch, seconds))
+
+    def config(target: int) -> str:
+        pool = f"{{technique: warm-running, arch: {arch}, target: {target}}}"
+        return f"service: {{pools: [{pool}], max_usd_per_hour: 1000}}\n"
+
+    def spent(pids: list[int]) -> tuple[list[float], list[float]]:
+        before = [_cpu_s(pid) for pid in pids]
+        time.sleep(seconds)
+        used = [(_cpu_s(pid) - was) / seconds * 100 for pid, was in zip(pids, before, strict=True)]
+        return [_pss_mib(pid) for pid in pids], used
+
+    with _serving(settings, "service: {pools: []}\n") as (pid, _):
+        time.sleep(5)
+        alone = [values[0] for values in spent([pid])]
+    began_s = time.monotonic()
+    with _serving(settings, config(machines)) as (pid, client):
+        wait(lambda: client.get("/v1/pools").json()["pools"][0]["ready"] == machines)
+        filled_s = time.monotonic() - began_s
+        time.sleep(10)
+        answers = client.get("/v1/pools").json()["pools"][0]["machines"]
+        emulators = [_emulator(machine["instance_id"]) for machine in answers]
+        mib, percents = spent([pid, *emulators])
+        occupied = (mib.pop(0), percents.pop(0))
+        client.patch(f"/v1/pools/{client.get('/v1/pools').json()['pools'][0]['name']}", json={"target": 0})
+        wait(lambda: client.get("/v1/pools").json()["pools"][0]["ready"] == 0)
+    return {
+        "filled_s": round(filled_s, 1),
+        "service": {"without_machines": _cost(*alone), "with_machines": _cost(*occupied)},
+        "emulator_median": _cost(statistics.median(mib), statistics.median(percents)),
+        "emulator_max": _cost(max(mib), max(percents)),
+        "guest": guest,
+    }
+
+
+def _cost(mib: float, percent: float) -> dict[str, float]:
+    return {"pss_mib": round(mib, 1), "processor_percent": round(percent, 2)}
 
 
 # load
@@ -350,6 +509,10 @@ def main() -> None:
     loading.add_argument("--rate", type=int, default=50, help="requests per second in the open loop")
     loading.add_argument("--seconds", type=int, default=20)
     loading.add_argument("--clients", type=int, default=50, help="in the closed loop")
+    parking = kinds.add_parser("parked", help="what machines that wait cost")
+    parking.add_argument("--machines", type=int, default=20)
+    parking.add_argument("--seconds", type=float, default=60)
+    parking.add_argument("--arch", type=Arch, default=Arch.parse(platform.machine()))
     serving = kinds.add_parser("serve", help="what `load` starts")
     serving.add_argument("directory", type=Path)
     serving.add_argument("requests", type=int)
@@ -360,6 +523,8 @@ def main() -> None:
     about = machine()
     if options.kind == "race":
         result = race(options.blocks, options.arch)
+    elif options.kind == "parked":
+        result = measure_parked(options.machines, options.seconds, options.arch)
     else:
         result = measure_load(options.rate, options.seconds, options.clients)
     print(json.dumps({"machine": about, **result}, indent=2))

@@ -13,8 +13,8 @@ import ipaddress
 import logging
 import socket
 import ssl
-import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
@@ -22,6 +22,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from instant_env.errors import UsageError
+from instant_env.service.web.buckets import peer_name
 from instant_env.service.web.context import Web
 
 #: Streams and waits end by themselves when they are told; what has not ended after this is cancelled.
@@ -30,6 +31,9 @@ GRACE_S = 1
 HEAD_TIMEOUT_S = 15
 #: Open connections: descriptors are few, and each event stream holds one.
 MOST_CONNECTIONS = 512
+#: Of one address, so that one stranger leaves room for others. This host's own are not counted: a proxy in
+#: front of the service is one of them, and has everybody's.
+MOST_CONNECTIONS_OF_A_PEER = 64
 
 
 def is_loopback(host: str) -> bool:
@@ -61,15 +65,27 @@ def check_address(host: str, *, certificate: Path | None, key: Path | None, mach
         )
 
 
+#: Open connections by peer. Of the process, since uvicorn makes protocols without a word of their server.
+_peers: Counter[str] = Counter()
+
+
 class _Protocol(H11Protocol):
-    """uvicorn's, with a limit on the time that a request's head takes, however its bytes are spread. uvicorn
-    has one on the silence between requests."""
+    """uvicorn's, with a limit on the time that a request's head takes, however its bytes are spread, and on
+    the connections of one address. uvicorn has one on the silence between requests, and one for all."""
 
     _head: asyncio.TimerHandle | None = None
+    _peer = ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._await_head()
+        address = transport.get_extra_info("peername")[0]
+        if is_loopback(address):
+            return
+        self._peer = peer_name(address)
+        _peers[self._peer] += 1
+        if _peers[self._peer] > MOST_CONNECTIONS_OF_A_PEER:
+            transport.abort()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -80,6 +96,10 @@ class _Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_head()
+        if self._peer:
+            _peers[self._peer] -= 1
+            if not _peers[self._peer]:
+                del _peers[self._peer]
         super().connection_lost(exc)
 
     def _await_head(self) -> None:
@@ -107,7 +127,6 @@ class Listener(uvicorn.Server):
     ) -> None:
         self._web: Web = app.state.web
         self._is_tls = certificate is not None
-        self._ready = threading.Event()
         config = uvicorn.Config(
             app,
             http=_Protocol,
@@ -148,10 +167,6 @@ class Listener(uvicorn.Server):
         """End :meth:`serve` soon. Any thread, and signal handlers, may call it."""
         self.should_exit = True
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._ready.set()
-
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Tell streams and waits first: uvicorn would wait for them for ever."""
         self._web.stopping.set()
@@ -162,42 +177,6 @@ class Listener(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """uvicorn's own handlers would swallow the first Ctrl-C: the caller has better ones."""
         yield
-
-    def wait_until_ready(self, timeout_s: float) -> bool:
-        """For other threads: whether it accepts connections."""
-        return self._ready.wait(timeout_s)
-
-    def run_until_stopped(
-        self,
-        before: Callable[[], Awaitable[None]] | None = None,
-        after: Callable[[], Awaitable[None]] | None = None,
-    ) -> None:
-        """Serve in a loop of this thread; ``before`` and ``after`` run in it, around the service.
-
-        Not asyncio.run, which joins the threads of the default executor: a call in flight would hold it up.
-        """
-        loop = asyncio.new_event_loop()
-        try:
-            if before is not None:
-                loop.run_until_complete(before())
-            loop.run_until_complete(self.serve())
-        finally:
-            try:
-                if after is not None:
-                    loop.run_until_complete(after())
-                _cancel_all(loop)
-            finally:
-                self._socket.close()
-                loop.close()
-
-
-def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
-    tasks = asyncio.all_tasks(loop)
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        loop.run_until_complete(asyncio.wait(tasks, timeout=GRACE_S))
-    loop.run_until_complete(loop.shutdown_asyncgens())
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,15 +73,15 @@ def serving(
     fake = FakeOperations(settings, speed=speed, beat_s=beat_s)
     app = make_app(fake, settings, log=make_logger(log), **options)
     listener = Listener(app, certificate=certificate, key=key)
-    loops: list[asyncio.AbstractEventLoop] = []
+    loops: queue.SimpleQueue[asyncio.AbstractEventLoop] = queue.SimpleQueue()
 
-    async def before() -> None:
-        loops.append(asyncio.get_running_loop())
+    async def serve() -> None:
+        loops.put(asyncio.get_running_loop())
+        await listener.serve()
 
-    thread = threading.Thread(target=listener.run_until_stopped, args=(before,), daemon=True)
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
     thread.start()
-    assert listener.wait_until_ready(60)
-    served = Served(listener, fake, log, thread, loops[0])
+    served = Served(listener, fake, log, thread, loops.get(timeout=60))
     try:
         yield served
     finally:

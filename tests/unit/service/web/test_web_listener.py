@@ -19,6 +19,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from support.patience import until
 from support.service.fake import FakeOperations
 from support.service.served import KEY, serving
 
@@ -124,18 +125,22 @@ def test_a_head_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch, 
 
 #: A service with a call in a thread that takes a minute, ended as `invoke serve` is.
 _PROGRAM = """
-import signal, sys, time
+import asyncio, signal, sys, time
 sys.path.insert(0, "tests")
 from instant_env.service.engine.executor import DaemonExecutor
 from instant_env.service.web.app import make_app
 from instant_env.service.web.listener import Listener
+from support.patience import until
 from support.service.fake import FakeOperations
 fake = FakeOperations()
 listener = Listener(make_app(fake))
 signal.signal(signal.SIGINT, lambda *_: listener.stop())
-DaemonExecutor(1, "calls").submit(time.sleep, 60)
-print(listener.url, fake.admin_secret, flush=True)
-listener.run_until_stopped()
+async def serve():
+    asyncio.get_running_loop().set_default_executor(DaemonExecutor(1, "calls"))
+    call = asyncio.create_task(asyncio.to_thread(time.sleep, 60))
+    print(listener.url, fake.admin_secret, flush=True)
+    await listener.serve()
+asyncio.run(serve())
 print("ended", flush=True)
 """
 
@@ -185,3 +190,36 @@ def test_no_answer_waits_for_an_acknowledgement(monkeypatch: pytest.MonkeyPatch)
         client.get("/healthz")
     assert delays
     assert all(delays)
+
+
+def test_one_stranger_leaves_connections_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every address of loopback is this host's, so one of them is made a stranger's."""
+    monkeypatch.setattr("instant_env.service.web.listener.MOST_CONNECTIONS_OF_A_PEER", 3)
+    monkeypatch.setattr("instant_env.service.web.listener.is_loopback", lambda host: host != "127.0.0.9")
+    with serving() as service, contextlib.ExitStack() as stack:
+        host, port = service.url.removeprefix("http://").split(":")
+
+        def connect(address: str) -> bool:
+            """Whether the connection is served."""
+            connection = stack.enter_context(
+                socket.create_connection((host, int(port)), timeout=60, source_address=(address, 0))
+            )
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            try:
+                return connection.recv(100).startswith(b"HTTP/1.1 200")
+            except ConnectionResetError:
+                return False
+
+        assert [connect("127.0.0.9") for _ in range(5)] == [True, True, True, False, False]
+        assert [connect("127.0.0.8") for _ in range(5)] == [True] * 5
+        stack.close()
+        assert until(lambda: connect("127.0.0.9"), 60)
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/", "/v1/quota", "/v1/instances/ls_none"])
+def test_a_head_is_the_answer_without_its_body(path: str) -> None:
+    with serving() as service, service.client() as client:
+        whole, head = client.get(path), client.head(path)
+        assert head.status_code == whole.status_code
+        assert head.headers["content-type"] == whole.headers["content-type"]
+        assert head.content == b""

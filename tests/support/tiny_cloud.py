@@ -98,16 +98,17 @@ class TinyCloud(LocalCloud):
 @pytest.fixture
 def tiny_cloud(tmp_path: Path, guest_arch: Arch) -> Iterator[TinyCloud]:
     """A fresh server, ended with all its machines after the test."""
-    yield from _served(tmp_path, guest_arch)
+    yield from served(tmp_path, guest_arch)
 
 
 @pytest.fixture(scope="module")
 def shared_tiny_cloud(tmp_path_factory: pytest.TempPathFactory, guest_arch: Arch) -> Iterator[TinyCloud]:
     """One server for all tests of a module."""
-    yield from _served(tmp_path_factory.mktemp("shared"), guest_arch)
+    yield from served(tmp_path_factory.mktemp("shared"), guest_arch)
 
 
-def _served(directory: Path, arch: Arch) -> Iterator[TinyCloud]:
+def served(directory: Path, arch: Arch) -> Iterator[TinyCloud]:
+    """What these fixtures yield, with its state somewhere below ``directory``."""
     cloud = TinyCloud(directory / "state", arch)
     yield cloud
     end(cloud)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 pytest_plugins = ("support.tiny_cloud",)
 pytestmark = [pytest.mark.boot, pytest.mark.slow, pytest.mark.timeout(600)]
 
+#: Who the machine and its users are.
+IDENTITY = "cat /etc/ssh/ssh_host_*_key /etc/passwd /etc/shadow | sha256sum"
 #: What the metadata service can do wrong, besides refusing connections.
 ANSWERS: tuple[dict[str, Any], ...] = (
     {"status": 401}, {"status": 403}, {"status": 404}, {"status": 503}, {"delay_ms": 3000},
@@ -146,6 +148,7 @@ def test_it_waits_for_the_metadata_service_and_says_so(tiny_cloud: TinyCloud) ->
     # Whatever sshd logs: it waits for the key all the same, and the boot goes on when it has it.
     guest = cloud.login(instance_id)
     guest.run("sed -i '1i LogLevel QUIET' /etc/ssh/sshd_config; rm /root/.ssh/authorized_keys")
+    identity = guest.run(IDENTITY)
     fault = starter.inject(cloud.endpoint, kind="imds", instance=instance_id, status=503)
     reboot(guest)
     wait_for_line(cloud, instance_id, "waiting for the SSH key, .*503")
@@ -157,6 +160,7 @@ def test_it_waits_for_the_metadata_service_and_says_so(tiny_cloud: TinyCloud) ->
     early.join(PATIENCE_S)
     assert early.let_in
     wait_for_line(cloud, instance_id, "timeline .*sshd_listening")
+    assert cloud.login(instance_id).run(IDENTITY) == identity, "a start without metadata is no first one"
 
     # Where somebody has been let in before, the service is not waited for as long as that.
     guest = cloud.login(instance_id)

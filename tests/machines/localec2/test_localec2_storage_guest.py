@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.tiny_cloud import served
 
 if TYPE_CHECKING:
     from support.tiny_cloud import Guest, TinyCloud
+
+    from instant_env.arch import Arch
 
 pytest_plugins = ("support.tiny_cloud",)
 pytestmark = [pytest.mark.boot, pytest.mark.slow]
@@ -23,7 +28,14 @@ def read(guest: Guest, device: str) -> str:
     return guest.run(f"mount {device} /mnt && cat /mnt/file && umount /mnt")
 
 
-def test_what_one_guest_writes_another_reads(tiny_cloud: TinyCloud) -> None:
+@pytest.fixture
+def oddly_placed_cloud(tmp_path: Path, guest_arch: Arch) -> Iterator[TinyCloud]:
+    """A server whose files have all that QEMU's options, URIs and shells take for something else."""
+    yield from served(tmp_path / "in 'st', \"ä\" a=b:c %20 @@ $HOME", guest_arch)
+
+
+def test_what_one_guest_writes_another_reads(oddly_placed_cloud: TinyCloud) -> None:
+    tiny_cloud = oddly_placed_cloud
     ec2 = tiny_cloud.ec2
     mappings: Any = [{"DeviceName": "/dev/sdf", "Ebs": {"VolumeSize": 1}}]
     first = tiny_cloud.launch_tiny(BlockDeviceMappings=mappings)

@@ -1,8 +1,8 @@
 """The HTTP service: from a POST to a proved login, side by side; and what its own part costs.
 
-    .venv/bin/python benchmarks/service.py race [--blocks 10] [--arch x86_64]
+    .venv/bin/python benchmarks/service.py race [--blocks 10] [--arms warm-running,harness] [--arch x86_64]
     .venv/bin/python benchmarks/service.py load [--rate 50] [--seconds 20] [--clients 50]
-    .venv/bin/python benchmarks/service.py parked [--machines 20] [--seconds 60] [--arch x86_64]
+    .venv/bin/python benchmarks/service.py parked [--machines 20] [--seconds 180] [--arch x86_64]
 
 `race` needs a baked custom-init in the configured cloud. Each block has, in an order of its own: a machine of
 the service's pool of running machines, one of its pool of stopped machines, one that it launches cold, and
@@ -17,7 +17,7 @@ service is a process of its own; its own part of each POST is what it writes int
 
 `parked` needs localec2 and a baked custom-init. It is what waiting machines cost: `invoke serve` with a full
 pool of them, its memory (proportional set size) and processor time while nothing is asked of it, and the same
-of the emulators; and one guest from within, before and after a connection like the service's is parked on it.
+of the emulators; and one guest from within, before and after connections like the service's wait on it.
 
 Each prints one JSON object.
 """
@@ -61,6 +61,7 @@ from instant_env.cloud.tags import Role, new_run_id
 from instant_env.launch.launcher import Launcher
 from instant_env.launch.login_check import PrivateKeyLogin
 from instant_env.launch.parked import park
+from instant_env.launch.standing_query import Door
 from instant_env.launch.techniques import LaunchSpec, PoolSlot, Prepared, Technique, find_technique
 from instant_env.launch.timeline import MarkName, Outcome
 from instant_env.service.logs import make_logger
@@ -76,6 +77,7 @@ from instant_env.user_data import UserData
 #: A pool that is filled again, and a machine that is gone, on a slow host.
 _PATIENCE_S = 600.0
 _LAUNCH_S = 300.0
+ARMS = ("warm-running", "warm-stopped", "custom-init", "harness")
 
 
 def machine() -> dict[str, Any]:
@@ -204,10 +206,8 @@ async def harness_warm(
             await launcher.end(technique, slot.instance_id, PoolSlot())
 
 
-def race(blocks: int, arch: Arch) -> dict[str, Any]:
-    pools = tuple(
-        PoolSettings(technique=kind, arch=arch) for kind in (PoolKind.WARM_RUNNING, PoolKind.WARM_STOPPED)
-    )
+def race(blocks: int, arch: Arch, chosen: list[str]) -> dict[str, Any]:
+    pools = tuple(PoolSettings(technique=kind, arch=arch) for kind in PoolKind if kind.value in chosen)
     settings = load()
     settings = settings.model_copy(update={"service": ServiceSettings(pools=pools)})
     cloud = connect(settings, lambda line: print(line, file=sys.stderr))
@@ -222,8 +222,7 @@ def race(blocks: int, arch: Arch) -> dict[str, Any]:
     ) as group_id:  # fmt: skip
         client.settle()
         for block in range(blocks):
-            arms = ["warm-running", "warm-stopped", "custom-init", "harness"]
-            random.shuffle(arms)
+            arms = random.sample(chosen, len(chosen))
             for arm in arms:
                 client.settle()
                 if arm == "harness":
@@ -319,9 +318,10 @@ async def _parked_guest(cloud: Cloud, arch: Arch, seconds: float) -> dict[str, A
                 login = await authenticate((await dial(address, cloud.ssh_port, timeout_s=60)).sock, options)
                 alone = await _within(login.connection, seconds)
                 parked = await park(cloud, slot.instance_id, address, prepared.username, None, timeout_s=60)
+                parked.stand_by(Door(address, cloud.ssh_port, prepared.username, None))
                 beside = await _within(login.connection, seconds)
                 parked.close()
-                login.close()
+                login.connection.abort()
             finally:
                 await launcher.end(technique, slot.instance_id, PoolSlot())
     return {"alone": alone, "parked": beside}
@@ -504,6 +504,7 @@ def main() -> None:
     kinds = parser.add_subparsers(dest="kind", required=True)
     racing = kinds.add_parser("race", help="from a POST to a login, on booted machines")
     racing.add_argument("--blocks", type=int, default=10)
+    racing.add_argument("--arms", default=",".join(ARMS), help="which of them, with commas")
     racing.add_argument("--arch", type=Arch, default=Arch.parse(platform.machine()))
     loading = kinds.add_parser("load", help="the service's own part")
     loading.add_argument("--rate", type=int, default=50, help="requests per second in the open loop")
@@ -511,7 +512,7 @@ def main() -> None:
     loading.add_argument("--clients", type=int, default=50, help="in the closed loop")
     parking = kinds.add_parser("parked", help="what machines that wait cost")
     parking.add_argument("--machines", type=int, default=20)
-    parking.add_argument("--seconds", type=float, default=60)
+    parking.add_argument("--seconds", type=float, default=180)
     parking.add_argument("--arch", type=Arch, default=Arch.parse(platform.machine()))
     serving = kinds.add_parser("serve", help="what `load` starts")
     serving.add_argument("directory", type=Path)
@@ -522,7 +523,7 @@ def main() -> None:
         return
     about = machine()
     if options.kind == "race":
-        result = race(options.blocks, options.arch)
+        result = race(options.blocks, options.arch, options.arms.split(","))
     elif options.kind == "parked":
         result = measure_parked(options.machines, options.seconds, options.arch)
     else:

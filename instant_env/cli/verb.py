@@ -234,7 +234,7 @@ def _write_anything() -> None:
 
 
 def _purpose(function: Callable[..., object]) -> str:
-    """What a verb is for, as `invoke --list` says it, up to the first stop: a long wait's text until it has its own."""
+    """What a verb is for, as `invoke --list` has it, up to the first stop: a wait's text until it has one."""
     return re.split(r"[;:,.]", inspect.getdoc(function) or "working")[0].replace("\n", " ")
 
 

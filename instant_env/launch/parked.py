@@ -25,9 +25,11 @@ from instant_env.launch.hand_over import (
     read_answer,
     read_ready,
 )
+from instant_env.launch.standing_query import Door, StandingQuery
 from instant_env.public_key import PublicKey
 from instant_env.ssh.dial import dial
 from instant_env.ssh.host_keys import HostKeys
+from instant_env.ssh.key_query import PreparedQuery
 from instant_env.ssh.login import authenticate, client_options
 
 #: The one command; recipes/minimal/login-user.sh.j2 lets the login user be root without a password.
@@ -54,6 +56,8 @@ class Parked:
         """Whether a request may have reached the machine: then it is nobody's but that lessee's."""
         self._connection = connection
         self._process = process
+        self.standing: StandingQuery | None = None
+        """What :meth:`stand_by` began."""
         self.closed = asyncio.create_task(connection.wait_closed())
         """Ends when the connection is gone, for whatever reason; never with an error."""
 
@@ -89,6 +93,14 @@ class Parked:
         within three keep-alives."""
         return not self._connection.is_closed() and self._process.exit_status is None and not self.written
 
+    def stand_by(self, door: Door) -> None:
+        """Keep a second connection ready, for the question that proves the delivery."""
+        self.standing = StandingQuery(door)
+
+    def take_query(self) -> PreparedQuery | None:
+        """What :meth:`stand_by` keeps ready, if it is."""
+        return self.standing.take() if self.standing else None
+
     async def hand_over(
         self,
         request: HandOverRequest,
@@ -119,7 +131,9 @@ class Parked:
         return read_answer(line)
 
     def close(self) -> None:
-        """Drop the connection. The command then ends, and the machine stays as it is."""
+        """Drop the connections. The command then ends, and the machine stays as it is."""
+        if self.standing is not None:
+            self.standing.close()
         self._connection.abort()
 
 

@@ -56,8 +56,9 @@ class _Client(asyncssh.SSHClient):
 
     connection: asyncssh.SSHClientConnection | None = None
 
-    def __init__(self, half: _PublicHalf) -> None:
-        self.half: _PublicHalf | None = half
+    def __init__(self) -> None:
+        self.half: _PublicHalf | None = None
+        self.asked = False
         self.exchanged = asyncio.Event()
         self.may_ask = asyncio.Event()
 
@@ -68,25 +69,24 @@ class _Client(asyncssh.SSHClient):
         """The one key, once; asyncssh comes here when keys are exchanged and sshd has heard the username."""
         self.exchanged.set()
         await self.may_ask.wait()
-        half, self.half = self.half, None
-        return half
+        if self.asked:
+            return None
+        self.asked = True
+        return self.half
 
 
 class PreparedQuery:
-    """A connection whose key exchange is done while the key is still on its way to the machine. The question
+    """A connection whose key exchange is done before the machine knows the key, or anybody does. The question
     is put by :meth:`ask`, once, and costs one round trip.
 
     sshd waits two minutes for it (sshd_config(5), LoginGraceTime), and counts the connection among those
     that may be open without a login (MaxStartups).
     """
 
-    def __init__(
-        self, sock: socket.socket, username: str, key: PublicKey, host_keys: HostKeys | None = None
-    ) -> None:
+    def __init__(self, sock: socket.socket, username: str, host_keys: HostKeys | None = None) -> None:
         """Begin the key exchange on ``sock``, which belongs to the query from now on; in an event loop."""
         self._sock = sock
-        self._half = _PublicHalf(key.for_asyncssh())
-        self._client = _Client(self._half)
+        self._client = _Client()
         options = asyncssh.SSHClientConnectionOptions(
             username=username, client_factory=lambda: self._client, known_hosts=trusted_by(host_keys),
             client_keys=None, config=None, agent_path=None, preferred_auth="publickey", gss_host=None,
@@ -97,7 +97,12 @@ class PreparedQuery:
     @property
     def asked(self) -> bool:
         """Whether the question may have reached sshd: then another one costs the address 5 s more."""
-        return self._client.half is None
+        return self._client.asked
+
+    @property
+    def alive(self) -> bool:
+        """Whether the connection is there, as far as is known."""
+        return not self._talk.done()
 
     async def exchange(self) -> None:
         """Wait until keys are exchanged and the host key was checked. Raises HandshakeFailed and
@@ -108,27 +113,31 @@ class PreparedQuery:
         finally:
             exchanged.cancel()
         if not self._client.exchanged.is_set():
-            await self.ask()  # the connection is over, and this says how
+            await self._answer(None)  # the connection is over, and this says how
 
-    async def ask(self) -> Acceptance:
+    async def ask(self, key: PublicKey) -> Acceptance:
         """Put the question, and wait for sshd's yes; the connection is closed in the end, also when this is
         cancelled. Raises KeyRefused, HandshakeFailed or HostKeyMismatch."""
+        half = self._client.half = _PublicHalf(key.for_asyncssh())
         self._client.may_ask.set()
+        return await self._answer(half)
+
+    async def _answer(self, half: _PublicHalf | None) -> Acceptance:
         try:
             connection = await self._talk
         except asyncssh.PermissionDenied as error:
-            if self._half.accepted_ns is None:
+            if half is None or half.accepted_ns is None:
                 raise KeyRefused(str(error)) from error
         except Exception as error:  # whatever a peer's bytes can make of asyncssh
             self._sock.close()
-            if self._half.accepted_ns is None:
+            if half is None or half.accepted_ns is None:
                 raise handshake_error(error) from error
         else:
             connection.abort()
             raise HandshakeFailed("sshd lets everybody in, without a key")
         finally:
             self.close()
-        return Acceptance(self._half.accepted_ns, shown(self._client.connection))
+        return Acceptance(half.accepted_ns, shown(self._client.connection))
 
     def close(self) -> None:
         """Drop the connection, with or without the question."""
@@ -159,4 +168,4 @@ async def query(
 
     Raises KeyRefused, HandshakeFailed or HostKeyMismatch.
     """
-    return await PreparedQuery(sock, username, key, host_keys).ask()
+    return await PreparedQuery(sock, username, host_keys).ask(key)

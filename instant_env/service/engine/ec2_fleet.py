@@ -27,13 +27,14 @@ from instant_env.cloud.keys import KeyPair
 from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code
 from instant_env.cloud.tags import PREFIX, Role, expiry, project_filter, read_tags
 from instant_env.errors import InstantEnvError, UsageError
-from instant_env.launch.delivery import Door, Proof, deliver
+from instant_env.launch.delivery import Proof, deliver
 from instant_env.launch.hand_over import AlreadyHandedOut, HandOverError, HandOverRequest
 from instant_env.launch.host_keys import NoHostKeys, wait_for_host_keys
 from instant_env.launch.launch import Launch
 from instant_env.launch.launcher import Launcher
 from instant_env.launch.login_check import PublicKeyQuery
 from instant_env.launch.parked import Parked, park
+from instant_env.launch.standing_query import Door
 from instant_env.launch.techniques import TECHNIQUES, LaunchSpec, PoolSlot, Prepared, Technique
 from instant_env.launch.techniques.base import FillError
 from instant_env.launch.techniques.warm_hibernated import WarmHibernated
@@ -169,7 +170,7 @@ class Ec2Fleet:
                 slot = await self._launcher.fill(way, prepared, spec)
         except (FillError, ClientError, BotoCoreError) as error:
             raise MachineFailed(str(error)) from error
-        return dataclasses.replace(
+        filled = dataclasses.replace(
             machine,
             instance_id=slot.instance_id,
             address=slot.address,
@@ -177,6 +178,9 @@ class Ec2Fleet:
             boot_id=slot.boot_id,
             host_keys=_lines(slot.host_keys),
         )
+        if parked := self._parked.get(machine.id):
+            parked.stand_by(self._door(filled))
+        return filled
 
     def is_well(self, machine: Machine) -> bool:
         if machine.technique != "warm-running":
@@ -189,9 +193,10 @@ class Ec2Fleet:
             return machine  # the tower sees when it is not there any more
         self.let_go(machine)
         try:
-            self._parked[machine.id] = await self._park(machine)
+            parked = self._parked[machine.id] = await self._park(machine)
         except _FAILURES:
             return None
+        parked.stand_by(self._door(machine))
         return machine
 
     def let_go(self, machine: Machine) -> None:

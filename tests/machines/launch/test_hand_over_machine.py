@@ -15,10 +15,11 @@ from instant_env.cloud.instances import LaunchOptions, Market
 from instant_env.cloud.keys import KeyPair
 from instant_env.cloud.session import Cloud, connect
 from instant_env.cloud.tags import PREFIX, Role, new_run_id
-from instant_env.launch.delivery import Delivery, Door, deliver
+from instant_env.launch.delivery import Delivery, deliver
 from instant_env.launch.hand_over import HandOverRequest, ParkBroken
 from instant_env.launch.launcher import Launcher
 from instant_env.launch.parked import Parked, park
+from instant_env.launch.standing_query import Door
 from instant_env.launch.techniques import LaunchSpec, PoolSlot, Prepared, find_technique
 from instant_env.launch.techniques.warm_running import WarmRunning
 from instant_env.launch.timeline import MarkName, Timeline

@@ -12,7 +12,7 @@ from typing import Any
 import asyncssh
 
 from instant_env.cloud.keys import KeyPair
-from instant_env.launch.delivery import Door
+from instant_env.launch.standing_query import Door
 from instant_env.ssh.host_keys import HostKeys
 from support import ssh_server
 

@@ -29,6 +29,7 @@ from instant_env.launch.hand_over import (
     read_ready,
 )
 from instant_env.launch.parked import COMMAND, Parked
+from instant_env.launch.standing_query import StandingQuery
 from instant_env.launch.timeline import MarkName, Timeline
 from instant_env.public_key import PublicKey
 from instant_env.settings import ROOT
@@ -141,16 +142,58 @@ def test_the_question_waits_for_the_key(guest: HandedGuest) -> None:
 
     async def work() -> None:
         found = await dial("127.0.0.1", guest.port, timeout_s=60)
-        query = PreparedQuery(found.sock, "admin", KEY, guest.host_keys)
+        query = PreparedQuery(found.sock, "admin", guest.host_keys)
         await query.exchange()
         assert not guest.questions
         assert not query.asked
         guest.known = KEY.bare
-        assert (await query.ask()).accepted_ns
+        assert (await query.ask(KEY)).accepted_ns
         assert query.asked
 
     asyncio.run(asyncio.wait_for(work(), 120))
     assert len(guest.questions) == 1
+
+
+def test_a_standing_connection_is_asked_at_once(guest: HandedGuest) -> None:
+    async def work(parked: Parked) -> None:
+        parked.stand_by(guest.door)
+        await eventually(lambda: len(guest.connections) == 2)
+        await eventually(lambda: parked.standing is not None and parked.standing.is_ready)
+        marks = (await deliver(parked, guest.door, REQUEST, Timeline.start())).timeline.marks
+        assert marks[MarkName.T1].ms <= marks[MarkName.T3].ms <= marks[MarkName.T4].ms
+
+    parked_and(guest, work)
+    assert len(guest.connections) == 2, "none was made for the delivery"
+    assert [question.split()[1] for question in guest.questions].count(KEY.body) == 1
+
+
+def test_a_standing_connection_that_broke_costs_a_new_one(guest: HandedGuest) -> None:
+    async def work(parked: Parked) -> None:
+        parked.stand_by(guest.door)
+        await eventually(lambda: len(guest.connections) == 2)
+        guest.connections[1].abort()
+        await deliver(parked, guest.door, REQUEST, Timeline.start())
+
+    parked_and(guest, work)
+    assert len(guest.connections) == 3
+
+
+def test_a_standing_connection_is_made_anew_before_sshd_ends_it(guest: HandedGuest) -> None:
+    async def work() -> None:
+        guest.drops = 1
+        standing = StandingQuery(guest.door, renew_s=0.01, retry_s=0.01)
+        await eventually(lambda: len(guest.connections) > 4)
+        await eventually(lambda: standing.is_ready)
+        query = standing.take()
+        assert query is not None
+        count = len(guest.connections)
+        guest.known = KEY.bare
+        assert (await query.ask(KEY)).accepted_ns
+        assert len(guest.connections) == count
+        await eventually(lambda: all(connection.is_closed() for connection in guest.connections))
+
+    asyncio.run(asyncio.wait_for(work(), 120))
+    assert len(guest.questions) == 1, "those that were made anew have asked nothing"
 
 
 def test_a_key_that_is_not_there_is_refused(guest: HandedGuest) -> None:

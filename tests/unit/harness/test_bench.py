@@ -23,6 +23,7 @@ from instant_env.cloud.images import parameter_name
 from instant_env.cloud.session import Cloud, CloudError
 from instant_env.cloud.tags import Role, tag_list
 from instant_env.errors import UsageError
+from instant_env.launch.cloud_config import timer_config
 
 
 def bake(cloud: Cloud, recipe: str, base_ami: str) -> str:
@@ -87,7 +88,10 @@ def test_race_of_three(tmp_path: Path) -> None:
     assert ssh.usernames == ["admin"] * 6
 
     bodies = {body["ImageId"]: body for body in faults.run_bodies}
-    assert "UserData" not in bodies[base]
+    colds = base64.b64decode(bodies[base]["UserData"]).decode()
+    assert colds == timer_config(
+        json.loads(base64.b64decode(bodies[custom]["UserData"]))["instant-env"]["ttl_s"]
+    )
     assert json.loads(base64.b64decode(bodies[custom]["UserData"]))["instant-env"]["ttl_s"] >= 1800
     tags = {tag["Key"]: tag["Value"] for tag in bodies[custom]["TagSpecifications"][0]["Tags"]}
     assert tags["instant-env:role"] == "bench"

@@ -96,9 +96,10 @@ def test_filters(contract: ContractCloud, first: str, second: str) -> None:
     assert {first, second}.isdisjoint(found(instance_state_name="terminated"))
     contract.ec2.create_tags(Resources=[first], Tags=[{"Key": "contract", "Value": "one of two"}])
     assert found(tag_key="contract") == {first}
-    (only,) = contract.ec2.describe_instances(
-        Filters=[{"Name": "tag:contract", "Values": ["one*"]}, *contract.ours]
-    )["Reservations"]
+    tagged: Any = [{"Name": "tag:contract", "Values": ["one*"]}, *contract.ours]
+    (only,) = contract.eventually(
+        lambda: contract.ec2.describe_instances(Filters=tagged)["Reservations"], bool
+    )
     assert only["Instances"][0]["InstanceId"] == first
 
 
@@ -114,10 +115,10 @@ def test_pages(contract: ContractCloud) -> None:
             GroupName=name, Description="contract", TagSpecifications=contract.tags("security-group")
         )
     wanted: Any = [*contract.ours, {"Name": "group-name", "Values": names}]
-    pages = list(
-        contract.ec2.get_paginator("describe_security_groups").paginate(
-            Filters=wanted, PaginationConfig={"PageSize": 5}
-        )
+    paginator = contract.ec2.get_paginator("describe_security_groups")
+    pages = contract.eventually(
+        lambda: list(paginator.paginate(Filters=wanted, PaginationConfig={"PageSize": 5})),
+        lambda pages: sum(len(page["SecurityGroups"]) for page in pages) == len(names),
     )
     assert [len(page["SecurityGroups"]) for page in pages] == [5, 2]
     assert {group["GroupName"] for page in pages for group in page["SecurityGroups"]} == set(names)

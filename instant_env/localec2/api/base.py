@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ class Action:
         services: ClassVar[Services]
         querystring: dict[str, list[str]]
         call: Call
+        hidden_ids: AbstractSet[str]
         ec2_backend: Any
         data: Any
 

@@ -73,7 +73,7 @@ class Descriptions(Action):
     def _visible(self, reservations: list[Any]) -> list[Any]:
         """Reservations without what is hidden."""
         state = self.services.state
-        young, hidden = state.faults.hidden(), hides(state, self.call.fields)
+        young, hidden = state.faults.hidden(), hides(state, self.hidden_ids, self.call.fields)
         for reservation in reservations:
             reservation.instances = [
                 item for item in reservation.instances if item.id not in young and not hidden(item.id)

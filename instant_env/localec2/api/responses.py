@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Set as AbstractSet
 from typing import Any, ClassVar
 
 from instant_env.localec2.api import allowed
@@ -78,6 +79,7 @@ class LocalResponse(
     """One request to EC2. The server holds the state's lock while it runs."""
 
     services: ClassVar[Services]
+    hidden_ids: AbstractSet[str] = frozenset()
     #: A copy: moto's own is shared by all classes and some of its actions write to it.
     RESPONSE_KEY_PATH_TO_TRANSFORMER: ClassVar[dict[str, Any]] = {
         **EC2Response.RESPONSE_KEY_PATH_TO_TRANSFORMER,
@@ -116,8 +118,8 @@ class LocalResponse(
     def call_action(self) -> Any:
         action = self._get_action()
         try:
-            prepare(self.services.state)
-            check_named(self.services.state, action, self.call.fields)
+            self.hidden_ids = prepare(self.services.state)
+            check_named(self.services.state, self.hidden_ids, action, self.call.fields)
             return super().call_action()
         except EC2ClientError as error:
             return self._error(error)
@@ -140,7 +142,7 @@ class LocalResponse(
         """moto's answer, a page of it where EC2 has pages."""
         if isinstance(result.result, dict) and not isinstance(result, EmptyResult):
             action = self._get_action()
-            answer = shown(self.services.state, action, result.result, self.call.fields)
+            answer = shown(self.services.state, self.hidden_ids, action, result.result, self.call.fields)
             result = ActionResult(paged(action, answer, self.params))
         return super().serialized(result)
 

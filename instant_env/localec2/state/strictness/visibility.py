@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 from instant_env.localec2.state.moto_api import EC2ClientError
@@ -52,10 +52,14 @@ _LISTINGS = {
 }
 
 
-def prepare(state: State) -> None:
-    """Show in moto what time has made visible (lock held)."""
+def prepare(state: State) -> set[str]:
+    """Show in moto what time has made visible; the ids that are hidden from one call (lock held).
+
+    They are asked for once: what a call finds by its id, its listing has as well.
+    """
     if state.strictness.switches.late_address_ms:
         state.mirror.show_public_addresses(state.instances, state.strictness.address_is_late)
+    return hidden(state)
 
 
 def change(state: State, switches: Mapping[str, object]) -> None:
@@ -82,9 +86,8 @@ def _default_network(state: State) -> set[str]:
     return ids | {group.id}
 
 
-def check_named(state: State, action: str, fields: Mapping[str, str]) -> None:
+def check_named(state: State, ids: Set[str], action: str, fields: Mapping[str, str]) -> None:
     """Refuse a call that names what is hidden (lock held). Raises EC2ClientError."""
-    ids = hidden(state)
     if not ids:
         return
     for name, value in fields.items():
@@ -125,11 +128,13 @@ def _named(state: State, plain: str, value: str) -> str:
     return ""
 
 
-def shown(state: State, action: str, answer: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
+def shown(
+    state: State, ids: Set[str], action: str, answer: dict[str, Any], fields: Mapping[str, str]
+) -> dict[str, Any]:
     """A listing without what is hidden from it (lock held)."""
     if action not in _LISTINGS:
         return answer
-    (member, key), is_hidden = _LISTINGS[action], hides(state, fields)
+    (member, key), is_hidden = _LISTINGS[action], hides(state, ids, fields)
 
     def name_of(item: Any) -> str:
         return str(item[key] if isinstance(item, dict) else item.id)
@@ -137,9 +142,9 @@ def shown(state: State, action: str, answer: dict[str, Any], fields: Mapping[str
     return {**answer, member: [item for item in answer[member] if not is_hidden(name_of(item))]}
 
 
-def hides(state: State, fields: Mapping[str, str]) -> Callable[[str], bool]:
+def hides(state: State, ids: Set[str], fields: Mapping[str, str]) -> Callable[[str], bool]:
     """Whether a listing with these fields leaves out what has this id (lock held)."""
-    ids, keys = hidden(state), list(_tag_keys(fields))
+    keys = list(_tag_keys(fields))
     late = state.strictness.tag_is_late
     return lambda name: name in ids or any(late(name, key) for key in keys)
 

@@ -163,6 +163,9 @@ class Recipe(_Strict):
     initramfs: Initramfs = Field(default=Initramfs.KEEP, description="what becomes of the base's initramfs")
     remove: dict[Family, dict[str, str]] = Field(default_factory=dict, description="package: reason")
     keep: dict[Family, dict[str, str]] = Field(default_factory=dict, description="must stay; package: reason")
+    keep_where_installed: dict[Family, dict[str, str]] = Field(
+        default_factory=dict, description="stays where the base has it; glob of names: reason"
+    )
     kernel_arguments: list[str] = Field(default_factory=list)
     arch_kernel_arguments: dict[Arch, list[str]] = Field(default_factory=dict, description="after the others")
     ssm_keys: str | None = Field(
@@ -199,6 +202,7 @@ class ResolvedRecipe(_Strict):
     initramfs: Initramfs
     remove: dict[str, str]
     keep: dict[str, str]
+    keep_where_installed: dict[str, str]
     kernel_arguments: list[str]
     arch_kernel_arguments: dict[Arch, list[str]]
     ssm_keys: str | None
@@ -255,10 +259,10 @@ def load_recipe(recipes_dir: Path, name: str) -> Recipe:
 def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     """Fold a recipe's parents in.
 
-    ``remove``, ``allow_modes`` and ``allow_accounts`` add up; ``keep`` and the kernel arguments of the
-    child replace the parent's if given; a step of the same name replaces the parent's in its place;
-    ``initramfs`` is the child's own, ``ssm_keys`` the nearest one's; a parameter of the same name replaces
-    the parent's, which is how a child sets a default.
+    ``remove``, ``keep_where_installed``, ``allow_modes`` and ``allow_accounts`` add up; ``keep`` and the
+    kernel arguments of the child replace the parent's if given; a step of the same name replaces the parent's
+    in its place; ``initramfs`` is the child's own, ``ssm_keys`` the nearest one's; a parameter of the same
+    name replaces the parent's, which is how a child sets a default.
     """
     chain: list[tuple[Recipe, Path]] = []
     next_name: str | None = name
@@ -275,6 +279,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
         )
     remove: dict[str, str] = {}
     keep: dict[str, str] = {}
+    keep_where_installed: dict[str, str] = {}
     arguments: list[str] = []
     arch_arguments: dict[Arch, list[str]] = {}
     parameters: dict[str, Parameter] = {}
@@ -284,6 +289,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     for recipe, directory in reversed(chain):
         remove |= recipe.remove.get(family, {})
         keep = recipe.keep.get(family, keep)
+        keep_where_installed |= recipe.keep_where_installed.get(family, {})
         arguments = recipe.kernel_arguments or arguments
         arch_arguments |= recipe.arch_kernel_arguments
         parameters |= recipe.parameters
@@ -308,6 +314,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
         initramfs=child.initramfs,
         remove=remove,
         keep=keep,
+        keep_where_installed=keep_where_installed,
         kernel_arguments=arguments,
         arch_kernel_arguments=arch_arguments,
         ssm_keys=ssm_keys,

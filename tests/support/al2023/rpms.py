@@ -11,7 +11,9 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-LIST = Path(__file__).with_name("al2023-packages.txt")
+LIST = Path(__file__).with_name("packages.txt")
+#: dnf loads what lies here, as AL2023's loads its own plugins: see talking_notification.
+PLUGINS = Path(__file__).with_name("dnf_plugins")
 
 #: package: what it requires.
 REQUIRES: dict[str, str] = {
@@ -53,8 +55,15 @@ REQUIRES: dict[str, str] = {
     "update-motd": "systemd system-release",
     "vim-enhanced": "vim-common vim-data",
 }
-#: What dnf must not remove, as Enterprise Linux 9 has it: the package itself ships the file that says so.
-PROTECTED = ("dnf", "grub2-common", "grub2-tools-minimal", "setup", "sudo", "systemd", "systemd-udev")
+#: What dnf must not remove: the package itself ships the file that says so. As Enterprise Linux 9 has it, and
+#: AL2023's EFI loader besides (amazon-linux-2023 #150 of 2022-08, #470 of 2023-09).
+PROTECTED = (
+    "dnf", "grub2-common", "grub2-efi-x64-ec2", "grub2-tools-minimal", "setup", "sudo", "systemd",
+    "systemd-udev",
+)  # fmt: skip
+#: Packages of other names than in AWS's list, which is of arm64. ec2-utils is amazon-ec2-utils from 2.2 on,
+#: and the old name is only provided (its spec, 2026-04-02).
+RENAMED = {"amazon-ec2-utils": "ec2-utils", "grub2-efi-x64-ec2": "grub2-efi-aa64-ec2"}
 FILES: dict[str, tuple[str, ...]] = {
     "openssh": ("/usr/bin/ssh-keygen", "/usr/libexec/openssh/ssh-keysign"),
     "openssh-clients": ("/usr/bin/ssh", "/usr/bin/scp"),
@@ -119,7 +128,7 @@ def dnf_options(root: Path, repository: Path) -> list[str]:
     return [
         f"--installroot={root}", "--releasever=2023", f"--repofrompath=stand-in,{repository}",
         "--repo=stand-in", "--nogpgcheck", "--setopt=install_weak_deps=False", "--setopt=keepcache=False",
-        "--noplugins",
+        "--setopt=plugins=True", f"--setopt=pluginpath={PLUGINS}",
     ]  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""What the tests know of Amazon Linux 2023: its packages' names, and imitations of its programs."""

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.init_guest import console, start, stop, wait_for_line, wait_until
+from support.init_guest import console, put_file_system, start, stop, wait_for_line, wait_until
 
-from instant_env.debian.command import search_path
 from instant_env.user_data import Mount, UserData
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from support.tiny_cloud import Guest, TinyCloud
+    from support.tiny_cloud import TinyCloud
 
 pytest_plugins = ("support.tiny_cloud",)
 pytestmark = [pytest.mark.boot, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT_GIB = 3
 XFS_MIB = 320
-BLOCK_KIB = 64
 SIZE_MIB = "df -m {} | awk 'END {{print $2}}'"
 #: Where whoever makes a file system writes first.
 BEGINNING = "dd if={} bs=1M count=4 2>/dev/null | sha256sum"
@@ -68,7 +64,7 @@ def test_root_and_extra_volumes(tiny_cloud: TinyCloud, tmp_path: Path) -> None:
         ec2.attach_volume(VolumeId=volume_id, InstanceId=instance_id, Device=name)
     guest.run(f"echo nobody knows this | dd of={guest.device(odd)} seek=1000 conv=fsync")
     before = guest.run(BEGINNING.format(guest.device(odd)))
-    put_small_xfs(guest, guest.device(xfs), tmp_path)
+    put_file_system(guest, "xfs", XFS_MIB, guest.device(xfs), tmp_path)
     stop(tiny_cloud, instance_id)
 
     mounts += [Mount(odd, "/odd", "ext4", format_blank=True), Mount(xfs, "/xfs")]
@@ -86,20 +82,3 @@ def test_root_and_extra_volumes(tiny_cloud: TinyCloud, tmp_path: Path) -> None:
     guest.run("instant-init grow /xfs")
     assert int(guest.run(SIZE_MIB.format("/xfs"))) > 900
     assert "unmount" not in stop(tiny_cloud, instance_id)
-
-
-def put_small_xfs(guest: Guest, device: str, directory: Path) -> None:
-    """Put an XFS onto the device, made on this host as busybox has no mkfs.xfs: what is not zero of it."""
-    image, packed = directory / "xfs", directory / "packed"
-    with image.open("wb") as file:
-        file.truncate(XFS_MIB * 2**20)
-    subprocess.run(["mkfs.xfs", "-q", image], check=True, env=os.environ | {"PATH": search_path()})
-    places = []
-    with image.open("rb") as whole, packed.open("wb") as out:
-        for place in range(XFS_MIB * 1024 // BLOCK_KIB):
-            if any(block := whole.read(BLOCK_KIB * 1024)):
-                places.append(str(place))
-                out.write(block)
-    guest.connection.put(str(packed), "/run/packed")
-    copy = f"dd if=/run/packed of={device} bs={BLOCK_KIB}k count=1 skip=$n seek=$place 2>/dev/null"
-    guest.run(f"n=0; for place in {' '.join(places)}; do {copy}; n=$((n + 1)); done; sync")

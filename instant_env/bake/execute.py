@@ -25,6 +25,8 @@ from instant_env.errors import InstantEnvError
 from instant_env.progress import Doing, Progress
 
 WORK_DIR = "/run/instant-bake"
+#: How a script begins a line that whoever bakes should read, and not only the log have.
+NOTE = "note: "
 #: Paramiko's, of a command that a signal ended, or that the connection did not outlive.
 _NO_STATUS = -1
 
@@ -146,7 +148,8 @@ def put_bytes(connection: fabric.Connection, content: bytes, to: str) -> None:
         raise StepError(f"uploading {to} failed: {_cause(error)}") from error
 
 
-def _run_script(connection: fabric.Connection, script: Script, index: int, log: StepLog) -> None:
+def _run_script(connection: fabric.Connection, script: Script, index: int, log: StepLog) -> list[str]:
+    """Run it; return the lines that it means for people: those that begin with NOTE."""
     path = f"{WORK_DIR}/{index:02d}-{script.name}.sh"
     put_bytes(connection, script.text.encode(), path)
     result = _sudo(connection, ["sh", path], log, script.timeout_s)
@@ -156,6 +159,7 @@ def _run_script(connection: fabric.Connection, script: Script, index: int, log: 
             f"step {script.name} ended with {result.exited}: {last}",
             hint=f"the whole output is in {log.path}",
         )
+    return [line for line in result.stdout.splitlines() if line.startswith(NOTE)]
 
 
 def _read(source: Path) -> bytes:
@@ -185,7 +189,8 @@ def run_steps(
         progress(Doing(f"step {index}/{len(steps)} {step.name}"))
         started = time.monotonic()
         if isinstance(step, Script):
-            _run_script(connection, step, index, log)
+            for line in _run_script(connection, step, index, log):
+                progress(line)
         else:
             _upload(connection, step, log)
         seconds = time.monotonic() - started

@@ -6,6 +6,7 @@ file and, where there is one, the key or line.
 
 from __future__ import annotations
 
+import datetime
 import re
 import shlex
 from collections.abc import Mapping
@@ -79,6 +80,18 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Facts(_Strict):
+    """When a base's facts were true, and of which release of it. What preflight finds otherwise, it names."""
+
+    as_of: datetime.date | None = Field(default=None, description="the day they were looked up")
+    release: str | None = Field(
+        default=None, pattern=r"^[0-9A-Za-z.-]+$", description="of the distribution; rpm: system-release's"
+    )
+    ssh_helpers_since: str | None = Field(
+        default=None, pattern=r"^[0-9A-Za-z.-]+$", description="release since which all ssh_helpers are there"
+    )
+
+
 class Base(_Strict):
     """Where a base comes from, and what is known of it (recipes/bases/<name>.yml)."""
 
@@ -103,6 +116,7 @@ class Base(_Strict):
     )
     kernel: str | None = Field(default=None, pattern=r"^[0-9.]+$", description="its release begins with this")
     ssh_helpers: list[str] = Field(default_factory=list, description="programs that sshd executes")
+    facts: Facts = Field(default_factory=Facts, description="when all of this was true")
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

@@ -23,6 +23,8 @@ class Machine:
 
     root: Path
     repository: Path | None = None
+    #: Directories, and files, that are moved besides MOVED.
+    also: tuple[str, ...] = ()
 
     @property
     def programs(self) -> Path:
@@ -41,7 +43,7 @@ class Machine:
 
     def moved(self, script: str) -> Path:
         """The script as a file, its paths moved."""
-        for directory in MOVED:
+        for directory in (*MOVED, *self.also):
             script = re.sub(rf"(?<![\w/.]){directory}(?=[/\s\"'])", str(self.root) + directory, script)
         (self.root / "run/instant-bake").mkdir(parents=True, exist_ok=True)
         file = self.root.parent / "script.sh"
@@ -49,7 +51,10 @@ class Machine:
         return file
 
     def run(self, script: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        file = self.moved(script)
+        return self.run_file(self.moved(script), **environment)
+
+    def run_file(self, file: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a script that was moved, and perhaps changed since."""
         path = f"{self.programs}:{os.environ['PATH']}"
         return subprocess.run(
             [*AS_ROOT, "sh", file],

@@ -15,8 +15,16 @@ from botocore.exceptions import BotoCoreError, ClientError
 from instant_env.bake import artefacts, bases, packages
 from instant_env.bake import image as images
 from instant_env.bake.bases import BaseImage
-from instant_env.bake.builder import Machine, Order, machine
-from instant_env.bake.execute import StepTime, make_work_dir, run_as_root, run_steps, start_detached, step_log
+from instant_env.bake.builder import Machine, Order, machine, user_data, wait_for_first_boot
+from instant_env.bake.execute import (
+    StepLog,
+    StepTime,
+    make_work_dir,
+    run_as_root,
+    run_steps,
+    start_detached,
+    step_log,
+)
 from instant_env.bake.forecast import Forecast, forecast
 from instant_env.bake.manifest import manifest
 from instant_env.bake.packages import LIST_COMMANDS, Package, bill_of_materials
@@ -32,7 +40,7 @@ from instant_env.cloud.session import Cloud, cloud_error, connect, default_base,
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError, UsageError
 from instant_env.files import write_json
-from instant_env.launch.cloud_config import timer_command, timer_config
+from instant_env.launch.cloud_config import timer_command
 from instant_env.progress import Doing, Progress
 from instant_env.provenance import git_state
 from instant_env.settings import Settings
@@ -98,6 +106,8 @@ def prepare(
     base, plan = check(settings, request)
     cloud.ensure_base(base.base, request.arch, progress)
     image = bases.find(cloud, base, request.arch, request.options.base_ami)
+    if line := bases.newer_than_facts(base, image):
+        progress(line)
     return dataclasses.replace(plan, base_ami=image.id), image
 
 
@@ -210,7 +220,7 @@ def bake(
         role=Role.BUILDER,
         login_user=plan.base.login_user,
         expires_at=expires_at,
-        user_data=timer_config(MACHINE_TTL_S),
+        user_data=user_data(MACHINE_TTL_S),
         options=LaunchOptions(
             encrypted=options.encrypt,
             kms_key_id=options.kms_key_id,
@@ -227,8 +237,7 @@ def bake(
         progress(f"log: {log_path}")
         try:
             with machine(cloud, order, progress) as builder:
-                _arm_timer(builder, log)
-                make_work_dir(builder.connection, log)
+                _begin(builder, log, progress)
                 before = _packages(builder, plan, log)
                 times = run_steps(builder.connection, plan.steps, log, progress)
                 after = _packages(builder, plan, log)
@@ -288,6 +297,12 @@ def bake(
 
 def _packages(builder: Machine, plan: BakePlan, log: Any) -> list[Package]:
     return packages.parse(run_as_root(builder.connection, LIST_COMMANDS[plan.base.family], log))
+
+
+def _begin(builder: Machine, log: StepLog, progress: Progress) -> None:
+    _arm_timer(builder, log)
+    wait_for_first_boot(builder.connection, log, progress)
+    make_work_dir(builder.connection, log)
 
 
 def _arm_timer(builder: Machine, log: Any) -> None:

@@ -64,6 +64,16 @@ def find(cloud: Cloud, base: Base, arch: Arch, reference: str | None = None) -> 
     )
 
 
+def newer_than_facts(base: Base, image: BaseImage) -> str:
+    """A line for people where the AMI is newer than what recipes/bases says of it; else an empty text."""
+    if base.facts.as_of is None or image.created[:10] <= base.facts.as_of.isoformat():
+        return ""
+    return (
+        f"note: {image.id} is of {image.created[:10]}, newer than the facts in recipes/bases/{base.base}.yml "
+        f"({base.facts.as_of}): preflight names each that differs"
+    )
+
+
 def _images(cloud: Cloud, base: Base, arch: Arch, by: str) -> list[ImageTypeDef]:
     if by.startswith("/"):
         by = cloud.ssm.get_parameter(Name=by)["Parameter"]["Value"]

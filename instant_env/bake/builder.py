@@ -16,6 +16,7 @@ from pathlib import Path
 import fabric
 from botocore.exceptions import ClientError
 
+from instant_env.bake.execute import StepError, StepLog, run_as_root
 from instant_env.cloud import instances
 from instant_env.cloud.instances import LaunchOptions, LaunchRequest
 from instant_env.cloud.keys import KeyPair, imported_key_pair
@@ -23,6 +24,7 @@ from instant_env.cloud.network import caller_cidr, private_cidr, temporary_secur
 from instant_env.cloud.session import Cloud, CloudError, cloud_error, finish_despite_interrupt
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError
+from instant_env.launch.cloud_config import timer_config
 from instant_env.progress import Doing, Progress
 from instant_env.ssh.connection import LoginError, wait_for_login
 
@@ -31,6 +33,8 @@ RUNNING_TIMEOUT_S = 300.0
 #: From `running` to a login. A stock image under software emulation takes a minute or two, as arm64 on x86_64
 #: twice that, and beside other guests on the same two cores several times as long.
 LOGIN_TIMEOUT_S = 1200.0
+#: From the login to the end of cloud-init. EC2 takes seconds; a base under emulation, beside others, minutes.
+FIRST_BOOT_TIMEOUT_S = 600
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,38 @@ def machine(cloud: Cloud, order: Order, progress: Progress) -> Iterator[Machine]
                     f"ssh -i {path} -p {cloud.ssh_port} {order.login_user}@{address or instance_id}"
                 )
             raise
+
+
+def user_data(ttl_s: int) -> str:
+    """User data of a stock base: cloud-init ends the machine after ``ttl_s``, even if nobody ever logs in,
+    and does not restart it at the end of the first boot.
+
+    AL2023's own configuration has a power_state that reboots where /run/cloud-init-selinux-reboot exists: in
+    the middle of a bake. User data come after the image's files, and what they say of a key of it holds
+    (cloud-init's documentation, "Power State Change" and "Merging User-Data Sections").
+    """
+    return timer_config(ttl_s, power_state={"mode": "reboot", "condition": False})
+
+
+def wait_for_first_boot(connection: fabric.Connection, log: StepLog, progress: Progress) -> None:
+    """Return when cloud-init is done with the first boot, at once where there is none: sshd answers long
+    before, and strip would remove it while it runs.
+
+    Raises StepError where it does not end (within FIRST_BOOT_TIMEOUT_S).
+    """
+    progress(Doing("waiting for the end of the first boot"))
+    # Its exit status is 1 or 2 after errors of the base's own modules, which are no matter of ours.
+    command = (
+        "command -v cloud-init >/dev/null || exit 0; "
+        f"timeout {FIRST_BOOT_TIMEOUT_S} cloud-init status --wait >/dev/null || [ $? -ne 124 ]"
+    )
+    try:
+        run_as_root(connection, ["sh", "-c", command], log, timeout_s=FIRST_BOOT_TIMEOUT_S + 60)
+    except StepError as error:
+        raise StepError(
+            f"the first boot did not end within {FIRST_BOOT_TIMEOUT_S} s: {error.message}",
+            hint=f"`cloud-init status --long` on the machine says what runs; see {log.path}",
+        ) from error
 
 
 def _write_key(key: KeyPair, path: Path) -> Path:

@@ -130,7 +130,7 @@ class Base(_Strict):
         """What names the base's AMI for ``arch``: an SSM parameter, a name or an id (see bases.find)."""
         if self.ami_ids:
             return self.ami_ids[arch]
-        return _environment().from_string(self.ssm_parameter or self.ami_name or "").render(arch=arch)
+        return environment().from_string(self.ssm_parameter or self.ami_name or "").render(arch=arch)
 
 
 #: Beside the recipe or below it: a path that leads out of its folder would be another recipe's business.
@@ -339,7 +339,8 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     )
 
 
-def _environment(directory: Path | None = None) -> jinja2.Environment:
+def environment(directory: Path | None = None) -> jinja2.Environment:
+    """Jinja as recipes have it: an undefined variable is an error, the filter ``quote`` is the shell's."""
     environment = jinja2.Environment(
         # A recipe's own folder first; below the one above lie others' files and what they share.
         loader=jinja2.FileSystemLoader([directory, directory.parent]) if directory else None,
@@ -359,7 +360,7 @@ def _render(
     path = _file_of(file, step, recipe, base)
     try:
         return (
-            _environment(step.directory)
+            environment(step.directory)
             .get_template(path.relative_to(step.directory).as_posix())
             .render(
                 arch=arch,

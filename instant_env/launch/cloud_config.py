@@ -58,9 +58,10 @@ def timer_command(unit: str, *when: str) -> list[str]:
     ]  # fmt: skip
 
 
-def timer_config(ttl_s: int) -> str:
-    """Nothing but the timer: the machine ends ``ttl_s`` seconds after each start of its system."""
-    return _document({"bootcmd": [timer_command(EARLY_UNIT, f"--on-active={ttl_s}s")]})
+def timer_config(ttl_s: int, **more: Any) -> str:
+    """The timer: the machine ends ``ttl_s`` seconds after each start of its system. ``more`` are further keys
+    of a cloud-config."""
+    return _document({"bootcmd": [timer_command(EARLY_UNIT, f"--on-active={ttl_s}s")], **more})
 
 
 def cloud_config(public_key: PublicKey, expires_at: datetime) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from instant_env.arch import Arch
 from instant_env.bake.parameters import settle
-from instant_env.bake.recipe import Base, ResolvedRecipe, load_base, render_script, resolve
+from instant_env.bake.recipe import ResolvedRecipe, load_base, render_script, resolve
 from instant_env.settings import ROOT
 from support.al2023 import grub2_mkconfig, grubby
 from support.moved_machine import Machine
@@ -44,11 +44,11 @@ FORMS = {
 }
 
 
-def render(step: str, recipe: ResolvedRecipe, base: Base = BASE, **parameters: str) -> str:
+def render(step: str, recipe: ResolvedRecipe, **parameters: str) -> str:
     """A step's script for x86_64."""
     values = settle(recipe.name, recipe.parameters, parameters, Arch.X86_64)
     (resolved,) = (one for one in recipe.steps if one.spec.name == step)
-    return render_script(resolved, recipe, base, Arch.X86_64, values)
+    return render_script(resolved, recipe, BASE, Arch.X86_64, values)
 
 
 def with_boot_files(root: Path, *, defaults: str = DEFAULTS, era: str = "f33") -> Machine:

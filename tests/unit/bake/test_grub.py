@@ -185,7 +185,7 @@ def test_a_kernel_that_cannot_is_refused(
 def test_grubby_is_imitated_with_its_harm(tmp_path: Path, era: str) -> None:
     """Otherwise nothing here would show that the recipes undo it."""
     machine = with_boot_files(tmp_path / "root", defaults=FORMS["both"], era=era)
-    add = [machine.programs / "grubby", "--update-kernel=ALL", "--args=a=1"]
+    add = [str(machine.programs / "grubby"), "--update-kernel=ALL", "--args=a=1"]
     subprocess.run([*add, "--no-etc-grub-update"], check=True)
     assert (machine.root / "etc/default/grub").read_text() == FORMS["both"]
     subprocess.run(add, check=True)

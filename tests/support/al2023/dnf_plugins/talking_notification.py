@@ -8,7 +8,7 @@ Whether the real one talks on a removal is not known. Ours does on everything.
 
 from __future__ import annotations
 
-import dnf
+import dnf  # type: ignore[import-not-found]  # the system's Python has it, which runs dnf
 
 WARNING = f"""{"=" * 79}
 WARNING:
@@ -27,7 +27,7 @@ WARNING:
 {"=" * 79}"""
 
 
-class ReleaseNotification(dnf.Plugin):
+class ReleaseNotification(dnf.Plugin):  # type: ignore[misc]
     """dnf calls these by name."""
 
     name = "talking-notification"

@@ -15,7 +15,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from instant_env.arch import Arch
 from instant_env.cloud.instances import default_type
-from instant_env.cloud.network import caller_cidr, delete_group
+from instant_env.cloud.network import admit, caller_cidr, delete_group, wait_for_group
+from instant_env.cloud.rules.consistency import repeat_while_unknown, wait_until_known
 from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code
 from instant_env.cloud.tags import PROJECT, PROJECT_FILTER, read_tags
 from instant_env.errors import UsageError
@@ -142,7 +143,8 @@ def _group(cloud: Cloud, vpc_id: str, dry_run: bool) -> Finding:
             VpcId=vpc_id,
             TagSpecifications=[{"ResourceType": "security-group", "Tags": _TAGS}],
         )["GroupId"]
-    cloud.ec2.authorize_security_group_ingress(GroupId=group_id, IpPermissions=[rule])
+        wait_for_group(cloud, group_id)
+    admit(cloud, group_id, rule)
     return Finding("security group", group_id, "made", f"SSH from {cidr}")
 
 
@@ -183,7 +185,11 @@ def _role(iam: Any, dry_run: bool) -> Finding:
             Description="machines that instant-env bakes images on",
             Tags=_TAGS,
         )
-    iam.put_role_policy(RoleName=ROLE_NAME, PolicyName=_POLICY_NAME, PolicyDocument=json.dumps(document))
+    repeat_while_unknown(
+        lambda: iam.put_role_policy(
+            RoleName=ROLE_NAME, PolicyName=_POLICY_NAME, PolicyDocument=json.dumps(document)
+        )
+    )
     return Finding("role", ROLE_NAME, "made")
 
 
@@ -197,7 +203,14 @@ def _profile(iam: Any, dry_run: bool) -> Finding:
         return Finding("instance profile", ROLE_NAME, "missing")
     if there is None:
         iam.create_instance_profile(InstanceProfileName=ROLE_NAME, Tags=_TAGS)
-    iam.add_role_to_instance_profile(InstanceProfileName=ROLE_NAME, RoleName=ROLE_NAME)
+    repeat_while_unknown(
+        lambda: iam.add_role_to_instance_profile(InstanceProfileName=ROLE_NAME, RoleName=ROLE_NAME)
+    )
+    # IAM knows it then; EC2 a little later, which a bake's launch waits for.
+    wait_until_known(
+        lambda: iam.get_instance_profile(InstanceProfileName=ROLE_NAME)["InstanceProfile"]["Roles"],
+        f"instance profile {ROLE_NAME}",
+    )
     return Finding("instance profile", ROLE_NAME, "made")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from botocore.exceptions import BotoCoreError, ClientError
 
 from instant_env.arch import Arch
+from instant_env.cloud.rules.consistency import is_not_known_to_launches, repeat_while_unknown
 from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code, retry_cleanup
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
 from instant_env.errors import UsageError
@@ -258,13 +259,23 @@ def launch_where_there_is_room(
                 options=replace(request.options, zone=zone) if zone else request.options,
             )
             try:
-                return launch(cloud, one)
+                return _launch_once_known(cloud, one, progress)
             except ClientError as error:
                 if error_code(error) not in _ELSEWHERE_ERRORS:
                     raise
                 last = error
                 progress(f"no {kind} in {zone or 'the zone that EC2 took'}: {error_code(error)}")
     raise last
+
+
+def _launch_once_known(cloud: Cloud, request: LaunchRequest, progress: Progress) -> str:
+    """As `launch`, again for a minute while EC2 does not know a group, key, image or profile that is new: not
+    for what is measured. A refused request has used no client token up."""
+    return repeat_while_unknown(
+        lambda: launch(cloud, request),
+        is_not_known_to_launches,
+        on_refusal=lambda error: progress(f"EC2 does not know it yet, so again: {error}"),
+    )
 
 
 def _later(cloud: Cloud, instance_type: str) -> Iterator[str]:

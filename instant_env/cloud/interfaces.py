@@ -12,7 +12,8 @@ from datetime import datetime
 from botocore.exceptions import ClientError
 
 from instant_env.cloud.network import vpc_of
-from instant_env.cloud.session import Cloud, cloud_error, delete_once_unused, error_code
+from instant_env.cloud.rules.consistency import repeat_while_unknown, wait_until_known
+from instant_env.cloud.session import Cloud, CloudError, cloud_error, delete_once_unused, error_code
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
 
 #: Elastic IPs per region, unless the quota L-0263D0A3 was raised.
@@ -46,7 +47,8 @@ def make_public_interface(
 ) -> PublicInterface:
     """CreateNetworkInterface, AllocateAddress, AssociateAddress; what was made is undone when one fails.
 
-    botocore's ClientError is passed on: ``AddressLimitExceeded`` when the quota is used up.
+    EC2 knows the interface by then. botocore's ClientError is passed on: ``AddressLimitExceeded`` when the
+    quota is used up. Raises CloudError when EC2 does not come to know the interface.
     """
     tags = {"run_id": run_id, "role": role, "name": name, "expires_at": expires_at}
     subnet_id, zone = _subnet(cloud, zone)
@@ -63,8 +65,16 @@ def make_public_interface(
             TagSpecifications=tag_specifications("elastic-ip", **tags),  # type: ignore[arg-type]
         )
         allocation_id = address["AllocationId"]
-        cloud.ec2.associate_address(AllocationId=allocation_id, NetworkInterfaceId=interface_id)
-    except ClientError:
+        wait_until_known(
+            lambda: cloud.ec2.describe_network_interfaces(NetworkInterfaceIds=[interface_id])[
+                "NetworkInterfaces"
+            ],
+            f"network interface {interface_id}",
+        )
+        repeat_while_unknown(
+            lambda: cloud.ec2.associate_address(AllocationId=allocation_id, NetworkInterfaceId=interface_id)
+        )
+    except (ClientError, CloudError):
         delete_public_interface(cloud, interface_id, allocation_id)
         raise
     return PublicInterface(interface_id, allocation_id, address["PublicIp"], zone)

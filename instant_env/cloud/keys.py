@@ -13,8 +13,10 @@ from datetime import datetime
 
 import asyncssh
 import paramiko
+from botocore.exceptions import ClientError
 
-from instant_env.cloud.session import Cloud, retry_cleanup, undo_on_error
+from instant_env.cloud.rules.consistency import wait_until_known
+from instant_env.cloud.session import Cloud, cloud_error, retry_cleanup, undo_on_error
 from instant_env.cloud.tags import Role, tag_specifications
 from instant_env.public_key import PublicKey
 
@@ -51,8 +53,8 @@ def imported_key_pair(
     cloud: Cloud, key: KeyPair, *, run_id: str, role: Role, expires_at: datetime,
     keep: Callable[[], bool] = lambda: False,
 ) -> Iterator[str]:  # fmt: skip
-    """Import the public half under the run's name; yield the name; delete it on the way out, unless
-    ``keep()`` is true by then."""
+    """Import the public half under the run's name; yield the name once EC2 knows it; delete it on the way
+    out, unless ``keep()`` is true by then."""
     name = f"instant-env-{role.value}-{run_id}"
     with undo_on_error(lambda: cloud.ec2.delete_key_pair(KeyName=name), f"importing key pair {name}"):
         cloud.ec2.import_key_pair(
@@ -63,6 +65,12 @@ def imported_key_pair(
             ),
         )
     try:
+        try:
+            wait_until_known(
+                lambda: cloud.ec2.describe_key_pairs(KeyNames=[name])["KeyPairs"], f"key pair {name}"
+            )
+        except ClientError as error:
+            raise cloud_error(error, f"waiting for key pair {name}") from error
         yield name
     finally:
         if not keep():

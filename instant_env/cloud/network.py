@@ -8,19 +8,25 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
 
+from instant_env.cloud.rules.consistency import repeat_while_unknown, wait_until_known
 from instant_env.cloud.session import (
     Cloud,
     CloudError,
     cloud_error,
     delete_once_unused,
+    error_code,
     is_loopback,
     retry_cleanup,
     undo_on_error,
 )
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
+
+if TYPE_CHECKING:
+    from mypy_boto3_ec2.type_defs import IpPermissionTypeDef
 
 #: A group stays in use for a little while after its last machine is gone.
 _GROUP_RELEASE_TIMEOUT_S = 60.0
@@ -119,11 +125,11 @@ def temporary_security_group(
         )["GroupId"]
     try:
         try:
-            cloud.ec2.authorize_security_group_ingress(
-                GroupId=group_id,
-                IpPermissions=[
-                    {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": cidr}]}
-                ],
+            wait_for_group(cloud, group_id)
+            admit(
+                cloud,
+                group_id,
+                {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": cidr}]},
             )
         except ClientError as error:
             raise cloud_error(error, f"opening SSH to {cidr}") from error
@@ -131,6 +137,28 @@ def temporary_security_group(
     finally:
         if not keep():
             delete_group(cloud, group_id)
+
+
+def wait_for_group(cloud: Cloud, group_id: str) -> None:
+    """Wait until a new group is known. Raises CloudError, and botocore's errors."""
+    wait_until_known(
+        lambda: cloud.ec2.describe_security_groups(GroupIds=[group_id])["SecurityGroups"],
+        f"security group {group_id}",
+    )
+
+
+def admit(cloud: Cloud, group_id: str, permission: IpPermissionTypeDef) -> None:
+    """Add a rule to a group that may be new. botocore's errors are passed on.
+
+    A rule that is there already is as good: it may be ours, of a request whose answer was lost.
+    """
+    try:
+        repeat_while_unknown(
+            lambda: cloud.ec2.authorize_security_group_ingress(GroupId=group_id, IpPermissions=[permission])
+        )
+    except ClientError as error:
+        if error_code(error) != "InvalidPermission.Duplicate":
+            raise
 
 
 def delete_group(cloud: Cloud, group_id: str, timeout_s: float = _GROUP_RELEASE_TIMEOUT_S) -> None:

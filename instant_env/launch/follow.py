@@ -7,6 +7,7 @@ import asyncio
 from botocore.exceptions import BotoCoreError, ClientError
 
 from instant_env.cloud.instances import CAPACITY_ERRORS
+from instant_env.cloud.rules.consistency import ACCESS_NOT_KNOWN
 from instant_env.cloud.session import error_code
 from instant_env.launch.launch import Launch
 from instant_env.launch.login_check import LoginCheck
@@ -31,8 +32,7 @@ async def follow(launch: Launch, check: LoginCheck, *, timeout_s: float) -> None
     except MachineEnded as error:
         launch.fail(_outcome_of_end(error), str(error))
     except ClientError as error:
-        capacity = error_code(error) in CAPACITY_ERRORS
-        launch.fail(Outcome.CAPACITY if capacity else Outcome.LAUNCH_ERROR, str(error))
+        launch.fail(_outcome_of_refusal(error), str(error))
     except (BotoCoreError, HostKeyMismatch) as error:
         launch.fail(Outcome.LAUNCH_ERROR, str(error))
     except Exception as error:
@@ -42,6 +42,14 @@ async def follow(launch: Launch, check: LoginCheck, *, timeout_s: float) -> None
         await launch.close()
         if launch.outcome is not Outcome.OK:
             check.close()
+
+
+def _outcome_of_refusal(error: ClientError) -> Outcome:
+    """EC2 not yet knowing the run's key pair or group says nothing of the launch that was to be measured. A
+    wait for it would be measured, so the attempt does not count, and a resumed run makes it again."""
+    if error_code(error) in CAPACITY_ERRORS:
+        return Outcome.CAPACITY
+    return Outcome.INTERRUPTED if error_code(error) in ACCESS_NOT_KNOWN else Outcome.LAUNCH_ERROR
 
 
 def _after_timeout(launch: Launch, check: LoginCheck, timeout_s: float) -> tuple[Outcome, str]:

@@ -22,6 +22,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from instant_env.cloud.handover import HandOver, by_instance_connect
 from instant_env.cloud.instances import LaunchOptions, Market, describe, terminate
 from instant_env.cloud.keys import KeyPair
+from instant_env.cloud.rules.consistency import is_not_known_to_launches, repeat_while_unknown
 from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role
 from instant_env.launch.follow import follow
@@ -113,7 +114,10 @@ async def _fill(
         context.cloud,
         context.watcher,
         context.prober,
-        lambda: run_instance(context.cloud, prepared, pool_spec, user_data=user_data),
+        lambda: repeat_while_unknown(  # not on a clock: an image may be new
+            lambda: run_instance(context.cloud, prepared, pool_spec, user_data=user_data),
+            is_not_known_to_launches,
+        ),
     )
     login = _MinuteLogin(filling, prepared.username)
     async with _ended_on_failure(context.cloud, lambda: filling.instance_id):

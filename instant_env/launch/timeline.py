@@ -24,7 +24,8 @@ class Outcome(StrEnum):
     SSH_REFUSED = "ssh_refused"  # in time the guest's network came up, but nothing listened on the port
     AUTH_FAILED = "auth_failed"  # sshd answered and refused our key until the time was up
     NOT_RESUMED = "not_resumed"  # a login, but the machine booted where it should have resumed
-    INTERRUPTED = "interrupted"  # cut off from outside: Ctrl-C, SIGTERM, or a reclaimed spot machine
+    # Cut off from outside: Ctrl-C, SIGTERM, a reclaimed spot machine, or EC2 not knowing yet what was made.
+    INTERRUPTED = "interrupted"
     CANCELLED = "cancelled"  # the caller withdrew
 
 

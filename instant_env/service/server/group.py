@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
 
-from instant_env.cloud.network import caller_cidr, vpc_of
-from instant_env.cloud.session import Cloud, cloud_error, error_code
+from instant_env.cloud.network import admit, caller_cidr, vpc_of, wait_for_group
+from instant_env.cloud.session import Cloud, cloud_error
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
 from instant_env.errors import UsageError
 
@@ -60,7 +60,7 @@ def _make(cloud: Cloud, service_id: str) -> str:
     """Of the pool's role: without machines it goes with the next `clean` once the service has ended, and a
     leased machine holds it."""
     name = f"instant-env-service-{service_id}"
-    return cloud.ec2.create_security_group(
+    group_id = cloud.ec2.create_security_group(
         GroupName=name,
         Description="instant-env service: SSH to leased machines",
         VpcId=vpc_of(cloud),
@@ -68,6 +68,8 @@ def _make(cloud: Cloud, service_id: str) -> str:
             "security-group", run_id=service_id, role=Role.POOL, name=name, extra={"service": service_id}
         ),
     )["GroupId"]
+    wait_for_group(cloud, group_id)
+    return group_id
 
 
 def _set_rules(cloud: Cloud, group_id: str, wanted: set[str]) -> None:
@@ -79,11 +81,7 @@ def _set_rules(cloud: Cloud, group_id: str, wanted: set[str]) -> None:
     for cidr in sorted(present - wanted):
         cloud.ec2.revoke_security_group_ingress(GroupId=group_id, IpPermissions=[_permission(cidr)])
     for cidr in sorted(wanted - present):
-        try:
-            cloud.ec2.authorize_security_group_ingress(GroupId=group_id, IpPermissions=[_permission(cidr)])
-        except ClientError as error:
-            if error_code(error) != "InvalidPermission.Duplicate":
-                raise
+        admit(cloud, group_id, _permission(cidr))
 
 
 def _permission(cidr: str) -> IpPermissionTypeDef:

@@ -178,7 +178,9 @@ NOT_OF_SERVICE = {
     "describe_snapshots",
 }  # fmt: skip
 #: What the service needs of cloud/network.py, which other verbs use for more.
-NETWORK_OF_SERVICE = {"describe_subnets", "describe_vpcs"}
+NETWORK_OF_SERVICE = {
+    "authorize_security_group_ingress", "describe_security_groups", "describe_subnets", "describe_vpcs",
+}  # fmt: skip
 
 
 def test_the_service_needs_all_that_its_policy_allows_and_nothing_else() -> None:

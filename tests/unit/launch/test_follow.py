@@ -299,6 +299,27 @@ def test_machine_that_ends_by_itself(tmp_path: Path, reason: str, outcome: Outco
     assert MarkName.T2 not in done.launch.timeline.marks
 
 
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        ("InvalidParameterValue", Outcome.LAUNCH_ERROR),
+        ("InsufficientInstanceCapacity", Outcome.CAPACITY),
+        ("InvalidGroup.NotFound", Outcome.INTERRUPTED),
+        ("InvalidKeyPair.NotFound", Outcome.INTERRUPTED),
+    ],
+)
+def test_a_refused_launch_says_something_of_the_launch_or_not(
+    tmp_path: Path, code: str, outcome: Outcome
+) -> None:
+    """That EC2 does not know yet what the run has made is none of the launch's, and costs it no repeat."""
+    faults = Ec2Faults(launch_errors=[code])
+    with cloud_in_process(tmp_path, 22, faults) as cloud:
+        done = follow_one(cloud)
+    assert done.launch.outcome is outcome
+    assert code in done.launch.error
+    assert len(faults.run_bodies) == 1
+
+
 def test_throttled_and_failing_polls_back_off_and_the_launch_goes_on(tmp_path: Path) -> None:
     faults = Ec2Faults(pending_s=0.2, describe_errors=["RequestLimitExceeded", "InternalError"])
     with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, faults) as cloud:

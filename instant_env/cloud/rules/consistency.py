@@ -1,0 +1,94 @@
+"""EC2 is eventually consistent: what it has just made, some of its servers do not know for a moment.
+
+It asks callers to describe a new resource, with pauses, before they use it ("Eventual consistency in the EC2
+API", EC2 Developer Guide). It was seen with groups (hashicorp/packer#1322: one in ten), key pairs
+(hashicorp/terraform-provider-aws#44835), images (ansible/ansible#4368) and instance profiles.
+
+None of this belongs between t0 and t1: there a wait would be measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from botocore.exceptions import ClientError
+
+from instant_env.cloud.session import CloudError, error_code
+from instant_env.waiting import wait_until
+
+#: How long what was just made may stay unknown. EC2 gives no bound; what was seen in public is seconds.
+PATIENCE_S = 60.0
+_PAUSE_S = 0.5
+
+#: What RunInstances answers when it does not know yet what every run makes for its machines.
+ACCESS_NOT_KNOWN = frozenset({
+    "InvalidGroup.NotFound", "InvalidKeyPair.NotFound", "InvalidNetworkInterfaceID.NotFound",
+})  # fmt: skip
+_NOT_KNOWN_TO_LAUNCHES = ACCESS_NOT_KNOWN | {"InvalidAMIID.NotFound", "InvalidAMIID.Unavailable"}
+
+T = TypeVar("T")
+
+
+def is_not_found(error: ClientError) -> bool:
+    """Whether a call was refused because the resource that it names does not exist, or is not known yet."""
+    code = error_code(error)
+    return code.endswith(".NotFound") or code == "NoSuchEntity"
+
+
+def is_not_known_to_launches(error: ClientError) -> bool:
+    """Whether a launch was refused for a group, key pair, interface, image or profile that is not known.
+
+    Of an instance profile EC2 says InvalidParameterValue, with the parameter's name (Packer repeats that).
+    """
+    if error_code(error) == "InvalidParameterValue":
+        message = str(error.response["Error"].get("Message", "")).lower().replace(" ", "")
+        return "iaminstanceprofile" in message
+    return error_code(error) in _NOT_KNOWN_TO_LAUNCHES
+
+
+def wait_until_known(find: Callable[[], Any], what: str, *, timeout_s: float = PATIENCE_S) -> None:
+    """Ask until EC2 shows a new thing twice in a row.
+
+    ``find`` describes it, by its id: an empty answer and an error that says NotFound are "not yet". Raises
+    CloudError after ``timeout_s``; other errors of botocore's are passed on.
+    """
+
+    def is_known() -> bool:
+        try:
+            return bool(find())
+        except ClientError as error:
+            if not is_not_found(error):
+                raise
+            return False
+
+    if not wait_until(lambda: is_known() and is_known(), timeout_s, _PAUSE_S):
+        raise CloudError(
+            f"{what} was made, and EC2 does not know it after {timeout_s:.0f} s",
+            hint="is EC2 well? https://health.aws.amazon.com; then run it again",
+        )
+
+
+def repeat_while_unknown(
+    call: Callable[[], T],
+    is_unknown: Callable[[ClientError], bool] = is_not_found,
+    *,
+    timeout_s: float = PATIENCE_S,
+    on_refusal: Callable[[ClientError], None] = lambda _: None,
+) -> T:
+    """Make a call that uses a new thing, again while EC2 does not know that. The last refusal is passed on.
+
+    ``on_refusal`` gets the first one.
+    """
+    deadline, is_first = time.monotonic() + timeout_s, True
+    while True:
+        try:
+            return call()
+        except ClientError as error:
+            if not is_unknown(error) or time.monotonic() >= deadline:
+                raise
+            if is_first:
+                on_refusal(error)
+                is_first = False
+        time.sleep(_PAUSE_S)

@@ -20,6 +20,7 @@ from harness.plan.images import choose
 from harness.plan.prices import Prices
 from harness.results_file import read_rows
 from instant_env.arch import Arch
+from instant_env.cloud import copies
 from instant_env.cloud.images import BakedImage
 from instant_env.cloud.instances import default_type
 from instant_env.cloud.session import Cloud
@@ -100,6 +101,9 @@ def of_definition(cloud: Cloud, definition: Definition, seed: int | None = None)
     cells = definition.cells(lambda arch: default_type(cloud, arch))
     experiment = definition.experiment(cells, _seed(definition.seed if seed is None else seed))
     prepared = {cell: find_technique(cell.technique).prepare(cloud, images[cell.arch]) for cell in cells}
+    for cell in cells:
+        if cell.options.boot_mode:
+            copies.check_own(cloud, prepared[cell].image_id, f"boot_mode of {cell.label}")
     price_list = prices.find(cloud, experiment.cells)
     return Plan(definition.name, experiment, prepared, price_list, about=definition.about)
 

@@ -7,55 +7,102 @@ run's tags; those that it shares with the original do not, and stay.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code
+from instant_env.cloud.rules.consistency import wait_for_state
+from instant_env.cloud.session import Cloud, cloud_error, error_code
 from instant_env.cloud.tags import PREFIX, Role, project_filter, read_tags, tag_specifications
 from instant_env.errors import UsageError
-from instant_env.waiting import wait_until
+
+if TYPE_CHECKING:
+    from mypy_boto3_ec2.type_defs import EbsBlockDeviceTypeDef
 
 #: CopyImage copies the snapshots' blocks; minutes on EC2.
 _COPY_TIMEOUT_S = 1800.0
-_POLL_S = 1.0
+#: Types of volumes whose IOPS, or throughput, are ordered; of the others EC2 refuses the word (API reference,
+#: EbsBlockDevice).
+_WITH_IOPS, _WITH_THROUGHPUT = ("gp3", "io1", "io2"), ("gp3",)
+
+
+def check_own(cloud: Cloud, image_id: str, what_for: str) -> None:
+    """Raises UsageError for an AMI of another account, whose snapshots nobody else can register; and
+    botocore's errors."""
+    named: Any = [{"Name": "image-id", "Values": [image_id]}]
+    if not cloud.ec2.describe_images(Owners=["self"], Filters=named)["Images"]:
+        raise UsageError(
+            f"{what_for}: {image_id} is another account's, and its snapshots cannot be registered again",
+            hint="leave out the technique cold, or boot_mode",
+        )
 
 
 def with_boot_mode(
     cloud: Cloud, image_id: str, boot_mode: str, *, run_id: str, name: str, expires_at: datetime
 ) -> str:
-    """Register the AMI's snapshots once more, with another boot mode; return the new AMI's id.
+    """Register the AMI's snapshots once more, with another boot mode; return the new AMI's id once it can be
+    launched. Volumes and support for IMDSv2, ENA and NitroTPM are those of the AMI.
 
-    Raises UsageError when the cloud does not take that mode.
+    Raises UsageError when the AMI is not ours, or the cloud does not take that mode.
     """
+    check_own(cloud, image_id, f"boot_mode {boot_mode}")
     image = cloud.ec2.describe_images(ImageIds=[image_id])["Images"][0]
-    volumes: list[Any] = [
-        {"DeviceName": volume["DeviceName"], "Ebs": {"SnapshotId": volume["Ebs"]["SnapshotId"]}}
-        for volume in image["BlockDeviceMappings"]
-        if "Ebs" in volume
-    ]
-    more: dict[str, Any] = {"EnaSupport": True} if image.get("EnaSupport") else {}
-    if image.get("ImdsSupport") == "v2.0":
-        more["ImdsSupport"] = "v2.0"
+    support: dict[str, Any] = {
+        name: image[name]  # type: ignore[literal-required]
+        for name in ("EnaSupport", "ImdsSupport", "SriovNetSupport", "TpmSupport")
+        if image.get(name)
+    }
+    if support.get("TpmSupport") and boot_mode != "uefi":  # flatcar/mantle#582
+        raise UsageError(
+            f"boot_mode {boot_mode}: {image_id} has NitroTPM, which EC2 has with uefi only",
+            hint="leave out this boot mode",
+        )
     try:
-        return cloud.ec2.register_image(
+        copy_id = cloud.ec2.register_image(
             Name=name,
             Architecture=image["Architecture"],
             RootDeviceName=image["RootDeviceName"],
             VirtualizationType="hvm",
             BootMode=boot_mode,  # type: ignore[arg-type]
-            BlockDeviceMappings=volumes,
+            BlockDeviceMappings=[
+                {"DeviceName": volume["DeviceName"], "Ebs": _volume_again(volume["Ebs"])}
+                for volume in image["BlockDeviceMappings"]
+                if "Ebs" in volume
+            ],
             TagSpecifications=tag_specifications(
                 "image", run_id=run_id, role=Role.POOL, name=name, expires_at=expires_at
             ),
-            **more,
+            **support,
         )["ImageId"]
+        _wait(cloud, copy_id)
     except ClientError as error:
         if error_code(error) in ("UnsupportedOperation", "InvalidParameterValue"):
             raise UsageError(
                 f"boot_mode {boot_mode} of {image_id}: {error.response['Error'].get('Message', '')}"
             ) from error
         raise cloud_error(error, f"registering {image_id} with boot mode {boot_mode}") from error
+    return copy_id
+
+
+def _volume_again(ebs: Any) -> EbsBlockDeviceTypeDef:
+    """The volume as RegisterImage takes it. What is not said is not the original's: DeleteOnTermination would
+    be false (nanovms/ops#1304) and the type gp2. An encrypted snapshot says so itself, and EC2 refuses
+    ``Encrypted`` beside it."""
+    names = ["SnapshotId", "VolumeSize", "VolumeType", "DeleteOnTermination"]
+    names += ["Iops"] * (ebs.get("VolumeType") in _WITH_IOPS)
+    names += ["Throughput"] * (ebs.get("VolumeType") in _WITH_THROUGHPUT)
+    again: Any = {name: ebs[name] for name in names if name in ebs}
+    return again  # type: ignore[no-any-return]
+
+
+def _wait(cloud: Cloud, image_id: str) -> None:
+    """Until the copy can be launched. Raises CloudError."""
+
+    def state() -> str:
+        images = cloud.ec2.describe_images(ImageIds=[image_id])["Images"]
+        return images[0]["State"] if images else ""
+
+    wait_for_state(state, "available", f"the copy {image_id}", timeout_s=_COPY_TIMEOUT_S)
 
 
 def fresh_copy(cloud: Cloud, image_id: str, *, run_id: str, name: str, expires_at: datetime) -> str:
@@ -70,19 +117,10 @@ def fresh_copy(cloud: Cloud, image_id: str, *, run_id: str, name: str, expires_a
                 "image", "snapshot", run_id=run_id, role=Role.POOL, name=name, expires_at=expires_at
             ),
         )["ImageId"]
-
-        def end_state() -> str:
-            state = cloud.ec2.describe_images(ImageIds=[copy_id])["Images"][0]["State"]
-            return state if state in ("available", "failed", "invalid", "error", "deregistered") else ""
-
-        state = wait_until(end_state, _COPY_TIMEOUT_S, _POLL_S)
+        _wait(cloud, copy_id)
     except ClientError as error:
         raise cloud_error(error, f"copying {image_id}") from error
-    if state == "available":
-        return copy_id
-    raise CloudError(
-        f"the copy {copy_id} of {image_id} is {state or f'not available after {_COPY_TIMEOUT_S:.0f} s'}"
-    )
+    return copy_id
 
 
 def delete_copy(cloud: Cloud, image_id: str) -> None:

@@ -10,7 +10,7 @@ None of this belongs between t0 and t1: there a wait would be measured.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from botocore.exceptions import ClientError
@@ -27,6 +27,11 @@ ACCESS_NOT_KNOWN = frozenset({
     "InvalidGroup.NotFound", "InvalidKeyPair.NotFound", "InvalidNetworkInterfaceID.NotFound",
 })  # fmt: skip
 _NOT_KNOWN_TO_LAUNCHES = ACCESS_NOT_KNOWN | {"InvalidAMIID.NotFound", "InvalidAMIID.Unavailable"}
+
+#: States of images and snapshots that they do not leave (API reference: Image, Snapshot).
+_FAILED = frozenset({"failed", "error", "invalid", "deregistered"})
+#: What one of EC2's servers says, the next may not know yet.
+_IN_A_ROW = 3
 
 T = TypeVar("T")
 
@@ -92,3 +97,40 @@ def repeat_while_unknown(
                 on_refusal(error)
                 is_first = False
         time.sleep(_PAUSE_S)
+
+
+def growing_pauses(most_s: float = 2.0) -> Iterator[float]:
+    """Pauses in seconds between looks at what takes EC2 minutes: short at first, then ``most_s``."""
+    pause_s = 0.1
+    while True:
+        yield pause_s
+        pause_s = min(most_s, pause_s * 1.5)
+
+
+def wait_for_state(find: Callable[[], str], target: str, what: str, *, timeout_s: float) -> None:
+    """Ask for the state of a new image or snapshot until it was ``target`` several times in a row.
+
+    ``find`` describes it: an empty text and an error that says NotFound are "pending", for `PATIENCE_S`.
+    Raises CloudError for a state that it does not leave, for one that is unknown for longer, and when the
+    time is up; other errors of botocore's are passed on.
+    """
+    started, in_a_row, pauses = time.monotonic(), 0, growing_pauses()
+    state, is_known = "unknown", False
+    while (waited_s := time.monotonic() - started) < timeout_s:
+        try:
+            state = find()
+        except ClientError as error:
+            if not is_not_found(error):
+                raise
+            state = ""
+        is_known = is_known or bool(state)
+        if state in _FAILED:
+            raise CloudError(f"{what} is {state}", hint="is the disk of the machine full?")
+        if not is_known and waited_s > PATIENCE_S:
+            raise CloudError(f"{what} was made, and EC2 does not know it after {waited_s:.0f} s")
+        in_a_row = in_a_row + 1 if state == target else 0
+        if in_a_row == _IN_A_ROW:
+            return
+        if not in_a_row:
+            time.sleep(next(pauses))
+    raise CloudError(f"{what} is {state or 'unknown'} after {timeout_s:.0f} s, wanted {target}")

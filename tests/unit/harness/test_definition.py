@@ -5,10 +5,15 @@ from typing import Any
 
 import pytest
 import yaml
+from moto.core import DEFAULT_ACCOUNT_ID as ACCOUNT
+from moto.ec2.models import ec2_backends
+from support.harness_cloud import Ec2Faults, cloud_in_process, register_image
 
 from harness.plan.definition import load
+from harness.plan.planning import of_definition
 from instant_env.arch import Arch
 from instant_env.cloud.instances import Market
+from instant_env.cloud.tags import Role, tag_list
 from instant_env.errors import UsageError
 from instant_env.settings import ROOT
 
@@ -98,3 +103,17 @@ def test_the_readme_has_every_key() -> None:
     text = (ROOT / "experiments" / "README.md").read_text()
     for name in [*Definition.model_fields, *Axes.model_fields]:
         assert f"| `{name}` |" in text, name
+
+
+def test_boot_modes_of_another_accounts_image_are_refused_by_the_plan(tmp_path: Path) -> None:
+    """cold's AMI is Amazon's: its snapshots are registered by nobody else."""
+    definition = load(written(tmp_path, techniques=["cold", "minimal-ami"], options={"boot_mode": ["uefi"]}))
+    with cloud_in_process(tmp_path, 22, Ec2Faults()) as cloud:
+        base, image = register_image(cloud), register_image(cloud, "minimal")
+        about = {"recipe": "minimal", "base": "al2023", "base-ami": base, "login-user": "ec2-user"}
+        cloud.ec2.create_tags(Resources=[image], Tags=tag_list("r", Role.IMAGE, name="minimal", extra=about))
+        definition = definition.model_copy(update={"ami": image})
+        assert len(of_definition(cloud, definition).experiment.cells) == 2
+        ec2_backends[ACCOUNT][cloud.region].amis[base].owner_id = "137112412989"
+        with pytest.raises(UsageError, match=f"cold.*{base} is another account's"):
+            of_definition(cloud, definition)

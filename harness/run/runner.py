@@ -217,7 +217,7 @@ class Run:
                 )
                 access = Access(pair, key_name, group_id)
                 stack.callback(delete_of_run, self.cloud, self.run_id)
-                stack.callback(copies.delete_copies_of_run, self.cloud, self.run_id)
+                stack.callback(self._delete_copies)
                 self._apply_boot_modes(expires_at)
                 stack.callback(end_run, self.cloud, self.run_id)
                 scheduler = AttemptScheduler(
@@ -271,6 +271,13 @@ class Run:
                         self.cloud, *key, run_id=self.run_id, name=name, expires_at=expires_at
                     )
                 self.prepared[cell] = dataclasses.replace(prepared, image_id=copies_made[key])
+
+    def _delete_copies(self) -> None:
+        """What was measured is not lost for a copy that stays: it has an expiry, and costs cents a month."""
+        try:
+            copies.delete_copies_of_run(self.cloud, self.run_id)
+        except (InstantEnvError, ClientError, BotoCoreError) as error:
+            self._progress(f"warning: copies of AMIs are left; run: invoke clean ({error})")
 
     def _tell(self, row: Row, scheduler: AttemptScheduler | None) -> None:
         self._progress(progress_line(row, self.experiment.total))

@@ -180,7 +180,7 @@ class AttemptScheduler:
             self.on_row(row)
             await self._end(attempt, launcher)
             if attempt.prepared is not self.prepared[planned.cell]:
-                await asyncio.to_thread(copies.delete_copy, self.cloud, attempt.prepared.image_id)
+                await self._delete_copy(attempt.prepared.image_id)
             self.in_flight -= 1
 
     async def _filled(self, attempt: Attempt) -> bool:
@@ -279,6 +279,13 @@ class AttemptScheduler:
             # Tried again before the next attempt and at the end of the run, and there it counts.
             resource_id = machine or attempt.slot.interface_id
             self.progress(f"warning: {resource_id} is not ended yet: {error or type(error).__name__}")
+
+    async def _delete_copy(self, image_id: str) -> None:
+        """What is left of it is tried again at the end of the run, and has an expiry."""
+        try:
+            await asyncio.to_thread(copies.delete_copy, self.cloud, image_id)
+        except (InstantEnvError, ClientError, BotoCoreError) as error:
+            self.progress(f"warning: the copy {image_id} is not gone yet: {error}")
 
     async def _keep_console(self, instance_id: str, planned: Planned) -> None:
         text = await asyncio.to_thread(console_tail, self.cloud, instance_id, _CONSOLE_LINES)

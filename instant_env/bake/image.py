@@ -13,7 +13,7 @@ from instant_env.bake.bases import BaseImage
 from instant_env.bake.plan import BakePlan, Upload
 from instant_env.bake.recipe import Initramfs
 from instant_env.bake.request import Method, Request
-from instant_env.cloud.images import BakedImage, list_baked
+from instant_env.cloud.images import BakedImage, delete_snapshot, list_baked
 from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code, retry_cleanup
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
 
@@ -157,7 +157,7 @@ def discard(cloud: Cloud, run_id: str) -> None:
 
     def snapshots() -> None:
         for snapshot in cloud.ec2.describe_snapshots(OwnerIds=["self"], Filters=filters)["Snapshots"]:
-            cloud.ec2.delete_snapshot(SnapshotId=snapshot["SnapshotId"])
+            delete_snapshot(cloud, snapshot["SnapshotId"])
 
     try:  # each looks again at what there is before it tries again
         retry_cleanup(images)

@@ -6,13 +6,15 @@ run's tags; those that it shares with the original do not, and stay.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
+from instant_env.cloud.images import delete_snapshot
 from instant_env.cloud.rules.consistency import wait_for_state
-from instant_env.cloud.session import Cloud, cloud_error, error_code
+from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code
 from instant_env.cloud.tags import PREFIX, Role, project_filter, read_tags, tag_specifications
 from instant_env.errors import UsageError
 
@@ -124,7 +126,10 @@ def fresh_copy(cloud: Cloud, image_id: str, *, run_id: str, name: str, expires_a
 
 
 def delete_copy(cloud: Cloud, image_id: str) -> None:
-    """Deregister a copy and delete the snapshots that were made with it. What is gone already is fine."""
+    """Deregister a copy and delete the snapshots that were made with it. What is gone already is fine.
+
+    Raises CloudError, also when EC2 calls a snapshot used for longer than a minute.
+    """
     try:
         images = cloud.ec2.describe_images(ImageIds=[image_id])["Images"]
         volumes = [volume for image in images for volume in image.get("BlockDeviceMappings", [])]
@@ -134,14 +139,27 @@ def delete_copy(cloud: Cloud, image_id: str) -> None:
         own = cloud.ec2.describe_snapshots(SnapshotIds=ids)["Snapshots"] if ids else []
         for snapshot in own:
             if read_tags(snapshot.get("Tags")).get(f"{PREFIX}role") == Role.POOL:
-                cloud.ec2.delete_snapshot(SnapshotId=snapshot["SnapshotId"])
+                delete_snapshot(cloud, snapshot["SnapshotId"])
     except ClientError as error:
         if not error_code(error).startswith(("InvalidAMIID", "InvalidSnapshot.NotFound")):
             raise cloud_error(error, f"deregistering {image_id}", hint="run: invoke clean") from error
 
 
 def delete_copies_of_run(cloud: Cloud, run_id: str) -> None:
-    """Delete every copy that a run made."""
+    """Delete every copy that a run made, and snapshots whose copy is gone already. Raises the first error,
+    after it has tried all of them."""
     filters = project_filter(run=run_id, role=Role.POOL.value)
+    errors: list[Exception] = []
+
+    def attempt(delete: Callable[[Cloud, str], object], resource_id: str) -> None:
+        try:
+            delete(cloud, resource_id)
+        except (CloudError, ClientError) as error:
+            errors.append(error)
+
     for image in cloud.ec2.describe_images(Owners=["self"], Filters=filters)["Images"]:
-        delete_copy(cloud, image["ImageId"])
+        attempt(delete_copy, image["ImageId"])
+    for snapshot in cloud.ec2.describe_snapshots(OwnerIds=["self"], Filters=filters)["Snapshots"]:
+        attempt(delete_snapshot, snapshot["SnapshotId"])
+    if errors:
+        raise errors[0]

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError
 
 from instant_env.arch import Arch
-from instant_env.cloud.session import Cloud, cloud_error, error_code
+from instant_env.cloud.session import Cloud, cloud_error, delete_once_unused, error_code
 from instant_env.cloud.tags import PREFIX, PROJECT_FILTER, expiry, project_filter, read_tags
 from instant_env.errors import UsageError
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.type_defs import EbsBlockDeviceTypeDef, ImageTypeDef
+
+#: What EC2 answers of a snapshot that an AMI has, or had a moment ago.
+SNAPSHOT_IN_USE = "InvalidSnapshot.InUse"
+_RELEASE_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -139,8 +143,9 @@ def find_baked(cloud: Cloud, recipe: str, arch: Arch, which: str = "latest") -> 
 def deregister(cloud: Cloud, image_id: str) -> list[str]:
     """Deregister an AMI of ours and delete its snapshots; return the snapshots' ids. What is gone is fine.
 
-    Only what carries our tag goes. A snapshot that another AMI has too stays. They are deleted one by one:
-    DeleteAssociatedSnapshots would take those that are not ours along, and not every endpoint knows it.
+    Only what carries our tag goes. A snapshot that another AMI has too stays, and one that EC2 calls used for
+    longer than a minute is the next `clean`'s. They are deleted one by one: DeleteAssociatedSnapshots would
+    take those that are not ours along, and not every endpoint knows it.
     """
     try:
         images = cloud.ec2.describe_images(ImageIds=[image_id], Filters=PROJECT_FILTER)["Images"]
@@ -160,12 +165,46 @@ def deregister(cloud: Cloud, image_id: str) -> list[str]:
         raise cloud_error(error, f"deregistering {image_id}", hint="run: invoke clean") from error
     deleted = []
     for snapshot in snapshots:
+        snapshot_id = snapshot["SnapshotId"]
         try:
-            cloud.ec2.delete_snapshot(SnapshotId=snapshot["SnapshotId"])
-            deleted.append(snapshot["SnapshotId"])
+            if delete_snapshot(cloud, snapshot_id):
+                deleted.append(snapshot_id)
         except ClientError as error:
-            if error_code(error) not in ("InvalidSnapshot.NotFound", "InvalidSnapshot.InUse"):
+            if error_code(error) != SNAPSHOT_IN_USE:
                 raise cloud_error(
-                    error, f"deleting {snapshot['SnapshotId']} of {image_id}", hint="run: invoke clean"
+                    error, f"deleting {snapshot_id} of {image_id}", hint="run: invoke clean"
                 ) from error
     return deleted
+
+
+def delete_snapshot(cloud: Cloud, snapshot_id: str, *, timeout_s: float = _RELEASE_TIMEOUT_S) -> bool:
+    """Delete a snapshot whose AMI was just deregistered; False when it is gone, or another AMI of ours has
+    it.
+
+    EC2 counts the AMI as its user for a little while (boto/boto#3019: one of five; hashicorp/packer#8598),
+    and the deletion is repeated for that long. The last refusal is passed on.
+    """
+    try:
+        return _delete_unless_shared(cloud, snapshot_id, timeout_s)
+    except ClientError as error:
+        if error_code(error) != "InvalidSnapshot.NotFound":
+            raise
+        return False
+
+
+def _delete_unless_shared(cloud: Cloud, snapshot_id: str, timeout_s: float) -> bool:
+    try:
+        cloud.ec2.delete_snapshot(SnapshotId=snapshot_id)
+    except ClientError as error:
+        if error_code(error) != SNAPSHOT_IN_USE:
+            raise
+    else:
+        return True
+    pages = cloud.ec2.get_paginator("describe_images").paginate(Owners=["self"], IncludeDisabled=True)
+    mappings = [item for page in pages for image in page["Images"] for item in image["BlockDeviceMappings"]]
+    if any(item.get("Ebs", {}).get("SnapshotId") == snapshot_id for item in mappings):
+        return False
+    delete_once_unused(
+        lambda: cloud.ec2.delete_snapshot(SnapshotId=snapshot_id), (SNAPSHOT_IN_USE,), timeout_s
+    )
+    return True

@@ -8,7 +8,7 @@ import pytest
 from botocore.exceptions import ClientError
 from support.moto_cloud import LATER
 
-from instant_env.cloud import copies
+from instant_env.cloud import copies, images
 from instant_env.cloud.session import Cloud, CloudError
 from instant_env.cloud.tags import Role, tag_specifications
 from instant_env.errors import UsageError
@@ -145,3 +145,52 @@ def test_nitrotpm_is_kept_and_needs_uefi(aws: Aws) -> None:
     with_boot_mode(aws, ours, "uefi")
     (body,) = bodies
     assert body["TpmSupport"] == "v2.0"
+
+
+def snapshots(aws: Aws) -> int:
+    return len(aws.cloud.ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"])
+
+
+def test_a_snapshot_that_counts_as_used_for_a_while_goes_with_its_copy(aws: Aws) -> None:
+    """InvalidSnapshot.InUse right after DeregisterImage (boto/boto#3019: one of five)."""
+    ours = our_image(aws)
+    before = snapshots(aws)
+    copy = fresh_copy(aws, ours)
+    assert snapshots(aws) == before + 1
+    aws.fault("DeleteSnapshot", "InvalidSnapshot.InUse", times=3)
+    copies.delete_copy(aws.cloud, copy)
+    assert snapshots(aws) == before
+    assert image(aws.cloud, ours)["State"] == "available"
+
+
+def test_our_own_images_go_with_their_snapshots_too(aws: Aws) -> None:
+    copy = fresh_copy(aws, our_image(aws))
+    aws.fault("DeleteSnapshot", "InvalidSnapshot.InUse", times=2)
+    (mapping,) = image(aws.cloud, copy)["BlockDeviceMappings"]
+    assert images.deregister(aws.cloud, copy) == [mapping["Ebs"]["SnapshotId"]]
+
+
+def test_a_snapshot_that_another_image_has_is_not_waited_for(aws: Aws) -> None:
+    ours = our_image(aws)  # registered with the snapshot of another one
+    (mapping,) = image(aws.cloud, ours)["BlockDeviceMappings"]
+    aws.calls.clear()
+    assert not images.delete_snapshot(aws.cloud, mapping["Ebs"]["SnapshotId"])
+    assert aws.count("DeleteSnapshot") == 1
+
+
+def test_the_copies_of_a_run_go_whatever_one_of_them_does(aws: Aws) -> None:
+    """One is refused; the snapshot of another was left when its image went."""
+    ours = our_image(aws)
+    before = snapshots(aws)
+    tags = {"run_id": "r1", "expires_at": LATER}
+    first, second, third = (
+        copies.fresh_copy(aws.cloud, ours, name=f"copy {number}", **tags)  # type: ignore[arg-type]
+        for number in range(3)
+    )
+    aws.cloud.ec2.deregister_image(ImageId=third)
+    aws.fault("DeregisterImage", "UnauthorizedOperation")
+    with pytest.raises(CloudError, match=f"{first}|{second}"):
+        copies.delete_copies_of_run(aws.cloud, "r1")
+    assert snapshots(aws) == before + 1
+    copies.delete_copies_of_run(aws.cloud, "r1")
+    assert snapshots(aws) == before

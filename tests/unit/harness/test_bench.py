@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.exceptions import ConnectionClosedError, EndpointConnectionError
+from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError
 from support.harness_cloud import Ec2Faults, SshHost, cloud_in_process, free_port, register_image, states
 
 from harness.plan.arguments import Request, read
@@ -119,6 +119,31 @@ def test_failures_are_rows_and_the_run_goes_on(tmp_path: Path) -> None:
     assert result.rows[0].t1_ms is None
     assert result.rows[0].instance_id is None
     assert result.failures == 2
+
+
+def test_copies_that_stay_are_warnings_and_cost_no_row(tmp_path: Path) -> None:
+    """EC2 refuses to let go of what an attempt copied; its image expires, and `clean` takes it."""
+    path = tmp_path / "first.yml"
+    path.write_text(
+        "{name: first, about: why, techniques: minimal-ami, options: {fresh_copy: true}, n: 2, seed: 7}"
+    )
+
+    def refuse(**_: Any) -> None:
+        raise ClientError({"Error": {"Code": "InvalidSnapshot.InUse", "Message": "used"}}, "DeleteSnapshot")
+
+    lines: list[str] = []
+    with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
+        bake(cloud, "minimal", register_image(cloud))
+        cloud.ec2.meta.events.register("before-call.ec2.DeregisterImage", refuse)
+        cloud.ec2.meta.events.register("before-call.ec2.DescribeSnapshots", refuse)  # at the run's end
+        settings, planner = read(Request(experiment=str(path)), cloud.settings)
+        result = carry_out(settings, planner, progress=lines.append, open_cloud=lambda *_: cloud)
+        assert_nothing_left(cloud)
+    assert [row.outcome for row in result.rows] == ["ok", "ok"]
+    assert json.loads(result.metadata_path.read_text())["status"] == "finished"
+    warnings = [line for line in lines if line.startswith("warning")]
+    assert len([line for line in warnings if "is not gone yet" in line]) == 2
+    assert len([line for line in warnings if "run: invoke clean" in line]) == 1
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ from instant_env.cloud.instances import end_run
 from instant_env.cloud.interfaces import delete_of_run
 from instant_env.cloud.keys import KeyPair, imported_key_pair
 from instant_env.cloud.network import temporary_security_group
+from instant_env.cloud.rules.names import image_name
 from instant_env.cloud.session import Cloud, CloudError, connect
 from instant_env.cloud.tags import Role, new_run_id
 from instant_env.errors import InstantEnvError, UsageError
@@ -266,7 +267,7 @@ class Run:
             if mode := cell.options.boot_mode:
                 key = (prepared.image_id, mode)
                 if key not in copies_made:
-                    name = f"instant-env-{mode}-{prepared.image_id}-{self.run_id}"
+                    name = image_name(f"instant-env-{mode}-{prepared.image_id}", self.run_id)
                     copies_made[key] = copies.with_boot_mode(
                         self.cloud, *key, run_id=self.run_id, name=name, expires_at=expires_at
                     )

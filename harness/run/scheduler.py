@@ -24,6 +24,7 @@ from instant_env.cloud import copies
 from instant_env.cloud.handover import HandOver
 from instant_env.cloud.instances import console_tail, end_run
 from instant_env.cloud.keys import KeyPair
+from instant_env.cloud.rules.names import image_name
 from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError
@@ -221,7 +222,7 @@ class AttemptScheduler:
             self.cloud,
             prepared.image_id,
             run_id=self.run_id,
-            name=f"{spec.name}-{self.run_id}",
+            name=image_name(spec.name, self.run_id),
             expires_at=spec.expires_at,
         )
 

@@ -41,7 +41,7 @@ def make(
             "encryption": request.options.encryption,
         },
     }  # fmt: skip
-    described = f"instant-env {plan.recipe.name} on {plan.base.base}, plan {plan.hash[:12]}"
+    described = f"instant-env {plan.recipe.name} on {plan.base.base}, plan {plan.hash[:12]}"[:255]
     try:
         if request.options.method is Method.CREATE_IMAGE:
             image_id = cloud.ec2.create_image(

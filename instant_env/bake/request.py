@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from instant_env.arch import Arch
 from instant_env.cloud.instances import fits
+from instant_env.cloud.rules.names import image_name
 from instant_env.cloud.tags import new_run_id
 from instant_env.errors import UsageError
 from instant_env.settings import Settings
@@ -95,7 +96,7 @@ class Request:
     @property
     def image_name(self) -> str:
         """The name of the AMI."""
-        return f"instant-env-{self.recipe}-{self.arch}-{self.run_id}"
+        return image_name(f"instant-env-{self.recipe}-{self.arch}", self.run_id)
 
     @property
     def builder_types(self) -> tuple[str, ...]:

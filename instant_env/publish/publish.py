@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,8 +19,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from instant_env.arch import Arch
 from instant_env.cloud import runs
 from instant_env.cloud.images import BakedImage, find_baked, list_baked
+from instant_env.cloud.rules.consistency import repeat_while_unknown, wait_for_state
 from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code
-from instant_env.cloud.tags import PREFIX, Role, new_run_id, project_filter, read_tags, tag_list
+from instant_env.cloud.tags import PREFIX, Role, new_run_id, read_tags, tag_list
 from instant_env.errors import UsageError
 from instant_env.progress import Progress
 from instant_env.publish import journal as journals
@@ -189,15 +190,12 @@ def publish(
                         workers=workers, watch=watch, progress=progress,
                     )  # fmt: skip
                 image_id = _register(target, source, snapshots, journal.run_id)
-                _finish(target, image_id)
+                # A new image's description may lack them, or be missing itself for a moment.
+                ids = tuple(snapshots.values())
             else:
-                image_id = reused
-                _finish(target, reused)
-            description = target.ec2.describe_images(ImageIds=[image_id])["Images"][0]
+                image_id, ids = reused
+            _finish(target, image_id, ids)
         journal.end()
-    ids = tuple(
-        mapping["Ebs"]["SnapshotId"] for mapping in description["BlockDeviceMappings"] if "Ebs" in mapping
-    )
     return Published(image_id, ids, source, standing, reused is not None, time.monotonic() - started)
 
 
@@ -232,8 +230,9 @@ def _as_cloud_errors(doing: str, hint: str = "") -> Iterator[None]:
         raise CloudError(f"{doing}: {error.message}", hint=error.hint or hint) from error
 
 
-def _published_before(target: Cloud, source: Source) -> str | None:
-    """The AMI that this one was published as. Raises UsageError when its name is another's."""
+def _published_before(target: Cloud, source: Source) -> tuple[str, tuple[str, ...]] | None:
+    """The AMI that this one was published as, and its snapshots. Raises UsageError when its name is
+    another's."""
     named: Any = [{"Name": "name", "Values": [source.image.name]}]
     for image in target.ec2.describe_images(Owners=["self"], Filters=named)["Images"]:
         if read_tags(image.get("Tags")).get(f"{PREFIX}published-from") != source.image.id:
@@ -241,7 +240,8 @@ def _published_before(target: Cloud, source: Source) -> str | None:
                 f"{image['ImageId']} has the name {source.image.name} there already, and is not this AMI",
                 hint="publish to another account or region",
             )
-        return image["ImageId"]
+        mappings = image["BlockDeviceMappings"]
+        return image["ImageId"], tuple(one["Ebs"]["SnapshotId"] for one in mappings if "Ebs" in one)
     return None
 
 
@@ -325,17 +325,17 @@ def _snapshot_state(target: Cloud, snapshot_id: str) -> str:
 
 
 def _wait_completed(target: Cloud, snapshot_id: str) -> None:
-    deadline, pause_s = time.monotonic() + _COMPLETE_TIMEOUT_S, 0.1
-    while True:
-        snapshot = target.ec2.describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"][0]
-        if snapshot["State"] == "completed":
-            return
-        if snapshot["State"] != "pending" or time.monotonic() > deadline:
-            raise CloudError(
-                f"{snapshot_id} is {snapshot['State']}: {snapshot.get('StateMessage', '')}".strip(": ")
-            )
-        time.sleep(pause_s)
-        pause_s = min(2.0, pause_s * 1.5)
+    def state() -> str:
+        snapshots = target.ec2.describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"]
+        if not snapshots:
+            return ""
+        (snapshot,) = snapshots
+        if snapshot["State"] not in ("pending", "completed"):
+            said = f"{snapshot_id} is {snapshot['State']}: {snapshot.get('StateMessage', '')}"
+            raise CloudError(said.strip(": "))
+        return snapshot["State"]
+
+    wait_for_state(state, "completed", snapshot_id, timeout_s=_COMPLETE_TIMEOUT_S)
 
 
 def _register(target: Cloud, source: Source, snapshots: dict[str, str], run_id: str) -> str:
@@ -357,7 +357,7 @@ def _register(target: Cloud, source: Source, snapshots: dict[str, str], run_id: 
         Name=source.image.name,
         Description=image.get("Description", ""),
         Architecture=image["Architecture"],
-        BootMode=image.get("BootMode", "uefi"),
+        BootMode=_boot_mode(image),
         EnaSupport=True,
         ImdsSupport="v2.0",
         VirtualizationType="hvm",
@@ -369,9 +369,19 @@ def _register(target: Cloud, source: Source, snapshots: dict[str, str], run_id: 
     )["ImageId"]
 
 
-def _finish(target: Cloud, image_id: str) -> None:
-    """Take the expiry from the AMI and its snapshots: they are to stay. Doing it again changes nothing."""
-    filters = project_filter(role=Role.IMAGE.value)
-    (image,) = target.ec2.describe_images(ImageIds=[image_id], Filters=filters)["Images"]
-    snapshots = [m["Ebs"]["SnapshotId"] for m in image["BlockDeviceMappings"] if "Ebs" in m]
-    target.ec2.delete_tags(Resources=[image_id, *snapshots], Tags=[{"Key": f"{PREFIX}expires-at"}])
+def _boot_mode(image: ImageTypeDef) -> Any:
+    """The source's; Graviton has UEFI alone (EC2 User Guide, "Boot modes"), so that is what is said there."""
+    return "uefi" if image["Architecture"] == "arm64" else image.get("BootMode", "uefi")
+
+
+def _finish(target: Cloud, image_id: str, snapshot_ids: Sequence[str]) -> None:
+    """Take the expiry from the AMI and its snapshots once it is available: they are to stay. Doing it again
+    changes nothing."""
+
+    def state() -> str:
+        images = target.ec2.describe_images(ImageIds=[image_id])["Images"]
+        return images[0]["State"] if images else ""
+
+    wait_for_state(state, "available", image_id, timeout_s=_COMPLETE_TIMEOUT_S)
+    expiry: Any = [{"Key": f"{PREFIX}expires-at"}]
+    repeat_while_unknown(lambda: target.ec2.delete_tags(Resources=[image_id, *snapshot_ids], Tags=expiry))

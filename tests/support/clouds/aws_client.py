@@ -51,16 +51,13 @@ class Aws:
         return self.calls.count(action)
 
 
-@pytest.fixture
-def aws(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Aws:
-    """Pauses are short; repeats of botocore's are as on AWS."""
-    sleep = time.sleep
-    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(float(seconds), 0.005)))
+def aws_client(served: Served, directory: Path) -> Aws:
+    """Repeats are botocore's as on AWS."""
     config = session._AWS_CONFIG.merge(Config(proxies={}))
     server = served.state.server
     cloud = Cloud(
         name=CloudName.AWS,
-        settings=Settings(state_dir=tmp_path / "client"),
+        settings=Settings(state_dir=directory),
         ec2=served.client("ec2", config=config),
         ssm=served.client("ssm", config=config),
         instance_connect=served.client("ec2-instance-connect", config=config),
@@ -78,3 +75,11 @@ def aws(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Aws:
 
     cloud.ec2.meta.events.register("before-call", note)
     return it
+
+
+@pytest.fixture
+def aws(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Aws:
+    """With short pauses."""
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(float(seconds), 0.005)))
+    return aws_client(served, tmp_path / "client")

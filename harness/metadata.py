@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from instant_env import files
 from instant_env.cloud.network import caller_cidr
 from instant_env.cloud.session import Cloud, CloudError
@@ -50,7 +52,10 @@ def host_state() -> dict[str, Any]:
 def images(cloud: Cloud, image_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Of each AMI: snapshots, volumes, boot mode, and what its tags say of how it was made, the init's hash
     too."""
-    amis = cloud.ec2.describe_images(Filters=[{"Name": "image-id", "Values": sorted(image_ids)}])["Images"]
+    # A listing by a filter leaves deprecated AMIs of other owners out (API reference, DescribeImages:
+    # IncludeDeprecated); AL2023's are deprecated 90 days after their release.
+    named: Any = [{"Name": "image-id", "Values": sorted(image_ids)}]
+    amis = cloud.ec2.describe_images(Filters=named, IncludeDeprecated=True)["Images"]
     return {
         image["ImageId"]: {
             "name": image.get("Name", ""),
@@ -67,6 +72,37 @@ def images(cloud: Cloud, image_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
             },
         }
         for image in amis
+    }
+
+
+def encrypted_by_default(cloud: Cloud) -> bool | None:
+    """Whether this account and region encrypt every new volume; None where that cannot be asked."""
+    try:
+        return bool(cloud.ec2.get_ebs_encryption_by_default()["EbsEncryptionByDefault"])
+    except (ClientError, BotoCoreError):
+        return None
+
+
+def root_volume(cloud: Cloud, instance_id: str, root_device: str) -> dict[str, Any]:
+    """What a machine's root volume is like, as EC2 has it; empty where that cannot be asked."""
+    attached: Any = [
+        {"Name": "attachment.instance-id", "Values": [instance_id]},
+        {"Name": "attachment.device", "Values": [root_device]},
+    ]
+    try:
+        volumes = cloud.ec2.describe_volumes(Filters=attached)["Volumes"]
+    except (ClientError, BotoCoreError):
+        return {}
+    return {
+        name: value
+        for volume in volumes
+        for name, value in {
+            "encrypted": volume.get("Encrypted", False),
+            "type": volume.get("VolumeType"),
+            "gib": volume.get("Size"),
+            "iops": volume.get("Iops"),
+            "throughput": volume.get("Throughput"),
+        }.items()
     }
 
 

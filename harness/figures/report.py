@@ -18,6 +18,7 @@ import numpy as np
 from markupsafe import Markup
 
 from harness.figures import summary_table as table
+from harness.figures.likeness import differences
 from harness.figures.plots import Picture, attempts, ecdf, waterfall
 from harness.figures.reading import Kind, Record, Results
 from harness.figures.recommend import Recommendation, recommend
@@ -366,6 +367,9 @@ def _provenance(about: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{accelerator} for {arch}" for arch, accelerator in part("accelerators").items())),
         ("client", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in part("client").items())),
         ("launches in flight", about.get("parallel")),
+        ("root volumes", "; ".join(
+            f"{name}: {_volume(volume)}" for name, volume in part("root_volumes").items() if volume)),
+        ("volumes encrypted by default", {True: "yes", False: "no"}.get(about.get("encrypted_by_default"))),
         ("git revision", f"{git['revision']}{', and changes to it' if git.get('dirty') else ''}"
                          if git.get("revision") else None),
         ("seed of the order", about.get("seed")),
@@ -379,6 +383,10 @@ def _provenance(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in facts if value not in (None, "")]
 
 
+def _volume(volume: Mapping[str, Any]) -> str:
+    return f"{volume.get('type')}, {'' if volume.get('encrypted') else 'not '}encrypted"
+
+
 def _cautions(results: Results) -> list[str]:
     about, cautions = results.metadata, []
     if not about:
@@ -389,6 +397,8 @@ def _cautions(results: Results) -> list[str]:
         cautions.append(f"The run's status is {about['status']}: it may lack attempts.")
     if isinstance(git := about.get("git"), Mapping) and git.get("dirty"):
         cautions.append("The checkout differed from its revision.")
+    volumes = about.get("root_volumes")
+    cautions += differences(results.records, volumes if isinstance(volumes, Mapping) else {})
     load, host = about.get("load_at_start"), about.get("host")
     if load and isinstance(host, Mapping) and host.get("cores") and load[0] > host["cores"] / 2:
         cautions.append(f"The host was busy when the run began: load {load[0]} on {host['cores']} cores.")

@@ -134,7 +134,9 @@ def of_interrupted(cloud: Cloud, before: Mapping[str, Any], csv_path: Path) -> P
             hint="figures of different hosts are never pooled; run it anew",
         )
     image_ids = sorted({one.image_id for one in prepared})
-    existing = cloud.ec2.describe_images(Filters=[{"Name": "image-id", "Values": image_ids}])["Images"]
+    named: Any = [{"Name": "image-id", "Values": image_ids}]
+    # Amazon's are deprecated 90 days after their release, and can be launched all the same.
+    existing = cloud.ec2.describe_images(Filters=named, IncludeDeprecated=True)["Images"]
     if missing := set(image_ids) - {image["ImageId"] for image in existing}:
         raise UsageError(f"{', '.join(sorted(missing))} is gone, so the run cannot go on", hint="run it anew")
     finished = {row.attempt for row in read_rows(csv_path) if row.outcome not in _MISSING}

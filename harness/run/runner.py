@@ -17,6 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from harness import metadata
 from harness.figures.bench_progress import Standing
+from harness.figures.likeness import differences
 from harness.figures.reading import record_of
 from harness.figures.statistics import Summary, summarise_kinds
 from harness.plan import planning, prices
@@ -246,10 +247,13 @@ class Run:
             if metadata_path.exists():
                 ended = {"status": status, "finished_utc": _utc_text(), "load_at_end": metadata.load()}
                 about["sessions"][-1] |= ended | _closing_facts(scheduler)
+                about["root_volumes"] |= scheduler.root_volumes if scheduler else {}
                 metadata.write(metadata_path, about | ended | _total(about["sessions"], scheduler))
         # Of a resumed run, also those from before.
         rows = tuple(read_rows(csv_path)) if self.plan.csv_path else tuple(scheduler.rows)
         estimates.record(self.cloud, rows, run=csv_path.name)
+        for difference in differences([record_of(row) for row in rows], about["root_volumes"]):
+            self._progress(f"note: {difference}")
         return BenchResult(
             csv_path,
             metadata_path,
@@ -341,6 +345,8 @@ class Run:
             },
             **self.plan.as_json(),
             "images": metadata.images(self.cloud, {one.image_id for one in self.prepared.values()}),
+            "encrypted_by_default": metadata.encrypted_by_default(self.cloud),
+            "root_volumes": dict(before.get("root_volumes", {})),
             "prices": self.plan.prices.as_json(),
             "max_usd": self.max_usd,
             "client": metadata.client(self.cloud),
@@ -361,6 +367,7 @@ def _cell(cell: Cell, cloud: Cloud) -> dict[str, str]:
         "arch": cell.arch.value,
         "instance_type": cell.instance_type,
         "market": prices.market_of(cloud, cell).value,
+        "zone": cell.options.zone or "",
     }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import asyncssh
 from botocore.exceptions import BotoCoreError, ClientError
 
+from harness import metadata
 from harness.plan.experiment import Cell, Experiment, Planned
 from harness.plan.prices import Prices, market_of
 from harness.results_file import ResultFile, Row
@@ -86,6 +87,8 @@ class AttemptScheduler:
     spent_usd: float = 0.0
     reserved_usd: float = 0.0
     api_calls: ApiCalls = field(default_factory=ApiCalls)
+    root_volumes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What a root volume of each cell is like, by the cell's label: of its first attempt that is ok."""
     over_budget: bool = False
     """Whether attempts were left out because they might have cost more than was allowed."""
 
@@ -166,6 +169,7 @@ class AttemptScheduler:
             if await self._filled(attempt):
                 in_flight = self.in_flight
                 await attempt.measure(lambda connection: self._read_boot_records(connection, attempt))
+                await self._note_volume(attempt)
         except asyncio.CancelledError:
             if attempt.outcome is not Outcome.OK:  # else it was only the guest's report that was cut off
                 stopped_by = self.stop.received.name if self.stop.received else "the caller"
@@ -183,6 +187,13 @@ class AttemptScheduler:
             if attempt.prepared is not self.prepared[planned.cell]:
                 await self._delete_copy(attempt.prepared.image_id)
             self.in_flight -= 1
+
+    async def _note_volume(self, attempt: Attempt) -> None:
+        label = attempt.planned.cell.label
+        if attempt.outcome is Outcome.OK and label not in self.root_volumes:
+            self.root_volumes[label] = await asyncio.to_thread(
+                metadata.root_volume, self.cloud, attempt.machine, attempt.prepared.root_device
+            )
 
     async def _filled(self, attempt: Attempt) -> bool:
         """Make what the attempt starts from, off the clock. A failure is the attempt's outcome."""

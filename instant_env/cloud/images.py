@@ -23,8 +23,8 @@ _RELEASE_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class BakedImage:
-    """One AMI of ours. ``size_gib`` is the sum of its volumes, ``root_gib`` and ``root_snapshot_id`` are
-    those of its root device; ``created`` is aware (UTC).
+    """One AMI of ours. ``size_gib`` is the sum of its volumes, what begins with ``root_`` is of its root
+    device; ``created`` is aware (UTC).
 
     ``manifest`` is the name of the file that says how it was made, where it was baked. ``encryption`` is
     none, default (the account's key), or the key of the request.
@@ -47,6 +47,8 @@ class BakedImage:
     root_device: str = ""
     root_gib: int = 0
     root_snapshot_id: str = ""
+    root_encrypted: bool = False
+    root_volume_type: str = ""
     run_id: str = ""
     manifest: str = ""
     encryption: str = "default"
@@ -81,6 +83,8 @@ def _from_description(image: ImageTypeDef) -> BakedImage:
         root_device=root_device,
         root_gib=root.get("VolumeSize", 0),
         root_snapshot_id=root.get("SnapshotId", ""),
+        root_encrypted=root.get("Encrypted", False),
+        root_volume_type=root.get("VolumeType", ""),
         run_id=tags.get(f"{PREFIX}run", ""),
         manifest=tags.get(f"{PREFIX}manifest", ""),
         encryption=tags.get(f"{PREFIX}encryption", "default"),

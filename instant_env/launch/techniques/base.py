@@ -40,10 +40,21 @@ _PLAIN = LaunchOptions()
 
 
 @dataclass(frozen=True)
+class ComparedVolume:
+    """What a root volume is like in the launches that one is compared with. ``kms_key_id`` None is the
+    account's key."""
+
+    encrypted: bool
+    volume_type: str
+    kms_key_id: str | None = None
+
+
+@dataclass(frozen=True)
 class Prepared:
     """What a launch needs, looked up or made ahead of the clock. ``username`` logs in; the rest is recorded.
 
-    ``root_gib`` is the size of the AMI's root volume; ``root_device`` its name.
+    ``root_gib`` is the size of the AMI's root volume; ``root_device`` its name. ``compared_volume``: where
+    the AMI's own root volume is not like those that it is compared with.
     """
 
     image_id: str
@@ -54,6 +65,7 @@ class Prepared:
     note: str = ""
     root_device: str = ""
     root_gib: int = 0
+    compared_volume: ComparedVolume | None = None
 
 
 @dataclass(frozen=True)

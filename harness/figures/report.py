@@ -369,7 +369,7 @@ def _provenance(about: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("launches in flight", about.get("parallel")),
         ("root volumes", "; ".join(
             f"{name}: {_volume(volume)}" for name, volume in part("root_volumes").items() if volume)),
-        ("volumes encrypted by default", {True: "yes", False: "no"}.get(about.get("encrypted_by_default"))),
+        ("volumes encrypted by default", _yes_or_no(about.get("encrypted_by_default"))),
         ("git revision", f"{git['revision']}{', and changes to it' if git.get('dirty') else ''}"
                          if git.get("revision") else None),
         ("seed of the order", about.get("seed")),
@@ -381,6 +381,10 @@ def _provenance(about: Mapping[str, Any]) -> list[tuple[str, str]]:
             plan = str(technique.get("plan_hash") or "")[:12]
             facts.append((f"AMI of {name}", f"{technique.get('ami')}{f', plan {plan}' if plan else ''}"))
     return [(name, str(value)) for name, value in facts if value not in (None, "")]
+
+
+def _yes_or_no(value: object) -> str | None:
+    return ("yes" if value else "no") if isinstance(value, bool) else None
 
 
 def _volume(volume: Mapping[str, Any]) -> str:

@@ -50,7 +50,7 @@ def with_boot_mode(
     check_own(cloud, image_id, f"boot_mode {boot_mode}")
     image = cloud.ec2.describe_images(ImageIds=[image_id])["Images"][0]
     support: dict[str, Any] = {
-        name: image[name]  # type: ignore[literal-required]
+        name: image[name]
         for name in ("EnaSupport", "ImdsSupport", "SriovNetSupport", "TpmSupport")
         if image.get(name)
     }

@@ -50,6 +50,10 @@ CHECKOUT = _PACKAGE.parent if (_PACKAGE.parent / "recipes").is_dir() else None
 ROOT = CHECKOUT or _PACKAGE / "_assets"
 
 
+#: Where nothing names a region.
+DEFAULT_REGION = "us-east-1"
+
+
 class CloudName(StrEnum):
     """Where machines come from."""
 
@@ -89,7 +93,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     cloud: CloudName = CloudName.LOCAL
-    region: str = "us-east-1"
+    region: str | None = Field(
+        default=None,
+        description="default: AWS_REGION, AWS_DEFAULT_REGION or the profile's (aws only), else us-east-1",
+    )
     profile: str | None = Field(default=None, description="AWS profile (aws only)")
     endpoint_url: str | None = Field(
         default=None,
@@ -106,6 +113,10 @@ class Settings(BaseModel):
     subnet: str | None = Field(default=None, description="subnet id; default: one of the default VPC")
     security_group: str | None = Field(
         default=None, description="security group of machines to measure; default: one made for the run"
+    )
+    ssh_private: bool = Field(
+        default=False,
+        description="reach machines by their private addresses, from within the VPC; default: by public ones",
     )
     builder_profile: str | None = Field(
         default=None, description="instance profile of builders; default: none, so that they can call nothing"

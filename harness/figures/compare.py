@@ -12,11 +12,12 @@ import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness.figures import summary_table
+from harness.figures.likeness import differences
 from harness.figures.reading import Kind, Record, Results, read_results, result_files
 from harness.figures.recommend import phase_for
 from harness.figures.statistics import (
@@ -153,9 +154,22 @@ def compare_runs(
             f"{a.label} and {b.label} have no technique in common that was measured in both",
             hint="invoke report shows what a run holds",
         )
+    cautions += _unlike(a, b)
     if any(change.interval is None for change in changes):
         cautions.append(f"without {MIN_BLOCKS} blocks on both sides there is no interval, and no verdict")
     return Outcomes(a, b, tuple(changes), tuple(cautions), most)
+
+
+def _unlike(a: Side, b: Side) -> list[str]:
+    """In which market and zone machines of the two were, where that differs."""
+    kinds = {kind for pair in _pairs(a, b) for kind in pair}
+    records = [
+        replace(record, technique=f"{name} {record.technique}")
+        for name, side in (("A", a), ("B", b))
+        for record in side.records
+        if record.kind in kinds
+    ]
+    return differences(records, {})
 
 
 def find_side(directory: Path, name: str) -> Side:

@@ -10,6 +10,7 @@ from harness.plan.experiment import check_limits
 from harness.plan.planning import Plan, Planner
 from harness.results_file import check_name
 from instant_env.arch import Arch
+from instant_env.cloud.instances import Market
 from instant_env.cloud.session import Cloud
 from instant_env.errors import UsageError
 from instant_env.launch.techniques import find_technique
@@ -31,6 +32,7 @@ class Request:
     name: str = ""
     timeout_s: int | None = None
     parallel: int | None = None
+    market: str = ""
 
     def of_a_race(self) -> list[str]:
         """The flags given that an experiment's file, or a run's own metadata, says already."""
@@ -38,6 +40,7 @@ class Request:
             "--ami": self.ami, "--technique": self.techniques, "--iterations": self.iterations,
             "--arch": self.arch, "--instance-type": self.instance_type, "--name": self.name,
             "--timeout-s": self.timeout_s, "--parallel": self.parallel,
+            "--market": self.market,
         }  # fmt: skip
         return [flag for flag, value in flags.items() if value not in (None, "", ())]
 
@@ -65,6 +68,7 @@ def read(request: Request, settings: Settings) -> tuple[Settings, Planner]:
     name, arch = request.name or "bench", Arch.parse(request.arch or Arch.X86_64)
     iterations = 3 if request.iterations is None else request.iterations
     timeout_s = 600.0 if request.timeout_s is None else float(request.timeout_s)
+    market = _market(request.market)
     check_name(name)
     check_limits(iterations, timeout_s)
     for technique in request.techniques:
@@ -82,9 +86,20 @@ def read(request: Request, settings: Settings) -> tuple[Settings, Planner]:
             seed=request.seed,
             timeout_s=timeout_s,
             parallel=1 if request.parallel is None else request.parallel,
+            market=market,
         )
 
     return settings, race
+
+
+def _market(text: str) -> Market | None:
+    if not text:
+        return None
+    try:
+        return Market(text)
+    except ValueError:
+        known = ", ".join(Market)
+        raise UsageError(f"--market {text}: no such market", hint=f"one of: {known}") from None
 
 
 def _resumed(csv_path: Path, settings: Settings) -> tuple[Settings, Planner]:

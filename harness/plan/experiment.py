@@ -72,13 +72,16 @@ class Options:
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination of an experiment's matrix. ``market`` None is the cloud's usual one."""
+    """One combination of an experiment's matrix. ``market`` None is the run's own, ``usual_market``, which is
+    no part of what is varied; None is the cloud's.
+    """
 
     technique: str
     arch: Arch
     instance_type: str
     market: Market | None = None
     options: Options = field(default_factory=Options)
+    usual_market: Market | None = None
 
     @property
     def variant(self) -> str:
@@ -153,9 +156,10 @@ class Experiment:
         seed: int,
         timeout_s: float,
         parallel: int = 1,
+        market: Market | None = None,
     ) -> Experiment:
         """Techniques side by side on one kind of machine."""
-        cells = tuple(Cell(name, arch, instance_type) for name in techniques)
+        cells = tuple(Cell(name, arch, instance_type, usual_market=market) for name in techniques)
         return cls(cells, iterations, seed, timeout_s, parallel=parallel)
 
     @property

@@ -81,7 +81,7 @@ def market_of(cloud: Cloud, cell: Cell) -> Market:
     """The market that a cell's machines are asked for in."""
     if find_technique(cell.technique).on_demand_only:
         return Market.ON_DEMAND
-    return cell.market or default_market(cloud)
+    return cell.market or cell.usual_market or default_market(cloud)
 
 
 def estimate(cloud: Cloud, experiment: Experiment, price_list: Prices) -> Estimate:

@@ -20,7 +20,7 @@ class ApiCalls:
 
     @asynccontextmanager
     async def counting(self, cloud: Cloud) -> AsyncIterator[None]:
-        clients: list[Any] = [cloud.ec2, cloud.instance_connect]
+        clients: list[Any] = [*cloud.ec2_clients(), cloud.instance_connect]
         for client in clients:
             client.meta.events.register("before-send", self._note)
         try:

@@ -8,6 +8,7 @@ import dataclasses
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,6 +35,7 @@ from instant_env.cloud import copies, runs
 from instant_env.cloud.instances import end_run
 from instant_env.cloud.interfaces import delete_of_run
 from instant_env.cloud.keys import KeyPair, imported_key_pair
+from instant_env.cloud.launching.places import Place, check_subnet
 from instant_env.cloud.network import temporary_security_group
 from instant_env.cloud.rules.names import image_name
 from instant_env.cloud.session import Cloud, CloudError, connect
@@ -52,6 +54,8 @@ OpenCloud = Callable[[Settings, Progress], Cloud]
 #: The machine's own timer, at least. It only has to outlive an attempt and the ending of the machine.
 _MIN_TTL_S = 1800
 _TTL_MARGIN_S = 900
+#: Threads beside those of the attempts: the shared poll, and what a run does by itself.
+_THREADS = 8
 
 
 class BenchStopped(InstantEnvError):
@@ -110,6 +114,7 @@ def carry_out(
         csv_path: Path | None = None
         try:
             cloud = open_cloud(settings, progress)
+            check_subnet(cloud)
             plan = planner(cloud)
             estimate = prices.estimate(cloud, plan.experiment, plan.prices)
             if estimate.worst_usd or estimate.unknown:
@@ -142,6 +147,7 @@ def dry_run(
 ) -> list[str]:
     """The plan in lines; nothing is launched."""
     cloud = open_cloud(settings, progress)
+    check_subnet(cloud)
     return planning.lines(cloud, planner(cloud))
 
 
@@ -231,6 +237,7 @@ class Run:
                     access=access,
                     results=results,
                     prices=self.plan.prices,
+                    places=self.plan.places,
                     max_usd=self.max_usd,
                     stop=self._stop,
                     progress=self._progress,
@@ -299,6 +306,10 @@ class Run:
 
     async def _run_all(self, scheduler: AttemptScheduler) -> None:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        # Calls take 0.2 to 2 s on AWS. With asyncio's own few threads those of many attempts would queue, and
+        # the wait would count as EC2's. An attempt has a launch or a poll, and something that is being ended.
+        threads = _THREADS + 2 * self.experiment.parallel
+        loop.set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="cloud"))
         assert task is not None  # noqa: S101 - asyncio.run made one
         # A Python signal handler runs between any two bytecodes: the loop is only told to cancel.
         self._stop.hook = lambda: _forget(loop.call_soon_threadsafe(task.cancel))
@@ -331,7 +342,7 @@ class Run:
             "cloud": self.cloud.name.value,
             "region": self.cloud.region,
             "accelerators": {arch.value: self.cloud.accelerator_for(arch) for arch in _archs(experiment)},
-            "cells": [_cell(cell, self.cloud) for cell in experiment.cells],
+            "cells": [_cell(cell, self.cloud, self.plan.places.get(cell)) for cell in experiment.cells],
             "parallel": experiment.parallel,
             "launches_per_s": experiment.launches_per_s if experiment.parallel > 1 else None,
             "warm_up": experiment.warm_up,
@@ -360,14 +371,15 @@ def _archs(experiment: Experiment) -> list[Arch]:
     return list(dict.fromkeys(cell.arch for cell in experiment.cells))
 
 
-def _cell(cell: Cell, cloud: Cloud) -> dict[str, str]:
+def _cell(cell: Cell, cloud: Cloud, place: Place | None) -> dict[str, str | None]:
     return {
         "technique": cell.technique,
         "variant": cell.variant,
         "arch": cell.arch.value,
         "instance_type": cell.instance_type,
         "market": prices.market_of(cloud, cell).value,
-        "zone": cell.options.zone or "",
+        "zone": place.zone if place else cell.options.zone or "",
+        "subnet": place.subnet_id if place else "",
     }
 
 

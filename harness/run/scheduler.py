@@ -23,8 +23,10 @@ from harness.run.attempt import Attempt
 from harness.run.row import row_of
 from instant_env.cloud import copies
 from instant_env.cloud.handover import HandOver
-from instant_env.cloud.instances import console_tail, end_run
+from instant_env.cloud.instances import LaunchOptions, Market, console_tail, end_run, open_connection
 from instant_env.cloud.keys import KeyPair
+from instant_env.cloud.launching.places import Place
+from instant_env.cloud.launching.refusals import hint_of_code
 from instant_env.cloud.rules.names import image_name
 from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role
@@ -81,6 +83,8 @@ class AttemptScheduler:
     on_row: Callable[[Row], None]
     rows: list[Row] = field(default_factory=list)
     fillings: dict[str, FillStats] = field(default_factory=dict)
+    places: Mapping[Cell, Place] = field(default_factory=dict)
+    """Where each cell's machines go; EC2's choice for those that are not in it."""
     in_flight: int = 0
     _cpu_from_s: float = 0.0
     _launcher: Launcher | None = None
@@ -89,16 +93,25 @@ class AttemptScheduler:
     api_calls: ApiCalls = field(default_factory=ApiCalls)
     root_volumes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What a root volume of each cell is like, by the cell's label: of its first attempt that is ok."""
+    no_spot: str = ""
+    """EC2's code since it has refused spot machines for good: what follows is asked for on demand."""
     over_budget: bool = False
     """Whether attempts were left out because they might have cost more than was allowed."""
 
     async def run(self, planned: Iterable[Planned]) -> None:
         """Run them all. Cancelled, it ends what is in flight first; the run's leftovers are the caller's."""
         slots = asyncio.Semaphore(self.experiment.parallel)
+        techniques = {name: find_technique(name) for name in self.experiment.techniques}
+        quotas = {
+            technique.quota: asyncio.Semaphore(technique.most_in_flight)
+            for technique in techniques.values()
+            if technique.most_in_flight is not None
+        }
+        # Different techniques may need the same thing: they share what the account has of it.
         caps = {
-            name: asyncio.Semaphore(most)
-            for name in self.experiment.techniques
-            if (most := find_technique(name).most_in_flight) is not None
+            name: quotas[technique.quota]
+            for name, technique in techniques.items()
+            if technique.most_in_flight is not None
         }
         gate = _Gate(self.experiment.launches_per_s if self.experiment.parallel > 1 else None)
 
@@ -127,11 +140,11 @@ class AttemptScheduler:
                     if not self._affords(item.cell):  # what had this slot before is paid by now
                         self.over_budget = True
                         break
-                    # Opens or revives the HTTPS connection, so that no t1 holds a TLS handshake, and when
-                    # nothing else is in flight makes sure that nothing of the run is alive beside the
-                    # machine that is measured.
+                    # When nothing else is in flight, nothing of the run is alive beside the machine that is
+                    # measured.
                     if self.in_flight == 0:
                         await asyncio.to_thread(end_run, self.cloud, self.run_id)
+                    await asyncio.to_thread(open_connection, self.cloud, self.run_id)
                     await gate.wait()
                     self.in_flight += 1
                     self.reserved_usd += self._worst_usd(item.cell)
@@ -176,6 +189,7 @@ class AttemptScheduler:
                 attempt.launch.fail(Outcome.INTERRUPTED, f"stopped by {stopped_by}")
             raise
         finally:
+            self._see_market(attempt)
             row = row_of(attempt, self.experiment, self.run_id, in_flight)
             row = dataclasses.replace(row, cost_usd=self._cost_usd(attempt))
             self.spent_usd += row.cost_usd or 0.0
@@ -193,6 +207,23 @@ class AttemptScheduler:
         if attempt.outcome is Outcome.OK and label not in self.root_volumes:
             self.root_volumes[label] = await asyncio.to_thread(
                 metadata.root_volume, self.cloud, attempt.machine, attempt.prepared.root_device
+            )
+
+    def _market(self, cell: Cell) -> Market:
+        """What to ask for: spot only as long as EC2 gives this account any."""
+        return Market.ON_DEMAND if self.no_spot else market_of(self.cloud, cell)
+
+    def _see_market(self, attempt: Attempt) -> None:
+        """The first refusal for good is said once, and the run goes on without spot machines."""
+        launch = attempt.launch
+        if attempt.spec.market is not market_of(self.cloud, attempt.planned.cell):
+            launch.notes.append(f"on demand, because earlier in this run spot was refused: {self.no_spot}")
+        if launch.no_spot and not self.no_spot:
+            self.no_spot = launch.no_spot
+            remedy = hint_of_code(launch.no_spot)
+            self.progress(
+                f"warning: EC2 gives this account no spot machines ({launch.no_spot}); the run goes on on "
+                f"demand. {remedy}"
             )
 
     async def _filled(self, attempt: Attempt) -> bool:
@@ -270,15 +301,20 @@ class AttemptScheduler:
             instance_type=cell.instance_type,
             key_name=self.access.key_name,
             security_group_id=self.access.security_group_id,
-            market=market_of(self.cloud, cell),
+            market=self._market(cell),
             expires_at=datetime.now(UTC) + timedelta(seconds=self.ttl_s),
             user_data=UserData(ttl_s=self.ttl_s),
             client_token=f"{self.run_id}-{planned.attempt}",
             public_key=pair.public_key,
-            options=cell.options.for_launch(),
+            options=self._options(cell),
             hand_over=cell.options.hand_over or HandOver.CONNECT,
             beside_user_data={"padding": "x" * padding} if padding else {},
         )
+
+    def _options(self, cell: Cell) -> LaunchOptions:
+        place = self.places.get(cell)
+        options = cell.options.for_launch()
+        return dataclasses.replace(options, subnet_id=place.subnet_id) if place else options
 
     async def _end(self, attempt: Attempt, launcher: Launcher) -> None:
         """End the attempt's machine and wait until it is gone, so that it takes nothing from the next one."""

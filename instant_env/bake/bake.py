@@ -36,6 +36,8 @@ from instant_env.bake.verify import VerifyError, verify
 from instant_env.cloud import instances, runs
 from instant_env.cloud.images import BakedImage, list_baked, mark_verified, parameter_name
 from instant_env.cloud.instances import LaunchOptions
+from instant_env.cloud.launching.places import check_subnet
+from instant_env.cloud.launching.refusals import KMS_GRANT
 from instant_env.cloud.session import Cloud, cloud_error, connect, default_base, finish_despite_interrupt
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError, UsageError
@@ -102,8 +104,11 @@ def prepare(
     cloud: Cloud, settings: Settings, request: Request, progress: Progress
 ) -> tuple[BakePlan, BaseImage]:
     """The plan for this cloud: as `check`, with the base's AMI, which is registered first if it has to be."""
+    check_subnet(cloud, private=request.options.ssh_private or settings.ssh_private)
     progress(Doing("building what the image gets"))
     base, plan = check(settings, request)
+    if request.options.kms_key_id:
+        progress(f"note: spot machines of this image need a grant for the key, once: {KMS_GRANT}")
     cloud.ensure_base(base.base, request.arch, progress)
     image = bases.find(cloud, base, request.arch, request.options.base_ami)
     if line := bases.newer_than_facts(base, image):
@@ -228,7 +233,7 @@ def bake(
             instance_profile=cloud.settings.builder_profile,
         ),
         root_device=base.root_device,
-        private=options.ssh_private,
+        private=options.ssh_private or settings.ssh_private,
         keep_key_in=settings.state_dir / "keys" if options.on_error is OnError.KEEP else None,
     )
     with ExitStack() as stack:

@@ -20,8 +20,9 @@ from instant_env.bake.execute import StepError, StepLog, run_as_root
 from instant_env.cloud import instances
 from instant_env.cloud.instances import LaunchOptions, LaunchRequest
 from instant_env.cloud.keys import KeyPair, imported_key_pair
-from instant_env.cloud.network import caller_cidr, private_cidr, temporary_security_group
-from instant_env.cloud.session import Cloud, CloudError, cloud_error, finish_despite_interrupt
+from instant_env.cloud.launching.refusals import hint
+from instant_env.cloud.network import own_cidr, temporary_security_group
+from instant_env.cloud.session import Cloud, cloud_error, finish_despite_interrupt
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError
 from instant_env.launch.cloud_config import timer_config
@@ -89,7 +90,7 @@ def machine(cloud: Cloud, order: Order, progress: Progress) -> Iterator[Machine]
         key_name = stack.enter_context(
             imported_key_pair(cloud, key, run_id=run_id, role=role, expires_at=order.expires_at, keep=keep)
         )
-        cidr = private_cidr(cloud) if order.private else caller_cidr(cloud)
+        cidr = own_cidr(cloud, private=order.private)
         group_id = stack.enter_context(
             temporary_security_group(
                 cloud, run_id=run_id, role=role, expires_at=order.expires_at, cidr=cidr, keep=keep
@@ -114,7 +115,7 @@ def machine(cloud: Cloud, order: Order, progress: Progress) -> Iterator[Machine]
         try:
             instance_id = instances.launch_where_there_is_room(cloud, request, order.instance_types, progress)
         except ClientError as error:
-            raise cloud_error(error, f"launching {order.image_id}") from error
+            raise cloud_error(error, f"launching {order.image_id}", hint=hint(error)) from error
         progress(f"{role.value} {instance_id} launched")
         progress(Doing(f"waiting for a login to {instance_id}"))
         address = None
@@ -122,10 +123,7 @@ def machine(cloud: Cloud, order: Order, progress: Progress) -> Iterator[Machine]
             description = instances.wait_for_state(
                 cloud, instance_id, {"running"}, timeout_s=RUNNING_TIMEOUT_S
             )
-            public, private = description.get("PublicIpAddress"), description.get("PrivateIpAddress")
-            address = private if order.private else public or private
-            if not address:
-                raise CloudError(f"{instance_id} has no address", hint="is the subnet public? set subnet")
+            address = instances.wait_for_address(cloud, description, private=order.private)
             try:
                 connection = wait_for_login(
                     address, cloud.ssh_port, order.login_user, key, timeout_s=LOGIN_TIMEOUT_S

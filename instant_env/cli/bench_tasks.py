@@ -21,12 +21,14 @@ from instant_env.progress import Doing
         "iterations": "attempts of each technique (default 3)",
         "arch": "architecture: x86_64 (the default) or arm64",
         "instance-type": "instance type (default m7i.large, m7g.large)",
+        "market": "spot (the default on aws) or on-demand; pools are on demand in any case",
         "timeout-s": "seconds after which an attempt counts as timed out (default 600)",
         "experiment": "an experiment to run in place of a race: experiments/hop-limit.yml",
         "resume": "CSV of an interrupted run: make the attempts it did not come to",
         "dry-run": "print the plan and what it would cost; nothing is launched",
         "max-usd": "stop before an attempt that might cost more than this in all",
         "subnet": "subnet of the machines (default: one of the default VPC)",
+        "ssh-private": "reach them by their private addresses, from within the VPC",
         "security-group": "their security group, which has to admit SSH (default: one made for the run)",
         "parallel": "launches in flight at a time (default 1)",
         "seed": "seed of the order within the blocks (default: random, recorded)",
@@ -43,6 +45,7 @@ def bench(
     iterations: int | None = None,
     arch: str = "",
     instance_type: str = "",
+    market: str = "",
     timeout_s: int | None = None,
     parallel: int | None = None,
     experiment: str = "",
@@ -50,6 +53,7 @@ def bench(
     dry_run: bool = False,
     max_usd: float | None = None,
     subnet: str = "",
+    ssh_private: bool = False,
     security_group: str = "",
     seed: int | None = None,
     name: str = "",
@@ -62,11 +66,14 @@ def bench(
     from harness.plan import arguments
     from harness.run import runner
 
-    settings = read_settings(cloud=cloud, region=region, subnet=subnet, security_group=security_group)
+    settings = read_settings(
+        cloud=cloud, region=region, subnet=subnet, security_group=security_group,
+        ssh_private=ssh_private or None,
+    )  # fmt: skip
     request = arguments.Request(
         experiment=experiment, resume=resume, ami=ami, techniques=tuple(technique or ()),
         iterations=iterations, arch=arch, instance_type=instance_type, seed=seed, name=name,
-        timeout_s=timeout_s, parallel=parallel,
+        timeout_s=timeout_s, parallel=parallel, market=market,
     )  # fmt: skip
     settings, planner = arguments.read(request, settings)
     progress = reporter()

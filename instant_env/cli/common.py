@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 CLOUD_HELP = {
     "cloud": "where machines come from: local (the default) or aws",
-    "region": "region (default us-east-1)",
+    "region": "region (default: AWS_REGION or the profile's, else us-east-1)",
 }
 JSON_HELP = {"json": "print the result as one JSON object on stdout"}
 

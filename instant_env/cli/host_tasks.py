@@ -17,14 +17,16 @@ from instant_env.progress import Doing
     help={
         "subnet": "subnet that machines will use (default: the best of the default VPC)",
         "dry-run": "say what is missing, and make nothing",
+        "spot-role": "make Spot's service-linked role, too, without which EC2 refuses spot machines",
         **CLOUD_HELP,
         **JSON_HELP,
     },
 )
 @verb
 def setup(
-    _: Context, subnet: str = "", dry_run: bool = False, cloud: str = "", region: str = "", json: bool = False
-) -> None:
+    _: Context, subnet: str = "", dry_run: bool = False, spot_role: bool = False, cloud: str = "",
+    region: str = "", json: bool = False,
+) -> None:  # fmt: skip
     """Make what an AWS account needs once, and check its quotas and our permissions. Run it again at will."""
     from instant_env.cloud import account
     from instant_env.cloud.session import connect
@@ -32,7 +34,7 @@ def setup(
     progress = reporter()
     progress(Doing("looking at the account"))
     connection = connect(account.only_aws(read_settings(cloud=cloud, region=region, subnet=subnet)), progress)
-    findings = account.set_up(connection, dry_run=dry_run, progress=progress)
+    findings = account.set_up(connection, dry_run=dry_run, progress=progress, spot_role=spot_role)
     if json:
         print_json({"found": [finding.as_dict() for finding in findings]})
     else:

@@ -198,7 +198,7 @@ def amis(
         "recipe": "recipe whose latest AMI to publish",
         "arch": "architecture: x86_64 (the default) or arm64",
         "cloud": "where it goes: aws",
-        "region": "region it goes to (default us-east-1)",
+        "region": "region it goes to (default: AWS_REGION or the profile's, else us-east-1)",
         "to-endpoint": "URL where the target's services are, as of another localec2 (default: AWS's own)",
         "workers": "blocks under way at a time (default 16)",
         "dry-run": "say what would be written, and write nothing",

@@ -15,6 +15,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from instant_env.arch import Arch
 from instant_env.cloud.instances import default_type
+from instant_env.cloud.launching.places import check_subnet
+from instant_env.cloud.launching.refusals import SPOT_ROLE_HINT
 from instant_env.cloud.network import admit, caller_cidr, delete_group, wait_for_group
 from instant_env.cloud.rules.consistency import repeat_while_unknown, wait_until_known
 from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code
@@ -27,6 +29,8 @@ from instant_env.settings import ROOT, CloudName, Settings
 GROUP_NAME = "instant-env"
 ROLE_NAME = "instant-env-builder"
 _POLICY_NAME = "builder"
+#: Spot's own; it is the account's, and stays when ours are torn down.
+SPOT_ROLE = "AWSServiceRoleForEC2Spot"
 POLICIES = ROOT / "policies"
 
 _TAGS: Any = [{"Key": "Project", "Value": PROJECT}, {"Key": "Name", "Value": "instant-env"}]
@@ -56,8 +60,10 @@ class Finding:
         return asdict(self)
 
 
-def set_up(cloud: Cloud, *, dry_run: bool, progress: Progress) -> list[Finding]:
+def set_up(cloud: Cloud, *, dry_run: bool, progress: Progress, spot_role: bool = False) -> list[Finding]:
     """Make what is missing (with ``dry_run``: only look), then check quotas and permissions.
+
+    ``spot_role``: make Spot's service-linked role, too, which belongs to the account and not to us.
 
     Raises CloudError when a piece cannot be made; what a check finds is in the answer.
     """
@@ -77,6 +83,7 @@ def set_up(cloud: Cloud, *, dry_run: bool, progress: Progress) -> list[Finding]:
         note(_group(cloud, subnet["VpcId"], dry_run))
         note(_role(cloud.client("iam"), dry_run))
         note(_profile(cloud.client("iam"), dry_run))
+        note(_spot_role(cloud.client("iam"), make=spot_role and not dry_run))
     except ClientError as error:
         raise cloud_error(error, f"setting up: {error.operation_name}") from error
     for finding in [*_quotas(cloud), *_permissions(cloud, subnet["SubnetId"])]:
@@ -89,6 +96,7 @@ def _subnet(cloud: Cloud) -> Any:
     architectures, with a public address for machines and the most addresses free."""
     ec2 = cloud.ec2
     if cloud.settings.subnet:
+        check_subnet(cloud)
         return ec2.describe_subnets(SubnetIds=[cloud.settings.subnet])["Subnets"][0]
     zones: set[str] | None = None
     for arch in Arch:
@@ -214,6 +222,23 @@ def _profile(iam: Any, dry_run: bool) -> Finding:
     return Finding("instance profile", ROLE_NAME, "made")
 
 
+def _spot_role(iam: Any, *, make: bool) -> Finding:
+    """The role without which EC2 refuses spot machines that are asked for by API.
+
+    (EC2 User Guide, "Service-linked role for Spot Instance requests".) EC2 makes it by itself only for a
+    caller who may create service-linked roles, and policies/bench.json does not allow that.
+    """
+    try:
+        if _present(lambda: iam.get_role(RoleName=SPOT_ROLE)) is not None:
+            return Finding("spot role", SPOT_ROLE, "there")
+    except ClientError as error:
+        return Finding("spot role", SPOT_ROLE, "trouble", f"cannot be read: {error_code(error)}")
+    if not make:
+        return Finding("spot role", SPOT_ROLE, "missing", f"spot is refused without it: {SPOT_ROLE_HINT}")
+    iam.create_service_linked_role(AWSServiceName="spot.amazonaws.com")
+    return Finding("spot role", SPOT_ROLE, "made")
+
+
 def _quotas(cloud: Cloud) -> Iterator[Finding]:
     quotas = cloud.client("service-quotas")
     for code, what in _QUOTAS.items():
@@ -322,5 +347,5 @@ def advice(findings: list[Finding]) -> Iterator[str]:
     yield "  cloud: aws"
     yield from lines
     for one in findings:
-        if one.state == "trouble":
+        if one.state == "trouble" or (one.what == "spot role" and one.state == "missing"):
             yield f"{one.what} {one.name}: {one.detail}"

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from instant_env.arch import Arch
+from instant_env.cloud.launching.places import Place, candidates, leaves_choice
+from instant_env.cloud.launching.refusals import is_elsewhere, is_of_the_type
+from instant_env.cloud.launching.repeats import Answer, repeated
 from instant_env.cloud.rules.consistency import is_not_known_to_launches, repeat_while_unknown
 from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code, retry_cleanup
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
 from instant_env.errors import UsageError
 from instant_env.progress import Progress
 from instant_env.settings import CloudName
+from instant_env.waiting import wait_until
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.type_defs import EbsBlockDeviceTypeDef, InstanceTypeDef, RunInstancesRequestTypeDef
+
+#: How long a public address may come after `running`. EC2 publishes no bound; seconds were seen.
+ADDRESS_TIMEOUT_S = 30.0
 
 #: A current general-purpose generation that exists for both architectures.
 _DEFAULT_TYPES = {Arch.X86_64: "m7i.large", Arch.ARM64: "m7g.large"}
@@ -34,21 +41,6 @@ _ALTERNATIVES = {
     Arch.X86_64: ("m7i-flex.large", "m6i.large", "m7a.large", "c7i.large"),
     Arch.ARM64: ("m6g.large", "c7g.large", "t4g.large"),
 }
-
-#: RunInstances and StartInstances answer these when EC2 has no machine to give.
-CAPACITY_ERRORS = frozenset(
-    {
-        "InsufficientInstanceCapacity",
-        "InsufficientHostCapacity",
-        "SpotMaxPriceTooLow",
-        "MaxSpotInstanceCountExceeded",
-    }
-)
-
-
-#: Another zone or type may do where one of these is the answer. EC2 says Unsupported of a type that a zone
-#: does not have.
-_ELSEWHERE_ERRORS = CAPACITY_ERRORS | {"Unsupported"}
 
 #: GetConsoleOutput's where a type's console cannot be read while it is written.
 _NO_LATEST = frozenset({"UnsupportedOperation", "InvalidParameterCombination", "InvalidParameterValue"})
@@ -110,12 +102,14 @@ def default_market(cloud: Cloud) -> Market:
 class LaunchOptions:
     """What an experiment may vary of a launch; the defaults are how we launch otherwise.
 
+    ``zone`` and ``subnet_id``: where. A request names the subnet alone of the two, or the zone.
     ``root_gib`` None is the AMI's own size. ``volume_rate_mib_s``: EBS's provisioned initialisation rate of
     the root volume, 100 to 300 MiB/s (API_EbsBlockDevice). Both need the AMI's root device.
     """
 
     hop_limit: int = 1
     zone: str | None = None
+    subnet_id: str | None = None
     root_gib: int | None = None
     volume_rate_mib_s: int | None = None
     instance_profile: str | None = None
@@ -185,10 +179,7 @@ def request_body(cloud: Cloud, request: LaunchRequest) -> RunInstancesRequestTyp
     else:
         if request.security_group_id:
             body["SecurityGroupIds"] = [request.security_group_id]
-        if cloud.settings.subnet:
-            body["SubnetId"] = cloud.settings.subnet
-    if options.zone and not request.interface_id:
-        body["Placement"] = {"AvailabilityZone": options.zone}
+        _put_place(body, cloud, options)
     if options.tags_in_metadata:
         body["MetadataOptions"]["InstanceMetadataTags"] = "enabled"
     if options.instance_profile:
@@ -205,6 +196,20 @@ def request_body(cloud: Cloud, request: LaunchRequest) -> RunInstancesRequestTyp
             "SpotOptions": {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"},
         }
     return body
+
+
+def _put_place(body: RunInstancesRequestTypeDef, cloud: Cloud, options: LaunchOptions) -> None:
+    """Subnet or zone, never both: EC2 refuses a zone that is not the subnet's."""
+    subnet_id = options.subnet_id or cloud.settings.subnet
+    if options.zone and subnet_id and not options.subnet_id:
+        raise UsageError(
+            f"a machine in {options.zone} cannot be in the configured subnet {subnet_id} as well",
+            hint="leave the zone out, or let the zone's subnet be looked for",
+        )
+    if subnet_id:
+        body["SubnetId"] = subnet_id
+    elif options.zone:
+        body["Placement"] = {"AvailabilityZone": options.zone}
 
 
 def _root_volume(options: LaunchOptions) -> EbsBlockDeviceTypeDef:
@@ -224,19 +229,35 @@ def _root_volume(options: LaunchOptions) -> EbsBlockDeviceTypeDef:
 
 
 def launch(cloud: Cloud, request: LaunchRequest) -> str:
-    """RunInstances once; return the instance id. botocore's ClientError is passed on."""
-    with cloud.launches.request(request.run_id) as answered:
-        instance_id = cloud.ec2.run_instances(**request_body(cloud, request))["Instances"][0]["InstanceId"]
-        answered(instance_id)
-    return instance_id
+    """As :func:`launch_and_tell`, for whom it does not matter what was repeated."""
+    return launch_and_tell(cloud, request).value
 
 
-def _zones_of(cloud: Cloud, instance_type: str) -> list[str]:
-    """Zones of the region that have machines of this type."""
-    offerings = cloud.ec2.describe_instance_type_offerings(
-        LocationType="availability-zone", Filters=[{"Name": "instance-type", "Values": [instance_type]}]
-    )["InstanceTypeOfferings"]
-    return sorted(offering["Location"] for offering in offerings)
+def launch_and_tell(cloud: Cloud, request: LaunchRequest) -> Answer[str]:
+    """RunInstances; the instance id. botocore's errors are passed on.
+
+    A repeat (see `repeats`) has the same client token, so it answers the same machine.
+    """
+    body = request_body(cloud, request)
+
+    def once() -> str:
+        with cloud.launches.request(request.run_id) as answered:
+            instance_id = cloud.ec2_once.run_instances(**body)["Instances"][0]["InstanceId"]
+            answered(instance_id)
+        return instance_id
+
+    return repeated(once, "RunInstances")
+
+
+def start(cloud: Cloud, instance_id: str) -> str:
+    """StartInstances; returns how often it was repeated, in words. botocore's errors are passed on."""
+    return repeated(lambda: cloud.ec2_once.start_instances(InstanceIds=[instance_id]), "StartInstances").note
+
+
+def open_connection(cloud: Cloud, run_id: str) -> None:
+    """Open or revive the connection that the next launch takes, so that no t1 holds a TLS handshake."""
+    with suppress(ClientError, BotoCoreError):  # the launch itself will say what is wrong
+        cloud.ec2_once.describe_instances(Filters=project_filter(run=run_id))
 
 
 def launch_where_there_is_room(
@@ -247,47 +268,66 @@ def launch_where_there_is_room(
     A configured subnet is in one zone, so only types are tried there. Each try has a client token of its own:
     EC2 refuses one that comes with other parameters. The last try's ClientError is passed on.
     """
+    refusal: ClientError | None = None
     tries = 0
     for kind in instance_types:
-        zones: Iterable[str | None] = [None]
-        for zone in chain(zones, _later(cloud, kind)):
+        for place in _places_of(cloud, kind):
             tries += 1
             one = replace(
                 request,
                 instance_type=kind,
                 client_token=f"{request.client_token}-{tries}",
-                options=replace(request.options, zone=zone) if zone else request.options,
+                options=replace(request.options, subnet_id=place.subnet_id) if place else request.options,
             )
             try:
-                return _launch_once_known(cloud, one, progress)
+                answer = _launch_once_known(cloud, one, progress)
+                if answer.note:
+                    progress(answer.note)
+                return answer.value
             except ClientError as error:
-                if error_code(error) not in _ELSEWHERE_ERRORS:
+                if not is_elsewhere(error):
                     raise
-                last = error
-                progress(f"no {kind} in {zone or 'the zone that EC2 took'}: {error_code(error)}")
-    raise last
+                refusal = error
+                progress(
+                    f"no {kind} in {place.zone if place else 'the zone that EC2 took'}: {error_code(error)}"
+                )
+                if is_of_the_type(error):
+                    break
+    if refusal is None:
+        raise CloudError(f"no subnet of ours has {' or '.join(instance_types)}", hint="name another type")
+    raise refusal
 
 
-def _launch_once_known(cloud: Cloud, request: LaunchRequest, progress: Progress) -> str:
+def _launch_once_known(cloud: Cloud, request: LaunchRequest, progress: Progress) -> Answer[str]:
     """As `launch`, again for a minute while EC2 does not know a group, key, image or profile that is new: not
     for what is measured. A refused request has used no client token up."""
     return repeat_while_unknown(
-        lambda: launch(cloud, request),
+        lambda: launch_and_tell(cloud, request),
         is_not_known_to_launches,
         on_refusal=lambda error: progress(f"EC2 does not know it yet, so again: {error}"),
     )
 
 
-def _later(cloud: Cloud, instance_type: str) -> Iterator[str]:
-    """The zones of a type, looked up when they are needed."""
-    if not cloud.settings.subnet:
-        yield from _zones_of(cloud, instance_type)
+def _places_of(cloud: Cloud, instance_type: str) -> Iterator[Place | None]:
+    """Where to try a type: first where EC2 likes, then in each zone; looked up when they are needed.
+
+    EC2 chooses among the default subnets, so that is left out when one of them gives no public address.
+    """
+    if cloud.settings.subnet:
+        yield None
+        return
+    if leaves_choice(cloud):
+        yield None
+    with suppress(UsageError):  # no zone that we can use has the type
+        yield from sorted(candidates(cloud, [instance_type]), key=lambda place: place.zone)
 
 
 def describe(cloud: Cloud, instance_id: str) -> InstanceTypeDef | None:
     """One instance, or None while EC2 has not heard of it yet (NotFound right after a launch is normal)."""
     try:
-        answer = cloud.ec2.describe_instances(InstanceIds=[instance_id])
+        answer = repeated(
+            lambda: cloud.ec2_polls.describe_instances(InstanceIds=[instance_id]), "DescribeInstances"
+        ).value
     except ClientError as error:
         if error_code(error) == _NOT_FOUND:
             return None
@@ -296,6 +336,42 @@ def describe(cloud: Cloud, instance_id: str) -> InstanceTypeDef | None:
         for instance in reservation["Instances"]:
             return instance
     return None
+
+
+class NoPublicAddress(CloudError):
+    """A machine runs without the public address that we would reach it by."""
+
+    def __init__(self, instance_id: str) -> None:
+        super().__init__(
+            f"{instance_id} has no public address {ADDRESS_TIMEOUT_S:.0f} s after it was running",
+            hint="a subnet with MapPublicIpOnLaunch gives one; --ssh-private uses private ones",
+        )
+
+
+def address_of(instance: InstanceTypeDef, *, private: bool) -> str:
+    """Where a machine is reached; empty as long as it is not known.
+
+    A machine that is `running` may still lack its public address (ClusterHQ/flocker#2237,
+    aws/aws-sdk-ruby#751), so the private one is never taken in its place.
+    """
+    return instance.get("PrivateIpAddress", "") if private else instance.get("PublicIpAddress", "")
+
+
+def wait_for_address(
+    cloud: Cloud, instance: InstanceTypeDef, *, private: bool, timeout_s: float = ADDRESS_TIMEOUT_S
+) -> str:
+    """The address of a machine that runs. Raises NoPublicAddress when none comes in time."""
+    instance_id = instance["InstanceId"]
+    if address := address_of(instance, private=private):
+        return address
+
+    def look() -> str:
+        description = describe(cloud, instance_id)
+        return address_of(description, private=private) if description is not None else ""
+
+    if address := wait_until(look, timeout_s, 0.5):
+        return address
+    raise NoPublicAddress(instance_id)
 
 
 def wait_for_state(

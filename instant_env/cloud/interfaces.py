@@ -11,7 +11,7 @@ from datetime import datetime
 
 from botocore.exceptions import ClientError
 
-from instant_env.cloud.network import vpc_of
+from instant_env.cloud.launching import places
 from instant_env.cloud.rules.consistency import repeat_while_unknown, wait_until_known
 from instant_env.cloud.session import Cloud, CloudError, cloud_error, delete_once_unused, error_code
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
@@ -43,21 +43,22 @@ def make_public_interface(
     role: Role,
     name: str,
     expires_at: datetime,
-    zone: str | None = None,
+    subnet_id: str | None = None,
 ) -> PublicInterface:
     """CreateNetworkInterface, AllocateAddress, AssociateAddress; what was made is undone when one fails.
 
-    EC2 knows the interface by then. botocore's ClientError is passed on: ``AddressLimitExceeded`` when the
-    quota is used up. Raises CloudError when EC2 does not come to know the interface.
+    ``subnet_id`` None is the one that machines go to. EC2 knows the interface by then. botocore's ClientError
+    is passed on: ``AddressLimitExceeded`` when the quota is used up. Raises CloudError when EC2 does not come
+    to know the interface.
     """
     tags = {"run_id": run_id, "role": role, "name": name, "expires_at": expires_at}
-    subnet_id, zone = _subnet(cloud, zone)
-    interface_id = cloud.ec2.create_network_interface(
-        SubnetId=subnet_id,
+    interface = cloud.ec2.create_network_interface(
+        SubnetId=subnet_id or places.choose(cloud).subnet_id,
         Groups=[security_group_id],
         Description=f"instant-env {role.value}",
         TagSpecifications=tag_specifications("network-interface", **tags),  # type: ignore[arg-type]
-    )["NetworkInterface"]["NetworkInterfaceId"]
+    )["NetworkInterface"]
+    interface_id = interface["NetworkInterfaceId"]
     allocation_id = ""
     try:
         address = cloud.ec2.allocate_address(
@@ -77,22 +78,7 @@ def make_public_interface(
     except (ClientError, CloudError):
         delete_public_interface(cloud, interface_id, allocation_id)
         raise
-    return PublicInterface(interface_id, allocation_id, address["PublicIp"], zone)
-
-
-def _subnet(cloud: Cloud, zone: str | None) -> tuple[str, str]:
-    """Id and zone of the subnet that machines go to: the configured one, else a zone's default one."""
-    if cloud.settings.subnet:
-        subnets = cloud.ec2.describe_subnets(SubnetIds=[cloud.settings.subnet])["Subnets"]
-    else:
-        filters = [
-            {"Name": "vpc-id", "Values": [vpc_of(cloud)]},
-            {"Name": "default-for-az", "Values": ["true"]},
-            *([{"Name": "availability-zone", "Values": [zone]}] if zone else []),
-        ]
-        subnets = cloud.ec2.describe_subnets(Filters=filters)["Subnets"]  # type: ignore[arg-type]
-    subnet = min(subnets, key=lambda item: item["AvailabilityZone"])
-    return subnet["SubnetId"], subnet["AvailabilityZone"]
+    return PublicInterface(interface_id, allocation_id, address["PublicIp"], interface["AvailabilityZone"])
 
 
 def delete_public_interface(

@@ -82,6 +82,12 @@ def private_cidr(cloud: Cloud) -> str:
     return f"{own}/32"
 
 
+def own_cidr(cloud: Cloud, *, private: bool | None = None) -> str:
+    """The caller's address as machines see it; within the VPC with ``private``, or by the settings."""
+    by_private = cloud.settings.ssh_private if private is None else private
+    return private_cidr(cloud) if by_private else caller_cidr(cloud)
+
+
 def vpc_of(cloud: Cloud) -> str:
     """The VPC machines go to: the configured subnet's, else the default one."""
     try:
@@ -103,10 +109,10 @@ def temporary_security_group(
     cloud: Cloud, *, run_id: str, role: Role, expires_at: datetime, cidr: str | None = None,
     keep: Callable[[], bool] = lambda: False,
 ) -> Iterator[str]:  # fmt: skip
-    """A security group that admits SSH from ``cidr`` only (the caller's address); deleted on the way
+    """A security group that admits SSH from ``cidr`` only (:func:`own_cidr`); deleted on the way
     out, unless ``keep()`` is true by then."""
     name = f"instant-env-{role.value}-{run_id}"
-    cidr = cidr or caller_cidr(cloud)
+    cidr = cidr or own_cidr(cloud)
     vpc_id = vpc_of(cloud)
 
     def delete_unanswered() -> None:

@@ -7,6 +7,7 @@ tells the caller's address. All of that is decided here, and nowhere above.
 from __future__ import annotations
 
 import ipaddress
+import os
 import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -23,7 +24,7 @@ from instant_env.arch import Arch
 from instant_env.cloud.launch_log import LaunchLog
 from instant_env.errors import InstantEnvError
 from instant_env.progress import Progress, quiet
-from instant_env.settings import CloudName, Settings
+from instant_env.settings import DEFAULT_REGION, CloudName, Settings
 from instant_env.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -35,13 +36,15 @@ if TYPE_CHECKING:
 AWS_CALLER_IP_URL = "https://checkip.amazonaws.com"
 
 
-#: Adaptive retries carry the client-side rate limiter that Describe* polling needs.
-_AWS_CONFIG = Config(retries={"mode": "adaptive", "max_attempts": 8}, user_agent_extra="instant-env")
+#: Connections that a client keeps. Each of the launches in flight has one (botocore's default is 10).
+_CONNECTIONS = 64
+_COMMON = Config(user_agent_extra="instant-env", max_pool_connections=_CONNECTIONS)
+_AWS_CONFIG = _COMMON.merge(Config(retries={"mode": "adaptive", "max_attempts": 8}))
 #: A proxy of the environment is for the world outside.
 _NO_PROXY = Config(proxies={})
-_LOCAL_CONFIG = Config(retries={"mode": "standard", "max_attempts": 2}, user_agent_extra="instant-env").merge(
-    _NO_PROXY
-)
+_LOCAL_CONFIG = _COMMON.merge(_NO_PROXY).merge(Config(retries={"mode": "standard", "max_attempts": 2}))
+#: For calls that cloud/launching/repeats.py repeats, and polls, which ask again anyway.
+_ONCE = Config(retries={"mode": "standard", "total_max_attempts": 1})
 
 
 class InstanceConnectClient(Protocol):
@@ -79,9 +82,24 @@ class Cloud:
 
     console_is_prompt: bool = False
     """Whether the console shows a line at once, so that a missing one proves something; EC2's is late."""
-
     launches: LaunchLog = field(default_factory=LaunchLog)
     """What was asked for over this connection of late."""
+    once_client: EC2Client | None = field(default=None, repr=False)
+    poll_client: EC2Client | None = field(default=None, repr=False)
+
+    @property
+    def ec2_once(self) -> EC2Client:
+        """EC2 for calls on somebody's clock. It tries once: see instant_env/cloud/launching/repeats.py."""
+        return self.once_client or self.ec2
+
+    @property
+    def ec2_polls(self) -> EC2Client:
+        """EC2 for polls. It tries once and limits nothing: a poll has a back-off of its own."""
+        return self.poll_client or self.ec2
+
+    def ec2_clients(self) -> list[EC2Client]:
+        """Every client of EC2, for whoever counts calls or reads answers by botocore's events."""
+        return list({id(one): one for one in (self.ec2, self.ec2_once, self.ec2_polls)}.values())
 
     def client(self, service: str, config: Config = _AWS_CONFIG) -> Any:
         """A client of another service than those above."""
@@ -135,7 +153,30 @@ def connect(settings: Settings, progress: Progress = quiet) -> Cloud:
     """
     if settings.cloud is CloudName.LOCAL:
         return _connect_local(settings, progress)
-    return _connect_aws(settings)
+    return _connect_aws(settings, progress)
+
+
+def region_of(settings: Settings) -> str:
+    """The region of the cloud that the settings name, without a connection to it.
+
+    Raises CloudError for a profile that is not there.
+    """
+    return _named_region(settings) or DEFAULT_REGION
+
+
+def _named_region(settings: Settings) -> str | None:
+    """What names a region, on AWS after the settings: AWS_REGION, which boto3 does not read (AWS SDKs and
+    Tools Reference Guide, "AWS Region"), then boto3's own, AWS_DEFAULT_REGION or that of the profile."""
+    if settings.region or settings.cloud is CloudName.LOCAL:
+        return settings.region
+    try:
+        session = boto3.Session(profile_name=settings.profile)
+    except BotoCoreError as error:
+        raise CloudError(
+            f"AWS's own settings cannot be used: {error}",
+            hint="see AWS_PROFILE, and profile: in instant-env.yml",
+        ) from error
+    return os.environ.get("AWS_REGION") or session.region_name
 
 
 def _connect_local(settings: Settings, progress: Progress) -> Cloud:
@@ -148,9 +189,11 @@ def _connect_local(settings: Settings, progress: Progress) -> Cloud:
         name=CloudName.LOCAL,
         settings=settings,
         ec2=session.client("ec2", endpoint_url=endpoint.url, config=_LOCAL_CONFIG),
+        once_client=session.client("ec2", endpoint_url=endpoint.url, config=_LOCAL_CONFIG.merge(_ONCE)),
+        poll_client=session.client("ec2", endpoint_url=endpoint.url, config=_LOCAL_CONFIG.merge(_ONCE)),
         ssm=session.client("ssm", endpoint_url=endpoint.url, config=_LOCAL_CONFIG),
         instance_connect=session.client(
-            "ec2-instance-connect", endpoint_url=endpoint.url, config=_LOCAL_CONFIG
+            "ec2-instance-connect", endpoint_url=endpoint.url, config=_LOCAL_CONFIG.merge(_ONCE)
         ),
         region=endpoint.region,
         refusals_from_guest=False,
@@ -171,9 +214,12 @@ def is_loopback(url: str) -> bool:
         return host == "localhost"
 
 
-def _connect_aws(settings: Settings) -> Cloud:
+def _connect_aws(settings: Settings, progress: Progress) -> Cloud:
+    region = region_of(settings)
+    if _named_region(settings) is None:
+        progress(f"no region is named, so it is {region}: set AWS_REGION, or region: in instant-env.yml")
     try:
-        session = boto3.Session(profile_name=settings.profile, region_name=settings.region)
+        session = boto3.Session(profile_name=settings.profile, region_name=region)
         where: dict[str, Any] = {"endpoint_url": settings.endpoint_url, "config": _AWS_CONFIG}
         sts = session.client("sts", **where)
         if settings.endpoint_url is None and is_loopback(sts.meta.endpoint_url):
@@ -198,9 +244,13 @@ def _connect_aws(settings: Settings) -> Cloud:
         name=CloudName.AWS,
         settings=settings,
         ec2=session.client("ec2", **where),
+        once_client=session.client("ec2", **where | {"config": _AWS_CONFIG.merge(_ONCE)}),
+        poll_client=session.client("ec2", **where | {"config": _AWS_CONFIG.merge(_ONCE)}),
         ssm=session.client("ssm", **where),
-        instance_connect=session.client("ec2-instance-connect", **where),
-        region=settings.region,
+        instance_connect=session.client(
+            "ec2-instance-connect", **where | {"config": _AWS_CONFIG.merge(_ONCE)}
+        ),
+        region=region,
         ssh_port=settings.ssh_port or 22,
         caller_ip_url=settings.caller_ip_url or AWS_CALLER_IP_URL,
         accelerator="ec2",
@@ -217,7 +267,8 @@ def error_code(error: ClientError) -> str:
 def cloud_error(error: ClientError, doing: str, *, hint: str = "") -> CloudError:
     """Turn botocore's error into ours: what we were doing, EC2's code, EC2's words."""
     detail = error.response.get("Error", {})
-    return CloudError(f"{doing}: {detail.get('Code', '?')}: {detail.get('Message', '')}".strip(), hint=hint)
+    text = f"{doing}: {detail.get('Code', '?')}: {detail.get('Message', '')}".strip()
+    return CloudError("; ".join([text, *getattr(error, "__notes__", [])]), hint=hint)
 
 
 #: Pauses of `retry_cleanup`, in seconds. The client's own retries come on top of each try.

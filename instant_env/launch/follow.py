@@ -6,7 +6,9 @@ import asyncio
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from instant_env.cloud.instances import CAPACITY_ERRORS
+from instant_env.cloud.instances import Market, NoPublicAddress
+from instant_env.cloud.launching.refusals import CAPACITY_ERRORS, hint, hint_of_end
+from instant_env.cloud.launching.repeats import joined, words
 from instant_env.cloud.rules.consistency import ACCESS_NOT_KNOWN
 from instant_env.cloud.session import error_code
 from instant_env.launch.launch import Launch
@@ -30,11 +32,12 @@ async def follow(launch: Launch, check: LoginCheck, *, timeout_s: float) -> None
     except TimeoutError:
         launch.fail(*_after_timeout(launch, check, timeout_s))
     except MachineEnded as error:
-        launch.fail(_outcome_of_end(error), str(error))
+        remedy = hint_of_end(error.code, spot=launch.market is Market.SPOT)
+        launch.fail(_outcome_of_end(error), joined(str(error), remedy))
     except ClientError as error:
-        launch.fail(_outcome_of_refusal(error), str(error))
-    except (BotoCoreError, HostKeyMismatch) as error:
-        launch.fail(Outcome.LAUNCH_ERROR, str(error))
+        launch.fail(_outcome_of_refusal(error), joined(words(error), hint(error)))
+    except (BotoCoreError, HostKeyMismatch, NoPublicAddress) as error:
+        launch.fail(Outcome.LAUNCH_ERROR, words(error))
     except Exception as error:
         launch.fail(Outcome.LAUNCH_ERROR, f"{type(error).__name__}: {error}")
         raise
@@ -70,9 +73,13 @@ def _after_timeout(launch: Launch, check: LoginCheck, timeout_s: float) -> tuple
 
 
 def _outcome_of_end(error: MachineEnded) -> Outcome:
-    """EC2 gives the cause of a machine's end in its state reason (API reference, StateReason)."""
+    """EC2 gives the cause of a machine's end in its state reason (API reference, StateReason).
+
+    Causes on EC2's side begin with Server: a machine that they end while it starts is one that EC2 had not to
+    give. Those on ours begin with Client, as a key that cannot be used or a quota of volumes.
+    """
     if error.code in ("Server.SpotInstanceTermination", "Server.SpotInstanceShutdown"):
         return Outcome.INTERRUPTED
-    if error.code == "Server.InsufficientInstanceCapacity":
+    if error.code.startswith("Server."):
         return Outcome.CAPACITY
     return Outcome.LAUNCH_ERROR

@@ -50,6 +50,8 @@ class Launch:
         self.instance_id = ""
         self.address = ""
         self.market: Market | None = None
+        self.no_spot = ""
+        """EC2's code when it gives this account no spot machines at all."""
         self.boot_id = ""
         """The boot id that a machine which resumes must still have; empty where none is known."""
         self.probes = ProbeStats()
@@ -151,6 +153,7 @@ class Launch:
     def _take(self, launched: Launched) -> None:
         self.instance_id = launched.instance_id
         self.market = launched.market
+        self.no_spot = launched.no_spot
         self.boot_id = launched.resumes
         if launched.note:
             self.notes.append(launched.note)
@@ -162,9 +165,9 @@ class Launch:
         if not running.cancelled() and running.exception() is None:
             self.timeline.mark(MarkName.T2, running.result().seen_ns, running.result().resolution_ns)
 
-    @staticmethod
-    async def _deliver(watched: Watched, launched: Launched) -> None:
+    async def _deliver(self, watched: Watched, launched: Launched) -> None:
         """Hand the key over as soon as the machine runs, where it has to run for that."""
         if launched.deliver is not None:
             await watched.running
-            await asyncio.to_thread(launched.deliver)
+            if note := await asyncio.to_thread(launched.deliver):
+                self.notes.append(note)

@@ -13,9 +13,10 @@ class Launched:
     """A machine that EC2 has given an id. ``returned_ns``: ``time.monotonic_ns()`` when its answer came.
 
     ``address``: where it will be, when that is known already. ``running``: it ran before the launch.
-    ``restarted``: it was stopped, and may be called so for a moment longer. ``deliver``: hands the key over;
-    to be called once the machine runs, on the clock, and before a login is tried. ``resumes``: the boot id
-    that it must still have, or it was not resumed.
+    ``restarted``: it was stopped, and may be called so for a moment longer. ``deliver``: hands the key over
+    and returns a note; to be called once the machine runs, on the clock, and before a login is tried.
+    ``resumes``: the boot id that it must still have, or it was not resumed. ``no_spot``: EC2's code when it
+    gives this account no spot machines at all; this one is on demand.
     """
 
     instance_id: str
@@ -25,5 +26,6 @@ class Launched:
     address: str = ""
     running: bool = False
     restarted: bool = False
-    deliver: Callable[[], None] | None = None
+    deliver: Callable[[], str] | None = None
     resumes: str = ""
+    no_spot: str = ""

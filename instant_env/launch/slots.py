@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from instant_env.cloud.handover import KEY_TAG
+from instant_env.cloud.instances import address_of
 from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import PREFIX, Role, expired, project_filter, read_tags
 from instant_env.launch.techniques.base import PoolSlot
@@ -70,11 +71,13 @@ def adopt(
     pages = cloud.ec2.get_paginator("describe_instances").paginate(
         Filters=filters, PaginationConfig={"PageSize": page_size}
     )
-    slots = (_slot_of(i, now()) for page in pages for r in page["Reservations"] for i in r["Instances"])
+    private = cloud.settings.ssh_private
+    machines = (i for page in pages for r in page["Reservations"] for i in r["Instances"])
+    slots = (_slot_of(machine, now(), private=private) for machine in machines)
     return sorted((slot for slot in slots if slot is not None), key=lambda slot: slot.filled_ns)
 
 
-def _slot_of(machine: InstanceTypeDef, now: datetime) -> PoolSlot | None:
+def _slot_of(machine: InstanceTypeDef, now: datetime, *, private: bool) -> PoolSlot | None:
     tags, state = read_tags(machine.get("Tags")), machine["State"]["Name"]
     if expired(tags, now) or KEY_TAG in tags or tags.get(READY_STATE) != state:
         return None
@@ -82,11 +85,10 @@ def _slot_of(machine: InstanceTypeDef, now: datetime) -> PoolSlot | None:
         ready_at = datetime.strptime(tags[READY_AT], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
     except ValueError:
         return None
-    address = machine.get("PublicIpAddress") or machine.get("PrivateIpAddress", "")
     age_ns = round((now - ready_at).total_seconds() * 1e9)
     return PoolSlot(
         instance_id=machine["InstanceId"],
-        address=address if state == "running" else "",
+        address=address_of(machine, private=private) if state == "running" else "",
         boot_id=tags.get(BOOT_ID, ""),
         filled_ns=time.monotonic_ns() - age_ns,
     )

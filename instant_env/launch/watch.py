@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from instant_env.cloud.instances import ADDRESS_TIMEOUT_S, NoPublicAddress, address_of
+from instant_env.cloud.launching.repeats import THROTTLING
 from instant_env.cloud.session import Cloud, error_code
 from instant_env.errors import InstantEnvError
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.type_defs import InstanceTypeDef
-
-#: EC2's two codes for "slow down" (EC2 API reference, "Request throttling"), and the SDK-wide ones.
-THROTTLING = frozenset({"RequestLimitExceeded", "Throttling", "ThrottlingException", "RequestThrottled"})
 
 #: Poll this often while a launch waits for `running`, and this often to notice a machine that has ended.
 _EAGER_S = 0.05
@@ -53,9 +52,15 @@ class MachineEnded(InstantEnvError):
 
 
 class Watched:
-    """One machine under watch. The futures fail with MachineEnded when the machine ends."""
+    """One machine under watch. The futures fail with MachineEnded when the machine ends.
 
-    def __init__(self, instance_id: str, since_ns: int, *, restarted: bool = False) -> None:
+    ``private``: its private address is the one that counts; else ``address`` fails with NoPublicAddress when
+    there is none for ADDRESS_TIMEOUT_S after `running`.
+    """
+
+    def __init__(
+        self, instance_id: str, since_ns: int, *, restarted: bool = False, private: bool = False
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.instance_id = instance_id
         self.address: asyncio.Future[str] = loop.create_future()
@@ -65,6 +70,12 @@ class Watched:
         self.zone = ""
         self._not_running_ns = since_ns
         self._may_be_stopped = restarted
+        self._private = private
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether everything is known of it that a launch waits for."""
+        return self.running.done() and self.address.done()
 
     def see(self, instance: InstanceTypeDef, asked_ns: int, answered_ns: int) -> None:
         """Evaluate one description; ``asked_ns`` is when the request went out."""
@@ -82,16 +93,20 @@ class Watched:
                     future.set_exception(error)
                     future.exception()  # not everybody looks at each of them
             return
-        # A machine in a private subnet has no public address and never will: at `running` that is certain.
-        address = instance.get("PublicIpAddress") or (
-            instance.get("PrivateIpAddress") if state == "running" else None
-        )
-        if address and not self.address.done():
-            self.address.set_result(address)
         if state != "running":
             self._not_running_ns = asked_ns
         elif not self.running.done():
             self.running.set_result(Running(answered_ns, answered_ns - self._not_running_ns))
+        self._see_address(address_of(instance, private=self._private), answered_ns)
+
+    def _see_address(self, address: str, answered_ns: int) -> None:
+        if self.address.done():
+            return
+        if address:
+            self.address.set_result(address)
+        elif self.running.done() and answered_ns - self.running.result().seen_ns > ADDRESS_TIMEOUT_S * 1e9:
+            self.address.set_exception(NoPublicAddress(self.instance_id))
+            self.address.exception()  # a launch that knows the address by itself does not look
 
 
 class Watcher:
@@ -127,7 +142,9 @@ class Watcher:
 
         ``restarted``: it was stopped before, so `stopped` is no end until another state was seen.
         """
-        watched = Watched(instance_id, since_ns, restarted=restarted)
+        watched = Watched(
+            instance_id, since_ns, restarted=restarted, private=self._cloud.settings.ssh_private
+        )
         self._watched[instance_id] = watched
         self._changed.set()
         return watched
@@ -145,8 +162,8 @@ class Watcher:
         self._watched.pop(instance_id, None)
 
     def interval_s(self) -> float:
-        """Short while a launch waits for `running`, then long; never less than the back-off."""
-        eager = any(not watched.running.done() for watched in self._watched.values())
+        """Short while a launch waits for `running` or an address, then long; never less than the back-off."""
+        eager = any(not watched.is_settled for watched in self._watched.values())
         usual_s = self._eager_s if eager else self._gone_s if self._ending else self._idle_s
         return max(usual_s, self._backoff_s)
 
@@ -196,6 +213,8 @@ class Watcher:
     def _describe(self, ids: Sequence[str]) -> tuple[int, int, list[InstanceTypeDef]]:
         """One poll. The instants are taken in the worker thread: the event loop's lag is not in them."""
         asked_ns = time.monotonic_ns()
-        answer = self._cloud.ec2.describe_instances(Filters=[{"Name": "instance-id", "Values": list(ids)}])
+        answer = self._cloud.ec2_polls.describe_instances(
+            Filters=[{"Name": "instance-id", "Values": list(ids)}]
+        )
         answered_ns = time.monotonic_ns()
         return asked_ns, answered_ns, [i for r in answer["Reservations"] for i in r["Instances"]]

@@ -35,7 +35,7 @@ from instant_env.localec2.qemu import command_line
 from instant_env.localec2.records.layout import Layout
 from instant_env.localec2_settings import LocalEc2Settings
 from instant_env.progress import Progress, quiet
-from instant_env.settings import Settings
+from instant_env.settings import DEFAULT_REGION, Settings
 from instant_env.waiting import wait_until
 
 #: Importing moto and reading the records; more on a busy machine.
@@ -133,8 +133,11 @@ def running(settings: Settings) -> Endpoint:
 
 
 def _of_region(endpoint: Endpoint, settings: Settings) -> Endpoint:
-    """The endpoint, if it is in the region that the settings name: no other one answers in its place."""
-    if endpoint.region != settings.region:
+    """The endpoint, if it is in the region that the settings name: no other one answers in its place.
+
+    Where they name none, the server that runs is the one that was meant.
+    """
+    if settings.region not in (None, endpoint.region):
         raise LocalEc2Error(
             f"the region {settings.region} was asked for, but localec2 at {endpoint.url} runs in "
             f"{endpoint.region}",
@@ -354,7 +357,7 @@ def _start(settings: Settings, layout: Layout, netd: Path) -> None:
     command = [
         sys.executable, "-m", "instant_env.localec2", "--state-dir", str(layout.state_dir),
         "--netd", str(netd), "--egress" if settings.local_egress else "--no-egress",
-        "--region", settings.region, "--accelerator", settings.accelerator.value,
+        "--region", settings.region or DEFAULT_REGION, "--accelerator", settings.accelerator.value,
         "--strictness", settings.localec2.model_dump_json(),
         "--ready-fd", str(writer),
     ]  # fmt: skip

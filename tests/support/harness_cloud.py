@@ -117,6 +117,8 @@ class Ec2Faults:
 
     pending_s: float = 0.0
     address: str = "127.0.0.1"
+    address_late_s: float = 0.0
+    """How long after the end of ``pending_s`` the public address comes; until then there is a private one."""
     launch_errors: list[str] = field(default_factory=list)
     """Codes that the next RunInstances calls fail with, one each."""
     describe_errors: list[str] = field(default_factory=list)
@@ -164,8 +166,11 @@ class Ec2Faults:
     def _change(self, instance: dict[str, Any]) -> None:
         if instance["State"]["Name"] != "running":
             return
-        instance["PublicIpAddress"] = self.address
         since_s = (time.monotonic_ns() - self.launched_ns.get(instance["InstanceId"], 0)) / 1e9
+        if since_s < self.pending_s + self.address_late_s:
+            instance.pop("PublicIpAddress", None)
+        else:
+            instance["PublicIpAddress"] = self.address
         if since_s < self.pending_s:
             instance["State"] = {"Code": 0, "Name": "pending"}
         elif reason := self.ended.get(instance["InstanceId"], self.ended.get("*")):

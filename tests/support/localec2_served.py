@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from botocore.exceptions import ClientError
 from moto.core.base_backend import BackendDict
 
 from instant_env.arch import Arch
+from instant_env.cloud.session import Cloud, connect
 from instant_env.localec2 import restore
 from instant_env.localec2.api.server import LocalServer
 from instant_env.localec2.api.services import Services
@@ -34,6 +36,7 @@ from instant_env.localec2.records.records import InstanceRecord, Record, VolumeR
 from instant_env.localec2.records.store import RecordStore
 from instant_env.localec2.state.state import State
 from instant_env.localec2.volumes.images import StockRegistration
+from instant_env.settings import CloudName, Settings
 from support.patience import until
 
 if TYPE_CHECKING:
@@ -256,6 +259,29 @@ def served(tmp_path: Path) -> Iterator[Served]:
     server = Served(tmp_path / "state")
     yield server
     server.stop()
+
+
+def aws_settings(served: Served, directory: Path, **more: Any) -> Settings:
+    """Settings of a client for which this server is AWS."""
+    values: dict[str, Any] = {"cloud": CloudName.AWS, "region": REGION, "endpoint_url": served.server.url}
+    return Settings(**values | {"state_dir": directory} | more)
+
+
+@pytest.fixture
+def as_aws(served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cloud:
+    """A connection with the clients, and the repeats, that AWS gets."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", served.state.server.access_key_id)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", served.state.server.secret_access_key)
+    return connect(aws_settings(served, tmp_path / "client"))
+
+
+def inject_fault(served: Served, **body: Any) -> None:
+    """Ask for a fault, see instant_env/localec2/state/faults.py."""
+    request = urllib.request.Request(  # noqa: S310 - loopback
+        f"{served.server.url}/_localec2/faults", method="POST", data=json.dumps(body).encode(),
+        headers={"X-Localec2-Token": served.state.server.admin_token},
+    )  # fmt: skip
+    urllib.request.urlopen(request, timeout=60).close()  # noqa: S310 - loopback
 
 
 def backing_of(path: Path) -> Path | None:

@@ -69,7 +69,7 @@ def test_a_wrong_value_is_an_error_that_names_where_it_was_given(tmp_path: Path)
 def test_the_environment_is_text_and_empty_variables_do_not_count() -> None:
     settings = load(environ={"INSTANT_ENV_LOCAL_EGRESS": "no", "INSTANT_ENV_SSH_PORT": "2222",
                              "INSTANT_ENV_REGION": "", "INSTANT_ENV_STATE_DIR": "/elsewhere"})  # fmt: skip
-    assert (settings.local_egress, settings.ssh_port, settings.region) == (False, 2222, "us-east-1")
+    assert (settings.local_egress, settings.ssh_port, settings.region) == (False, 2222, None)
     assert settings.local_dir == Path("/elsewhere/localec2")
 
 
@@ -78,7 +78,7 @@ def test_settings_made_by_hand_read_no_layer(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("INSTANT_ENV_REGION", "eu-west-1")
     by_hand = Settings()
-    assert (by_hand.cloud, by_hand.region) == (CloudName.LOCAL, "us-east-1")
+    assert (by_hand.cloud, by_hand.region) == (CloudName.LOCAL, None)
     assert load() == Settings(cloud=CloudName.AWS, region="eu-west-1")
     # Bakes that run in parallel get their settings pickled.
     assert pickle.loads(pickle.dumps(load())) == load()  # noqa: S301

@@ -19,13 +19,9 @@ from botocore.exceptions import ClientError
 
 from instant_env.cloud.handover import HandOver
 from instant_env.cloud.images import BakedImage
-from instant_env.cloud.instances import (
-    CAPACITY_ERRORS,
-    LaunchOptions,
-    LaunchRequest,
-    Market,
-    launch,
-)
+from instant_env.cloud.instances import LaunchOptions, LaunchRequest, Market, launch_and_tell
+from instant_env.cloud.launching.refusals import CAPACITY_ERRORS, NO_SPOT_ERRORS
+from instant_env.cloud.launching.repeats import joined
 from instant_env.cloud.session import Cloud, error_code
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError, UsageError
@@ -152,8 +148,10 @@ class Technique(ABC):
     """Its machines are stopped and started, or stand for long: a one-time spot machine cannot."""
     hands_over_key = False
     """Its machines are there before the key is known: each attempt has a key of its own."""
+    quota = ""
+    """What an account has only so many of, and each attempt takes one; techniques that name it share it."""
     most_in_flight: int | None = None
-    """How many attempts a quota allows at a time."""
+    """How many attempts that quota allows at a time."""
 
     @abstractmethod
     def prepare(self, cloud: Cloud, images: Mapping[str, BakedImage]) -> Prepared:
@@ -254,22 +252,25 @@ def run_instance(
     user_data: str | None,
     interface_id: str | None = None,
 ) -> Launched:
-    """RunInstances; a spot request that finds no capacity is repeated on demand, and the note says so.
+    """RunInstances; a spot request that EC2 has no machine for is repeated on demand, and the note says so.
 
     The refused request's time stays in t1, because the caller has waited for it.
     """
     request = launch_request(prepared, spec, user_data=user_data)
     request = dataclasses.replace(request, interface_id=interface_id)
-    note = ""
+    refusal = no_spot = ""
     try:
-        instance_id = launch(cloud, request)
+        answer = launch_and_tell(cloud, request)
     except ClientError as error:
-        if request.market is not Market.SPOT or error_code(error) not in CAPACITY_ERRORS:
+        code = error_code(error)
+        if request.market is not Market.SPOT or code not in CAPACITY_ERRORS | NO_SPOT_ERRORS:
             raise
-        note = f"spot: {error_code(error)}, on demand instead"
+        no_spot = code if code in NO_SPOT_ERRORS else ""
+        refusal = joined(*getattr(error, "__notes__", []), f"spot: {code}, on demand instead")
         # A client token stands for one set of parameters: the changed request needs another.
         request = dataclasses.replace(
             request, market=Market.ON_DEMAND, client_token=f"{request.client_token}-od"
         )
-        instance_id = launch(cloud, request)
-    return Launched(instance_id, request.market, time.monotonic_ns(), note)
+        answer = launch_and_tell(cloud, request)
+    note = joined(refusal, answer.note)
+    return Launched(answer.value, request.market, time.monotonic_ns(), note, no_spot=no_spot)

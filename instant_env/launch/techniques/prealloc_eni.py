@@ -35,6 +35,7 @@ class PreallocEni(Combined):
     """
 
     way = "prealloc-eni"
+    quota = "Elastic IPs"
     most_in_flight = ELASTIC_IP_QUOTA
 
     async def fill(self, context: LaunchContext, prepared: Prepared, spec: LaunchSpec) -> PoolSlot:
@@ -62,7 +63,7 @@ class PreallocEni(Combined):
             role=Role.POOL,
             name=spec.name,
             expires_at=spec.expires_at,
-            zone=spec.options.zone,
+            subnet_id=spec.options.subnet_id,
         )
 
     def launch(self, cloud: Cloud, prepared: Prepared, spec: LaunchSpec, slot: PoolSlot) -> Launched:

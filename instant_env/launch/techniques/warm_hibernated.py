@@ -8,7 +8,8 @@ import time
 
 from instant_env.cloud import handover
 from instant_env.cloud.handover import HandOver
-from instant_env.cloud.instances import Market
+from instant_env.cloud.instances import Market, start
+from instant_env.cloud.launching.repeats import joined
 from instant_env.cloud.session import Cloud
 from instant_env.launch import pool
 from instant_env.launch.launched import Launched
@@ -47,19 +48,20 @@ class WarmHibernated(Combined):
         return await pool.stop_or_hibernate(context, slot, hibernate=True)
 
     def launch(self, cloud: Cloud, prepared: Prepared, spec: LaunchSpec, slot: PoolSlot) -> Launched:
-        if spec.hand_over is HandOver.TAG:
-            handover.by_tag(cloud, slot.instance_id, spec.public_key)
-        cloud.ec2.start_instances(InstanceIds=[slot.instance_id])
+        by_tag = spec.hand_over is HandOver.TAG
+        tagged = handover.by_tag(cloud, slot.instance_id, spec.public_key) if by_tag else ""
+        started = start(cloud, slot.instance_id)
         returned_ns = time.monotonic_ns()
 
-        def deliver() -> None:
-            handover.by_instance_connect(cloud, slot.instance_id, prepared.username, spec.public_key)
+        def deliver() -> str:
+            return handover.by_instance_connect(cloud, slot.instance_id, prepared.username, spec.public_key)
 
         return Launched(
             slot.instance_id,
             Market.ON_DEMAND,
             returned_ns,
+            joined(tagged, started),
             restarted=True,
-            deliver=deliver if spec.hand_over is HandOver.CONNECT else None,
+            deliver=None if by_tag else deliver,
             resumes=slot.boot_id,
         )

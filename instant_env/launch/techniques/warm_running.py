@@ -46,13 +46,14 @@ class WarmRunning(Combined):
 
     def launch(self, cloud: Cloud, prepared: Prepared, spec: LaunchSpec, slot: PoolSlot) -> Launched:
         if spec.hand_over is HandOver.TAG:
-            handover.by_tag(cloud, slot.instance_id, spec.public_key)
+            note = handover.by_tag(cloud, slot.instance_id, spec.public_key)
         else:
-            handover.by_instance_connect(cloud, slot.instance_id, prepared.username, spec.public_key)
+            note = handover.by_instance_connect(cloud, slot.instance_id, prepared.username, spec.public_key)
         return Launched(
             slot.instance_id,
             Market.ON_DEMAND,
             time.monotonic_ns(),
+            note,
             address=slot.address,
             running=True,
         )

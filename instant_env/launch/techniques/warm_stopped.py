@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from instant_env.cloud import handover
 from instant_env.cloud.images import BakedImage
-from instant_env.cloud.instances import Market
+from instant_env.cloud.instances import Market, start
+from instant_env.cloud.launching.repeats import joined
 from instant_env.cloud.session import Cloud
 from instant_env.errors import UsageError
 from instant_env.launch import pool
@@ -43,6 +44,10 @@ class WarmStopped(Combined):
 
     def launch(self, cloud: Cloud, prepared: Prepared, spec: LaunchSpec, slot: PoolSlot) -> Launched:
         del prepared
-        handover.in_user_data(cloud, slot.instance_id, spec.public_key, spec.user_data)
-        cloud.ec2.start_instances(InstanceIds=[slot.instance_id])
-        return Launched(slot.instance_id, Market.ON_DEMAND, time.monotonic_ns(), restarted=True)
+        notes = [
+            handover.in_user_data(cloud, slot.instance_id, spec.public_key, spec.user_data),
+            start(cloud, slot.instance_id),
+        ]
+        return Launched(
+            slot.instance_id, Market.ON_DEMAND, time.monotonic_ns(), joined(*notes), restarted=True
+        )

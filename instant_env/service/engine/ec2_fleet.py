@@ -22,7 +22,7 @@ from instant_env.arch import Arch
 from instant_env.cloud import prices
 from instant_env.cloud.images import BakedImage, find_baked
 from instant_env.cloud.in_use import ENDED_BY, OPERATOR
-from instant_env.cloud.instances import LaunchOptions, Market
+from instant_env.cloud.instances import LaunchOptions, Market, address_of
 from instant_env.cloud.keys import KeyPair
 from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code
 from instant_env.cloud.tags import PREFIX, Role, expiry, project_filter, read_tags
@@ -153,7 +153,8 @@ class Ec2Fleet:
             Filters=project_filter(**{SERVICE: self._service_id})
         )
         machines = [i for page in pages for r in page["Reservations"] for i in r["Instances"]]
-        return [_sighting(machine) for machine in machines]
+        private = self._cloud.settings.ssh_private
+        return [_sighting(machine, private=private) for machine in machines]
 
     # pools
 
@@ -413,7 +414,7 @@ def _way(technique: str, image: str) -> Technique:
     return _WAYS[technique](_IMAGES[image], f"{image}+{technique}")
 
 
-def _sighting(machine: Any) -> Sighting:
+def _sighting(machine: Any, *, private: bool) -> Sighting:
     tags = read_tags(machine.get("Tags"))
     return Sighting(
         instance_id=machine["InstanceId"],
@@ -423,7 +424,7 @@ def _sighting(machine: Any) -> Sighting:
         lease_id=tags.get(f"{PREFIX}{LEASE}", ""),
         owner=tags.get(f"{PREFIX}{OWNER}", ""),
         expires_at=expiry(tags),
-        address=machine.get("PublicIpAddress") or machine.get("PrivateIpAddress", ""),
+        address=address_of(machine, private=private),
         instance_type=machine.get("InstanceType", ""),
         arch=Arch(machine.get("Architecture", Arch.X86_64)),
         image_id=machine.get("ImageId", ""),

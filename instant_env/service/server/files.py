@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from instant_env.cloud.session import Cloud
+from instant_env.cloud.session import Cloud, region_of
 from instant_env.cloud.tags import new_run_id
 from instant_env.files import write_atomically
 from instant_env.settings import CloudName, Settings
@@ -77,4 +77,4 @@ def place_of(cloud: CloudName, region: str) -> str:
 
 def store_of(settings: Settings) -> Path:
     """The store of the service that would be started with these settings; makes nothing."""
-    return ServiceFiles(settings.service_dir, place_of(settings.cloud, settings.region)).store
+    return ServiceFiles(settings.service_dir, place_of(settings.cloud, region_of(settings))).store

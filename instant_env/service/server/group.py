@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
 
-from instant_env.cloud.network import admit, caller_cidr, vpc_of, wait_for_group
+from instant_env.cloud.network import admit, own_cidr, vpc_of, wait_for_group
 from instant_env.cloud.session import Cloud, cloud_error
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
 from instant_env.errors import UsageError
@@ -40,9 +40,10 @@ def check_cidrs(cidrs: Sequence[str], *, open_wide: bool) -> None:
 def ensure_group(cloud: Cloud, service_id: str, cidrs: Sequence[str] | None) -> str:
     """The group's id; it is made when it is not there, and its rules are made to be these networks.
 
-    ``cidrs`` None is this host's own address. Raises CloudError.
+    ``cidrs`` None is this host's own address, within the VPC where machines are reached there. Raises
+    CloudError.
     """
-    wanted = set(cidrs) if cidrs is not None else {caller_cidr(cloud)}
+    wanted = set(cidrs) if cidrs is not None else {own_cidr(cloud)}
     try:
         group_id = _find(cloud, service_id) or _make(cloud, service_id)
         _set_rules(cloud, group_id, wanted)

@@ -12,6 +12,7 @@ from pathlib import Path
 from instant_env.arch import Arch
 from instant_env.cloud import runs
 from instant_env.cloud.instances import usual_type
+from instant_env.cloud.launching.places import check_subnet
 from instant_env.cloud.session import Cloud, connect
 from instant_env.launch import estimates
 from instant_env.launch.launcher import Launcher
@@ -86,6 +87,7 @@ class Service:
         """Serve; ``started`` is called once it does. Raises StoreError, CloudError, OSError."""
         with ExitStack() as stack:
             cloud = connect(self._settings, progress)
+            check_subnet(cloud)
             files = ServiceFiles.of(self._settings, cloud)
             store = SqliteStore.open(files.store, url="")
             stack.callback(store.close)

@@ -46,7 +46,7 @@ class Recorder:
 
     def __init__(self, cloud: Cloud) -> None:
         self.actions: set[str] = set()
-        for client in (cloud.ec2, cloud.ssm):
+        for client in (*cloud.ec2_clients(), cloud.ssm):
             client.meta.events.register("before-call", self._note)
 
     def _note(self, model: Any, **_: Any) -> None:
@@ -122,17 +122,17 @@ def test_policies_are_iam_documents() -> None:
 BENCH_SOURCES = (
     "harness/**/*.py", "instant_env/launch/**/*.py", "instant_env/ssh/*.py",
     *(f"instant_env/cloud/{name}.py" for name in (
-        "copies", "handover", "images", "instances", "interfaces", "keys", "network", "prices",
+        "copies", "handover", "images", "instances", "interfaces", "keys", "launching/*", "network", "prices",
     )),
 )  # fmt: skip
 #: Calls in those modules that only a bake comes to.
-NOT_OF_BENCH = {"describe_instance_type_offerings", "get_console_output", "delete_tags"}
+NOT_OF_BENCH = {"get_console_output", "delete_tags"}
 
 
 def called_in(*patterns: str) -> set[str]:
     """Client methods that the sources name: ``run_instances``, and what paginators are made of."""
     text = "".join(path.read_text() for pattern in patterns for path in sorted(ROOT.glob(pattern)))
-    direct = re.findall(r"(?:ec2|ssm|instance_connect|pricing)\.([a-z_]+)\(", text)
+    direct = re.findall(r"(?:ec2|ec2_once|ec2_polls|ssm|instance_connect|pricing)\.([a-z_]+)\(", text)
     return {*direct, *re.findall(r'get_paginator\("([a-z_]+)"\)', text)} - {"get_paginator"}
 
 

@@ -12,7 +12,7 @@ import pytest
 from botocore.exceptions import ClientError
 from moto import mock_aws
 
-from instant_env.cloud.account import POLICIES, Finding, set_up, tear_down
+from instant_env.cloud.account import POLICIES, Finding, advice, set_up, tear_down
 from instant_env.cloud.session import Cloud, CloudError
 from instant_env.cloud.tags import read_tags
 from instant_env.settings import CloudName, Settings
@@ -106,6 +106,37 @@ def test_a_role_of_that_name_that_is_not_ours_is_left_alone(cloud: Cloud) -> Non
         with pytest.raises(CloudError, match="somebody else's"):
             act()
     assert [role["RoleName"] for role in iam.list_roles()["Roles"]] == ["instant-env-builder"]
+
+
+def test_spots_role_is_looked_for_and_made_when_asked(cloud: Cloud) -> None:
+    role = "spot role AWSServiceRoleForEC2Spot"
+    made: list[str] = []
+
+    def create(params: dict[str, Any], **_: Any) -> None:
+        """moto gives this service's role another name."""
+        made.append(params["AWSServiceName"])
+        path = "/aws-service-role/spot.amazonaws.com/"
+        cloud.client("iam").create_role(
+            RoleName="AWSServiceRoleForEC2Spot", Path=path, AssumeRolePolicyDocument="{}"
+        )
+
+    cloud.session.events.register(  # type: ignore[union-attr]
+        "before-parameter-build.iam.CreateServiceLinkedRole", create
+    )
+    missing = run(cloud)[role]
+    assert missing.state == "missing"
+    assert "invoke setup --cloud aws --spot-role" in missing.detail
+    assert any("--spot-role" in line for line in advice([missing]))
+    set_up(cloud, dry_run=True, spot_role=True, progress=lambda _: None)
+    assert made == []
+    (made_one,) = [
+        one for one in set_up(cloud, dry_run=False, spot_role=True, progress=lambda _: None)
+        if one.what == "spot role"
+    ]  # fmt: skip
+    assert (made_one.state, made) == ("made", ["spot.amazonaws.com"])
+    assert run(cloud)[role].state == "there"
+    tear_down(cloud, dry_run=False, progress=lambda _: None)
+    assert run(cloud)[role].state == "there", "it is the account's"
 
 
 def test_checks_say_what_is_not_allowed_and_what_is_too_little(cloud: Cloud) -> None:

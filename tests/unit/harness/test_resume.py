@@ -168,7 +168,7 @@ def test_a_dry_run_tells_the_plan_and_launches_nothing(tmp_path: Path) -> None:
 
         lines = dry_run(cloud.settings, planner, lambda _: None, lambda *_: cloud)
     assert faults.run_bodies == []
-    assert f"     4 × minimal-ami: x86_64 m7i.large on-demand {ami}" in lines
+    assert f"     4 × minimal-ami: x86_64 m7i.large on-demand {ami} us-east-1a" in lines
     assert any("8 attempts in blocks of 2, seed 5" in line for line in lines)
     assert "costs nothing" in lines[-1]
 

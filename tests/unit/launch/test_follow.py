@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from support.harness_cloud import Ec2Faults, SshHost, cloud_in_process, free_port, fresh_key, register_image
 
-from instant_env.cloud.instances import Market
+from instant_env.cloud.instances import Market, NoPublicAddress
 from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import Role
 from instant_env.launch.follow import follow
@@ -163,6 +163,46 @@ def test_running_began_after_the_last_question_that_was_answered_otherwise() -> 
     asyncio.run(work())
 
 
+def test_a_public_address_that_comes_after_running_is_waited_for(tmp_path: Path) -> None:
+    """Until then there is only the private one, which is nowhere from outside of the VPC."""
+    faults = Ec2Faults(pending_s=0.2, address_late_s=0.5)
+    with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, faults) as cloud:
+        done = follow_one(cloud, timeout_s=20)
+    assert (done.launch.outcome, done.launch.error) == (Outcome.OK, "")
+    assert done.launch.address == "127.0.0.1"
+    t2, t3 = (done.launch.timeline.marks[name] for name in (MarkName.T2, MarkName.T3))
+    assert t3.ms - t2.ms >= 100
+
+
+def test_a_machine_without_a_public_address_fails_after_half_a_minute_and_not_at_the_deadline() -> None:
+    instance: Any = {"State": {"Name": "running"}, "PrivateIpAddress": "172.31.0.9"}
+
+    async def work() -> None:
+        watched, within = Watched("i-1", since_ns=0), Watched("i-2", since_ns=0, private=True)
+        for seen_s in (1, 2, 30):
+            watched.see(instance, seen_s * 10**9, seen_s * 10**9)
+            assert not watched.is_settled
+        watched.see(instance, 32 * 10**9, 32 * 10**9)
+        with pytest.raises(NoPublicAddress, match="i-1 has no public address 30 s after") as error:
+            watched.address.result()
+        assert "--ssh-private" in error.value.hint
+        within.see(instance, 10**9, 10**9)
+        assert within.address.result() == "172.31.0.9"
+
+    asyncio.run(work())
+
+
+def test_a_launch_without_a_public_address_is_an_error_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("instant_env.launch.watch.ADDRESS_TIMEOUT_S", 0.2)
+    with cloud_in_process(tmp_path, free_port(), Ec2Faults(address_late_s=3600)) as cloud:
+        done = follow_one(cloud, timeout_s=30)
+    assert done.launch.outcome is Outcome.LAUNCH_ERROR
+    assert "has no public address" in done.launch.error
+    assert MarkName.T2 in done.launch.timeline.marks
+
+
 def test_guest_clock_is_joined_within_its_stated_error(tmp_path: Path) -> None:
     """The "guest" is this host, so the true answer is known."""
     with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
@@ -264,6 +304,7 @@ def test_refused_launch(tmp_path: Path, code: str, outcome: Outcome) -> None:
         done = follow_one(cloud)
     assert done.launch.outcome is outcome
     assert code in done.launch.error
+    assert ("L-1216C47A" in done.launch.error) == (code == "VcpuLimitExceeded"), "the quota is named"
     assert done.launch.instance_id == ""
 
 
@@ -286,7 +327,8 @@ def test_spot_without_capacity_is_launched_on_demand_with_another_token(tmp_path
 @pytest.mark.parametrize(
     ("reason", "outcome"),
     [
-        ("Server.InternalError", Outcome.LAUNCH_ERROR),
+        ("Client.VolumeLimitExceeded", Outcome.LAUNCH_ERROR),
+        ("Server.InternalError", Outcome.CAPACITY),
         ("Server.InsufficientInstanceCapacity", Outcome.CAPACITY),
         ("Server.SpotInstanceTermination", Outcome.INTERRUPTED),
     ],
@@ -318,6 +360,16 @@ def test_a_refused_launch_says_something_of_the_launch_or_not(
     assert done.launch.outcome is outcome
     assert code in done.launch.error
     assert len(faults.run_bodies) == 1
+
+
+def test_a_spot_machine_that_ends_for_its_key_names_the_grant(tmp_path: Path) -> None:
+    faults = Ec2Faults(pending_s=0.2, ended={"*": "Client.InternalError"})
+    with cloud_in_process(tmp_path, 22, faults, name=CloudName.AWS) as cloud:
+        done = follow_one(cloud, order=dataclasses.replace(ORDER, market=Market.SPOT))
+    assert done.launch.outcome is Outcome.LAUNCH_ERROR
+    assert "aws kms create-grant" in done.launch.error
+    with cloud_in_process(tmp_path, 22, faults) as cloud:
+        assert "create-grant" not in follow_one(cloud).launch.error
 
 
 def test_throttled_and_failing_polls_back_off_and_the_launch_goes_on(tmp_path: Path) -> None:

@@ -360,5 +360,6 @@ def test_a_server_of_another_region_is_not_used(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(starter, "_running", lambda _: endpoint)
     for call in (starter.up, starter.running):
         assert call(Settings(region="eu-west-1", state_dir=tmp_path)) is endpoint
+        assert call(Settings(state_dir=tmp_path)) is endpoint, "no other one was asked for"
         with pytest.raises(starter.LocalEc2Error, match="runs in eu-west-1"):
             call(Settings(region="us-east-1", state_dir=tmp_path))

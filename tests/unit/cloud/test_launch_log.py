@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError, ReadTimeoutError
+from botocore.exceptions import ClientError, IncompleteReadError
 from support.harness_cloud import Ec2Faults, cloud_in_process, register_image, states
 from support.moto_cloud import launch_of
 
@@ -84,10 +84,10 @@ def test_a_run_ends_what_it_launched_though_its_tags_are_not_listed_yet(cloud: C
 
 def test_after_a_launch_without_an_answer_the_tags_are_looked_at_again(cloud: Cloud) -> None:
     def lose(**_: Any) -> None:
-        raise ReadTimeoutError(endpoint_url="http://ec2")
+        raise IncompleteReadError(actual_bytes=1, expected_bytes=2)
 
     cloud.ec2.meta.events.register("after-call.ec2.RunInstances", lose)
-    with pytest.raises(ReadTimeoutError):
+    with pytest.raises(IncompleteReadError):
         instances.launch(cloud, launch_of(register_image(cloud)))
     tags_are_listed = False
 

@@ -46,6 +46,15 @@ def test_bake_and_race_on_ec2(arch: str, tmp_path: Path) -> None:
     assert all(row["t3_tcp_ms"] for row in rows)  # on EC2 an accept is the guest's own
 
 
+@pytest.mark.parametrize("arch", [arch.value for arch in Arch])
+def test_al2023_is_as_the_recipes_assume(arch: str, tmp_path: Path) -> None:
+    """Cents. The whole record is in the file that the failure names."""
+    record = invoke(tmp_path, "facts", "--base", "al2023", "--arch", arch)
+    differing = [one for one in record["comparisons"] if one["verdict"] in ("differs", "unknown")]
+    # A newer release is to be expected: its facts are what the others compare.
+    assert [one for one in differing if one["name"] != "release"] == [], record["file"]
+
+
 def test_an_image_of_localec2_is_published(tmp_path: Path) -> None:
     """Its builder was a machine of localec2; whether it boots on EC2 is what the race with it then says."""
     local = [str(INVOKE), "bake", "--recipe", "custom-init", "--json"]

@@ -39,6 +39,7 @@ def make(
             "arch": plan.arch.value, "plan-hash": plan.hash, "login-user": plan.base.login_user,
             "init-sha256": next(init, ""), "git-revision": revision, "manifest": f"{request.image_name}.json",
             "encryption": request.options.encryption,
+            "hibernates": "yes" if plan.recipe.hibernates else "no",
         },
     }  # fmt: skip
     described = f"instant-env {plan.recipe.name} on {plan.base.base}, plan {plan.hash[:12]}"[:255]

@@ -175,6 +175,7 @@ class Recipe(_Strict):
     extends: str | None = None
     families: list[Family] = ["apt", "dnf"]
     initramfs: Initramfs = Field(default=Initramfs.KEEP, description="what becomes of the base's initramfs")
+    hibernates: bool | None = Field(default=None, description="whether its machines can hibernate")
     remove: dict[Family, dict[str, str]] = Field(default_factory=dict, description="package: reason")
     keep: dict[Family, dict[str, str]] = Field(default_factory=dict, description="must stay; package: reason")
     keep_where_installed: dict[Family, dict[str, str]] = Field(
@@ -214,6 +215,7 @@ class ResolvedRecipe(_Strict):
     lineage: list[str]
     family: Family
     initramfs: Initramfs
+    hibernates: bool
     remove: dict[str, str]
     keep: dict[str, str]
     keep_where_installed: dict[str, str]
@@ -275,8 +277,8 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
 
     ``remove``, ``keep_where_installed``, ``allow_modes`` and ``allow_accounts`` add up; ``keep`` and the
     kernel arguments of the child replace the parent's if given; a step of the same name replaces the parent's
-    in its place; ``initramfs`` is the child's own, ``ssm_keys`` the nearest one's; a parameter of the same
-    name replaces the parent's, which is how a child sets a default.
+    in its place; ``initramfs`` is the child's own, ``ssm_keys`` and ``hibernates`` are the nearest one's; a
+    parameter of the same name replaces the parent's, which is how a child sets a default.
     """
     chain: list[tuple[Recipe, Path]] = []
     next_name: str | None = name
@@ -326,6 +328,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
         lineage=[recipe.recipe for recipe, _ in chain],
         family=family,
         initramfs=child.initramfs,
+        hibernates=next((one.hibernates for one, _ in chain if one.hibernates is not None), False),
         remove=remove,
         keep=keep,
         keep_where_installed=keep_where_installed,

@@ -52,6 +52,8 @@ class BakedImage:
     run_id: str = ""
     manifest: str = ""
     encryption: str = "default"
+    hibernates: bool = True
+    """Whether its machines can; True for one of an older version, whose tags do not say."""
     expires_at: datetime | None = None
 
     @property
@@ -88,6 +90,7 @@ def _from_description(image: ImageTypeDef) -> BakedImage:
         run_id=tags.get(f"{PREFIX}run", ""),
         manifest=tags.get(f"{PREFIX}manifest", ""),
         encryption=tags.get(f"{PREFIX}encryption", "default"),
+        hibernates=tags.get(f"{PREFIX}hibernates", "yes") == "yes",
         expires_at=expiry(tags),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
@@ -13,7 +13,24 @@ from instant_env.cloud.session import Cloud, CloudError, error_code, retry_clean
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
 from instant_env.waiting import wait_until
 
+if TYPE_CHECKING:
+    from mypy_boto3_ec2.type_defs import CreateVolumeRequestTypeDef
+
 _TIMEOUT_S = 120.0
+#: The highest provisioned rate at which blocks come out of a snapshot, in MiB/s (API_CreateVolume). Without
+#: one they come when they are first read, at a rate that is not promised (EBS User Guide, "Initialize Amazon
+#: EBS volumes"); 6 MB/s were seen.
+_INITIALIZATION_MIB_S = 300
+#: Codes of an endpoint that does not take the rate.
+_NO_RATE = frozenset(
+    {
+        "InvalidParameterValue",
+        "InvalidParameterCombination",
+        "InvalidParameter",
+        "UnknownParameter",
+        "UnsupportedOperation",
+    }
+)
 
 
 def _wait(cloud: Cloud, volume_id: str, target: str) -> None:
@@ -32,11 +49,22 @@ def _wait(cloud: Cloud, volume_id: str, target: str) -> None:
         raise CloudError(f"volume {volume_id} is {state} after {_TIMEOUT_S:.0f} s, wanted {target}")
 
 
+def _create_fast(cloud: Cloud, body: CreateVolumeRequestTypeDef) -> str:
+    """CreateVolume with the highest initialisation rate; without one where that is refused."""
+    try:
+        fast: CreateVolumeRequestTypeDef = {**body, "VolumeInitializationRate": _INITIALIZATION_MIB_S}
+        return cloud.ec2.create_volume(**fast)["VolumeId"]
+    except ClientError as error:
+        if error_code(error) not in _NO_RATE:
+            raise
+    return cloud.ec2.create_volume(**body)["VolumeId"]
+
+
 @contextmanager
 def temporary_volume(
     cloud: Cloud, snapshot_id: str, zone: str, *, run_id: str, expires_at: datetime
 ) -> Iterator[str]:
-    """A gp3 volume from a snapshot; deleted on the way out."""
+    """A gp3 volume from a snapshot that is read at once and once; deleted on the way out."""
     name = f"instant-env-audit-{run_id}"
 
     def delete_unanswered() -> None:
@@ -46,14 +74,15 @@ def temporary_volume(
             cloud.ec2.delete_volume(VolumeId=volume["VolumeId"])
 
     with undo_on_error(delete_unanswered, f"making a volume of {snapshot_id}"):
-        volume_id = cloud.ec2.create_volume(
-            SnapshotId=snapshot_id,
-            AvailabilityZone=zone,
-            VolumeType="gp3",
-            TagSpecifications=tag_specifications(
+        body: CreateVolumeRequestTypeDef = {
+            "SnapshotId": snapshot_id,
+            "AvailabilityZone": zone,
+            "VolumeType": "gp3",
+            "TagSpecifications": tag_specifications(
                 "volume", run_id=run_id, role=Role.VERIFY, name=name, expires_at=expires_at
             ),
-        )["VolumeId"]
+        }
+        volume_id = _create_fast(cloud, body)
     try:
         _wait(cloud, volume_id, "available")
         yield volume_id

@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import chain, repeat
 from typing import TypeVar
 
 import asyncssh
@@ -23,7 +24,7 @@ from instant_env.cloud.handover import HandOver, by_instance_connect
 from instant_env.cloud.instances import LaunchOptions, Market, describe, terminate
 from instant_env.cloud.keys import KeyPair
 from instant_env.cloud.rules.consistency import is_not_known_to_launches, repeat_while_unknown
-from instant_env.cloud.session import Cloud
+from instant_env.cloud.session import Cloud, error_code
 from instant_env.cloud.tags import Role
 from instant_env.launch.follow import follow
 from instant_env.launch.guest import GuestReadError
@@ -48,6 +49,11 @@ T = TypeVar("T")
 #: StopInstances returns at once; the guest then goes down, or writes its memory out, within this.
 _STOP_TIMEOUT_S = 300.0
 _POLL_S = 0.25
+#: For up to two minutes after a launch EC2 itself refuses to hibernate a machine, whatever its image says
+#: ("UnsupportedOperation: ... not ready to hibernate yet": EC2 User Guide, "Troubleshoot EC2 instance
+#: hibernation"): it is asked again, with these pauses, and for so long.
+_NOT_READY_PAUSES_S = (5.0, 10.0, 15.0)
+_NOT_READY_S = 300.0
 
 #: Amazon's images get ready to hibernate by themselves, within two minutes of their start (EC2 User Guide,
 #: "Hibernation prerequisites"). An image that has this command gets ready by it, at once, and our init as
@@ -219,15 +225,15 @@ async def stop_or_hibernate(context: LaunchContext, slot: PoolSlot, *, hibernate
 
 
 async def _rested(context: LaunchContext, slot: PoolSlot, *, hibernate: bool) -> PoolSlot:
+    await _ask_to_stop(context.cloud, slot.instance_id, hibernate=hibernate)
     started = time.monotonic()
-    await _in_thread(
-        lambda: context.cloud.ec2.stop_instances(InstanceIds=[slot.instance_id], Hibernate=hibernate)
-    )
     deadline = started + _STOP_TIMEOUT_S
     state = ""
     while time.monotonic() < deadline:
         state, reason = await _in_thread(lambda: _state(context.cloud, slot.instance_id))
         if state == "stopped":
+            # The reason says only that a hibernation was begun (API_StateReason): another one is a failure;
+            # that the machine resumed is known by its boot id after the next start.
             if hibernate and reason != "Client.UserInitiatedHibernate":
                 raise FillError(f"{slot.instance_id} stopped instead of hibernating: {reason}")
             return dataclasses.replace(slot, address="", filled_ns=time.monotonic_ns())
@@ -235,6 +241,26 @@ async def _rested(context: LaunchContext, slot: PoolSlot, *, hibernate: bool) ->
             break
         await asyncio.sleep(_POLL_S)
     raise FillError(f"{slot.instance_id} is {state} {time.monotonic() - started:.0f} s after StopInstances")
+
+
+async def _ask_to_stop(cloud: Cloud, instance_id: str, *, hibernate: bool) -> None:
+    """StopInstances; where EC2 is not ready to hibernate the machine yet, again. Raises FillError."""
+    deadline = time.monotonic() + _NOT_READY_S
+    pauses = chain(_NOT_READY_PAUSES_S, repeat(_NOT_READY_PAUSES_S[-1]))
+    while True:
+        try:
+            await asyncio.to_thread(
+                lambda: cloud.ec2.stop_instances(InstanceIds=[instance_id], Hibernate=hibernate)
+            )
+            return
+        except ClientError as error:
+            words = error.response.get("Error", {}).get("Message", "")
+            early = error_code(error) == "UnsupportedOperation" and "not ready" in words
+            if not (hibernate and early) or time.monotonic() > deadline:
+                raise FillError(str(error)) from error
+        except BotoCoreError as error:
+            raise FillError(str(error)) from error
+        await asyncio.sleep(next(pauses))
 
 
 async def _in_thread(call: Callable[[], T]) -> T:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from collections.abc import Mapping
 
 from instant_env.cloud import handover
 from instant_env.cloud.handover import HandOver
+from instant_env.cloud.images import BakedImage
 from instant_env.cloud.instances import Market, start
 from instant_env.cloud.launching.repeats import joined
 from instant_env.cloud.session import Cloud
+from instant_env.errors import UsageError
 from instant_env.launch import pool
 from instant_env.launch.launched import Launched
 from instant_env.launch.techniques.base import (
@@ -34,6 +37,15 @@ class WarmHibernated(Combined):
     way = "warm-hibernated"
     on_demand_only = True
     hands_over_key = True
+
+    def prepare(self, cloud: Cloud, images: Mapping[str, BakedImage]) -> Prepared:
+        image = images.get(self.recipe) if self.recipe else None
+        if image is not None and not image.hibernates:
+            raise UsageError(
+                f"{self.name}: machines of {image.id} ({image.recipe}) cannot hibernate, as its tag says",
+                hint="for example: --technique custom-init+warm-hibernated",
+            )
+        return super().prepare(cloud, images)
 
     async def fill(self, context: LaunchContext, prepared: Prepared, spec: LaunchSpec) -> PoolSlot:
         spec = pool.with_tags_for_keys(spec)

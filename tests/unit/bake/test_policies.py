@@ -1,16 +1,21 @@
-"""The IAM policies allow what the verbs do, and nothing else: every API action is recorded, as it is sent."""
+"""The IAM policies grant what the verbs do, and nothing else: every call is recorded as it is sent, and
+evaluated with its resources and tags (support/iam) as well as listed by its action."""
 
 from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from botocore import xform_name
 from botocore.exceptions import ClientError
-from support.harness_cloud import Ec2Faults, SshHost, cloud_in_process, register_image
+from support.harness_cloud import Ec2Faults, SshHost, cloud_in_process, mock_session, register_image
+from support.iam.calls import Call, Recorder
+from support.iam.check import check
+from support.iam.policy import IamPolicy
 from support.pretend_bakery import NOTHING, Bakery
 
 from harness.plan.arguments import Request, read
@@ -21,10 +26,14 @@ from instant_env.bake.request import Method, OnError
 from instant_env.bake.verify import VerifyError
 from instant_env.cloud import janitor
 from instant_env.cloud.account import POLICIES
+from instant_env.cloud.copies import delete_copy, fresh_copy
 from instant_env.cloud.images import list_baked
+from instant_env.cloud.instances import LaunchOptions, LaunchRequest, launch, terminate
+from instant_env.cloud.interfaces import delete_public_interface, make_public_interface
 from instant_env.cloud.janitor import Policy
+from instant_env.cloud.network import temporary_security_group
 from instant_env.cloud.removal import remove
-from instant_env.cloud.session import Cloud, CloudError
+from instant_env.cloud.session import CloudError
 from instant_env.cloud.tags import Role, tag_list
 from instant_env.settings import ROOT
 
@@ -41,37 +50,20 @@ IMPLIED = {
 }  # fmt: skip
 
 
-class Recorder:
-    """IAM's names of the actions that a cloud's clients send."""
-
-    def __init__(self, cloud: Cloud) -> None:
-        self.actions: set[str] = set()
-        for client in (*cloud.ec2_clients(), cloud.ssm):
-            client.meta.events.register("before-call", self._note)
-
-    def _note(self, model: Any, **_: Any) -> None:
-        self.actions.add(f"{model.service_model.signing_name}:{model.name}")
-
-
 def allowed(name: str) -> set[str]:
     """The actions of a policy file, all its statements together."""
-    policy = json.loads((POLICIES / f"{name}.json").read_text())
-    found: set[str] = set()
-    for statement in policy["Statement"]:
-        if statement["Effect"] == "Allow":
-            actions = statement["Action"]
-            found |= {actions} if isinstance(actions, str) else set(actions)
-    return found
+    return IamPolicy.of_file(name).actions
 
 
 @pytest.mark.slow
 def test_baking_needs_all_that_its_policy_allows_and_nothing_else(
     bakery: Bakery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorder = Recorder(bakery.cloud)
+    recorder = Recorder(bakery.cloud, bakery.served.ec2)
     # The Pricing API is asked by a client of its own, on AWS only.
     monkeypatch.setattr(
-        "instant_env.cloud.prices._price_from_api", lambda *_: recorder.actions.add("pricing:GetProducts")
+        "instant_env.cloud.prices._price_from_api",
+        lambda *_: recorder.calls.append(Call("pricing:GetProducts")),
     )
     bakery.new_base("second-base")
     estimate(bakery.aws(), bakery.settings, bakery.request(), lambda _: None)
@@ -100,15 +92,25 @@ def test_baking_needs_all_that_its_policy_allows_and_nothing_else(
     bakery.guest.answers[:] = [(r"01-first\.sh", "", 1)]
     with pytest.raises(StepError):
         bakery.bake(force=True)
+    refusals = [ClientError({"Error": {"Code": "InternalError"}}, "CreateSecurityGroup")]
+
+    def refuse_a_group(**_: Any) -> None:
+        if refusals:
+            raise refusals.pop()
+
+    bakery.cloud.ec2.meta.events.register("before-call.ec2.CreateSecurityGroup", refuse_a_group)
+    with pytest.raises(CloudError, match="security group"):  # it looks whether one is there all the same
+        bakery.bake(force=True)
     assert bakery.leftovers() == NOTHING
     policy = allowed("bake")
     assert recorder.actions - policy == set(), "used, and not allowed"
     assert policy - recorder.actions - IMPLIED == set(), "allowed, and not used"
+    check("bake", recorder.calls)
 
 
 def test_policies_are_iam_documents() -> None:
     names = {path.stem for path in Path(POLICIES).glob("*.json")}
-    assert {"bake", "bench", "builder-role", "clean", "service"} <= names
+    assert {"bake", "bench", "builder-role", "clean", "publish", "service", "setup"} <= names
     for name in names:
         policy = json.loads((POLICIES / f"{name}.json").read_text())
         assert policy["Version"] == "2012-10-17"
@@ -126,7 +128,7 @@ BENCH_SOURCES = (
     )),
 )  # fmt: skip
 #: Calls in those modules that only a bake comes to.
-NOT_OF_BENCH = {"get_console_output", "delete_tags"}
+NOT_OF_BENCH = {"delete_tags"}
 
 
 def called_in(*patterns: str) -> set[str]:
@@ -148,7 +150,7 @@ def test_racing_needs_all_that_its_policy_allows_and_nothing_else() -> None:
 def test_a_race_in_a_cloud_stays_within_its_policy(tmp_path: Path) -> None:
     faults = Ec2Faults()
     with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, faults) as cloud:
-        recorder = Recorder(cloud)
+        recorder = Recorder(cloud, mock_session().client("ec2"))
         base = register_image(cloud)
         about = {"recipe": "minimal", "base": "debian-12", "base-ami": base, "login-user": "admin"}
         cloud.ec2.create_tags(
@@ -156,12 +158,31 @@ def test_a_race_in_a_cloud_stays_within_its_policy(tmp_path: Path) -> None:
             Tags=tag_list("bake-run", Role.IMAGE, name="minimal", extra=about),
         )
         (image,) = list_baked(cloud)
-        recorder.actions.clear()
+        recorder.calls.clear()
         request = Request(iterations=1, seed=7, timeout_s=60, ami=image.id, techniques=("minimal-ami",))
         settings, planner = read(request, cloud.settings)
         carry_out(settings, planner, progress=print, open_cloud=lambda *_: cloud)
     assert {"ec2:RunInstances", "ec2:TerminateInstances", "ec2:ImportKeyPair"} <= recorder.actions
     assert recorder.actions - allowed("bench") == set()
+    check("bench", recorder.calls)
+
+
+def test_what_a_race_makes_ahead_is_granted_with_our_tag_only(bakery: Bakery) -> None:
+    """Copies of images, interfaces with addresses, a launch with one of them, and their removal."""
+    run: Any = {"run_id": "r1", "name": "ahead", "expires_at": datetime.now(UTC) + timedelta(hours=1)}
+    cloud, image = bakery.cloud, bakery.new_base("another")
+    recorder = Recorder(cloud, bakery.served.ec2)
+    with temporary_security_group(cloud, run_id="r1", role=Role.BENCH, expires_at=run["expires_at"]) as group:
+        made = make_public_interface(cloud, security_group_id=group, role=Role.POOL, **run)
+        machine = launch(cloud, LaunchRequest(
+            image, "m7i.large", role=Role.BENCH, client_token="t", interface_id=made.interface_id,
+            options=LaunchOptions(encrypted=True), root_device="/dev/xvda", **run,
+        ))  # fmt: skip
+        terminate(cloud, [machine])
+        delete_public_interface(cloud, made.interface_id, made.allocation_id)
+    delete_copy(cloud, fresh_copy(cloud, image, **run))
+    assert {"ec2:CopyImage", "ec2:DeregisterImage", "ec2:ReleaseAddress"} <= recorder.actions
+    check("bench", recorder.calls)
 
 
 #: The service's own calls, and those of the launching core that its techniques come to.
@@ -206,7 +227,7 @@ def test_cleaning_stays_within_its_policy_and_the_policy_within_the_sources(bake
     bakery.guest.answers.append((r"01-first\.sh", "", 1))
     with pytest.raises(StepError):
         bakery.bake(on_error=OnError.KEEP)
-    recorder = Recorder(bakery.cloud)
+    recorder = Recorder(bakery.cloud, bakery.served.ec2)
     assert (
         remove(bakery.cloud, janitor.survey(bakery.cloud, Policy(keep=3)).removals, lambda _: None).failures
         == []
@@ -215,6 +236,7 @@ def test_cleaning_stays_within_its_policy_and_the_policy_within_the_sources(bake
     policy = allowed("clean")
     assert {"ec2:TerminateInstances", "ec2:DeleteSecurityGroup", "ec2:DeleteKeyPair"} <= recorder.actions
     assert recorder.actions - policy == set(), "used, and not allowed"
+    check("clean", recorder.calls)
     methods = {xform_name(action.partition(":")[2]) for action in policy}
     text = "".join((ROOT / name).read_text() for name in CLEAN_SOURCES)
     paged = set(re.findall(r'"((?:describe|get)_[a-z_]+)"', text))
@@ -225,7 +247,8 @@ def test_cleaning_stays_within_its_policy_and_the_policy_within_the_sources(bake
 def test_what_changes_or_removes_goes_by_our_tag() -> None:
     """Whatever a policy lets change or remove has to carry our tag, except what names the latest image."""
     policies = [
-        json.loads((POLICIES / f"{name}.json").read_text()) for name in ("bake", "bench", "clean", "service")
+        json.loads((POLICIES / f"{name}.json").read_text())
+        for name in ("bake", "bench", "clean", "publish", "service", "setup")
     ]
     for statement in [statement for policy in policies for statement in policy["Statement"]]:
         actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]

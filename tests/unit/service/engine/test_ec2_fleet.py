@@ -20,11 +20,12 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from support.harness_cloud import Ec2Faults, SshHost, cloud_in_process, register_image
+from support.harness_cloud import Ec2Faults, SshHost, cloud_in_process, mock_session, register_image
+from support.iam.calls import Recorder
+from support.iam.check import check
 from support.service.rig import KEY
 
 from instant_env.arch import Arch
-from instant_env.cloud.account import POLICIES
 from instant_env.cloud.images import parameter_name
 from instant_env.cloud.instances import Market
 from instant_env.cloud.session import Cloud
@@ -231,19 +232,7 @@ def test_the_promise_is_in_the_tags_and_the_service_sees_its_own_machines_alone(
 
 
 def test_a_lifes_calls_stay_within_the_policy(cloud: Cloud, image_id: str) -> None:
-    policy = json.loads((POLICIES / "service.json").read_text())
-    allowed = {
-        action
-        for statement in policy["Statement"]
-        for action in ([statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"])
-    }
-    sent: set[str] = set()
-
-    def note(model: Any, **_: Any) -> None:
-        sent.add(f"{model.service_model.signing_name}:{model.name}")
-
-    for client in (cloud.ec2, cloud.ssm):
-        client.meta.events.register("before-call", note)
+    recorder = Recorder(cloud, mock_session().client("ec2"))
 
     async def scenario() -> None:
         ensure_group(cloud, SERVICE, ["192.0.2.0/24"])
@@ -254,8 +243,8 @@ def test_a_lifes_calls_stay_within_the_policy(cloud: Cloud, image_id: str) -> No
         await fleet.terminate(delivered.machine.instance_id)
 
     asyncio.run(scenario())
-    assert {"ec2:RunInstances", "ec2:CreateTags", "ec2:RevokeSecurityGroupIngress"} <= sent
-    assert sent - allowed == set()
+    assert {"ec2:RunInstances", "ec2:CreateTags", "ec2:RevokeSecurityGroupIngress"} <= recorder.actions
+    check("service", recorder.calls)
 
 
 def test_ec2s_clock_is_compared_by_its_answers(cloud: Cloud) -> None:

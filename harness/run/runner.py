@@ -36,7 +36,7 @@ from instant_env.cloud.instances import end_run
 from instant_env.cloud.interfaces import delete_of_run
 from instant_env.cloud.keys import KeyPair, imported_key_pair
 from instant_env.cloud.launching.places import Place, check_subnet
-from instant_env.cloud.network import temporary_security_group
+from instant_env.cloud.network import own_cidr, require_admission, temporary_security_group
 from instant_env.cloud.rules.names import image_name
 from instant_env.cloud.session import Cloud, CloudError, connect
 from instant_env.cloud.tags import Role, new_run_id
@@ -115,6 +115,8 @@ def carry_out(
         try:
             cloud = open_cloud(settings, progress)
             check_subnet(cloud)
+            if cloud.settings.security_group:
+                require_admission(cloud, cloud.settings.security_group, own_cidr(cloud))
             plan = planner(cloud)
             estimate = prices.estimate(cloud, plan.experiment, plan.prices)
             if estimate.worst_usd or estimate.unknown:

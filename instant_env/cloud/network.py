@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import ipaddress
 import socket
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
@@ -23,7 +24,8 @@ from instant_env.cloud.session import (
     retry_cleanup,
     undo_on_error,
 )
-from instant_env.cloud.tags import Role, project_filter, tag_specifications
+from instant_env.cloud.tags import PROJECT, Role, project_filter, read_tags, tag_specifications
+from instant_env.errors import UsageError
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.type_defs import IpPermissionTypeDef
@@ -35,7 +37,8 @@ _GROUP_RELEASE_TIMEOUT_S = 60.0
 def caller_cidr(cloud: Cloud) -> str:
     """This caller's address as the cloud sees it, ``203.0.113.7/32``.
 
-    Raises CloudError when the configured URL does not answer with an address.
+    The URL is asked over IPv4 and by no proxy: machines have IPv4 addresses, and SSH goes to them directly.
+    Raises CloudError when the URL does not answer with such an address.
     """
     url = cloud.caller_ip_url
     if not url.startswith(("http://", "https://")):
@@ -43,19 +46,31 @@ def caller_cidr(cloud: Cloud) -> str:
             f"caller_ip_url {url}: must begin with http:// or https://", hint="set INSTANT_ENV_CALLER_IP_URL"
         )
     try:
-        with _opener(url).open(url, timeout=10) as answer:
+        with _OPENER.open(url, timeout=10) as answer:
             text = answer.read(64).decode("ascii", "replace").strip()
-        return f"{ipaddress.ip_address(text)}/32"
-    except (OSError, ValueError) as error:
-        raise CloudError(
-            f"cannot learn our own address from {url}: {error}", hint="set INSTANT_ENV_CALLER_IP_URL"
-        ) from error
+        return f"{ipaddress.IPv4Address(text)}/32"
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        hint = "set INSTANT_ENV_CALLER_IP_URL to a URL that answers with this host's IPv4 address"
+        if urllib.request.getproxies() and not is_loopback(url):
+            hint += "; the proxy of the environment is not asked, because SSH does not go through it"
+        raise CloudError(f"cannot learn our own address from {url}: {error}", hint=hint) from error
 
 
-def _opener(url: str) -> urllib.request.OpenerDirector:
-    """What opens a URL: by the environment's proxy, but not to this host."""
-    handlers = [urllib.request.ProxyHandler({})] if is_loopback(url) else []
-    return urllib.request.build_opener(*handlers)
+#: Binding to it leaves IPv4 as the only way out: getaddrinfo's IPv6 addresses cannot be reached from there.
+_ANY_IPV4 = ("0.0.0.0", 0)  # noqa: S104 - the near end of an outgoing connection
+
+
+class _OverIpv4(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(http.client.HTTPConnection, req, source_address=_ANY_IPV4)
+
+
+class _TlsOverIpv4(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(http.client.HTTPSConnection, req, source_address=_ANY_IPV4)
+
+
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _OverIpv4, _TlsOverIpv4)
 
 
 def private_cidr(cloud: Cloud) -> str:
@@ -132,11 +147,7 @@ def temporary_security_group(
     try:
         try:
             wait_for_group(cloud, group_id)
-            admit(
-                cloud,
-                group_id,
-                {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": cidr}]},
-            )
+            admit(cloud, group_id, ssh_permission(cidr))
         except ClientError as error:
             raise cloud_error(error, f"opening SSH to {cidr}") from error
         yield group_id
@@ -165,6 +176,49 @@ def admit(cloud: Cloud, group_id: str, permission: IpPermissionTypeDef) -> None:
     except ClientError as error:
         if error_code(error) != "InvalidPermission.Duplicate":
             raise
+
+
+def ssh_permission(cidr: str) -> IpPermissionTypeDef:
+    """SSH from one network. In the group's own port there is always 22, whatever port the host forwards."""
+    permission: IpPermissionTypeDef = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22}
+    if ipaddress.ip_network(cidr).version == 6:
+        permission["Ipv6Ranges"] = [{"CidrIpv6": cidr}]
+    else:
+        permission["IpRanges"] = [{"CidrIp": cidr}]
+    return permission
+
+
+def admits(group: Any, cidr: str) -> bool:
+    """Whether a described security group lets ``cidr`` (IPv4) reach port 22. A rule for a prefix list or for
+    another group counts as one that does: whose addresses those are is not looked up."""
+    caller = ipaddress.IPv4Network(cidr)
+    for rule in group.get("IpPermissions", []):
+        # Without ports a rule of all protocols (-1) is for all of them.
+        ports = range(rule.get("FromPort", 0), rule.get("ToPort", 65535) + 1)
+        if rule["IpProtocol"] not in ("tcp", "6", "-1") or (rule["IpProtocol"] != "-1" and 22 not in ports):
+            continue
+        if rule.get("PrefixListIds") or rule.get("UserIdGroupPairs"):
+            return True
+        if any(caller.subnet_of(ipaddress.IPv4Network(one["CidrIp"])) for one in rule.get("IpRanges", [])):
+            return True
+    return False
+
+
+def require_admission(cloud: Cloud, group_id: str, cidr: str) -> None:
+    """Raises UsageError when a configured group does not let the caller reach SSH: `setup` admits the address
+    that it was run from, and on another network every login would time out in silence."""
+    try:
+        (group,) = cloud.ec2.describe_security_groups(GroupIds=[group_id])["SecurityGroups"]
+    except ClientError as error:
+        raise cloud_error(error, f"looking at security group {group_id}") from error
+    if admits(group, cidr):
+        return
+    ours = read_tags(group.get("Tags")).get("Project") == PROJECT
+    raise UsageError(
+        f"security group {group_id} does not admit SSH from here ({cidr})",
+        hint=("run: invoke setup --cloud aws" if ours else f"add a rule for {cidr}")
+        + ", or leave security_group out: then each run makes a group of its own",
+    )
 
 
 def delete_group(cloud: Cloud, group_id: str, timeout_s: float = _GROUP_RELEASE_TIMEOUT_S) -> None:

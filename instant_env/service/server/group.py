@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
 
-from instant_env.cloud.network import admit, own_cidr, vpc_of, wait_for_group
+from instant_env.cloud.network import admit, own_cidr, ssh_permission, vpc_of, wait_for_group
 from instant_env.cloud.session import Cloud, cloud_error
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
 from instant_env.errors import UsageError
-
-if TYPE_CHECKING:
-    from mypy_boto3_ec2.type_defs import IpPermissionTypeDef
 
 #: A network with fewer fixed bits than these holds strangers (a provider's whole range, or everybody).
 _WIDE_V4, _WIDE_V6 = 16, 32
@@ -80,16 +76,6 @@ def _set_rules(cloud: Cloud, group_id: str, wanted: set[str]) -> None:
         present |= {rule["CidrIp"] for rule in permission.get("IpRanges", []) if "CidrIp" in rule}
         present |= {rule["CidrIpv6"] for rule in permission.get("Ipv6Ranges", []) if "CidrIpv6" in rule}
     for cidr in sorted(present - wanted):
-        cloud.ec2.revoke_security_group_ingress(GroupId=group_id, IpPermissions=[_permission(cidr)])
+        cloud.ec2.revoke_security_group_ingress(GroupId=group_id, IpPermissions=[ssh_permission(cidr)])
     for cidr in sorted(wanted - present):
-        admit(cloud, group_id, _permission(cidr))
-
-
-def _permission(cidr: str) -> IpPermissionTypeDef:
-    """SSH from one network. In the group's own port there is always 22, whatever port the host forwards."""
-    permission: IpPermissionTypeDef = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22}
-    if ipaddress.ip_network(cidr).version == 6:
-        permission["Ipv6Ranges"] = [{"CidrIpv6": cidr}]
-    else:
-        permission["IpRanges"] = [{"CidrIp": cidr}]
-    return permission
+        admit(cloud, group_id, ssh_permission(cidr))

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from instant_env.cli.verb import reporter, say, show
+from instant_env.cloud.account.findings import Finding
 from instant_env.cloud.images import BakedImage
 from instant_env.cloud.removal import Removal
 from instant_env.errors import UsageError
@@ -48,6 +49,15 @@ def image_row(image: BakedImage) -> dict[str, Any]:
         "login_user": image.login_user,
         "snapshots": list(image.snapshot_ids),
     }
+
+
+def finding_table(findings: Sequence[Finding]) -> Table:
+    """A checklist of an account: what needs attention is marked."""
+    table = Table("", "what", "which", "state", "detail", box=None)
+    for one in findings:
+        mark = {"trouble": "!", "unknown": "?"}.get(one.state, "")
+        table.add_row(mark, one.what, one.name, one.state, one.detail)
+    return table
 
 
 def recipe_table(recipes: Sequence[Mapping[str, Any]]) -> Table:

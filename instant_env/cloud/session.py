@@ -101,12 +101,14 @@ class Cloud:
         """Every client of EC2, for whoever counts calls or reads answers by botocore's events."""
         return list({id(one): one for one in (self.ec2, self.ec2_once, self.ec2_polls)}.values())
 
-    def client(self, service: str, config: Config = _AWS_CONFIG) -> Any:
-        """A client of another service than those above."""
+    def client(self, service: str, config: Config = _AWS_CONFIG, *, region: str | None = None) -> Any:
+        """A client of another service than those above; ``region`` is for services that have one only."""
         session = self.session or boto3.Session(region_name=self.region)
         if self.name is CloudName.LOCAL:
             config = config.merge(_NO_PROXY)
-        return session.client(service, endpoint_url=self.endpoint_url, config=config)  # type: ignore[call-overload]
+        return session.client(  # type: ignore[call-overload]
+            service, region_name=region or self.region, endpoint_url=self.endpoint_url, config=config
+        )
 
     def accelerator_for(self, arch: Arch) -> str:
         """How machines of ``arch`` run: those of another architecture than this computer's are emulated."""

@@ -84,12 +84,13 @@ def test_an_installed_package_runs_outside_the_checkout(installed: Path, tmp_pat
 def test_an_installed_package_holds_the_files_that_code_reads(installed: Path, tmp_path: Path) -> None:
     code = """
 from instant_env import settings
-from instant_env.cloud import account, prices
+from instant_env.cloud import prices
+from instant_env.cloud.account import roles
 from instant_env.localec2.state import moto_api
 from harness.figures import report
 import os
 print(settings.ROOT, os.environ["MOTO_AMIS_PATH"], prices._TABLE, report._TEMPLATES / "report.html.j2",
-    account.POLICIES, settings.ROOT / "experiments" / "README.md", settings.ROOT / "go.sum", sep="\\n")
+    roles.POLICIES, settings.ROOT / "experiments" / "README.md", settings.ROOT / "go.sum", sep="\\n")
 print(settings.load().results_dir.resolve())
 from instant_env.provenance import git_state
 print(git_state())

@@ -103,7 +103,11 @@ class Call:
 
     def untagged(self) -> list[Call]:
         """This call as it may not be granted: without our tag in the request, and on what does not carry it.
-        Parameters go by their names."""
+        Parameters, roles and profiles go by their names."""
+        if self.action.startswith("iam:"):
+            others = dict.fromkeys(("RoleName", "InstanceProfileName", "AWSServiceName"), "another")
+            named = {key: other for key, other in others.items() if key in self.parameters}
+            return [replace(self, parameters={**self.parameters, **named})]
         if self.action.startswith("ssm:"):
             if self.name not in ("PutParameter", "AddTagsToResource"):
                 return []
@@ -235,13 +239,18 @@ def _instance_connect(call: Call, generous: bool) -> Iterator[Access]:
     yield Access(call.action, arn("instance", name), own)
 
 
+def _free(call: Call, generous: bool) -> Iterator[Access]:
+    """GetCallerIdentity needs no permission, and none can forbid it (STS API Reference)."""
+    return iter(())
+
+
 def _anywhere(call: Call, generous: bool) -> Iterator[Access]:
     yield Access(call.action, "*")
 
 
 _SERVICES: dict[str, Callable[[Call, bool], Iterator[Access]]] = {
     "ebs": _ebs, "ec2": _ec2, "ec2-instance-connect": _instance_connect, "iam": _iam, "pricing": _anywhere,
-    "servicequotas": _anywhere, "ssm": _ssm, "sts": _anywhere,
+    "freetier": _anywhere, "servicequotas": _anywhere, "ssm": _ssm, "sts": _free,
 }  # fmt: skip
 
 
@@ -257,6 +266,7 @@ class Recorder:
 
     def __init__(self, cloud: Cloud, look: Any) -> None:
         self.calls: list[Call] = []
+        self.tried: list[Call] = []  # with DryRun
         self._look = look
         for client in clients_of(cloud):
             if client is not look:
@@ -273,15 +283,15 @@ class Recorder:
 
     def _note(self, params: Mapping[str, Any], model: Any, **_: Any) -> None:
         parameters = deepcopy(dict(params))
-        if parameters.get("DryRun"):
-            return
+        tried = parameters.pop("DryRun", False)
         tags: dict[str, Mapping[str, str]] = {}
         if (
             not model.name.startswith(("Describe", "Get", "List", "Import"))
             or model.name == "GetConsoleOutput"
         ):
             tags = {name: self._tags_of(kind, name) for kind, name in _named(parameters)}
-        self.calls.append(Call(f"{model.service_model.signing_name}:{model.name}", parameters, tags))
+        call = Call(f"{model.service_model.signing_name}:{model.name}", parameters, tags)
+        (self.tried if tried else self.calls).append(call)
 
     def _tags_of(self, kind: str, name: str) -> dict[str, str]:
         with suppress(ClientError):

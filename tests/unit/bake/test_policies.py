@@ -25,7 +25,7 @@ from instant_env.bake.execute import StepError
 from instant_env.bake.request import Method, OnError
 from instant_env.bake.verify import VerifyError
 from instant_env.cloud import janitor
-from instant_env.cloud.account import POLICIES
+from instant_env.cloud.account.roles import POLICIES
 from instant_env.cloud.copies import delete_copy, fresh_copy
 from instant_env.cloud.images import list_baked
 from instant_env.cloud.instances import LaunchOptions, LaunchRequest, launch, terminate

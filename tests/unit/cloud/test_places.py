@@ -18,7 +18,8 @@ from instant_env.arch import Arch
 from instant_env.bake import bake
 from instant_env.bake.request import Options
 from instant_env.bake.request import Request as BakeRequest
-from instant_env.cloud import account, instances
+from instant_env.cloud import instances
+from instant_env.cloud.account.setup import set_up
 from instant_env.cloud.instances import LaunchOptions, LaunchRequest, NoPublicAddress
 from instant_env.cloud.launching import places
 from instant_env.cloud.session import Cloud, CloudError
@@ -61,7 +62,7 @@ def test_a_configured_subnet_without_public_addresses_is_refused_before_anything
     for act in (
         lambda: carry_out(settings, planner, progress=lambda _: None, open_cloud=lambda *_: inner),
         lambda: bake.bake(inner, settings, request, progress=lambda _: None),
-        lambda: account.set_up(inner, dry_run=False, progress=lambda _: None),
+        lambda: set_up(inner, dry_run=False, progress=lambda _: None),
     ):
         with pytest.raises(UsageError, match=refused) as error:
             act()

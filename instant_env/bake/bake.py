@@ -234,6 +234,7 @@ def bake(
         ),
         root_device=base.root_device,
         private=options.ssh_private or settings.ssh_private,
+        check_host_key=options.check_host_key,
         keep_key_in=settings.state_dir / "keys" if options.on_error is OnError.KEEP else None,
     )
     with ExitStack() as stack:

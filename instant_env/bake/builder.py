@@ -26,8 +26,9 @@ from instant_env.cloud.session import Cloud, cloud_error, finish_despite_interru
 from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError
 from instant_env.launch.cloud_config import timer_config
+from instant_env.launch.host_keys import confirm_by_console
 from instant_env.progress import Doing, Progress
-from instant_env.ssh.connection import LoginError, wait_for_login
+from instant_env.ssh.connection import LoginError, host_key, wait_for_login
 
 #: From request to `running`. EC2 publishes no bound; minutes mean that something is wrong.
 RUNNING_TIMEOUT_S = 300.0
@@ -36,14 +37,19 @@ RUNNING_TIMEOUT_S = 300.0
 LOGIN_TIMEOUT_S = 1200.0
 #: From the login to the end of cloud-init. EC2 takes seconds; a base under emulation, beside others, minutes.
 FIRST_BOOT_TIMEOUT_S = 600
+#: From the login to the host keys on the console. cloud-init prints them in its last stage, which under
+#: emulation is minutes after sshd serves. EC2 publishes no bound for the console of a Nitro machine, either.
+HOST_KEY_TIMEOUT_S = 900.0
+_HOST_KEY_POLL_S = 2.0
 
 
 @dataclass(frozen=True)
 class Order:
     """One machine to have. ``instance_types`` are tried in this order where there is no capacity.
 
-    ``private``: reach it by its private address. ``keep_key_in``: where the key goes when something fails and
-    the machine is to stay for a look; None ends it in any case.
+    ``private``: reach it by its private address. ``check_host_key``: its host key has to be on its console,
+    which somebody on the way to it cannot write to. ``keep_key_in``: where the key goes when something fails
+    and the machine is to stay for a look; None ends it in any case.
     """
 
     image_id: str
@@ -56,6 +62,7 @@ class Order:
     options: LaunchOptions = field(default_factory=LaunchOptions)
     root_device: str = ""
     private: bool = False
+    check_host_key: bool = True
     keep_key_in: Path | None = None
 
 
@@ -132,6 +139,8 @@ def machine(cloud: Cloud, order: Order, progress: Progress) -> Iterator[Machine]
                 tail = instances.console_tail(cloud, instance_id, 3).replace("\n", " / ")
                 raise LoginError(error.message, hint=f"the console ends with: {tail or 'nothing'}") from error
             stack.callback(connection.close)
+            if order.check_host_key:
+                _check_host_key(cloud, instance_id, connection, progress)
             progress(f"logged in to {instance_id} as {order.login_user}")
             zone = description["Placement"]["AvailabilityZone"]
             yield Machine(instance_id, address, zone, key, connection)
@@ -176,6 +185,20 @@ def wait_for_first_boot(connection: fabric.Connection, log: StepLog, progress: P
             f"the first boot did not end within {FIRST_BOOT_TIMEOUT_S} s: {error.message}",
             hint=f"`cloud-init status --long` on the machine says what runs; see {log.path}",
         ) from error
+
+
+def _check_host_key(
+    cloud: Cloud, instance_id: str, connection: fabric.Connection, progress: Progress
+) -> None:
+    """Nothing is done on the connection before the machine itself has said whose it is. Raises CloudError and
+    HostKeyMismatch."""
+    progress(Doing(f"comparing the host key with the console of {instance_id}"))
+    try:
+        confirm_by_console(
+            cloud, instance_id, host_key(connection), timeout_s=HOST_KEY_TIMEOUT_S, poll_s=_HOST_KEY_POLL_S
+        )
+    except ClientError as error:
+        raise cloud_error(error, f"reading the console of {instance_id}") from error
 
 
 def _write_key(key: KeyPair, path: Path) -> Path:

@@ -51,7 +51,8 @@ class Options:
     ``base_ami`` stands in for the base's own reference to its AMI (see bases.find); ``builder_types`` of any
     architecture are tried in this order; ``parameters`` are the recipe's, as text. ``encrypt``: the
     builder's root volume, and so the image, with ``kms_key_id`` or the account's default key.
-    ``ssh_private``: reach machines by their private addresses, from within the VPC.
+    ``ssh_private``: reach machines by their private addresses, from within the VPC. ``check_host_key``: go on
+    only when a machine's console has the host key that its server showed.
     """
 
     base: str | None = None
@@ -64,6 +65,7 @@ class Options:
     kms_key_id: str | None = None
     on_error: OnError = OnError.CLEANUP
     ssh_private: bool = False
+    check_host_key: bool = True
     deprecate_after_days: int | None = None
     protect: bool = False
 

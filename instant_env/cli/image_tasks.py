@@ -37,6 +37,7 @@ _SET_HELP = {"set": "value of one of the recipe's parameters, as key=value; repe
         "on-error": "cleanup (the default), or keep: leave the machine that failed, and say how to log in",
         "subnet": "subnet of the machines (default: one of the default VPC)",
         "ssh-private": "reach machines by their private addresses, from within the VPC",
+        "check-host-key": "go on only when a machine's console has its host key (the default)",
         "deprecate-after-days": "mark the image as deprecated after so many days (default: never)",
         "protect": "protect the image against deregistration",
         "force": "bake even when an AMI already holds this plan",
@@ -62,6 +63,7 @@ def bake(
     on_error: str = "cleanup",
     subnet: str = "",
     ssh_private: bool = False,
+    check_host_key: bool = True,
     deprecate_after_days: int = 0,
     protect: bool = False,
     force: bool = False,
@@ -87,7 +89,8 @@ def bake(
         builder_types=tuple(split_commas(builder_type)),
         parameters=parameters.split(set or ()), method=choose(Method, method, "--method"), encrypt=encrypt,
         kms_key_id=kms_key_id or None, on_error=choose(OnError, on_error, "--on-error"),
-        ssh_private=ssh_private, deprecate_after_days=deprecate_after_days or None, protect=protect,
+        ssh_private=ssh_private, check_host_key=check_host_key,
+        deprecate_after_days=deprecate_after_days or None, protect=protect,
     )  # fmt: skip
     bakes = requests(recipe, arch, options)
     if parallel < 0:

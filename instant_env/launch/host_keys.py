@@ -9,12 +9,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from typing import TYPE_CHECKING
 
 from instant_env.cloud.instances import console
 from instant_env.cloud.session import Cloud
 from instant_env.errors import InstantEnvError
-from instant_env.launch.techniques.base import PoolSlot
+from instant_env.public_key import PublicKey
 from instant_env.ssh.host_keys import HostKeys
+from instant_env.waiting import wait_until
+
+if TYPE_CHECKING:  # that package imports this module
+    from instant_env.launch.techniques.base import PoolSlot
 
 _BEGIN = "-----BEGIN SSH HOST KEY KEYS-----"
 _END = "-----END SSH HOST KEY KEYS-----"
@@ -70,6 +75,21 @@ async def wait_for_host_keys(
                 hint="use an AMI of a recipe of this version; see: aws ec2 get-console-output",
             )
         await asyncio.sleep(poll_s)
+
+
+def confirm_by_console(
+    cloud: Cloud, instance_id: str, shown: PublicKey, *, timeout_s: float, poll_s: float = POLL_S
+) -> None:
+    """Look until the console has the machine's host keys; return when ``shown``, which the server showed, is
+    one of them. Raises HostKeyMismatch, NoHostKeys after ``timeout_s``, and botocore's errors."""
+    keys = wait_until(lambda: read_console(cloud, instance_id), timeout_s, poll_s)
+    if keys is None:
+        raise NoHostKeys(
+            f"{instance_id} has no host keys on its console after {timeout_s:.0f} s, and its server showed "
+            f"{shown.fingerprint}",
+            hint="see: aws ec2 get-console-output; a base that does not print them needs --no-check-host-key",
+        )
+    keys.check(shown)
 
 
 async def with_host_keys(cloud: Cloud, slot: PoolSlot, *, timeout_s: float = 10.0) -> PoolSlot:

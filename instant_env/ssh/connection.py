@@ -11,6 +11,7 @@ import paramiko
 
 from instant_env.cloud.keys import KeyPair
 from instant_env.errors import InstantEnvError
+from instant_env.public_key import PublicKey
 from instant_env.ssh import pauses
 from instant_env.ssh.connect_probe import DIRECT
 from instant_env.ssh.probe_loop import find
@@ -43,7 +44,8 @@ def _wait_for_banner(host: str, port: int, timeout_s: float) -> bool:
 def wait_for_login(host: str, port: int, user: str, key: KeyPair, *, timeout_s: float) -> fabric.Connection:
     """Try again until public-key authentication succeeds; return the open connection.
 
-    The host key cannot be known (it is made at this boot); it is pinned by keeping the connection. A machine
+    The host key cannot be known yet (it is made at this boot); it is pinned by keeping the connection, and
+    :func:`host_key` tells which it is. A machine
     that stops answering breaks the connection within about a minute: a command on it then ends with -1,
     and the next command raises OSError, EOFError or paramiko.SSHException. Raises LoginError with the last
     reason after ``timeout_s``.
@@ -81,6 +83,12 @@ def wait_for_login(host: str, port: int, user: str, key: KeyPair, *, timeout_s: 
             time.sleep(0.2)
         connection.close()
     raise LoginError(f"no login as {user} at {host}:{port} within {timeout_s:.0f} s: {reason}")
+
+
+def host_key(connection: fabric.Connection) -> PublicKey:
+    """The host key that the server of an open connection showed."""
+    key = connection.transport.get_remote_server_key()
+    return PublicKey(key.get_name(), key.get_base64())
 
 
 def _notice_silence(transport: paramiko.Transport) -> None:

@@ -41,6 +41,8 @@ from support.localec2_served import Served
 #: Whose stock images are.
 OWNER = "136693071363"
 BASE_PARAMETER = "/pretend/base"
+#: Of all machines' sshd. Other processes get it by being forked.
+HOST_KEY = asyncssh.generate_private_key("ssh-ed25519")
 
 _RECIPE = {"recipe": "pretend", "description": "two steps", "families": ["apt"], "steps": [
     {"name": "first", "phase": "check", "script": "first.sh.j2"},
@@ -103,6 +105,7 @@ class Guest:
         with ssh_server.listening(
             server_factory=ssh_server.TakesAnyKey, process_factory=self._serve,
             sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=bytes(self.root)),
+            host_keys=[HOST_KEY],
         ) as self.port:  # fmt: skip
             yield self
 
@@ -114,7 +117,14 @@ def _short_sleeps() -> None:
 
 
 def answer_here(cloud: Cloud) -> None:
-    """Machines of this cloud answer on 127.0.0.1, where the guest listens."""
+    """Machines of this cloud answer on 127.0.0.1, where the guest listens, and print its host key."""
+
+    def print_key(parsed: dict[str, Any], **_: Any) -> None:
+        block = (
+            f"-----BEGIN SSH HOST KEY KEYS-----\n{HOST_KEY.export_public_key().decode()}"
+            "-----END SSH HOST KEY KEYS-----\n"
+        )
+        parsed["Output"] = block + parsed.get("Output", "")
 
     def change(parsed: dict[str, Any], **_: Any) -> None:
         for reservation in parsed.get("Reservations", []):
@@ -123,6 +133,7 @@ def answer_here(cloud: Cloud) -> None:
                     instance["PublicIpAddress"] = "127.0.0.1"
 
     cloud.ec2.meta.events.register("after-call.ec2.DescribeInstances", change)
+    cloud.ec2.meta.events.register("after-call.ec2.GetConsoleOutput", print_key)
 
 
 @dataclass

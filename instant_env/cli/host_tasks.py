@@ -19,6 +19,7 @@ from instant_env.progress import Doing
         "subnet": "subnet that machines will use (default: the best of the default VPC)",
         "dry-run": "say what is missing, and make nothing",
         "spot-role": "make Spot's service-linked role, too, without which EC2 refuses spot machines",
+        "reaper": "make the reaper, too: a function of Lambda's that ends what is past its time",
         "check": "print a checklist of the account and of our permissions, and make nothing",
         **CLOUD_HELP,
         **JSON_HELP,
@@ -26,8 +27,8 @@ from instant_env.progress import Doing
 )
 @verb
 def setup(
-    _: Context, subnet: str = "", dry_run: bool = False, spot_role: bool = False, check: bool = False,
-    cloud: str = "", region: str = "", json: bool = False,
+    _: Context, subnet: str = "", dry_run: bool = False, spot_role: bool = False, reaper: bool = False,
+    check: bool = False, cloud: str = "", region: str = "", json: bool = False,
 ) -> None:  # fmt: skip
     """Make what an AWS account needs once, and check its quotas and our permissions. Run it again at will."""
     from instant_env.cloud.account import setup as account
@@ -40,7 +41,9 @@ def setup(
     if check:
         findings = checklist(connection, progress=progress)
     else:
-        findings = account.set_up(connection, dry_run=dry_run, progress=progress, spot_role=spot_role)
+        findings = account.set_up(
+            connection, dry_run=dry_run, progress=progress, spot_role=spot_role, reaper=reaper
+        )
     if json:
         print_json({"found": [finding.as_dict() for finding in findings]})
     elif check:

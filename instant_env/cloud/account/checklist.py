@@ -10,6 +10,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from instant_env.cloud.account.checks import permissions, quotas
 from instant_env.cloud.account.findings import Finding
 from instant_env.cloud.account.group import group_finding
+from instant_env.cloud.account.reaper import find_reaper
 from instant_env.cloud.account.roles import ROLE_NAME, ensure_profile, ensure_role, ensure_spot_role
 from instant_env.cloud.account.subnets import best_subnet, subnet_findings
 from instant_env.cloud.session import Cloud, CloudError, error_code
@@ -28,6 +29,7 @@ def checklist(cloud: Cloud, *, progress: Progress) -> list[Finding]:
         "subnet": lambda: subnet_findings(cloud),
         "security group": lambda: [group_finding(cloud)],
         "role": lambda: _roles(cloud),
+        "reaper": lambda: [find_reaper(cloud)],
         "permission": lambda: permissions(cloud, best_subnet(cloud)),
     }
     findings: list[Finding] = []

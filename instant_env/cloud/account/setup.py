@@ -14,6 +14,7 @@ from botocore.exceptions import ClientError
 from instant_env.cloud.account.checks import permissions, quotas
 from instant_env.cloud.account.findings import Finding
 from instant_env.cloud.account.group import ensure_group, our_groups
+from instant_env.cloud.account.reaper import REAPER_NAME, ensure_reaper, find_reaper, remove_reaper
 from instant_env.cloud.account.roles import (
     ROLE_NAME,
     delete_profile,
@@ -32,8 +33,11 @@ from instant_env.progress import Progress
 from instant_env.settings import CloudName, Settings
 
 
-def set_up(cloud: Cloud, *, dry_run: bool, progress: Progress, spot_role: bool = False) -> list[Finding]:
-    """Make what is missing (with ``dry_run``: only look), then check quotas and permissions.
+def set_up(
+    cloud: Cloud, *, dry_run: bool, progress: Progress, spot_role: bool = False, reaper: bool = False
+) -> list[Finding]:
+    """Make what is missing (with ``dry_run``: only look), then check quotas and permissions. ``reaper``: with
+    the function that ends what is past its time.
 
     ``spot_role``: make Spot's service-linked role, too, which belongs to the account and not to us.
 
@@ -56,6 +60,8 @@ def set_up(cloud: Cloud, *, dry_run: bool, progress: Progress, spot_role: bool =
         note(ensure_role(cloud.client("iam"), dry_run))
         note(ensure_profile(cloud.client("iam"), dry_run))
         note(ensure_spot_role(cloud.client("iam"), make=spot_role and not dry_run))
+        if reaper:
+            note(find_reaper(cloud) if dry_run else ensure_reaper(cloud))
     except ClientError as error:
         raise cloud_error(error, f"setting up: {error.operation_name}") from error
     for finding in [*quotas(cloud), *permissions(cloud, subnet)]:
@@ -88,6 +94,8 @@ def tear_down(cloud: Cloud, *, dry_run: bool, progress: Progress) -> list[Findin
         if role is not None:
             refuse_foreign("role", role["Role"].get("Tags"))
             go("role", ROLE_NAME, lambda: delete_role(iam))
+        for what, remove in remove_reaper(cloud):
+            go(what, REAPER_NAME, remove)
     except ClientError as error:
         raise cloud_error(
             error, f"tearing down: {error.operation_name}", hint="end what uses it first"

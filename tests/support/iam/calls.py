@@ -108,6 +108,10 @@ class Call:
             others = dict.fromkeys(("RoleName", "InstanceProfileName", "AWSServiceName"), "another")
             named = {key: other for key, other in others.items() if key in self.parameters}
             return [replace(self, parameters={**self.parameters, **named})]
+        if self.action.startswith(("events:", "lambda:", "logs:")):
+            others = dict.fromkeys(("FunctionName", "Name", "Rule", "logGroupName"), "another")
+            named = {key: other for key, other in others.items() if key in self.parameters}
+            return [replace(self, parameters={**self.parameters, **named})] if named else []
         if self.action.startswith("ssm:"):
             if self.name not in ("PutParameter", "AddTagsToResource"):
                 return []
@@ -244,13 +248,36 @@ def _free(call: Call, generous: bool) -> Iterator[Access]:
     return iter(())
 
 
+def _named_service(call: Call, generous: bool) -> Iterator[Access]:
+    """Rules of EventBridge, functions of Lambda and log groups, by their names; tags at creation as well."""
+    service = call.action.partition(":")[0]
+    parameters = call.parameters
+    if call.name.startswith("Describe") and service == "logs":
+        yield Access(call.action, "*")
+        return
+    name = {
+        "events": f"rule/{parameters.get('Name') or parameters.get('Rule')}",
+        "lambda": f"function:{parameters.get('FunctionName')}",
+        "logs": f"log-group:{parameters.get('logGroupName')}",
+    }[service]
+    resource = f"arn:aws:{service}:{REGION}:{ACCOUNT}:{name}"
+    yield Access(call.action, resource)
+    if parameters.get("Tags") or parameters.get("tags"):
+        yield Access(f"{service}:TagResource", resource)
+    if call.name == "CreateFunction":
+        yield Access("iam:PassRole", parameters["Role"], {"iam:PassedToService": "lambda.amazonaws.com"})
+    if call.name == "GetFunction":  # for the tags in its answer
+        yield Access("lambda:ListTags", resource)
+
+
 def _anywhere(call: Call, generous: bool) -> Iterator[Access]:
     yield Access(call.action, "*")
 
 
 _SERVICES: dict[str, Callable[[Call, bool], Iterator[Access]]] = {
-    "ebs": _ebs, "ec2": _ec2, "ec2-instance-connect": _instance_connect, "iam": _iam, "pricing": _anywhere,
-    "freetier": _anywhere, "servicequotas": _anywhere, "ssm": _ssm, "sts": _free,
+    "ebs": _ebs, "ec2": _ec2, "ec2-instance-connect": _instance_connect, "events": _named_service,
+    "freetier": _anywhere, "iam": _iam, "lambda": _named_service, "logs": _named_service,
+    "pricing": _anywhere, "servicequotas": _anywhere, "ssm": _ssm, "sts": _free,
 }  # fmt: skip
 
 
@@ -296,7 +323,8 @@ class Recorder:
     def _tags_of(self, kind: str, name: str) -> dict[str, str]:
         with suppress(ClientError):
             if kind == "key-pair":
-                (pair,) = self._look.describe_key_pairs(KeyNames=[name])["KeyPairs"]
+                by = "KeyPairIds" if _ID.fullmatch(name) else "KeyNames"
+                (pair,) = self._look.describe_key_pairs(**{by: [name]})["KeyPairs"]
                 return read_tags(pair.get("Tags"))
             filters: Any = [{"Name": "resource-id", "Values": [name]}]
             return read_tags(self._look.describe_tags(Filters=filters)["Tags"])

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import boto3
 import pytest
 from botocore.exceptions import ClientError
-from moto import mock_aws
+from support.iam.account_cloud import answered
 from support.iam.calls import Recorder
 from support.iam.check import check
 from support.iam.policy import IamPolicy
 
+from instant_env.cloud.account import reaper
 from instant_env.cloud.account.checklist import checklist
 from instant_env.cloud.account.findings import Finding
 from instant_env.cloud.account.roles import POLICIES
@@ -24,35 +21,14 @@ from instant_env.cloud.account.setup import advice, set_up, tear_down
 from instant_env.cloud.session import Cloud, CloudError
 from instant_env.cloud.tags import read_tags
 from instant_env.public_key import PublicKey
-from instant_env.settings import CloudName, Settings
+from instant_env.settings import Settings
 
-#: What moto does not answer, and what AWS would by its service model.
-NOT_IN_MOTO: dict[str, Any] = {
-    "service-quotas.GetAWSDefaultServiceQuota": {"Quota": {"Value": 5.0}},
-    "freetier.GetAccountPlanState": {"accountId": "123456789012", "accountPlanType": "PAID"},
-}
-
-
-def answered(answer: Any) -> Callable[..., Any]:
-    return lambda **_: (SimpleNamespace(status_code=200), {**answer, "ResponseMetadata": {}})
+pytest_plugins = ("support.iam.account_cloud",)
 
 
 @pytest.fixture
-def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cloud]:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
-    monkeypatch.setattr("instant_env.cloud.account.group.caller_cidr", lambda _: "203.0.113.7/32")
-    with mock_aws():
-        session = boto3.Session(region_name="us-east-1")
-        for call, answer in NOT_IN_MOTO.items():
-            session.events.register(f"before-call.{call}", answered(answer))
-        yield Cloud(
-            name=CloudName.AWS, settings=Settings(state_dir=tmp_path), ec2=session.client("ec2"),
-            ssm=session.client("ssm"), instance_connect=session.client("ec2-instance-connect"),
-            region="us-east-1", ssh_port=22, caller_ip_url="http://127.0.0.1:9/", accelerator="ec2",
-            session=session,
-        )  # fmt: skip
+def cloud(account: Cloud) -> Cloud:
+    return account
 
 
 def run(cloud: Cloud, *, dry_run: bool = False) -> dict[str, Finding]:
@@ -191,11 +167,16 @@ def test_setting_up_checking_and_tearing_down_is_what_their_policy_grants(
     with recorder.of_session(cloud.session):
         run(cloud)
         monkeypatch.setattr("instant_env.cloud.account.group.caller_cidr", lambda _: "198.51.100.9/32")
-        run(cloud)
+        set_up(cloud, dry_run=False, reaper=True, progress=lambda _: None)
+        monkeypatch.setattr(reaper, "_SOURCE", POLICIES / "reaper.json")  # any other bytes
+        reaper.ensure_reaper(cloud)
         checklist(cloud, progress=lambda _: None)
         tear_down(cloud, dry_run=False, progress=lambda _: None)
     check("setup", recorder.calls)
-    on_the_way = {"ec2:CreateTags", "iam:PassRole", "iam:TagRole", "iam:TagInstanceProfile"}
+    on_the_way = {
+        "ec2:CreateTags", "events:TagResource", "iam:PassRole", "iam:TagInstanceProfile", "iam:TagRole",
+        "lambda:ListTags", "lambda:TagResource", "logs:TagResource",
+    }  # fmt: skip
     actions = recorder.actions - {"sts:GetCallerIdentity"}
     granted = IamPolicy.of_file("setup").actions
     assert actions - granted == set(), "used, and not allowed"
@@ -240,7 +221,7 @@ def test_a_checklist_says_all_and_makes_nothing(cloud: Cloud) -> None:
         found = listed(with_settings(cloud, region="us-east-1"))
     assert set(found) == {
         "account", "plan", "region", "encryption", "quota", "default VPC", "subnet", "security group", "role",
-        "instance profile", "permission", "spot role",
+        "instance profile", "permission", "reaper", "spot role",
     }  # fmt: skip
     assert found["account"].name == "123456789012"
     assert (found["plan"].name, found["plan"].state) == ("PAID", "ok")

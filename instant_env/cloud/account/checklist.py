@@ -8,7 +8,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from instant_env.cloud.account.checks import permissions, quotas
-from instant_env.cloud.account.findings import Finding
+from instant_env.cloud.account.findings import Finding, refusal
 from instant_env.cloud.account.group import group_finding
 from instant_env.cloud.account.reaper import find_reaper
 from instant_env.cloud.account.roles import ROLE_NAME, ensure_profile, ensure_role, ensure_spot_role
@@ -42,10 +42,8 @@ def checklist(cloud: Cloud, *, progress: Progress) -> list[Finding]:
 def _unless_refused(what: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
     try:
         yield from look()
-    except ClientError as error:
-        yield Finding(what, "-", "unknown", f"{error.operation_name}: {error_code(error)}")
-    except BotoCoreError as error:
-        yield Finding(what, "-", "unknown", str(error))
+    except (ClientError, BotoCoreError) as error:
+        yield Finding(what, "-", "unknown", refusal(error))
     except CloudError as error:
         yield Finding(what, "-", "trouble", error.message + f"; {error.hint}" * bool(error.hint))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from instant_env.cloud.account.findings import Finding
+from instant_env.cloud.account.findings import Finding, refusal
 from instant_env.cloud.account.subnets import architectures
 from instant_env.cloud.instances import LaunchOptions, LaunchRequest, request_body, usual_type
 from instant_env.cloud.interfaces import ELASTIC_IP_QUOTA
@@ -35,7 +35,7 @@ def quotas(cloud: Cloud) -> Iterator[Finding]:
         try:
             value = _quota(client, code)
         except (ClientError, BotoCoreError) as error:
-            yield Finding("quota", what, "unknown", f"cannot be read: {error}")
+            yield Finding("quota", what, "unknown", f"cannot be read: {refusal(error)}")
             continue
         enough = value >= wanted
         yield Finding(
@@ -104,5 +104,5 @@ def _tried(action: str, call: Callable[[], Any]) -> Finding:
             detail += f": {error.response.get('Error', {}).get('Message', '')}"
         return Finding("permission", action, "trouble", detail)
     except BotoCoreError as error:
-        return Finding("permission", action, "unknown", str(error))
+        return Finding("permission", action, "unknown", refusal(error))
     return Finding("permission", action, "unknown", "no answer")

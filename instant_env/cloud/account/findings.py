@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from botocore.exceptions import BotoCoreError, ClientError
+
+from instant_env.cloud.session import error_code
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -16,3 +20,10 @@ class Finding:
 
     def as_dict(self) -> dict[str, str]:
         return asdict(self)
+
+
+def refusal(error: ClientError | BotoCoreError) -> str:
+    """Why a look failed, in one line: what EC2 says beside its code may be a page."""
+    if isinstance(error, ClientError):
+        return f"{error.operation_name}: {error_code(error)}"
+    return str(error).partition("\n")[0]

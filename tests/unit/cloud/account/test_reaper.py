@@ -19,6 +19,7 @@ from support.pretend_bakery import Bakery, Calls
 from instant_env.cloud.account import reaper
 from instant_env.cloud.account.reaper import REAPER_NAME, ensure_reaper, find_reaper
 from instant_env.cloud.account.reaper_function import GRACE, reap
+from instant_env.cloud.account.roles import POLICIES
 from instant_env.cloud.account.setup import set_up, tear_down
 from instant_env.cloud.instances import LaunchRequest, launch
 from instant_env.cloud.interfaces import make_public_interface
@@ -79,7 +80,7 @@ def test_every_kind_that_expires_is_ended(bakery: Bakery) -> None:
     volume = ec2.create_volume(SnapshotId=image.snapshot_ids[0], AvailabilityZone="us-east-1a")["VolumeId"]
     key = ec2.create_key_pair(KeyName="left")["KeyPairId"]
     names = [image.id, *image.snapshot_ids, volume, key]
-    expiry = {"Key": "instant-env:expires-at", "Value": f"{PAST:%Y-%m-%dT%H:%M:%SZ}"}
+    expiry: Any = {"Key": "instant-env:expires-at", "Value": f"{PAST:%Y-%m-%dT%H:%M:%SZ}"}
     ec2.create_tags(Resources=names, Tags=[{"Key": "Project", "Value": "instant-env"}, expiry])
     recorder = Recorder(bakery.cloud, bakery.served.ec2)
     ended, refused = reap(bakery.cloud.ec2, NOW)
@@ -97,7 +98,7 @@ def test_a_lease_that_is_extended_between_listing_and_end_stays(bakery: Bakery) 
     calls = Calls(bakery.cloud)
 
     def extend(**_: Any) -> None:
-        later = {"Key": "instant-env:expires-at", "Value": "2026-12-30T00:00:00Z"}
+        later: Any = {"Key": "instant-env:expires-at", "Value": "2026-12-30T00:00:00Z"}
         bakery.served.ec2.create_tags(Resources=[name], Tags=[later])
 
     bakery.cloud.ec2.meta.events.register_last("after-call.ec2.DescribeInstances", extend)
@@ -126,7 +127,7 @@ def test_it_is_made_once_brought_up_to_date_and_removed(
     role = iam.get_role(RoleName=REAPER_NAME)["Role"]
     assert role["AssumeRolePolicyDocument"]["Statement"][0]["Principal"]["Service"] == "lambda.amazonaws.com"
 
-    monkeypatch.setattr(reaper, "_SOURCE", reaper.POLICIES / "reaper.json")  # any other bytes
+    monkeypatch.setattr(reaper, "_SOURCE", POLICIES / "reaper.json")  # any other bytes
     assert "another version" in find_reaper(account).detail
     events.disable_rule(Name=REAPER_NAME)
     assert ensure_reaper(account).state == "made"

@@ -15,9 +15,11 @@ from instant_env.ssh.host_keys import HostKeyMismatch
 pytest_plugins = ("support.pretend_bakery",)
 
 
-def show_on_console(bakery: Bakery, text: str) -> None:
+def show_on_console(bakery: Bakery, keys: str) -> None:
+    """In place of the host keys of the machine; the rest of its console stays."""
+
     def replace(parsed: dict[str, Any], **_: Any) -> None:
-        parsed["Output"] = text
+        parsed["Output"] = keys + parsed["Output"].partition("-----END SSH HOST KEY KEYS-----\n")[2]
 
     bakery.cloud.ec2.meta.events.register_last("after-call.ec2.GetConsoleOutput", replace)
 

@@ -10,7 +10,8 @@ import pytest
 from botocore.exceptions import ClientError
 from support.moto_cloud import LATER
 
-from instant_env.cloud import account, instances, interfaces
+from instant_env.cloud import instances, interfaces
+from instant_env.cloud.account import roles
 from instant_env.cloud.instances import LaunchRequest
 from instant_env.cloud.keys import KeyPair, imported_key_pair
 from instant_env.cloud.network import temporary_security_group
@@ -177,6 +178,6 @@ def test_a_new_role_and_profile_are_waited_for() -> None:
             self.roles.append({"RoleName": RoleName})
 
     iam = Iam()
-    assert account._role(iam, dry_run=False).state == "made"
-    assert account._profile(iam, dry_run=False).state == "made"
+    assert roles.ensure_role(iam, dry_run=False).state == "made"
+    assert roles.ensure_profile(iam, dry_run=False).state == "made"
     assert iam.looks == 6

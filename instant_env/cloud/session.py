@@ -163,10 +163,10 @@ def region_of(settings: Settings) -> str:
 
     Raises CloudError for a profile that is not there.
     """
-    return _named_region(settings) or DEFAULT_REGION
+    return named_region(settings) or DEFAULT_REGION
 
 
-def _named_region(settings: Settings) -> str | None:
+def named_region(settings: Settings) -> str | None:
     """What names a region, on AWS after the settings: AWS_REGION, which boto3 does not read (AWS SDKs and
     Tools Reference Guide, "AWS Region"), then boto3's own, AWS_DEFAULT_REGION or that of the profile."""
     if settings.region or settings.cloud is CloudName.LOCAL:
@@ -218,7 +218,7 @@ def is_loopback(url: str) -> bool:
 
 def _connect_aws(settings: Settings, progress: Progress) -> Cloud:
     region = region_of(settings)
-    if _named_region(settings) is None:
+    if named_region(settings) is None:
         progress(f"no region is named, so it is {region}: set AWS_REGION, or region: in instant-env.yml")
     try:
         session = boto3.Session(profile_name=settings.profile, region_name=region)

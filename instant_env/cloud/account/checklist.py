@@ -13,7 +13,7 @@ from instant_env.cloud.account.group import group_finding
 from instant_env.cloud.account.reaper import find_reaper
 from instant_env.cloud.account.roles import ROLE_NAME, ensure_profile, ensure_role, ensure_spot_role
 from instant_env.cloud.account.subnets import best_subnet, subnet_findings
-from instant_env.cloud.session import Cloud, CloudError, error_code
+from instant_env.cloud.session import Cloud, CloudError, error_code, named_region
 from instant_env.progress import Doing, Progress
 
 
@@ -72,8 +72,10 @@ def _plan(cloud: Cloud) -> Finding:
 
 
 def _region(cloud: Cloud) -> Finding:
-    if "region" in cloud.settings.model_fields_set:
+    if cloud.settings.region:
         return Finding("region", cloud.region, "ok", "written down")
+    if named_region(cloud.settings):
+        return Finding("region", cloud.region, "ok", "by the environment or the profile")
     return Finding(
         "region", cloud.region, "trouble", f"a default: write `region: {cloud.region}` to instant-env.yml"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -109,17 +110,20 @@ def test_spots_role_is_looked_for_and_made_when_asked(cloud: Cloud) -> None:
     role = "spot role AWSServiceRoleForEC2Spot"
     made: list[str] = []
 
-    def create(params: dict[str, Any], **_: Any) -> None:
-        """moto gives this service's role another name."""
+    def note(params: dict[str, Any], **_: Any) -> None:
         made.append(params["AWSServiceName"])
-        path = "/aws-service-role/spot.amazonaws.com/"
-        cloud.client("iam").create_role(
-            RoleName="AWSServiceRoleForEC2Spot", Path=path, AssumeRolePolicyDocument="{}"
-        )
 
-    cloud.session.events.register(  # type: ignore[union-attr]
-        "before-parameter-build.iam.CreateServiceLinkedRole", create
-    )
+    def create(**_: Any) -> None:
+        """moto gives this service's role another name, unless localec2 was imported, which mends that."""
+        path = "/aws-service-role/spot.amazonaws.com/"
+        with suppress(ClientError):
+            cloud.client("iam").create_role(
+                RoleName="AWSServiceRoleForEC2Spot", Path=path, AssumeRolePolicyDocument="{}"
+            )
+
+    assert cloud.session is not None
+    cloud.session.events.register("before-parameter-build.iam.CreateServiceLinkedRole", note)
+    cloud.session.events.register("after-call.iam.CreateServiceLinkedRole", create)
     missing = run(cloud)[role]
     assert missing.state == "missing"
     assert "invoke setup --cloud aws --spot-role" in missing.detail

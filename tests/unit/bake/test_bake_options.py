@@ -96,7 +96,9 @@ def test_without_capacity_the_next_zone_is_tried_and_then_the_next_type(bakery: 
     bakery.bake(said.append, builder_types=("m6i.large", "c6i.large"))
     tried = launches(calls)[:-1]
     assert [one["InstanceType"] for one in tried] == ["m6i.large"] * (1 + len(zones)) + ["c6i.large"]
-    places = [one.get("Placement", {}).get("AvailabilityZone") for one in tried]
+    subnets = bakery.served.ec2.describe_subnets()["Subnets"]
+    zone_of = {subnet["SubnetId"]: subnet["AvailabilityZone"] for subnet in subnets}
+    places = [zone_of.get(one.get("SubnetId", "")) for one in tried]
     assert places == [None, *sorted(zone["Location"] for zone in zones), None]
     assert len({one["ClientToken"] for one in tried}) == len(tried)
     assert any("no m6i.large in us-east-1a: Unsupported" in line for line in said)

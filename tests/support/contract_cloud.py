@@ -31,6 +31,7 @@ from instant_env.cloud.network import caller_cidr, temporary_security_group
 from instant_env.cloud.session import Cloud, connect
 from instant_env.cloud.tags import Role, new_run_id, project_filter, tag_list
 from instant_env.localec2 import starter
+from instant_env.localec2_settings import LocalEc2Settings
 from instant_env.settings import ROOT, AcceleratorChoice, CloudName, Settings, load
 from instant_env.ssh.connection import wait_for_login
 from support.localec2_cloud import STRICT, machines
@@ -63,6 +64,29 @@ imds() (
     if [ "$code" ]; then curl -o /dev/null -w '%{http_code}\n' "$@"; else curl -f "$@"; fi
 )
 """
+
+
+class Patience:
+    """Repeats calls that do not find what this client has just made, as a client of EC2 has to."""
+
+    _ID = re.compile(r"[a-z]+-[0-9a-f]{17}")
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._pause_s = 0.1 if cloud.name is CloudName.LOCAL else 2.0
+        self._made: set[str] = set()
+        cloud.ec2.meta.events.register("after-call.ec2", self._after)
+        cloud.ec2.meta.events.register("needs-retry.ec2", self._again)  # type: ignore[arg-type]  # its answer counts
+
+    def _after(self, model: Any, parsed: dict[str, Any], **_: Any) -> None:
+        if not model.name.startswith(("Describe", "Get")) and "Error" not in parsed:
+            self._made |= set(self._ID.findall(repr(parsed))) | {parsed.get("KeyName", "")}
+
+    def _again(self, response: Any, attempts: int, **_: Any) -> float | None:
+        """Seconds to the next try, or None."""
+        error = response[1].get("Error", {}) if response is not None else {}
+        named = re.findall(r"'\[?([^'\]]+)\]?'", error.get("Message", ""))
+        late = str(error.get("Code", "")).endswith("NotFound") and not self._made.isdisjoint(named)
+        return self._pause_s if late and attempts <= 8 else None
 
 
 def differs(row: str) -> None:
@@ -156,10 +180,23 @@ class ContractCloud:
             options = {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"}
             arguments["InstanceMarketOptions"] = {"MarketType": "spot", "SpotOptions": options}
             arguments["InstanceInitiatedShutdownBehavior"] = "terminate"
-        return self.ec2.run_instances(**arguments | more)["Instances"]
+        launched = self.ec2.run_instances(**arguments | more)["Instances"]
+        for instance in launched:
+            self.eventually(lambda id=instance["InstanceId"]: self._is_known(id), bool)  # type: ignore[misc]
+        return launched
 
     def launch(self, *, spot: bool = False, **more: Any) -> str:
         return self.run_instances(spot=spot, **more)[0]["InstanceId"]
+
+    def _is_known(self, instance_id: str) -> bool:
+        """Whether it is found several times in a row: just after its launch, EC2's answers may change."""
+        for _ in range(3):
+            with suppress(ClientError):
+                if self.ec2.describe_instances(InstanceIds=[instance_id])["Reservations"]:
+                    time.sleep(0.1 if self.is_local else 1)
+                    continue
+            return False
+        return True
 
     def describe(self, instance_id: str) -> InstanceTypeDef:
         answer = self.ec2.describe_instances(InstanceIds=[instance_id])
@@ -177,7 +214,9 @@ class ContractCloud:
 
     def login(self, instance_id: str) -> Login:
         """Wait for a machine, log in; the connection is kept for the next who asks."""
-        address = self.wait(instance_id, "running")["PublicIpAddress"]
+        self.wait(instance_id, "running")
+        # EC2 may describe it later than the state.
+        address = self.eventually(lambda: self.describe(instance_id).get("PublicIpAddress", ""), bool)
         open_login = self.logins.get(instance_id)
         if open_login and open_login.connection.is_connected and open_login.connection.host == address:
             return open_login
@@ -209,10 +248,14 @@ class ContractCloud:
         return caller_cidr(self.cloud)
 
     def environment(self) -> dict[str, str]:
-        """What `invoke local.env` prints, for other clients; AWS's is the caller's own."""
+        """What `invoke local.env` prints, for other clients; AWS's is the caller's own.
+
+        localec2 is as it is for a user from then on, to the end of the test: those clients are not ours.
+        """
         if not self.is_local:
             return {"AWS_DEFAULT_REGION": self.cloud.region}
         endpoint = starter.up(self.cloud.settings)
+        starter.strictness(endpoint, **LocalEc2Settings().model_dump())
         return {
             "AWS_ENDPOINT_URL": endpoint.url,
             "AWS_DEFAULT_REGION": endpoint.region, "AWS_REGION": endpoint.region,
@@ -246,6 +289,7 @@ class ContractCloud:
 
 
 def _open(cloud: Cloud, arch: Arch, image_id: str, login_user: str, stack: ExitStack) -> ContractCloud:
+    Patience(cloud)
     run_id, key = new_run_id(), KeyPair.generate()
     place: dict[str, Any] = {
         "run_id": run_id, "role": Role.BENCH, "expires_at": datetime.now(UTC) + LIFETIME,
@@ -291,6 +335,15 @@ def contract(
             _local(guest_arch, state_dir, stack) if request.param == "localec2" else _aws(guest_arch, stack)
         )
     assert machines(str(state_dir)) == [], "no machine is left"
+
+
+@pytest.fixture(autouse=True)
+def as_strict_as_ec2(request: pytest.FixtureRequest) -> None:
+    """localec2 is strict at the start of every test that uses it."""
+    if "contract" in request.fixturenames:
+        contract: ContractCloud = request.getfixturevalue("contract")
+        if contract.is_local:
+            starter.strictness(starter.up(contract.cloud.settings), **STRICT.model_dump())
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from mypy_boto3_ec2.type_defs import InstanceTypeDef
 
 #: What EC2 may do to a client is done to these tests, in small: localec2's README explains the switches.
-STRICT = LocalEc2Settings()
+STRICT = LocalEc2Settings(
+    late_ms=300, late_tags_ms=500, late_address_ms=300, hibernation_ready_ms=2000, snapshot_in_use_ms=700,
+    posted_console=True,
+)  # fmt: skip
 #: Of a test that may have to make stock Debian before it boots it: arm64's takes some 15 minutes on x86_64.
 STOCK_TIMEOUT_S = 2400
 
@@ -45,7 +48,7 @@ class LocalCloud:
     """What the tests do with a server."""
 
     def __init__(self, state_dir: Path) -> None:
-        self.settings = Settings(state_dir=state_dir, accelerator=AcceleratorChoice.TCG, localec2=STRICT)
+        self.settings = Settings(state_dir=state_dir, accelerator=AcceleratorChoice.TCG)
         self.up()
 
     def up(self) -> None:

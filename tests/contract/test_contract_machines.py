@@ -75,7 +75,9 @@ def test_termination(contract: ContractCloud, pair: list[str]) -> None:
 
 
 def test_what_is_described_of_a_machine(contract: ContractCloud, first: str) -> None:
-    machine = contract.wait(first, "running")
+    contract.wait(first, "running")
+    # Its public address may come later.
+    machine = contract.eventually(lambda: contract.describe(first), lambda one: "PublicIpAddress" in one)
     image = contract.ec2.describe_images(ImageIds=[contract.image_id])["Images"][0]
     assert machine["ImageId"] == contract.image_id
     assert machine["InstanceType"] == contract.instance_type

@@ -24,10 +24,23 @@ data "aws_vpc" "default" {
   default = true
 }
 
+# Not every zone has every type.
+data "aws_ec2_instance_type_offerings" "zones" {
+  location_type = "availability-zone"
+  filter {
+    name   = "instance-type"
+    values = [var.instance_type]
+  }
+}
+
 data "aws_subnets" "default" {
   filter {
     name   = "vpc-id"
     values = [data.aws_vpc.default.id]
+  }
+  filter {
+    name   = "availability-zone"
+    values = data.aws_ec2_instance_type_offerings.zones.locations
   }
 }
 

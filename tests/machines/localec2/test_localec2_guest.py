@@ -94,7 +94,8 @@ def test_a_debian_guest(local_cloud: LocalCloud, key: KeyPair, guest_arch: Arch)
     knock = f"timeout 5 bash -c 'exec 3<>/dev/tcp/172.31.0.1/{port}' 2>/dev/null && echo open || echo shut"
     assert guest(knock) == "shut\n"
 
-    # A volume of its own image's snapshot, while it runs.
+    # A volume of its own image's snapshot, while it runs. Of somebody else's, with a switch.
+    local_cloud.strict(foreign_snapshots=False)
     snapshot_id = ec2.describe_images(ImageIds=[image_id])["Images"][0]["BlockDeviceMappings"][0]["Ebs"][
         "SnapshotId"
     ]

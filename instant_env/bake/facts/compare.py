@@ -104,26 +104,39 @@ def _boot_times(answers: Answers) -> Judgement:
     return Verdict.LOOK, "; ".join(blame[:8]) or "nothing"
 
 
-def removed_besides(answers: Answers, base: Base) -> set[str] | None:
-    """What a removal would take, by its dry run; None where there was none."""
+def removals(answers: Answers, base: Base) -> tuple[set[str], set[str]] | None:
+    """What a removal takes along because it requires what goes, and what because nobody needs it any more, by
+    a dry run; None where that came to no end."""
     text = answers["removal"]
     if base.family == "apt":
-        return set(re.findall(r"^Purg (\S+)", text, re.MULTILINE)) or None
+        blocks = re.findall(r"no longer required:\n((?:  .*\n)+)", text)
+        required = set(re.findall(r"^Purg (\S+)", text, re.MULTILINE))
+        return (required, set(" ".join(blocks).split())) if required else None
     table = text.partition("Dependencies resolved")[2].partition("Transaction Summary")[0]
-    return set(re.findall(r"^ (\S+)", table, re.MULTILINE)) - {"Package"} or None
+    parts = table.partition("Removing unused dependencies")
+    required, unneeded = (set(re.findall(r"^ (\S+)", part, re.MULTILINE)) for part in (parts[0], parts[2]))
+    return (required - {"Package"}, unneeded) if required else None
 
 
 def _removal(base: Base, recipe: ResolvedRecipe) -> Callable[[Answers], Judgement]:
+    globs = (*recipe.keep, *recipe.keep_where_installed)
+
+    def kept(names: set[str]) -> str:
+        return ", ".join(sorted(name for name in names if any(fnmatch.fnmatch(name, glob) for glob in globs)))
+
     def judge(answers: Answers) -> Judgement:
-        names = removed_besides(answers, base)
-        if names is None:
+        taken = removals(answers, base)
+        if taken is None:
             return Verdict.DIFFERS, " / ".join(answers["removal"].splitlines()[-3:])
-        globs = (*recipe.keep, *recipe.keep_where_installed)
-        kept = sorted(name for name in names if any(fnmatch.fnmatch(name, glob) for glob in globs))
-        besides = sorted(names - set(recipe.remove))
-        finding = "nothing besides" if not besides else f"{len(besides)} besides: {', '.join(besides)}"
-        # The recipe marks what is kept before it removes, so this is what would go without that.
-        return _judge(not kept, finding if not kept else f"{', '.join(kept)} of what has to stay; {finding}")
+        required, unneeded = taken
+        besides = sorted((required | unneeded) - set(recipe.remove))
+        parts = [
+            f"{kept(required)} of what has to stay requires what goes" if kept(required) else "",
+            # The recipe marks them as asked for before it removes.
+            f"only a dependency so far, and kept: {kept(unneeded)}" if kept(unneeded) else "",
+            f"{len(besides)} besides: {', '.join(besides)}" if besides else "nothing besides",
+        ]
+        return _judge(not kept(required), "; ".join(part for part in parts if part))
 
     return judge
 

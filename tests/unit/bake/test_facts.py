@@ -222,6 +222,8 @@ def test_a_machine_as_the_recipes_want_it_holds() -> None:
     assert {verdict for verdict, _ in lines.values()} == {Verdict.HOLDS, Verdict.LOOK}
     assert lines["removal"] == ("holds", "1 besides: net-tools")
     assert lines["grub2-mkconfig"] == ("look", "always")
+    marked = compared(removal=STOCK["removal"].replace("net-tools", "chrony"))["removal"]
+    assert marked == ("holds", "only a dependency so far, and kept: chrony; 1 besides: chrony")
     assert lines["boot times"][1] == "1.203s a.service; 900ms b.service; 1min 2.5s x.service"
 
 
@@ -233,10 +235,10 @@ def test_a_machine_as_the_recipes_want_it_holds() -> None:
         ("sshd", {"sshd_includes": ""}, "no line"),
         (
             "removal",
-            {"removal": STOCK["removal"].replace("net-tools", "chrony")},
+            {"removal": STOCK["removal"].replace(" words ", " chrony ")},
             "chrony of what has to stay",
         ),
-        ("removal", {"removal": STOCK["removal"].replace("net-tools", "shim-x64")}, "shim-x64 of what has"),
+        ("removal", {"removal": STOCK["removal"].replace(" words ", " shim-x64 ")}, "shim-x64 of what has"),
         ("removal", {"removal": "Error: protected packages: grub2"}, "Error: protected packages: grub2"),
         ("kernel", {"kernel_options": "CONFIG_XFS_FS=m\n"}, "XFS_FS=m"),
         ("kernel arguments", {"grub_defaults": 'GRUB_CMDLINE_LINUX="a \\\n b"'}, "GRUB_CMDLINE_LINUX="),
@@ -306,6 +308,23 @@ def test_a_newer_ami_than_the_facts_is_said_plainly(bakery: Bakery) -> None:
         notes = [line for line in lines if "newer than the facts in recipes/bases/pretend.yml" in line]
         assert len(notes) == is_newer
     assert Facts().as_of is None
+
+
+def test_apts_dry_run_is_read() -> None:
+    base, recipe = load_base(RECIPES, "debian-12"), resolve(RECIPES, "minimal", "apt")
+    text = (
+        "The following packages were automatically installed and are no longer required:\n  eject iproute2\n"
+        "  udev\nUse 'apt autoremove' to remove them.\nPurg cloud-init [22.4]\n"
+    )
+
+    def removal(text: str) -> tuple[str, str]:
+        (line,) = (one for one in compare({"removal": text}, base, recipe) if one.name == "removal")
+        return line.verdict.value, line.finding
+
+    kept = "only a dependency so far, and kept: iproute2, udev"
+    assert removal(text) == ("holds", f"{kept}; 3 besides: eject, iproute2, udev")
+    assert removal(text + "Purg sudo [1]\n")[0] == "differs"
+    assert removal("E: Unable to lock") == ("differs", "E: Unable to lock")
 
 
 def test_what_a_script_notes_is_shown(bakery: Bakery) -> None:

@@ -143,7 +143,7 @@ class AttemptScheduler:
                     # When nothing else is in flight, nothing of the run is alive beside the machine that is
                     # measured.
                     if self.in_flight == 0:
-                        await asyncio.to_thread(end_run, self.cloud, self.run_id)
+                        await self._end_leftovers()
                     await asyncio.to_thread(open_connection, self.cloud, self.run_id)
                     await gate.wait()
                     self.in_flight += 1
@@ -151,6 +151,16 @@ class AttemptScheduler:
                     group.create_task(one(item, launcher))
         except BaseExceptionGroup as errors:  # of one attempt: the group has ended the others
             raise errors.exceptions[0] from None
+
+    async def _end_leftovers(self) -> None:
+        """A look that fails costs no run: the run's end looks again, and there it counts. A machine that is
+        left and cannot be ended does end it."""
+        try:
+            await asyncio.to_thread(end_run, self.cloud, self.run_id)
+        except ClientError as error:
+            if error.operation_name != "DescribeInstances":
+                raise
+            self.progress(f"warning: whether a machine of the run is left is not known: {error}")
 
     def cpu_s(self) -> float:
         """CPU time of this process and the prober's since the first attempt was planned."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from botocore.exceptions import ClientError
 
@@ -14,16 +12,14 @@ from instant_env.bake.plan import BakePlan, Upload
 from instant_env.bake.recipe import Initramfs
 from instant_env.bake.request import Method, Request
 from instant_env.cloud.images import BakedImage, delete_snapshot, list_baked
-from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code, retry_cleanup
+from instant_env.cloud.rules.consistency import wait_for_state
+from instant_env.cloud.session import Cloud, cloud_error, retry_cleanup
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
 
 #: Creating an AMI copies the volume's dirty blocks; minutes on EC2.
 _TIMEOUT_S = 3600.0
-_POLL_S = 0.25
-#: EC2 is eventually consistent: what one of its servers says, the next may not know yet.
-_IN_A_ROW = 3
-
-T = TypeVar("T")
+#: A bake of minutes is not given up for an image whose tags come late.
+_UNKNOWN_S = 300.0
 
 
 def make(
@@ -57,14 +53,14 @@ def make(
     except ClientError as error:
         raise cloud_error(error, f"making an image of {instance_id}") from error
 
-    def state() -> tuple[str, BakedImage | None]:
-        images = [image for image in list_baked(cloud, run_id=request.run_id) if image.id == image_id]
-        return (images[0].state, images[0]) if images else ("unknown", None)
+    seen: list[BakedImage] = []
 
-    image = _settled(image_id, "available", state)
-    if image is None:
-        raise CloudError(f"{image_id} is available and cannot be described", hint="run it again")
-    return image
+    def state() -> str:
+        seen[:] = [image for image in list_baked(cloud, run_id=request.run_id) if image.id == image_id]
+        return seen[0].state if seen else ""
+
+    wait_for_state(state, "available", image_id, timeout_s=_TIMEOUT_S, patience_s=_UNKNOWN_S)
+    return seen[0]
 
 
 def _snapshot(cloud: Cloud, instance_id: str, described: str, tags: dict[str, Any]) -> str:
@@ -80,16 +76,11 @@ def _snapshot(cloud: Cloud, instance_id: str, described: str, tags: dict[str, An
         VolumeId=volume_id, Description=described, TagSpecifications=tag_specifications("snapshot", **tags)
     )["SnapshotId"]
 
-    def state() -> tuple[str, None]:
-        try:
-            snapshots = cloud.ec2.describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"]
-        except ClientError as error:
-            if error_code(error) == "InvalidSnapshot.NotFound":
-                return "unknown", None
-            raise
-        return (snapshots[0]["State"] if snapshots else "unknown"), None
+    def state() -> str:
+        snapshots = cloud.ec2.describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"]
+        return snapshots[0]["State"] if snapshots else ""
 
-    _settled(snapshot_id, "completed", state)
+    wait_for_state(state, "completed", snapshot_id, timeout_s=_TIMEOUT_S)
     return snapshot_id
 
 
@@ -117,21 +108,6 @@ def _register(
         TagSpecifications=tag_specifications("image", **tags),
         **more,
     )["ImageId"]
-
-
-def _settled(what: str, target: str, state: Callable[[], tuple[str, T]]) -> T:
-    """Poll until the state was ``target`` several times in a row. Raises CloudError when it never will be."""
-    deadline, in_a_row = time.monotonic() + _TIMEOUT_S, 0
-    while time.monotonic() < deadline:
-        now, value = state()
-        if now in ("failed", "error", "invalid", "deregistered"):
-            raise CloudError(f"{what} is {now}", hint="is the disk of the machine full?")
-        in_a_row = in_a_row + 1 if now == target else 0
-        if in_a_row >= _IN_A_ROW:
-            return value
-        if not in_a_row:
-            time.sleep(_POLL_S)
-    raise CloudError(f"{what} is not {target} after {_TIMEOUT_S:.0f} s")
 
 
 def finish(cloud: Cloud, image: BakedImage, request: Request) -> None:

@@ -30,6 +30,9 @@ class OnError(StrEnum):
     KEEP = "keep"
 
 
+#: Ten years, less the leap days (API reference, EnableImageDeprecation: DeprecateAt).
+_MOST_DEPRECATION_DAYS = 3650
+
 Choice = TypeVar("Choice", bound=StrEnum)
 
 
@@ -79,6 +82,11 @@ class Options:
             raise UsageError("--kms-key-id without encryption", hint="leave out --no-encrypt")
         if self.deprecate_after_days is not None and self.deprecate_after_days < 1:
             raise UsageError("an image that is deprecated before it is a day old", hint="days, 1 or more")
+        if (self.deprecate_after_days or 0) > _MOST_DEPRECATION_DAYS:
+            raise UsageError(
+                f"--deprecate-after-days {self.deprecate_after_days}: EC2 takes a date within ten years",
+                hint=f"{_MOST_DEPRECATION_DAYS} at most; or leave it out, and the image is never deprecated",
+            )
 
 
 @dataclass(frozen=True)

@@ -432,8 +432,17 @@ def console_tail(cloud: Cloud, instance_id: str, lines: int = 15) -> str:
     return "\n".join(output.splitlines()[-lines:])
 
 
-def request_end(cloud: Cloud, instance_id: str, *, sleep: Callable[[float], None] | None = None) -> bool:
+def request_end(
+    cloud: Cloud,
+    instance_id: str,
+    *,
+    has_nothing_to_lose: bool = False,
+    sleep: Callable[[float], None] | None = None,
+) -> bool:
     """TerminateInstances; False when the machine is not known any more.
+
+    ``has_nothing_to_lose``: its system is not shut down first, which takes seconds (API reference,
+    TerminateInstances: SkipOsShutdown).
 
     In the first two minutes after RunInstances has answered with this id, EC2 may say that there is no such
     machine, and it may run all the same. It is asked again, with growing pauses, and at last whether it lists
@@ -442,7 +451,9 @@ def request_end(cloud: Cloud, instance_id: str, *, sleep: Callable[[float], None
     pauses_s: Sequence[float] = _NOT_YET_PAUSES_S if cloud.launches.is_young(instance_id) else (0.25,)
     try:
         exists = retry_cleanup(
-            lambda: cloud.ec2.terminate_instances(InstanceIds=[instance_id]),
+            lambda: cloud.ec2.terminate_instances(
+                InstanceIds=[instance_id], **{"SkipOsShutdown": True} if has_nothing_to_lose else {}
+            ),
             missing_code=_NOT_FOUND,
             missing_pauses_s=pauses_s,
             sleep=sleep,

@@ -104,9 +104,13 @@ def _until_released(cloud: Cloud, interface_id: str, timeout_s: float) -> None:
 
 
 def _release(cloud: Cloud, allocation_id: str) -> None:
-    """Without its interface an address is not associated any more."""
+    """Without its interface an address is not associated any more; EC2 may see that a little later."""
     try:
-        cloud.ec2.release_address(AllocationId=allocation_id)
+        delete_once_unused(
+            lambda: cloud.ec2.release_address(AllocationId=allocation_id),
+            ("InvalidIPAddress.InUse",),
+            _RELEASE_TIMEOUT_S,
+        )
     except ClientError as error:
         if error_code(error) != "InvalidAllocationID.NotFound":
             raise cloud_error(error, f"releasing {allocation_id}", hint="run: invoke clean") from error

@@ -236,7 +236,9 @@ def _connect_aws(settings: Settings, progress: Progress) -> Cloud:
         ) from error
     except (BotoCoreError, ClientError) as error:
         raise CloudError(
-            f"AWS did not accept us: {error}", hint="try: aws sts get-caller-identity"
+            f"AWS did not accept us: {error}",
+            hint="try: aws sts get-caller-identity; a region that has to be opted into refuses every key "
+            "until it is: aws account list-regions",
         ) from error
     if not identity.get("Account"):
         raise CloudError(

@@ -120,7 +120,7 @@ class Launcher:
         """
         watcher, _ = self._parts()
         if instance_id:
-            exists = await asyncio.to_thread(request_end, self.cloud, instance_id)
+            exists = await asyncio.to_thread(request_end, self.cloud, instance_id, has_nothing_to_lose=True)
             if exists:
                 await watcher.until_gone(instance_id, _END_TIMEOUT_S)
         await asyncio.to_thread(technique.release, self.cloud, slot)

@@ -107,10 +107,12 @@ def growing_pauses(most_s: float = 2.0) -> Iterator[float]:
         pause_s = min(most_s, pause_s * 1.5)
 
 
-def wait_for_state(find: Callable[[], str], target: str, what: str, *, timeout_s: float) -> None:
+def wait_for_state(
+    find: Callable[[], str], target: str, what: str, *, timeout_s: float, patience_s: float = PATIENCE_S
+) -> None:
     """Ask for the state of a new image or snapshot until it was ``target`` several times in a row.
 
-    ``find`` describes it: an empty text and an error that says NotFound are "pending", for `PATIENCE_S`.
+    ``find`` describes it: an empty text and an error that says NotFound are "pending", for ``patience_s``.
     Raises CloudError for a state that it does not leave, for one that is unknown for longer, and when the
     time is up; other errors of botocore's are passed on.
     """
@@ -126,7 +128,7 @@ def wait_for_state(find: Callable[[], str], target: str, what: str, *, timeout_s
         is_known = is_known or bool(state)
         if state in _FAILED:
             raise CloudError(f"{what} is {state}", hint="is the disk of the machine full?")
-        if not is_known and waited_s > PATIENCE_S:
+        if not is_known and waited_s > patience_s:
             raise CloudError(f"{what} was made, and EC2 does not know it after {waited_s:.0f} s")
         in_a_row = in_a_row + 1 if state == target else 0
         if in_a_row == _IN_A_ROW:

@@ -185,6 +185,8 @@ def test_options_that_make_no_sense() -> None:
         Options(encrypt=False, kms_key_id="alias/ours")
     with pytest.raises(UsageError, match="deprecated before"):
         Options(deprecate_after_days=-1)
+    with pytest.raises(UsageError, match="within ten years"):
+        Options(deprecate_after_days=3651)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -98,6 +99,29 @@ def test_an_address_waits_for_its_interface(aws: Aws) -> None:
         assert made.address
         assert aws.count("DescribeNetworkInterfaces") >= 2
         interfaces.delete_public_interface(aws.cloud, made.interface_id, made.allocation_id)
+
+
+def test_an_address_that_counts_as_used_for_a_moment_is_released(aws: Aws) -> None:
+    allocation_id = aws.cloud.ec2.allocate_address(Domain="vpc")["AllocationId"]
+    aws.fault("ReleaseAddress", "InvalidIPAddress.InUse", times=3)
+    interfaces.delete_public_interface(aws.cloud, "", allocation_id)
+    assert aws.cloud.ec2.describe_addresses()["Addresses"] == []
+
+
+def test_what_takes_ec2_minutes_is_asked_for_every_two_seconds() -> None:
+    pauses = list(islice(consistency.growing_pauses(), 100))
+    assert pauses[0] <= 0.25
+    assert set(pauses[20:]) == {2.0}
+
+
+@pytest.mark.parametrize(
+    ("looks", "told"), [(["pending", "failed"], "is failed"), ([""], "does not know it")]
+)
+def test_an_image_that_will_not_be_is_told(looks: list[str], told: str) -> None:
+    with pytest.raises(CloudError, match=told):
+        consistency.wait_for_state(
+            lambda: looks.pop(0) if looks else "", "available", "ami-1", timeout_s=60, patience_s=0
+        )
 
 
 def request(aws: Aws) -> LaunchRequest:

@@ -121,6 +121,26 @@ def test_failures_are_rows_and_the_run_goes_on(tmp_path: Path) -> None:
     assert result.failures == 2
 
 
+def test_a_cloud_that_does_not_answer_between_attempts_costs_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look for leftovers fails for good, before the first attempt; the run's end looks again."""
+    monkeypatch.setattr("instant_env.cloud.session._RETRY_PAUSES_S", (0.0, 0.0, 0.0))
+    faults, lines = Ec2Faults(describe_errors=["InternalError"] * 4), list[str]()
+    with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, faults) as cloud:
+        bake(cloud, "minimal", register_image(cloud))
+        ended: list[Any] = []
+        cloud.ec2.meta.events.register(
+            "provide-client-params.ec2.TerminateInstances", lambda params, **_: ended.append(params)
+        )
+        result = run(cloud, lines=lines, iterations=1, techniques=("minimal-ami",))
+        assert_nothing_left(cloud)
+    assert [row.outcome for row in result.rows] == ["ok"]
+    assert [line for line in lines if line.startswith("warning: whether a machine of the run is left")]
+    # An attempt's machine has nothing to lose: EC2 need not wait for its shutdown.
+    assert ended[0]["SkipOsShutdown"] is True
+
+
 def test_copies_that_stay_are_warnings_and_cost_no_row(tmp_path: Path) -> None:
     """EC2 refuses to let go of what an attempt copied; its image expires, and `clean` takes it."""
     path = tmp_path / "first.yml"

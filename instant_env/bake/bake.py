@@ -252,7 +252,8 @@ def bake(
                 times.append(StepTime("seal", round(time.monotonic() - started, 3)))
                 started = time.monotonic()
                 image = images.make(cloud, builder.instance_id, plan, base, request, str(git), expires_at)
-                times.append(StepTime(options.method.value, round(time.monotonic() - started, 3)))
+                method = images.method_of(plan, base, request)
+                times.append(StepTime(method.value, round(time.monotonic() - started, 3)))
                 progress(f"image {image.id}: {times[-1].seconds:.1f} s")
             started = time.monotonic()
             verdict = verify(
@@ -292,7 +293,7 @@ def bake(
         git=git,
         cloud=cloud.name.value,
         total_s=total_s,
-        method=options.method.value,
+        method=method.value,
     )
     write_json(path, record)
     components = record["packages"]["after"]["components"]

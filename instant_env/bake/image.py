@@ -9,7 +9,7 @@ from botocore.exceptions import ClientError
 
 from instant_env.bake.bases import BaseImage
 from instant_env.bake.plan import BakePlan, Upload
-from instant_env.bake.recipe import Initramfs
+from instant_env.bake.recipe import Boot, Initramfs
 from instant_env.bake.request import Method, Request
 from instant_env.cloud.images import BakedImage, delete_snapshot, list_baked
 from instant_env.cloud.rules.consistency import wait_for_state
@@ -40,7 +40,7 @@ def make(
     }  # fmt: skip
     described = f"instant-env {plan.recipe.name} on {plan.base.base}, plan {plan.hash[:12]}"[:255]
     try:
-        if request.options.method is Method.CREATE_IMAGE:
+        if method_of(plan, base, request) is Method.CREATE_IMAGE:
             image_id = cloud.ec2.create_image(
                 InstanceId=instance_id,
                 Name=request.image_name,
@@ -61,6 +61,19 @@ def make(
 
     wait_for_state(state, "available", image_id, timeout_s=_TIMEOUT_S, patience_s=_UNKNOWN_S)
     return seen[0]
+
+
+def boot_mode_of(plan: BakePlan, base: BaseImage) -> str:
+    """Where one EFI binary is what boots, only a machine with UEFI can do it; else as the base boots, whose
+    GRUB reads its entries under BIOS, too. Empty: EC2's choice."""
+    is_efi_binary = plan.recipe.initramfs is Initramfs.NONE and plan.base.boot is Boot.UKI
+    return "uefi" if is_efi_binary else base.boot_mode
+
+
+def method_of(plan: BakePlan, base: BaseImage, request: Request) -> Method:
+    """The method asked for, unless CreateImage would give the image another boot mode than it needs: it takes
+    that of the builder's AMI (EC2 User Guide, "Boot modes"), and types with BIOS alone would start it."""
+    return request.options.method if boot_mode_of(plan, base) == base.boot_mode else Method.REGISTER
 
 
 def _snapshot(cloud: Cloud, instance_id: str, described: str, tags: dict[str, Any]) -> str:
@@ -89,8 +102,7 @@ def _register(
     tags: dict[str, Any],
 ) -> str:  # fmt: skip
     """RegisterImage: what CreateImage would take over from the machine has to be said here."""
-    # Without an initramfs what boots is an EFI binary; anything else boots as its base does.
-    boot_mode = "uefi" if plan.recipe.initramfs is Initramfs.NONE else base.boot_mode
+    boot_mode = boot_mode_of(plan, base)
     mapping: Any = {
         "DeviceName": base.root_device,
         "Ebs": {"SnapshotId": snapshot_id, "VolumeType": "gp3", "DeleteOnTermination": True},

@@ -31,7 +31,8 @@ _SET_HELP = {"set": "value of one of the recipe's parameters, as key=value; repe
         "base": "base to bake from (default debian-12 in the local cloud, al2023 on aws)",
         "base-ami": "AMI to take for that base: an id, an SSM parameter (/...) or a name with *",
         "builder-type": "type of the builder, one for each architecture (default m7i.large,m7g.large)",
-        "method": "create-image (the default), or register: a snapshot of the root, then RegisterImage",
+        "method": "create-image (the default), or register: a snapshot of the root, then RegisterImage, as "
+        "always for an image that boots one EFI binary and has a base for BIOS, too",
         "encrypt": "encrypt the builder's volume and so the image (the default)",
         "kms-key-id": "KMS key for that (default: the account's own for EBS, whose images cannot be shared)",
         "on-error": "cleanup (the default), or keep: leave the machine that failed, and say how to log in",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import stat
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,29 @@ def test_a_registered_image_says_what_create_image_would_have_taken_over(bakery:
     for tags in (image["Tags"], snapshot["Tags"]):
         assert {"Key": "instant-env:plan-hash", "Value": made.image.plan_hash} in tags
         assert "instant-env:expires-at" not in {tag["Key"] for tag in tags}
+    assert bakery.leftovers() == NOTHING
+
+
+@pytest.mark.parametrize("method", list(Method))
+@pytest.mark.parametrize(("boot", "mode"), [("uki", "uefi"), ("bls", "uefi-preferred")])
+def test_an_image_of_one_efi_binary_is_for_uefi_alone(
+    bakery: Bakery, boot: str, mode: str, method: Method
+) -> None:
+    """CreateImage takes the boot mode of the builder's AMI, and RegisterImage what it is told. An image whose
+    GRUB starts the kernel keeps the base's: GRUB does that under BIOS, too."""
+    recipes = bakery.settings.recipes_dir
+    for path, more in (
+        (recipes / "pretend" / "recipe.yml", "initramfs: none\n"),
+        (recipes / "bases" / "pretend.yml", f"boot: {boot}\n"),
+    ):
+        path.write_text(path.read_text() + more)
+    stock = bakery.new_base("both-firmwares")
+    bakery.served.state.images[stock].boot_mode = "uefi-preferred"
+    made = bakery.bake(method=method)
+    (image,) = bakery.served.ec2.describe_images(ImageIds=[made.image.id])["Images"]
+    assert image["BootMode"] == mode
+    record = json.loads((bakery.settings.state_dir / "manifests" / made.image.manifest).read_text())
+    assert record["method"] == ("register" if boot == "uki" else method)
     assert bakery.leftovers() == NOTHING
 
 

@@ -11,7 +11,7 @@ from instant_env.bake.bases import BaseImage
 from instant_env.bake.plan import BakePlan, Upload
 from instant_env.bake.recipe import Boot, Initramfs
 from instant_env.bake.request import Method, Request
-from instant_env.cloud.images import BakedImage, delete_snapshot, list_baked
+from instant_env.cloud.images import BakedImage, delete_snapshot, list_baked, made_once
 from instant_env.cloud.rules.consistency import wait_for_state
 from instant_env.cloud.session import Cloud, cloud_error, retry_cleanup
 from instant_env.cloud.tags import Role, project_filter, tag_specifications
@@ -41,15 +41,25 @@ def make(
     described = f"instant-env {plan.recipe.name} on {plan.base.base}, plan {plan.hash[:12]}"[:255]
     try:
         if method_of(plan, base, request) is Method.CREATE_IMAGE:
-            image_id = cloud.ec2.create_image(
-                InstanceId=instance_id,
-                Name=request.image_name,
-                Description=described,
-                TagSpecifications=tag_specifications("image", "snapshot", **tags),
-            )["ImageId"]
+            image_id = made_once(
+                cloud,
+                lambda: cloud.ec2.create_image(
+                    InstanceId=instance_id,
+                    Name=request.image_name,
+                    Description=described,
+                    TagSpecifications=tag_specifications("image", "snapshot", **tags),
+                )["ImageId"],
+                name=request.image_name,
+                run_id=request.run_id,
+            )
         else:
             snapshot_id = _snapshot(cloud, instance_id, described, tags)
-            image_id = _register(cloud, snapshot_id, plan, base, request, described, tags)
+            image_id = made_once(
+                cloud,
+                lambda: _register(cloud, snapshot_id, plan, base, request, described, tags),
+                name=request.image_name,
+                run_id=request.run_id,
+            )
     except ClientError as error:
         raise cloud_error(error, f"making an image of {instance_id}") from error
 

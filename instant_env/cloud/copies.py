@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from instant_env.cloud.images import delete_snapshot
+from instant_env.cloud.images import delete_snapshot, made_once
 from instant_env.cloud.rules.consistency import wait_for_state
 from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code
 from instant_env.cloud.tags import PREFIX, Role, project_filter, read_tags, tag_specifications
@@ -60,22 +60,27 @@ def with_boot_mode(
             hint="leave out this boot mode",
         )
     try:
-        copy_id = cloud.ec2.register_image(
-            Name=name,
-            Architecture=image["Architecture"],
-            RootDeviceName=image["RootDeviceName"],
-            VirtualizationType="hvm",
-            BootMode=boot_mode,  # type: ignore[arg-type]
-            BlockDeviceMappings=[
-                {"DeviceName": volume["DeviceName"], "Ebs": _volume_again(volume["Ebs"])}
-                for volume in image["BlockDeviceMappings"]
-                if "Ebs" in volume
-            ],
-            TagSpecifications=tag_specifications(
-                "image", run_id=run_id, role=Role.POOL, name=name, expires_at=expires_at
-            ),
-            **support,
-        )["ImageId"]
+        copy_id = made_once(
+            cloud,
+            lambda: cloud.ec2.register_image(
+                Name=name,
+                Architecture=image["Architecture"],
+                RootDeviceName=image["RootDeviceName"],
+                VirtualizationType="hvm",
+                BootMode=boot_mode,  # type: ignore[arg-type]
+                BlockDeviceMappings=[
+                    {"DeviceName": volume["DeviceName"], "Ebs": _volume_again(volume["Ebs"])}
+                    for volume in image["BlockDeviceMappings"]
+                    if "Ebs" in volume
+                ],
+                TagSpecifications=tag_specifications(
+                    "image", run_id=run_id, role=Role.POOL, name=name, expires_at=expires_at
+                ),
+                **support,
+            )["ImageId"],
+            name=name,
+            run_id=run_id,
+        )
         _wait(cloud, copy_id)
     except ClientError as error:
         if error_code(error) in ("UnsupportedOperation", "InvalidParameterValue"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,24 @@ def list_baked(
     except ClientError as error:
         raise cloud_error(error, "listing AMIs") from error
     return sorted(images, key=lambda image: (image.created, image.id), reverse=True)
+
+
+def made_once(cloud: Cloud, make: Callable[[], str], *, name: str, run_id: str) -> str:
+    """The id of the AMI that ``make`` makes. botocore's errors are passed on.
+
+    CreateImage and RegisterImage take no client token. When an answer is lost, the client's repeat is refused
+    with InvalidAMIName.Duplicate although the first was carried out: then it is the AMI of that name and run.
+    """
+    try:
+        return make()
+    except ClientError as error:
+        if error_code(error) != "InvalidAMIName.Duplicate":
+            raise
+        filters: Any = [*project_filter(run=run_id), {"Name": "name", "Values": [name]}]
+        images = cloud.ec2.describe_images(Owners=["self"], Filters=filters)["Images"]
+        if not images:
+            raise
+        return images[0]["ImageId"]
 
 
 def parameter_name(recipe: str, arch: Arch) -> str:

@@ -18,7 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from instant_env.arch import Arch
 from instant_env.cloud import runs
-from instant_env.cloud.images import BakedImage, find_baked, list_baked
+from instant_env.cloud.images import BakedImage, find_baked, list_baked, made_once
 from instant_env.cloud.rules.consistency import repeat_while_unknown, wait_for_state
 from instant_env.cloud.session import Cloud, CloudError, cloud_error, error_code
 from instant_env.cloud.tags import PREFIX, Role, new_run_id, read_tags, tag_list
@@ -189,7 +189,13 @@ def publish(
                         _ebs(source_cloud, workers), target, client, source, volume, journal, standing,
                         workers=workers, watch=watch, progress=progress,
                     )  # fmt: skip
-                image_id = _register(target, source, snapshots, journal.run_id)
+                run_id = journal.run_id
+                image_id = made_once(
+                    target,
+                    lambda: _register(target, source, snapshots, run_id),
+                    name=source.image.name,
+                    run_id=run_id,
+                )
                 # A new image's description may lack them, or be missing itself for a moment.
                 ids = tuple(snapshots.values())
             else:

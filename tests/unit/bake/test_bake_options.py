@@ -13,6 +13,7 @@ import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
 from botocore.exceptions import ClientError
+from support.clouds.aws_client import Aws
 from support.pretend_bakery import NOTHING, Bakery, Calls
 
 from instant_env.bake import bake as bake_module
@@ -74,6 +75,17 @@ def test_a_registered_image_says_what_create_image_would_have_taken_over(bakery:
     for tags in (image["Tags"], snapshot["Tags"]):
         assert {"Key": "instant-env:plan-hash", "Value": made.image.plan_hash} in tags
         assert "instant-env:expires-at" not in {tag["Key"] for tag in tags}
+    assert bakery.leftovers() == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("method", "action"), [(Method.CREATE_IMAGE, "CreateImage"), (Method.REGISTER, "RegisterImage")]
+)
+def test_an_image_whose_answer_was_lost_is_gone_on_with(bakery: Bakery, method: Method, action: str) -> None:
+    """The client's repeat is refused as a duplicate, and it is our own image."""
+    Aws(bakery.cloud, bakery.served).lose_answer(action)
+    made = bakery.bake(method=method)
+    assert bakery.images() == [made.image.id]
     assert bakery.leftovers() == NOTHING
 
 

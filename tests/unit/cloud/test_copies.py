@@ -147,6 +147,18 @@ def test_nitrotpm_is_kept_and_needs_uefi(aws: Aws) -> None:
     assert body["TpmSupport"] == "v2.0"
 
 
+def test_an_image_whose_answer_was_lost_is_the_one_of_that_name_and_run(aws: Aws) -> None:
+    """RegisterImage has no client token: the client's repeat says InvalidAMIName.Duplicate."""
+    ours = our_image(aws)
+    aws.lose_answer("RegisterImage")
+    copy = with_boot_mode(aws, ours)
+    assert image(aws.cloud, copy)["Name"] == "copy-uefi-preferred"
+    with pytest.raises(CloudError, match=r"InvalidAMIName\.Duplicate"):  # of another run
+        copies.with_boot_mode(
+            aws.cloud, ours, "uefi", run_id="r2", name="copy-uefi-preferred", expires_at=LATER
+        )
+
+
 def snapshots(aws: Aws) -> int:
     return len(aws.cloud.ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"])
 

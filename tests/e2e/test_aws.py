@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from instant_env.arch import Arch
+from instant_env.cloud.instances import default_type
+from instant_env.cloud.launching import places
 from instant_env.cloud.session import connect
 from instant_env.cloud.tags import PROJECT_FILTER, read_tags
 from instant_env.settings import ROOT, load
@@ -44,6 +46,19 @@ def test_bake_and_race_on_ec2(arch: str, tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["outcome"] for row in rows] == ["ok"] * 3
     assert all(row["t3_tcp_ms"] for row in rows)  # on EC2 an accept is the guest's own
+    assert len({row["zone"] for row in rows}) == 1, "a run is in one zone"
+    assert {row["market"] for row in rows} <= {"spot", "on-demand"}
+    assert not [row["note"] for row in rows if "went out" in row["note"]], "nothing had to be repeated"
+
+
+def test_the_account_has_a_place_for_machines() -> None:
+    """Reads only."""
+    cloud = connect(load({"cloud": "aws"}))
+    types = [default_type(cloud, arch) for arch in Arch]
+    place = places.choose(cloud, types)
+    assert place.public
+    assert place.zone in places.zones_for(cloud, types)
+    assert place.zone.startswith(cloud.region)
 
 
 @pytest.mark.parametrize("arch", [arch.value for arch in Arch])

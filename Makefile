@@ -11,7 +11,7 @@ FAST_WORKERS ?= 3
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint test-fast test-machines test-arm64 test-kills test-clients coverage lock clean
+.PHONY: help setup demo test lint test-fast test-machines test-arm64 test-kills test-deaths test-clients coverage lock clean
 # Not with -j either: stages follow one another, and machines need the processors.
 .NOTPARALLEL:
 
@@ -43,6 +43,10 @@ test-machines: setup ## run all other tests; boots machines under QEMU (WORKERS=
 # One kill of each technique is part of `test`.
 test-kills: setup ## kill benchmarks of each technique six times at random moments, and clean up after each
 	INSTANT_ENV_KILLS=6 $(PYTEST) --numprocesses $(WORKERS) tests/machines/launch/test_bench_killed.py
+
+# The calls after which something else stands are part of `test`.
+test-deaths: setup ## kill bake, bench and publish after each of their calls; what stands then ends by itself or is removed
+	INSTANT_ENV_DEATHS=1 $(PYTEST) --numprocesses 0 tests/machines/launch/test_deaths.py
 
 # Those that take a minute or less are part of `test`.
 test-clients: setup ## run all unmodified clients against localec2, with Packer's builds and the SDK for Go

@@ -10,16 +10,19 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from instant_env.arch import Arch
-from instant_env.cloud.instances import default_type
+from instant_env.cloud import instances
+from instant_env.cloud.instances import LaunchRequest, default_type
 from instant_env.cloud.launching import places
 from instant_env.cloud.session import connect
-from instant_env.cloud.tags import PROJECT_FILTER, read_tags
+from instant_env.cloud.tags import PROJECT_FILTER, Role, new_run_id, read_tags
+from instant_env.launch.cloud_config import timer_config
 from instant_env.settings import ROOT, load
 
 pytestmark = [pytest.mark.aws, pytest.mark.timeout(7200)]
@@ -107,6 +110,36 @@ def test_a_registered_image_boots_as_a_created_one_does(tmp_path: Path) -> None:
     (base,) = ec2.describe_images(ImageIds=[base_id])["Images"]
     assert (image["BootMode"], image["ImdsSupport"], image["EnaSupport"]) == (base["BootMode"], "v2.0", True)
     assert image["DeprecationTime"]
+
+
+def test_a_stock_machine_ends_itself_while_nobody_looks() -> None:
+    """The timer of its cloud-config, and nothing else; and its console is read as it is now."""
+    cloud = connect(load({"cloud": "aws"}))
+    name = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-6.1-x86_64"
+    run_id = new_run_id()
+    request = LaunchRequest(
+        image_id=cloud.ssm.get_parameter(Name=name)["Parameter"]["Value"], instance_type="t3.micro",
+        run_id=run_id, role=Role.BENCH, name=f"instant-env-timer-{run_id}", client_token=run_id,
+        expires_at=datetime.now(UTC) + timedelta(minutes=15), user_data=timer_config(240),
+    )  # fmt: skip
+    instance_id = instances.launch(cloud, request)
+    try:
+        ended = instances.wait_for_state(cloud, instance_id, {"terminated"}, timeout_s=900)
+        assert ended["StateReason"]["Code"] == "Client.InstanceInitiatedShutdown"
+        text, is_latest = instances.console(cloud, instance_id)
+        assert is_latest
+        assert "Linux" in text
+    finally:
+        instances.end_run(cloud, run_id)
+
+
+def test_a_machine_of_custom_init_sleeps_and_resumes(tmp_path: Path) -> None:
+    """On AL2023, by the argument in its GRUB entries; EC2 refuses at first, which is waited out."""
+    options = ("--technique", "custom-init+warm-hibernated", "--iterations", "1")
+    result = invoke(tmp_path, "bench", *options)
+    with Path(result["csv"]).open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["outcome"], row["resumed"]) == ("ok", "yes"), row["error"]
 
 
 def test_nothing_of_ours_is_left_running() -> None:

@@ -126,7 +126,8 @@ def _short_sleeps() -> None:
 def run_bake(after: After, lines: Connection, endpoint: Endpoint, binary: Path) -> None:
     _short_sleeps()
     artefacts.build = lambda names, *_: dict.fromkeys(names, binary)
-    options = bake_request.Options(base="pretend", force=True)
+    # The guest that all machines share prints nothing on their consoles.
+    options = bake_request.Options(base="pretend", force=True, check_host_key=False)
     cloud = endpoint.connect(Death(after, lines).session(endpoint))
     request = bake_request.Request("pretend", Arch.X86_64, options)
     bake(cloud, endpoint.settings, request, progress=lambda _: None)

@@ -16,7 +16,12 @@ from instant_env.progress import Progress
 
 __all__ = ["BASES", "BuildError", "StockImage", "build"]
 
-_BUILDERS = {debian.BASE: debian.build, al2023.BASE: al2023.build, tiny.BASE: tiny.build}
+_BUILDERS = {
+    debian.BASE: debian.build,
+    debian.XFS_BASE: debian.build_on_xfs,
+    al2023.BASE: al2023.build,
+    tiny.BASE: tiny.build,
+}
 #: Names that `build` knows.
 BASES = tuple(_BUILDERS)
 

@@ -9,6 +9,7 @@ and the direction in which it biases a comparison.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from instant_env.arch import Arch
 from instant_env.debian.mirrors import SUITE
@@ -135,6 +136,11 @@ dpkg-divert --quiet --local --rename --remove /usr/sbin/update-initramfs
 update-initramfs -c -k all
 """
 
+#: Bytecode that does not go by the time of its source, which xfs.py cannot keep.
+COMPILE = """python3 -m compileall -q -f --invalidation-mode unchecked-hash \\
+    /usr/lib/python3 /usr/lib/python3.11 || true
+"""
+
 _NETPLAN = """network:
     version: 2
     ethernets:
@@ -194,7 +200,7 @@ for argument; do
     --target=device) echo "PARTUUID={root_partition}" ;;
     --target=partuuid) echo "{root_partition}" ;;
     --target=fs_uuid) echo "{root_filesystem}" ;;
-    --target=fs) echo ext2 ;;
+    --target=fs) echo {grub_filesystem} ;;
     --target=partmap) echo gpt ;;
     --target=compatibility_hint) echo hd0,gpt1 ;;
     --target=hints_string) echo "--hint-bios=hd0,gpt1 --hint-efi=hd0,gpt1 --hint-baremetal=ahci0,gpt1" ;;
@@ -205,7 +211,7 @@ done
 _FINISH = """#!/bin/sh
 set -eu
 
-{make_initramfs}# The rest of what grub-install does, except the EFI system partition: that is filled outside.
+{prelude}# The rest of what grub-install does, except the EFI system partition: that is filled outside.
 mkdir -p /boot/efi /boot/grub/{grub_target} /boot/grub/fonts
 cp /usr/lib/grub/{grub_target}/*.mod /usr/lib/grub/{grub_target}/*.lst /boot/grub/{grub_target}/
 cp /usr/share/grub/unicode.pf2 /boot/grub/fonts/
@@ -231,20 +237,22 @@ ln -sf /run/systemd/resolve/resolv.conf /etc/resolv.conf
 """
 
 
-def late_files(arch: Arch, ids: Identifiers) -> tuple[File, ...]:
+def late_files(arch: Arch, ids: Identifiers, filesystem: Literal["ext4", "xfs"] = "ext4") -> tuple[File, ...]:
     """Configuration of the finished system, and under SCRATCH what finishes it."""
     postponed = arch is Arch.ARM64
     values = {
         "scratch": SCRATCH,
-        "make_initramfs": _MAKE_INITRAMFS if postponed else "",
+        "prelude": (_MAKE_INITRAMFS if postponed else "") + (COMPILE if filesystem == "xfs" else ""),
         "grub_target": LOADERS[arch].grub_target,
         "root_partition": str(ids.root_partition),
         "root_filesystem": str(ids.root_filesystem),
+        "grub_filesystem": {"ext4": "ext2", "xfs": "xfs"}[filesystem],
     }
+    options = {"ext4": "rw,discard,errors=remount-ro", "xfs": "rw,discard"}[filesystem]
     return (
         File(
             "/etc/fstab",
-            f"PARTUUID={ids.root_partition} / ext4 rw,discard,errors=remount-ro,x-systemd.growfs 0 1\n"
+            f"PARTUUID={ids.root_partition} / {filesystem} {options},x-systemd.growfs 0 1\n"
             f"PARTUUID={ids.esp_partition} /boot/efi vfat defaults 0 0\n",
         ),
         # Without it cloud-init 22.4 tries to generate en_US.UTF-8, and fails.

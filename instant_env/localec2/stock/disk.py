@@ -1,7 +1,8 @@
-"""The disk of a stock image: GPT, EFI system partition, ext4 root, made inside one file.
+"""The disk of a stock image: GPT, EFI system partition, root, made inside one file.
 
 No loop device and no mount: each tool is told the offset inside the file. The geometry is by default that of
 Debian's debian-cloud-images (hook ``partition``): root is partition 1 and lies last, so that it can grow.
+Here root is ext4; xfs.py makes the other kind.
 """
 
 from __future__ import annotations
@@ -61,13 +62,15 @@ class Extent:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The partitions of a disk of ``size_gib``: root is number 1, swap 2, BIOS boot 14, ESP 15."""
+    """The partitions of a disk of ``size_gib``: root is number 1, swap 2; the others' numbers are fields."""
 
     size_gib: int
     esp: Extent
     root: Extent
     bios: Extent | None = None
     swap: Extent | None = None
+    bios_number: int = 14
+    esp_number: int = 15
 
     @property
     def size_bytes(self) -> int:
@@ -109,8 +112,10 @@ def partition_table(arch: Arch, ids: Identifiers, geometry: Geometry = DEBIAN) -
     """Input of sfdisk."""
     lines = ["label: gpt", f"label-id: {ids.disk}", "unit: sectors"]
     if geometry.bios is not None:
-        lines.append(f"14 : {_place(geometry.bios)}, type={_BIOS_TYPE}")
-    lines.append(f"15 : {_place(geometry.esp)}, type={_ESP_TYPE}, uuid={ids.esp_partition}")
+        lines.append(f"{geometry.bios_number} : {_place(geometry.bios)}, type={_BIOS_TYPE}")
+    lines.append(
+        f"{geometry.esp_number} : {_place(geometry.esp)}, type={_ESP_TYPE}, uuid={ids.esp_partition}"
+    )
     if geometry.swap is not None:
         lines.append(f"2 : {_place(geometry.swap)}, type={_SWAP_TYPE}, uuid={ids.swap_partition}")
     lines.append(f"1 : {_place(geometry.root)}, type={_ROOT_TYPE[arch]}, uuid={ids.root_partition}")

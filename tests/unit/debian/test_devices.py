@@ -69,7 +69,8 @@ class TestAsRoot:
         mirrors = Mirrors("http://one/debian", "http://one/debian-security")
         probe = Path("/dev/instant-env-probe")
         try:
-            debian._bootstrap(Runner(tmp_path / "log"), tmp_path, Arch.X86_64, ids, mirrors, lambda _: None)
+            description = debian.describe(Arch.X86_64, mirrors)
+            debian._bootstrap(Runner(tmp_path / "log"), tmp_path, description, ids, lambda _: None)
             assert not probe.exists()
         finally:
             probe.unlink(missing_ok=True)

@@ -11,7 +11,8 @@ FAST_WORKERS ?= 3
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint test-fast test-machines test-arm64 test-kills test-deaths test-clients coverage lock clean
+.PHONY: help setup demo test lint test-fast test-machines test-arm64 test-kills test-deaths test-clients test-al2023 coverage
+.PHONY: lock clean
 # Not with -j either: stages follow one another, and machines need the processors.
 .NOTPARALLEL:
 
@@ -51,6 +52,10 @@ test-deaths: setup ## kill bake, bench and publish after each of their calls; wh
 # Those that take a minute or less are part of `test`.
 test-clients: setup ## run all unmodified clients against localec2, with Packer's builds and the SDK for Go
 	INSTANT_ENV_CLIENTS=1 $(PYTEST) --numprocesses $(WORKERS) tests/contract/clients tests/contract/test_contract_terraform.py
+
+# Cached: the kernel and the base in the cache of stock images; not the bakes.
+test-al2023: setup ## bake minimal and custom-init from a stand-in for Amazon Linux 2023, and race them
+	INSTANT_ENV_AL2023=1 $(PYTEST) --numprocesses 0 tests/e2e/test_al2023_like.py
 
 coverage: setup ## print which lines of Python the quick tests run
 	$(PYTEST) --stage quick --numprocesses $(FAST_WORKERS) --cov --cov-report term:skip-covered tests/unit tests/contract

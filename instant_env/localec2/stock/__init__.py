@@ -10,7 +10,7 @@ from pathlib import Path
 from instant_env.arch import Arch
 from instant_env.debian.command import BuildError
 from instant_env.errors import UsageError
-from instant_env.localec2.stock import al2023, debian, tiny
+from instant_env.localec2.stock import al2023, al2023_like, debian, tiny
 from instant_env.localec2.stock.model import StockImage
 from instant_env.progress import Progress
 
@@ -20,6 +20,7 @@ _BUILDERS = {
     debian.BASE: debian.build,
     debian.XFS_BASE: debian.build_on_xfs,
     al2023.BASE: al2023.build,
+    al2023_like.BASE: al2023_like.build,
     tiny.BASE: tiny.build,
 }
 #: Names that `build` knows.

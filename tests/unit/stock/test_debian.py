@@ -153,7 +153,7 @@ def test_missing_programs_and_keys_are_named(monkeypatch: pytest.MonkeyPatch, tm
 def test_unknown_bases_are_named_with_the_known_ones(tmp_path: Path, progress: Progress) -> None:
     with pytest.raises(UsageError, match="unknown base 'debian-99'") as caught:
         stock.build("debian-99", Arch.X86_64, tmp_path, progress)
-    assert caught.value.hint == "use one of: debian-12, debian-12-xfs, al2023, tiny"
+    assert caught.value.hint == "use one of: debian-12, debian-12-xfs, al2023, al2023-like, tiny"
 
 
 #: A build whose mmdebstrap is a script; stands for an impatient user's terminal.

@@ -1,7 +1,7 @@
 """A directory with AL2023's boot files, on which the recipes' scripts run.
 
 It has /boot, /etc/default/grub and /etc/selinux after published facts (docs/al2023.md). grubby and
-grub2-mkconfig are the imitations beside this; what looks at disks answers with constants.
+grub2-mkconfig are the imitations of the base al2023-like; what looks at disks answers with constants.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 from instant_env.arch import Arch
 from instant_env.bake.parameters import settle
 from instant_env.bake.recipe import ResolvedRecipe, load_base, render_script, resolve
+from instant_env.localec2.stock.al2023_like import grub2_mkconfig, grubby
 from instant_env.settings import ROOT
-from support.al2023 import grub2_mkconfig, grubby
 from support.moved_machine import Machine
 
 RECIPES = ROOT / "recipes"

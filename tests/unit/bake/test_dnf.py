@@ -19,6 +19,7 @@ from support.al2023.machine import RECIPES, render
 from support.moved_machine import AS_ROOT, Machine
 
 from instant_env.bake.recipe import ResolvedRecipe, resolve
+from instant_env.localec2.stock.al2023_like.packages import PROTECTED, RENAMED, REQUIRES, closure, names
 from instant_env.requirements import find_program
 
 
@@ -31,8 +32,8 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Machine:
         )
     directory = tmp_path_factory.mktemp("al2023")
     recipe = resolve(RECIPES, "minimal", "dnf")
-    packages = rpms.closure(
-        {*recipe.remove, *recipe.keep, *rpms.REQUIRES, *rpms.PROTECTED, "amazon-linux-repo-s3", "e2fsprogs"}
+    packages = closure(
+        {*recipe.remove, *recipe.keep, *REQUIRES, *PROTECTED, "amazon-linux-repo-s3", "e2fsprogs"}
     )
     rpms.build(directory / "repository", packages)
     rpms.install(directory / "root", directory / "repository", sorted(packages))
@@ -68,9 +69,9 @@ def test_every_name_is_one_of_the_amis_packages() -> None:
     """And all that stays is in the minimal AMI, which is a base too."""
     for name in ("minimal", "custom-init", "devbox", "container-host"):
         recipe = resolve(RECIPES, name, "dnf")
-        removed = {rpms.RENAMED.get(package, package) for package in recipe.remove}
-        assert removed <= set(rpms.names(minimal=False))
-        assert set(recipe.keep) <= set(rpms.names(minimal=True))
+        removed = {RENAMED.get(package, package) for package in recipe.remove}
+        assert removed <= set(names(minimal=False))
+        assert set(recipe.keep) <= set(names(minimal=True))
         assert all(recipe.remove.values()), "each with its reason"
         assert all(recipe.keep.values()), "each with its reason"
 

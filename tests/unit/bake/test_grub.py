@@ -13,7 +13,6 @@ import uuid
 from pathlib import Path
 
 import pytest
-from support.al2023 import grubby
 from support.al2023.machine import (
     ARGUMENTS,
     DEFAULTS,
@@ -31,6 +30,7 @@ from support.al2023.machine import (
 from support.moved_machine import Machine
 
 from instant_env.bake.recipe import resolve
+from instant_env.localec2.stock.al2023_like import grubby
 
 
 @pytest.fixture

@@ -73,7 +73,9 @@ def update_all(root: Path, removed: list[str], added: list[str], *, defaults_too
         if "$kernelopts" not in options:
             options = updated(options, removed, added)
             line = f"options {options}"
-            entry.write_text(re.sub("^options .*", lambda _, line=line: line, text, flags=re.MULTILINE))
+            entry.write_text(
+                "\n".join(line if one.startswith("options ") else one for one in text.split("\n"))
+            )
     if era >= "f36":
         file = root / "etc/kernel/cmdline"
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,7 @@ test-clients: setup ## run all unmodified clients against localec2, with Packer'
 
 # Cached: the kernel and the base in the cache of stock images; not the bakes.
 test-al2023: setup ## bake minimal and custom-init from a stand-in for Amazon Linux 2023, and race them
-	INSTANT_ENV_AL2023=1 $(PYTEST) --numprocesses 0 tests/e2e/test_al2023_like.py
+	INSTANT_ENV_AL2023=1 $(PYTEST) --numprocesses 0 tests/e2e/test_stand_in.py
 
 coverage: setup ## print which lines of Python the quick tests run
 	$(PYTEST) --stage quick --numprocesses $(FAST_WORKERS) --cov --cov-report term:skip-covered tests/unit tests/contract

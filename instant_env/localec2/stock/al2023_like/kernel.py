@@ -111,7 +111,7 @@ def _build(work: Path, final: Path, mirrors: Mirrors, progress: Progress) -> Non
     source, output, root = work / PACKAGE, work / "objects", work / "root"
     output.mkdir()
     shutil.copyfile(CONFIG, output / ".config")
-    make = ["make", "--silent", "-C", source, f"O={output}", f"-j{os.cpu_count() or 1}"]
+    make: list[str | Path] = ["make", "--silent", "-C", source, f"O={output}", f"-j{os.cpu_count() or 1}"]
     runner.run([*make, "olddefconfig"])
     check((output / ".config").read_text(encoding="utf-8"))
     say("building the kernel")

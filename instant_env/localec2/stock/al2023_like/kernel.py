@@ -48,6 +48,14 @@ BUILT_IN = (
 )  # fmt: skip
 MODULES = ("ACPI_BUTTON", "BRIDGE", "EXT4_FS", "OVERLAY_FS", "VETH", "VFAT_FS", "VIRTIO_NET", "VIRTIO_PCI")
 
+#: The same source gives the same bytes, wherever and whenever.
+_ENVIRONMENT = {
+    "KBUILD_BUILD_TIMESTAMP": "Thu Jan  1 00:00:00 UTC 2026",
+    "KBUILD_BUILD_USER": "instant-env",
+    "KBUILD_BUILD_HOST": "stand-in",
+    "KBUILD_BUILD_VERSION": "1",
+}
+
 #: Temporary files: the source, its objects and the packed result.
 _NEEDED_BYTES = 5 * 1024**3
 
@@ -92,12 +100,7 @@ def _build(work: Path, final: Path, mirrors: Mirrors, progress: Progress) -> Non
     def say(text: str) -> None:
         progress(f"al2023-like: {text} ({time.monotonic() - started:.0f} s)")
 
-    environment = {
-        # The same source gives the same bytes, wherever and whenever.
-        "KBUILD_BUILD_TIMESTAMP": "Thu Jan  1 00:00:00 UTC 2026", "KBUILD_BUILD_USER": "instant-env",
-        "KBUILD_BUILD_HOST": "stand-in", "KBUILD_BUILD_VERSION": "1",
-    }  # fmt: skip
-    runner = Runner(final.with_suffix(".log"), environment)
+    runner = Runner(final.with_suffix(".log"), _ENVIRONMENT)
     say("fetching the kernel's source")
     directory = work / "apt"
     directory.mkdir()
@@ -108,16 +111,21 @@ def _build(work: Path, final: Path, mirrors: Mirrors, progress: Progress) -> Non
         ["tar", "--extract", "--file", work / f"package/usr/src/{PACKAGE}.tar.xz", "--directory", work]
     )
     shutil.rmtree(work / "package")
-    source, output, root = work / PACKAGE, work / "objects", work / "root"
-    output.mkdir()
-    shutil.copyfile(CONFIG, output / ".config")
-    make: list[str | Path] = ["make", "--silent", "-C", source, f"O={output}", f"-j{os.cpu_count() or 1}"]
-    runner.run([*make, "olddefconfig"])
-    check((output / ".config").read_text(encoding="utf-8"))
     say("building the kernel")
-    runner.run([*make, "bzImage", "modules"])
+    release = make(runner, work / PACKAGE, work / "objects", work / "root", final)
+    say(f"kernel {release} is built")
+
+
+def make(runner: Runner, source: Path, output: Path, root: Path, final: Path) -> str:
+    """Build ``source`` in ``output``, install it below ``root``, pack that; returns the kernel's release."""
+    output.mkdir(exist_ok=True)
+    shutil.copyfile(CONFIG, output / ".config")
+    command: list[str | Path] = ["make", "--silent", "-C", source, f"O={output}", f"-j{os.cpu_count() or 1}"]
+    runner.run([*command, "olddefconfig"])
+    check((output / ".config").read_text(encoding="utf-8"))
+    runner.run([*command, "bzImage", "modules"])
     runner.run(
-        [*make, f"INSTALL_MOD_PATH={root}/usr", "INSTALL_MOD_STRIP=1", "DEPMOD=true", "modules_install"]
+        [*command, f"INSTALL_MOD_PATH={root}/usr", "INSTALL_MOD_STRIP=1", "DEPMOD=true", "modules_install"]
     )
     release = (output / "include/config/kernel.release").read_text(encoding="utf-8").strip()
     for link in ("build", "source"):
@@ -128,7 +136,7 @@ def _build(work: Path, final: Path, mirrors: Mirrors, progress: Progress) -> Non
     with replacing(final) as temporary, tarfile.open(temporary, "w") as packed:
         for name in ("boot", "usr"):
             packed.add(root / name, arcname=name, filter=_of_root)
-    say(f"kernel {release} is built")
+    return release
 
 
 def check(config: str) -> None:

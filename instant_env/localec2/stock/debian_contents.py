@@ -136,9 +136,13 @@ dpkg-divert --quiet --local --rename --remove /usr/sbin/update-initramfs
 update-initramfs -c -k all
 """
 
-#: Bytecode that does not go by the time of its source, which xfs.py cannot keep.
-COMPILE = """python3 -m compileall -q -f --invalidation-mode unchecked-hash \\
+#: Without what xfs.py cannot keep: bytecode that goes by the time of its source, and ping's capability. (It has no
+#: need of it: systemd opens net.ipv4.ping_group_range to everybody.)
+FOR_XFS = """python3 -m compileall -q -f --invalidation-mode unchecked-hash \\
     /usr/lib/python3 /usr/lib/python3.11 || true
+cp /usr/bin/ping /usr/bin/ping.plain
+chmod 0755 /usr/bin/ping.plain
+mv /usr/bin/ping.plain /usr/bin/ping
 """
 
 _NETPLAN = """network:
@@ -242,7 +246,7 @@ def late_files(arch: Arch, ids: Identifiers, filesystem: Literal["ext4", "xfs"] 
     postponed = arch is Arch.ARM64
     values = {
         "scratch": SCRATCH,
-        "prelude": (_MAKE_INITRAMFS if postponed else "") + (COMPILE if filesystem == "xfs" else ""),
+        "prelude": (_MAKE_INITRAMFS if postponed else "") + (FOR_XFS if filesystem == "xfs" else ""),
         "grub_target": LOADERS[arch].grub_target,
         "root_partition": str(ids.root_partition),
         "root_filesystem": str(ids.root_filesystem),

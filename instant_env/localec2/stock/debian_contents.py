@@ -136,8 +136,8 @@ dpkg-divert --quiet --local --rename --remove /usr/sbin/update-initramfs
 update-initramfs -c -k all
 """
 
-#: Without what xfs.py cannot keep: bytecode that goes by the time of its source, and ping's capability. (It has no
-#: need of it: systemd opens net.ipv4.ping_group_range to everybody.)
+#: Without what xfs.py cannot keep: bytecode that goes by the time of its source, and ping's capability, of
+#: which it has no need: systemd opens net.ipv4.ping_group_range to everybody.
 FOR_XFS = """python3 -m compileall -q -f --invalidation-mode unchecked-hash \\
     /usr/lib/python3 /usr/lib/python3.11 || true
 cp /usr/bin/ping /usr/bin/ping.plain

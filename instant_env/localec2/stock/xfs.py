@@ -1,9 +1,9 @@
 """An XFS root made from an archive, without a mount: mkfs.xfs and its prototype file (mkfs.xfs(8), -p).
 
 A prototype has owners, modes, links and contents. It has no hard links (each becomes a file of its own), no
-sticky bit (set afterwards by xfs_db), no extended attributes and no names with blanks: an archive that has
-such is refused, so that nothing is lost in silence. Its files get the time of the making; a base that has
-Python in it compiles by content, not by time.
+sticky bit (set afterwards by xfs_db), no access control lists, no other extended attributes and no names with
+blanks: an archive that has such is refused, so that nothing is lost in silence. Its files get the time of the
+making; a base that has Python in it compiles by content, not by time.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ _KINDS = {
     tarfile.CHRTYPE: "c",
     tarfile.BLKTYPE: "b",
 }
+
+
+#: Debian's only access control list is that of /var/log/journal, which systemd-tmpfiles sets at each boot.
+_ACL = ".system.posix_acl_"
 
 
 @dataclass
@@ -105,8 +109,9 @@ def _tree_of(archive: tarfile.TarFile) -> _Node:
             continue  # The kernel mounts its own there, and an ordinary user cannot unpack device nodes.
         if any(character.isspace() for character in name + member.linkname):
             raise BuildError(f"{member.name!r} has a blank in its name, which mkfs.xfs -p does not read")
-        if attributes := [key for key in member.pax_headers if key.startswith("SCHILY.xattr.")]:
-            raise BuildError(f"{member.name} has {', '.join(attributes)}, which mkfs.xfs -p does not keep")
+        lost = [key for key in member.pax_headers if key.startswith("SCHILY.xattr.") and _ACL not in key]
+        if lost:
+            raise BuildError(f"{member.name} has {', '.join(lost)}, which mkfs.xfs -p does not keep")
         node = root
         for part in filter(None, name.split("/")) if name != "." else ():
             node = node.children.setdefault(part, _Node())

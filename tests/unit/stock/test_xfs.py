@@ -122,3 +122,9 @@ def test_capabilities_are_not_lost_in_silence(tmp_path: Path) -> None:
     ping[0].pax_headers = {"SCHILY.xattr.security.capability": "x"}
     with pytest.raises(BuildError, match=r"security\.capability"):
         make(tmp_path, directory("."), ping)
+
+
+def test_the_access_control_list_of_the_journal_is_left_to_systemd(tmp_path: Path) -> None:
+    journal = directory("./journal")
+    journal[0].pax_headers = {"SCHILY.xattr.system.posix_acl_default": "x"}
+    assert inode(make(tmp_path, directory("."), journal), "/journal")["core.mode"] == "040755"

@@ -41,7 +41,7 @@ from support.localec2_served import Served
 #: Whose stock images are.
 OWNER = "136693071363"
 BASE_PARAMETER = "/pretend/base"
-#: Of all machines' sshd. Other processes get it by being forked.
+#: Of all machines' sshd. Another process that imports this has another one, and gets this one's public half.
 HOST_KEY = asyncssh.generate_private_key("ssh-ed25519")
 
 _RECIPE = {"recipe": "pretend", "description": "two steps", "families": ["apt"], "steps": [
@@ -116,14 +116,11 @@ def _short_sleeps() -> None:
     time.sleep = lambda seconds: sleep(min(float(seconds), 0.005))
 
 
-def answer_here(cloud: Cloud) -> None:
+def answer_here(cloud: Cloud, host_key: str = HOST_KEY.export_public_key().decode()) -> None:
     """Machines of this cloud answer on 127.0.0.1, where the guest listens, and print its host key."""
 
     def print_key(parsed: dict[str, Any], **_: Any) -> None:
-        block = (
-            f"-----BEGIN SSH HOST KEY KEYS-----\n{HOST_KEY.export_public_key().decode()}"
-            "-----END SSH HOST KEY KEYS-----\n"
-        )
+        block = f"-----BEGIN SSH HOST KEY KEYS-----\n{host_key}-----END SSH HOST KEY KEYS-----\n"
         parsed["Output"] = block + parsed.get("Output", "")
 
     def change(parsed: dict[str, Any], **_: Any) -> None:
@@ -234,6 +231,7 @@ class Elsewhere:
     port: int
     settings: Settings
     binary: Path
+    host_key: str = HOST_KEY.export_public_key().decode()
 
     def bake(self, stop_at: int, lines: Connection) -> None:
         """Bake; say each line, and with line ``stop_at`` (0: the first) wait to be killed."""
@@ -258,7 +256,7 @@ class Elsewhere:
             caller_ip_url=f"{self.url}/_localec2/caller-ip",
             accelerator="ec2",
         )
-        answer_here(cloud)
+        answer_here(cloud, self.host_key)
         request = Request("pretend", Arch.X86_64, Options(base="pretend", force=True))
         bake(cloud, self.settings, request, progress=progress)
         lines.send("done")

@@ -1,7 +1,7 @@
 """What a run costs, from the prices of its machines.
 
-An estimate: machines' time alone, by the second and at least a minute (EC2 bills Linux so, at each start).
-Volumes, addresses and traffic of machines that live for minutes come to cents in a thousand attempts.
+An estimate: machines by the second and at least a minute (EC2 bills Linux so, at each start), and as long a
+public address and a root volume of the usual size. Traffic and larger volumes are left out.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from instant_env.launch.techniques import find_technique
 #: well. Filling a place of a pool is a machine's life and a stop on top.
 _USUAL_S = 120.0
 _USUAL_FILL_S = 240.0
+#: The root of AL2023's AMIs.
+_ROOT_GIB = 8
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,16 @@ class Prices:
 
     per_hour: dict[tuple[str, Market], Price] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
+    beside_usd_per_hour: float = 0.0
+    """What each machine has beside itself."""
 
     def cost_usd(self, instance_type: str, market: Market, *lives_s: float) -> float | None:
         """Of machines that lived so long, each start by itself; None when there is no price."""
         price = self.per_hour.get((instance_type, market))
         if price is None:
             return None
-        return sum(max(MIN_BILLED_S, life_s) for life_s in lives_s) * price.usd_per_hour / 3600
+        billed_s = sum(max(MIN_BILLED_S, life_s) for life_s in lives_s)
+        return billed_s * (price.usd_per_hour + self.beside_usd_per_hour) / 3600
 
     def usual_usd(self, cloud: Cloud, cell: Cell) -> float:
         """What an attempt is likely to cost; 0 without a price."""
@@ -98,4 +103,5 @@ def find(cloud: Cloud, cells: Sequence[Cell]) -> Prices:
     """The prices for these cells. Never fails: what nobody can tell is in ``unknown``."""
     pairs = {(cell.instance_type, market_of(cloud, cell)) for cell in cells}
     price_of = prices.find(cloud, pairs)
-    return Prices(price_of, tuple(sorted({kind for kind, market in pairs if (kind, market) not in price_of})))
+    unknown = tuple(sorted({kind for kind, market in pairs if (kind, market) not in price_of}))
+    return Prices(price_of, unknown, prices.beside_usd_per_hour(cloud, _ROOT_GIB))

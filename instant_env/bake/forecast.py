@@ -1,7 +1,7 @@
 """What a bake would make and cost, before anything is made.
 
-The costs are an estimate: machines by the second, their disks for as long, and what the snapshot costs each
-month from then on. It counts a snapshot as large as its volume, which is the most that it can be.
+The costs are an estimate: machines by the second, their disks and addresses as long, and what the snapshot
+costs each month from then on. It counts a snapshot as large as its volume, which is the most that it can be.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from instant_env.cloud.session import Cloud
 
 #: How long a bake takes where none of this recipe is on record here: Packer's and our own are quicker.
 _USUAL_S = 900.0
-_HOURS_PER_MONTH = 730.0
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,12 @@ def forecast(
     price_of = prices.find(cloud, pairs)
     first = price_of.get(pairs[0])
     dearest = max((price.usd_per_hour for price in price_of.values()), default=0.0)
-    gp3_hourly = prices.storage_usd_per_gib_month(cloud, "gp3") * base.size_gib / _HOURS_PER_MONTH
+    # The audit needs a second volume of that size.
+    beside = prices.beside_usd_per_hour(cloud, 2 * base.size_gib)
     snapshot = prices.storage_usd_per_gib_month(cloud, "snapshot") * base.size_gib
 
-    def cost(hours: float, usd_per_hour: float) -> float:  # the audit needs a second volume of that size
-        return hours * (usd_per_hour + 2 * gp3_hourly)
+    def cost(hours: float, usd_per_hour: float) -> float:
+        return hours * (usd_per_hour + beside)
 
     nothing = existing is not None
     return Forecast(

@@ -19,6 +19,7 @@ from instant_env.settings import CloudName
 #: EC2 bills a start of a Linux machine by the second, and for a minute at least.
 MIN_BILLED_S = 60.0
 
+_HOURS_PER_MONTH = 730.0
 _TABLE = Path(__file__).parent / "prices.json"
 
 #: The Pricing API is served from few regions; this one knows the prices of all.
@@ -58,6 +59,14 @@ def storage_usd_per_gib_month(cloud: Cloud, what: str) -> float:
     if cloud.name is CloudName.LOCAL:
         return 0.0
     return float(json.loads(_TABLE.read_text(encoding="utf-8"))["usd_per_gib_month"][what])
+
+
+def beside_usd_per_hour(cloud: Cloud, size_gib: float) -> float:
+    """What a machine has beside it: a public IPv4 address, and gp3 volumes of this size. From the table."""
+    if cloud.name is CloudName.LOCAL:
+        return 0.0
+    address = float(json.loads(_TABLE.read_text(encoding="utf-8"))["usd_per_hour_of_public_ipv4"])
+    return address + size_gib * storage_usd_per_gib_month(cloud, "gp3") / _HOURS_PER_MONTH
 
 
 def _price_from_api(cloud: Cloud, kind: str) -> Price | None:

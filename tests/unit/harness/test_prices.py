@@ -32,6 +32,16 @@ def test_each_start_is_billed_for_a_minute_at_least() -> None:
     assert TABLE.cost_usd("c7i.large", Market.ON_DEMAND, 10.0) is None
 
 
+def test_a_machine_has_an_address_and_a_volume_beside_itself(tmp_path: Path) -> None:
+    dear = dataclasses.replace(TABLE, beside_usd_per_hour=0.36)
+    assert dear.cost_usd("m7i.large", Market.SPOT, 100.0) == pytest.approx(100 * (0.36 + 0.36) / 3600)
+    with cloud_in_process(tmp_path, 22, Ec2Faults(), name=CloudName.AWS) as cloud:
+        # $0.005 an hour (https://aws.amazon.com/vpc/pricing/), and 8 GiB of gp3 at $0.08 a month.
+        assert prices.find(cloud, []).beside_usd_per_hour == pytest.approx(0.005 + 8 * 0.08 / 730)
+    with cloud_in_process(tmp_path / "local", 22, Ec2Faults()) as cloud:
+        assert prices.find(cloud, []).beside_usd_per_hour == 0
+
+
 def test_a_pool_is_on_demand_and_pays_for_its_filling(tmp_path: Path) -> None:
     with cloud_in_process(tmp_path, 22, Ec2Faults(), name=CloudName.AWS) as cloud:
         cold = TABLE.worst_usd(cloud, COLD, 600.0)

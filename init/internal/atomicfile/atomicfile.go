@@ -9,7 +9,7 @@ import (
 	"syscall"
 )
 
-// Owner of a new file; Root leaves it with the process.
+// Owner of a new file.
 type Owner struct{ UID, GID int }
 
 // Root owns files when nothing else is said.

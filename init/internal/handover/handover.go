@@ -105,7 +105,8 @@ func (m Machine) handOver(directory *os.File, line []byte, whole bool) (ended in
 		return 0, refused
 	}
 	// The request is the mark. All may read it: login-keys runs as nobody.
-	err := atomicfile.WriteUnsynced(atomicfile.File{Path: m.Mark, Data: line, Mode: 0o644})
+	owner := atomicfile.Owner{UID: os.Geteuid(), GID: os.Getegid()} // root, but in tests
+	err := atomicfile.WriteUnsynced(atomicfile.File{Path: m.Mark, Data: line, Mode: 0o644, Owner: owner})
 	if err != nil {
 		return 0, refuse(codeMark, err)
 	}

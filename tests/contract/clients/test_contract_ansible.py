@@ -59,7 +59,9 @@ def test_ansible(contract: ContractCloud, tmp_path: Path) -> None:
         contract, tmp_path, ANSIBLE_HOME=str(tmp_path / "ansible"), ANSIBLE_LOCALHOST_WARNING="false",
         ANSIBLE_COLLECTIONS_PATH=str(home / "collections"), LC_ALL="C.UTF-8",
     )  # fmt: skip
-    ansible = _Ansible(home / "venv" / "bin", tmp_path, env, variables)
+    # Ansible does not quote its interpreter's path, and homes may have blanks.
+    (tmp_path / "client").symlink_to(home / "venv")
+    ansible = _Ansible(tmp_path / "client" / "bin", tmp_path, env, variables)
     assert changes(ansible.play("site.yml")) == 4
     made = json.loads(report.read_text())
     ids = sorted(instance["instance_id"] for instance in made)

@@ -18,7 +18,7 @@ pytest_plugins = ("support.contract_cloud",)
 
 def aws(contract: ContractCloud, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(awscli.program()), "ec2", *arguments, "--output", "json"],
+        [*awscli.command(), "ec2", *arguments, "--output", "json"],
         env={**os.environ, **contract.environment()},
         capture_output=True,
         text=True,

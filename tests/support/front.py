@@ -53,9 +53,9 @@ class Front:
 
     def aws(self, *arguments: str) -> dict[str, Any]:
         """The AWS CLI, from PyPI, in an environment of its own, under what local.env prints."""
-        program = awscli.program()
+        program = awscli.command()
         exports = self.run("local.env").stdout
-        command = f"{exports}\nexec {shlex.join([str(program), *arguments, '--output', 'json'])}"
+        command = f"{exports}\nexec {shlex.join([*program, *arguments, '--output', 'json'])}"
         result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
         answer: dict[str, Any] = json.loads(result.stdout)

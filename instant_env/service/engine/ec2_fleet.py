@@ -217,7 +217,10 @@ class Ec2Fleet:
         parked = self._parked.pop(machine.id, None)
         timeline = Timeline(t0_ns, lease.created_at)
         try:
-            if parked is None or not parked.alive:
+            if parked is not None and not parked.alive:
+                parked.close()  # its other connection may be there, and would be made anew for ever
+                parked = None
+            if parked is None:
                 parked = await self._park(machine)
             request = HandOverRequest(
                 lease.id, lease.request.public_key, ends_at, format_time(machine.expires_at)

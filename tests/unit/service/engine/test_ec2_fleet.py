@@ -278,18 +278,23 @@ def test_machines_are_ended_without_waiting_for_their_systems(cloud: Cloud, imag
     assert bodies[0]["SkipOsShutdown"] is True
 
 
+class _Parked:
+    """Nothing but whether it is open."""
+
+    def __init__(self, *, alive: bool = True) -> None:
+        self.alive = alive
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
 class TestAHandOver:
     """What becomes of its errors. ``deliver`` and ``park`` are pretended."""
 
     @pytest.fixture
     def attempts(self, monkeypatch: pytest.MonkeyPatch) -> list[Exception | None]:
         errors: list[Exception | None] = []
-
-        class _Parked:
-            alive = True
-
-            def close(self) -> None:
-                """Nothing is open."""
 
         async def park(*_: Any, **__: Any) -> _Parked:
             return _Parked()
@@ -302,7 +307,7 @@ class TestAHandOver:
         monkeypatch.setattr(ec2_fleet, "deliver", deliver)
         return errors
 
-    def hand_over(self, cloud: Cloud, image_id: str, host: SshHost) -> Any:
+    def hand_over(self, cloud: Cloud, image_id: str, host: SshHost, earlier: _Parked | None = None) -> Any:
         key = " ".join(host.host_key.export_public_key().decode().split()[:2])
 
         async def scenario() -> Any:
@@ -314,6 +319,8 @@ class TestAHandOver:
                     image_id, technique="warm-running", pool="pool", instance_id=instance_id["InstanceId"],
                     address="127.0.0.1", username="admin", host_keys=(key,),
                 )  # fmt: skip
+                if earlier is not None:
+                    fleet._parked[machine.id] = earlier  # type: ignore[assignment]
                 return await fleet.hand_over(
                     machine, lease_of("warm-running"), time.monotonic_ns(), NOW + timedelta(hours=1), nothing
                 )
@@ -327,6 +334,15 @@ class TestAHandOver:
         delivered = self.hand_over(cloud, image_id, host)
         assert delivered.timing.t4_by == "pk_ok"
         assert delivered.host_keys_known_by == "console"
+
+    def test_of_a_connection_that_broke_nothing_stays(
+        self, cloud: Cloud, image_id: str, host: SshHost, attempts: list[Exception | None]
+    ) -> None:
+        """The standing one beside it would be made anew on a machine that is somebody's."""
+        broken = _Parked(alive=False)
+        attempts[:] = [None]
+        self.hand_over(cloud, image_id, host, broken)
+        assert broken.closed
 
     def test_a_machine_of_another_lease_is_left_alone_and_its_tags_say_so(
         self, cloud: Cloud, image_id: str, host: SshHost, attempts: list[Exception | None]

@@ -30,7 +30,9 @@ _OTHER_VARIABLES = frozenset(
         "DEBIAN_SECURITY_MIRROR",
         "AL2023_MIRROR",
         "IMDS",
+        "AL2023",
         "AWS_TESTS",
+        "DEATHS",
         "E2E_DIR",
         "FUZZ_INPUTS",
         "CLIENTS",
@@ -39,6 +41,7 @@ _OTHER_VARIABLES = frozenset(
         "KILL_SEED",
         "TERRAFORM_PLUGINS",
         "USER_DATA_CASES",
+        "WRITE_TABLE",
     )
 )
 

@@ -17,6 +17,7 @@ import pytest
 
 from instant_env import __version__
 from instant_env.settings import ROOT
+from instant_env.toolchain import find_go
 
 
 def run(*command: str | Path, cwd: Path, **environ: str) -> str:
@@ -62,7 +63,11 @@ def test_the_wheel_holds_no_module_called_tasks_and_no_tests(wheel: Path) -> Non
 @pytest.mark.slow
 def test_an_installed_package_runs_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
     def instant_env(*arguments: str) -> str:
-        environ = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_STATE_HOME": str(tmp_path / "state")}
+        environ = {
+            "XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_STATE_HOME": str(tmp_path / "state"),
+            # Whoever installs the package has Go; here it may be in the checkout's environment alone.
+            "PATH": f"{Path(find_go()).parent}:{os.environ['PATH']}",
+        }  # fmt: skip
         return run(installed / "bin" / "instant-env", *arguments, cwd=tmp_path, **environ)
 
     before = sorted(installed.rglob("*.*"))

@@ -269,6 +269,7 @@ class Leases:
                 state=LeaseState.READY,
                 instance_id=machine.instance_id,
                 address=machine.address,
+                port=context.ssh_port,
                 username=machine.username,
                 host_keys=machine.host_keys,
                 host_keys_known_by=delivered.host_keys_known_by,

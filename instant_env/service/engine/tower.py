@@ -231,7 +231,7 @@ class Tower:
         return Lease(
             id=stray.lease_id, owner=stray.owner, state=LeaseState.READY, request=request, created_at=now,
             source=Source.COLD, machine_id=machine.id, instance_id=stray.instance_id, address=stray.address,
-            market=Market.ON_DEMAND, ready_at=now, expires_at=expires_at,
+            port=self._context.ssh_port, market=Market.ON_DEMAND, ready_at=now, expires_at=expires_at,
             detail="found by its tags: the store did not know it",
         )  # fmt: skip
 

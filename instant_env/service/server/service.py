@@ -116,7 +116,7 @@ class Service:
             stack.push_async_callback(fleet.close)
             context = Context(
                 store=store, fleet=fleet, settings=settings, id=service_id, metrics=Metrics(service_id),
-                log=self._log,
+                log=self._log, ssh_port=cloud.ssh_port,
             )  # fmt: skip
             plans = plans_of(cloud, settings.pools)
             engine = Engine(context, facts_of(cloud), plans, _estimates(cloud))

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from instant_env.localec2.stock.al2023_like.packages import PROTECTED, REQUIRES
+from support.moved_machine import AS_ROOT
 
 #: dnf loads what lies here, as AL2023's loads its own plugins: see talking_notification.
 PLUGINS = Path(__file__).with_name("dnf_plugins")
@@ -70,6 +71,6 @@ def install(root: Path, repository: Path, packages: Iterable[str]) -> None:
     """Install into ``root`` with the real dnf: what is named counts as asked for, as in AWS's own image."""
     root.mkdir(parents=True)
     subprocess.run(
-        ["dnf", "--quiet", "--assumeyes", *dnf_options(root, repository), "install", *packages],
+        [*AS_ROOT, "dnf", "--quiet", "--assumeyes", *dnf_options(root, repository), "install", *packages],
         check=True, capture_output=True,
     )  # fmt: skip

@@ -34,6 +34,8 @@ from instant_env.service.tokens import hash_of, new_secret
 from instant_env.service_settings import PoolKind, ServiceSettings
 from support.service.fleet import HOST_KEY, TYPE, FakeFleet
 
+#: Where a host's ports below 1024 are not to be had, machines of localec2 have another one.
+SSH_PORT = 2222
 KEY = PublicKey.parse("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f")
 _BEGIN = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)
 #: A test that waits for something that does not come ends by this.
@@ -75,8 +77,11 @@ class Rig:
         self.context = Context(
             store=self.store, fleet=fleet, settings=settings, id="20261130T120000-00000001",
             metrics=Metrics("test"), log=make_logger(self.logged), now=clock.now, monotonic=clock.monotonic,
+            ssh_port=SSH_PORT,
         )  # fmt: skip
-        facts = Facts("local", "us-east-1", 22, Arch.X86_64, {Arch.X86_64: TYPE, Arch.ARM64: "m7g.large"})
+        facts = Facts(
+            "local", "us-east-1", SSH_PORT, Arch.X86_64, {Arch.X86_64: TYPE, Arch.ARM64: "m7g.large"}
+        )
         self.engine = Engine(self.context, facts, plans, [])
         self.pools = self.engine._pools
         self.leases = self.engine._leases

@@ -117,15 +117,16 @@ def test_a_forecast_makes_nothing_and_names_all_that_the_bake_makes(bakery: Bake
 def test_a_forecast_for_aws_has_the_price_of_machine_and_disks(
     bakery: Bakery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """m7i.large at $0.1008 an hour; twice 2 GiB of gp3 at $0.08 a month beside it; the snapshot at $0.05."""
+    """m7i.large at $0.1008 an hour; beside it a public address at $0.005 and twice 2 GiB of gp3 at $0.08 a
+    month; the snapshot at $0.05."""
     monkeypatch.setattr("instant_env.cloud.prices._price_from_api", lambda *_: None)
     aws = dataclasses.replace(bakery.cloud, name=CloudName.AWS)
     told = estimate(aws, bakery.settings, bakery.request(), lambda _: None)
-    hour = 0.1008 + 2 * 2 * 0.08 / 730
+    hour = 0.1008 + 0.005 + 2 * 2 * 0.08 / 730
     assert told.likely_usd == pytest.approx(hour / 4)  # a quarter of an hour, when none is on record
     assert told.worst_usd == pytest.approx(2 * hour + 2 * 0.05)  # both machines until their timers end them
     assert told.monthly_usd == pytest.approx(2 * 0.05)
-    assert "about $0.03 (15 min), at most $0.30" in told.cost
+    assert "about $0.03 (15 min), at most $0.31" in told.cost
     result = bakery.bake()
     on_record = estimate(bakery.cloud, bakery.settings, bakery.request(force=True), lambda _: None)
     assert on_record.usual_s == pytest.approx(result.seconds, abs=0.06)

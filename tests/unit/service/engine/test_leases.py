@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.service.fleet import HOST_KEY, FakeFleet, broken, refused
-from support.service.rig import KEY, Clock, plan, rig
+from support.service.rig import KEY, SSH_PORT, Clock, plan, rig
 
 from instant_env.cloud.instances import Market
 from instant_env.service.operations import Ask, Code, Refusal
@@ -38,6 +38,7 @@ def test_a_machine_of_the_pool_is_handed_over(path: Path) -> None:
             assert (lease.state, lease.source, lease.technique) == (
                 LeaseState.READY, Source.POOL, "warm-running",
             )  # fmt: skip
+            assert lease.port == SSH_PORT
             assert lease.host_keys == (HOST_KEY,)
             assert lease.timing.t4_ms == 60.0
             assert lease.expires_at == r.clock.now() + timedelta(hours=1)
@@ -523,6 +524,7 @@ class TestTheStoreAndTheTagsDiffer:
                 await r.tower.tick()
                 lease = await r.engine.lease(r.token, "ls-lost")
                 assert (lease.state, lease.address) == (LeaseState.READY, stray.address)
+                assert lease.port == SSH_PORT
                 assert not r.fleet.machines[stray.instance_id].is_gone
                 r.clock.advance(101)
                 await r.leases.tick()

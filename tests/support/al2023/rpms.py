@@ -63,8 +63,16 @@ def dnf_options(root: Path, repository: Path) -> list[str]:
     return [
         f"--installroot={root}", "--releasever=2023", f"--repofrompath=stand-in,{repository}",
         "--repo=stand-in", "--nogpgcheck", "--setopt=install_weak_deps=False", "--setopt=keepcache=False",
-        "--setopt=plugins=True", f"--setopt=pluginpath={PLUGINS}",
+        "--setopt=plugins=True", f"--setopt=pluginpath={_plugins(root)}",
     ]  # fmt: skip
+
+
+def _plugins(root: Path) -> Path:
+    """Where dnf finds them: its option is a list, which a blank in the checkout's path would split."""
+    link = root.with_name("dnf-plugins")
+    if not link.is_symlink():
+        link.symlink_to(PLUGINS)
+    return link
 
 
 def install(root: Path, repository: Path, packages: Iterable[str]) -> None:

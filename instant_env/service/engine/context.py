@@ -70,7 +70,7 @@ class Context:
     """Of this control plane: in the tags of all its machines."""
     metrics: Metrics
     log: Logger
-    ssh_port: int = 22
+    ssh_port: int
     """Of all its machines; in localec2 a host may have to take another."""
     now: Callable[[], datetime] = utc_now
     monotonic: Callable[[], float] = time.monotonic

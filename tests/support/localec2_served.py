@@ -16,7 +16,7 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
-from moto.core.base_backend import BackendDict
+from moto.core.base_backend import BackendDict, backend_lock
 
 from instant_env.arch import Arch
 from instant_env.cloud.session import Cloud, connect
@@ -188,12 +188,14 @@ class Served:
         layout = Layout.create(self.directory)
         store = RecordStore(layout.records)
         record = restore.identity(store, REGION)
-        # moto's backends are global to the process; a server must not find there what another one made, or a
-        # test of something else: ids that are drawn from a seed would be others after a restart.
-        for backends in list(BackendDict._instances):
-            backends.clear()
         self.network = PretendNetwork(AddressBlock(record.address_block))
-        self.state = State(layout, store, record, REGION)
+        # moto's backends are global to the process; a server must not find there what another one made, or a
+        # test of something else, or what a killed server's last request has made since: ids that are drawn
+        # from a seed would be others after a restart.
+        with backend_lock:
+            for backends in list(BackendDict._instances):
+                backends.clear()
+            self.state = State(layout, store, record, REGION)
         assembly = PretendAssembly(self.state, self.network, lambda _: "tcg")
         self.services = Services(self.state, Lifecycle(self.state, assembly, stop_timeout_s=5.0))
         with self.state.lock:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 import sys
+import threading
 from typing import Any
 
 import pytest
 from moto.core import serialize
 from moto.ec2.models import core as ec2_core
+from moto.ec2.models import ec2_backends
+from moto.moto_api._internal import mock_random
 
 from instant_env.localec2.state import filters
 from instant_env.localec2.state import moto_api as moto
@@ -79,3 +82,29 @@ def test_every_function_that_is_drawn_is_in_the_table() -> None:
     assert {name for _, name in DRAWN} >= {
         word.split("=")[0] for word in source.replace("(", " ").split() if word.startswith("random_")
     }
+
+
+def test_ids_from_a_seed_are_the_same_while_other_threads_draw() -> None:
+    drawing, stopped = threading.Event(), threading.Event()
+
+    def draw() -> None:
+        while not stopped.is_set():
+            mock_random.get_random_hex(17)
+            drawing.set()
+
+    def default_network() -> tuple[str, set[str]]:
+        ec2_backends.clear()
+        backend = moto.ec2_backend("us-east-1", seed=5)
+        return backend.default_vpc.id, set(backend.internet_gateways)
+
+    alone = default_network()
+    other = threading.Thread(target=draw)
+    other.start()
+    try:
+        assert drawing.wait(10)
+        assert {default_network()[0] for _ in range(20)} == {alone[0]}
+        assert default_network() == alone
+        assert mock_random.uuid4() != mock_random.uuid4()
+    finally:
+        stopped.set()
+        other.join()

@@ -15,7 +15,14 @@ from botocore.exceptions import BotoCoreError, ClientError
 from instant_env.bake import artefacts, bases, packages
 from instant_env.bake import image as images
 from instant_env.bake.bases import BaseImage
-from instant_env.bake.builder import Machine, Order, machine, user_data, wait_for_first_boot
+from instant_env.bake.builder import (
+    Machine,
+    Order,
+    check_root_is_grown,
+    machine,
+    user_data,
+    wait_for_first_boot,
+)
 from instant_env.bake.execute import (
     StepLog,
     StepTime,
@@ -216,34 +223,15 @@ def bake(
         return BakeResult(existing, True, None, None, time.monotonic() - bake_started)
 
     options, run_id = request.options, request.run_id
-    expires_at = datetime.now(UTC) + timedelta(seconds=MACHINE_TTL_S)
+    order = _builder_order(cloud, settings, request, plan, base)
     log_path = request.log_path(settings)
-    order = Order(
-        image_id=base.id,
-        instance_types=instances.builder_types(cloud, request.arch, request.builder_types),
-        run_id=run_id,
-        role=Role.BUILDER,
-        login_user=plan.base.login_user,
-        expires_at=expires_at,
-        user_data=user_data(MACHINE_TTL_S),
-        options=LaunchOptions(
-            encrypted=options.encrypt,
-            kms_key_id=options.kms_key_id,
-            volume_type="gp3",
-            instance_profile=cloud.settings.builder_profile,
-        ),
-        root_device=base.root_device,
-        private=options.ssh_private or settings.ssh_private,
-        check_host_key=options.check_host_key,
-        keep_key_in=settings.state_dir / "keys" if options.on_error is OnError.KEEP else None,
-    )
     with ExitStack() as stack:
         stack.enter_context(runs.alive(cloud.settings, run_id))
         log = stack.enter_context(step_log(log_path, verbose))
         progress(f"log: {log_path}")
         try:
             with machine(cloud, order, progress) as builder:
-                _begin(builder, log, progress)
+                _begin(builder, order, log, progress)
                 before = _packages(builder, plan, log)
                 times = run_steps(builder.connection, plan.steps, log, progress)
                 after = _packages(builder, plan, log)
@@ -251,7 +239,9 @@ def bake(
                 _seal(cloud, builder, plan, log, progress)
                 times.append(StepTime("seal", round(time.monotonic() - started, 3)))
                 started = time.monotonic()
-                image = images.make(cloud, builder.instance_id, plan, base, request, str(git), expires_at)
+                image = images.make(
+                    cloud, builder.instance_id, plan, base, request, str(git), order.expires_at
+                )
                 method = images.method_of(plan, base, request)
                 times.append(StepTime(method.value, round(time.monotonic() - started, 3)))
                 progress(f"image {image.id}: {times[-1].seconds:.1f} s")
@@ -302,13 +292,42 @@ def bake(
     return BakeResult(image, False, path, log_path, total_s)
 
 
+def _builder_order(
+    cloud: Cloud, settings: Settings, request: Request, plan: BakePlan, base: BaseImage
+) -> Order:
+    """The builder: from the base's AMI, its root volume as large as the recipe wants it."""
+    options, root_gib = request.options, plan.volume_gib(base.size_gib)
+    return Order(
+        image_id=base.id,
+        instance_types=instances.builder_types(cloud, request.arch, request.builder_types),
+        run_id=request.run_id,
+        role=Role.BUILDER,
+        login_user=plan.base.login_user,
+        expires_at=datetime.now(UTC) + timedelta(seconds=MACHINE_TTL_S),
+        user_data=user_data(MACHINE_TTL_S),
+        options=LaunchOptions(
+            encrypted=options.encrypt,
+            kms_key_id=options.kms_key_id,
+            volume_type="gp3",
+            instance_profile=cloud.settings.builder_profile,
+            root_gib=root_gib if root_gib > base.size_gib else None,
+        ),
+        root_device=base.root_device,
+        private=options.ssh_private or settings.ssh_private,
+        check_host_key=options.check_host_key,
+        keep_key_in=settings.state_dir / "keys" if options.on_error is OnError.KEEP else None,
+    )
+
+
 def _packages(builder: Machine, plan: BakePlan, log: Any) -> list[Package]:
     return packages.parse(run_as_root(builder.connection, LIST_COMMANDS[plan.base.family], log))
 
 
-def _begin(builder: Machine, log: StepLog, progress: Progress) -> None:
+def _begin(builder: Machine, order: Order, log: StepLog, progress: Progress) -> None:
     _arm_timer(builder, log)
     wait_for_first_boot(builder.connection, log, progress)
+    if order.options.root_gib is not None:
+        check_root_is_grown(builder.connection, order.options.root_gib, log)
     make_work_dir(builder.connection, log)
 
 

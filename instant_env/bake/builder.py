@@ -187,6 +187,39 @@ def wait_for_first_boot(connection: fabric.Connection, log: StepLog, progress: P
         ) from error
 
 
+#: Exits with 1 and a reason unless the root's partition reaches the end of the disk (less GPT's copy and an
+#: alignment of 1 MiB) and its file system the end of the partition (less its tables: ext4 shows 95 %).
+_ROOT_IS_GROWN = """
+cd "/sys/class/block/$(basename "$(readlink -f "$(findmnt -no SOURCE /)")")"
+if [ -e partition ]; then
+    end=$(($(cat start) + $(cat size)))
+    disk="$(cat ../size)"
+    [ $((disk - end)) -le 4096 ] || { echo "its partition ends at sector $end of $disk" >&2; exit 1; }
+fi
+usable="$(df --output=size -B512 / | tail -n 1 | tr -d ' ')"
+sectors="$(cat size)"
+if [ $((usable * 10 / 9)) -lt "$sectors" ]; then
+    echo "it has $usable of its partition's $sectors sectors" >&2
+    exit 1
+fi
+"""
+
+
+def check_root_is_grown(connection: fabric.Connection, size_gib: int, log: StepLog) -> None:
+    """Return when the root file system fills its volume. Bases grow it by cloud-init (growpart, resizefs),
+    images of ours by instant-init, both before a login, or before the end of the first boot.
+
+    Raises StepError where it does not: the steps would run out of space that was asked for.
+    """
+    try:
+        run_as_root(connection, ["sh", "-euc", _ROOT_IS_GROWN], log)
+    except StepError as error:
+        raise StepError(
+            f"the root file system does not fill its volume of {size_gib} GiB: {error.message}",
+            hint=f"the base has to grow it at its first boot, or leave root_gib out; see {log.path}",
+        ) from error
+
+
 def _check_host_key(
     cloud: Cloud, instance_id: str, connection: fabric.Connection, progress: Progress
 ) -> None:

@@ -21,6 +21,9 @@ from instant_env.cloud.session import Cloud
 
 #: How long a bake takes where none of this recipe is on record here: Packer's and our own are quicker.
 _USUAL_S = 900.0
+#: A GiB of the root volume beyond the base's is written by the seal and read by the audit, at gp3's 125 MiB/s
+#: (EBS User Guide, "General Purpose SSD volumes").
+_PER_GIB_S = 2 * 1024 / 125
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,15 @@ def forecast(
     """What the bake of this plan costs: likely on the first of ``builder_types``, at worst on the dearest.
 
     ``ttl_s`` is how long its machines live at most."""
-    usual_s = _last_s(cloud, plan) or _USUAL_S
+    size_gib = plan.volume_gib(base.size_gib)
+    usual_s = _last_s(cloud, plan) or _USUAL_S + (size_gib - base.size_gib) * _PER_GIB_S
     pairs = [(kind, Market.ON_DEMAND) for kind in builder_types]
     price_of = prices.find(cloud, pairs)
     first = price_of.get(pairs[0])
     dearest = max((price.usd_per_hour for price in price_of.values()), default=0.0)
     # The audit needs a second volume of that size.
-    beside = prices.beside_usd_per_hour(cloud, 2 * base.size_gib)
-    snapshot = prices.storage_usd_per_gib_month(cloud, "snapshot") * base.size_gib
+    beside = prices.beside_usd_per_hour(cloud, 2 * size_gib)
+    snapshot = prices.storage_usd_per_gib_month(cloud, "snapshot") * size_gib
 
     def cost(hours: float, usd_per_hour: float) -> float:
         return hours * (usd_per_hour + beside)
@@ -107,7 +111,7 @@ def forecast(
 def _resources(
     request: Request, plan: BakePlan, base: BaseImage, builder_types: Sequence[str]
 ) -> tuple[Resource, ...]:
-    image = request.image_name
+    image, size_gib = request.image_name, plan.volume_gib(base.size_gib)
     resources: list[Resource] = []
     kinds = builder_types[0] + (f" (or {', '.join(builder_types[1:])})" if builder_types[1:] else "")
     encrypted = "encrypted " if request.options.encrypt else ""
@@ -118,13 +122,13 @@ def _resources(
             Resource("security-group", name, "SSH from the caller's address only"),
             Resource("instance", name, f"{kinds}, on demand, from {source}, IMDSv2 only"),
             Resource("network-interface", name, "its own"),
-            Resource("volume", name, f"{encrypted}gp3, {base.size_gib} GiB: its root"),
+            Resource("volume", name, f"{encrypted}gp3, {size_gib} GiB: its root"),
         ]
     audit = f"instant-env-audit-{request.run_id}"
     parameter = parameter_name(request.recipe, plan.arch)
     resources += [
-        Resource("volume", audit, f"{encrypted}gp3, {base.size_gib} GiB: read by the audit"),
-        Resource("snapshot", image, f"{encrypted}{base.size_gib} GiB", stays=True),
+        Resource("volume", audit, f"{encrypted}gp3, {size_gib} GiB: read by the audit"),
+        Resource("snapshot", image, f"{encrypted}{size_gib} GiB", stays=True),
         Resource("image", image, f"{plan.arch}", stays=True),
         Resource("ssm-parameter", parameter, "names the newest verified AMI", stays=True),
     ]
@@ -132,13 +136,15 @@ def _resources(
 
 
 def _last_s(cloud: Cloud, plan: BakePlan) -> float:
-    """How long the last bake of this recipe and architecture took in this cloud; 0 when none is on record."""
+    """How long the last bake of this recipe, root size and architecture took in this cloud; 0 when none is on
+    record."""
     durations: list[tuple[str, float]] = []
     for path in (cloud.settings.state_dir / "manifests").glob("*.json"):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            same = (record["cloud"], record["plan"]["recipe"], record["plan"]["arch"])
-            if same == (cloud.name.value, plan.recipe.name, plan.arch.value):
+            kind = (*(record["plan"][key] for key in ("recipe", "arch")), record["plan"].get("root_gib"))
+            same = kind == (plan.recipe.name, plan.arch.value, plan.recipe.root_gib)
+            if same and record["cloud"] == cloud.name.value:
                 durations.append((record["created"], float(record["total_s"])))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not ours, or of another version: it only sharpens an estimate

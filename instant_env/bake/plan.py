@@ -85,7 +85,13 @@ class BakePlan:
             "steps": [step.identity() for step in self.steps],
             "seal": hashlib.sha256(self.seal.encode()).hexdigest(),
         }
+        if self.recipe.root_gib is not None:
+            content["root_gib"] = self.recipe.root_gib
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def volume_gib(self, base_gib: int) -> int:
+        """The root volume of builder and image: the recipe's size, and never less than the base's."""
+        return max(self.recipe.root_gib or 0, base_gib)
 
     def as_dict(self) -> dict[str, object]:
         """For ``--json`` and the manifest."""
@@ -96,6 +102,7 @@ class BakePlan:
             "base_ami": self.base_ami,
             "arch": self.arch.value,
             "hash": self.hash,
+            "root_gib": self.recipe.root_gib,
             "parameters": dict(self.parameters),
             "steps": [
                 dict(zip(("kind", "name", "sha256"), step.identity(), strict=False)) for step in self.steps

@@ -32,6 +32,9 @@ from instant_env.foreign import read_yaml
 from instant_env.settings import explain
 
 Family = Literal["apt", "dnf"]
+#: The seal overwrites what is free of the root volume, and the audit reads all of it: at gp3's 125 MiB/s (EBS
+#: User Guide, "General Purpose SSD volumes") so much takes nine minutes each, within what a bake waits for.
+_MOST_ROOT_GIB = 64
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -186,6 +189,9 @@ class Recipe(_Strict):
     ssm_keys: str | None = Field(
         default=None, pattern=r"^/[A-Za-z0-9_./-]{1,1010}$", description="SSM parameter with SSH keys"
     )
+    root_gib: int | None = Field(
+        default=None, ge=1, le=_MOST_ROOT_GIB, description="root volume of builder and image, at least"
+    )
     parameters: dict[ParameterName, Parameter] = Field(default_factory=dict)
     allow_modes: list[str] = Field(default_factory=list, description="paths the audit lets have any mode")
     allow_accounts: list[str] = Field(
@@ -222,6 +228,7 @@ class ResolvedRecipe(_Strict):
     kernel_arguments: list[str]
     arch_kernel_arguments: dict[Arch, list[str]]
     ssm_keys: str | None
+    root_gib: int | None
     parameters: dict[str, Parameter]
     allow_modes: list[str]
     allow_accounts: list[str]
@@ -277,8 +284,9 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
 
     ``remove``, ``keep_where_installed``, ``allow_modes`` and ``allow_accounts`` add up; ``keep`` and the
     kernel arguments of the child replace the parent's if given; a step of the same name replaces the parent's
-    in its place; ``initramfs`` is the child's own, ``ssm_keys`` and ``hibernates`` are the nearest one's; a
-    parameter of the same name replaces the parent's, which is how a child sets a default.
+    in its place; ``initramfs`` is the child's own, ``ssm_keys`` and ``hibernates`` are the nearest one's,
+    ``root_gib`` is the largest; a parameter of the same name replaces the parent's, which is how a child sets
+    a default.
     """
     chain: list[tuple[Recipe, Path]] = []
     next_name: str | None = name
@@ -335,6 +343,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
         kernel_arguments=arguments,
         arch_kernel_arguments=arch_arguments,
         ssm_keys=ssm_keys,
+        root_gib=max((one.root_gib for one, _ in chain if one.root_gib is not None), default=None),
         parameters=parameters,
         allow_modes=allow_modes,
         allow_accounts=allow_accounts,

@@ -83,6 +83,7 @@ def rendered(
         "keep": recipe.keep,
         "kernel_arguments": [*recipe.kernel_arguments, *recipe.arch_kernel_arguments.get(arch, ())],
         "initramfs": recipe.initramfs.value,
+        "root_gib": recipe.root_gib,
         "steps": steps,
         "seal": seal_script(base),
     }
@@ -111,6 +112,8 @@ def as_text(plan: Mapping[str, Any]) -> Iterator[str]:
     yield f"  base             {base['ami']} of {' or '.join(base['owners'])}"
     yield f"  login user       {base['login_user']}"
     yield f"  initramfs        {plan['initramfs']}"
+    if plan["root_gib"]:
+        yield f"  root volume      {plan['root_gib']} GiB, or the base's where that is larger"
     if plan["kernel_arguments"]:
         yield f"  kernel arguments {' '.join(plan['kernel_arguments'])}"
     for key, value in plan["parameters"].items():

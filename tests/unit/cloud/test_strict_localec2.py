@@ -59,6 +59,13 @@ def launched(cloud: Cloud, served: Served, run_id: str, **more: Any) -> str:
     )
 
 
+def settled(served: Served) -> None:
+    """Nothing is young enough to be hidden again: what was found once may not be found a moment later."""
+    strictness = served.state.strictness
+    late_s = strictness.switches.late_ms / 1000
+    until(lambda: all(strictness._made.age_s(name) >= late_s for name in strictness._made.names()))
+
+
 def states(served: Served) -> set[str]:
     return {instance.state for instance in served.state.instances.values()}
 
@@ -103,9 +110,9 @@ def test_a_volume_and_an_interface_that_were_just_made_are_used_and_deleted(
     first = launched(cloud, served, run["run_id"])
     zone = instances.wait_for_state(cloud, first, {"running"}, timeout_s=60)["Placement"]["AvailabilityZone"]
     blank = served.ec2.create_volume(AvailabilityZone=zone, Size=1)["VolumeId"]
-    until(lambda: not served.state.strictness.hidden())
+    settled(served)
     snapshot_id = served.ec2.create_snapshot(VolumeId=blank)["SnapshotId"]
-    until(lambda: not served.state.strictness.hidden())
+    settled(served)
     completed(served, snapshot_id)
     with (
         temporary_volume(cloud, snapshot_id, zone, run_id=run["run_id"], expires_at=EXPIRES) as volume_id,

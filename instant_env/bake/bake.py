@@ -36,10 +36,12 @@ from instant_env.bake.forecast import Forecast, forecast
 from instant_env.bake.manifest import manifest
 from instant_env.bake.packages import LIST_COMMANDS, Package, bill_of_materials
 from instant_env.bake.plan import BakePlan, make_plan
+from instant_env.bake.proof.checks import outside_ports
+from instant_env.bake.proof.verdict import VerifyError
+from instant_env.bake.proof.verify import verify
 from instant_env.bake.recipe import Base, load_base, resolve
 from instant_env.bake.request import OnError, Request
 from instant_env.bake.seal import SEAL_FAILED, SEAL_TIMEOUT_S, SEALED, TTL_UNIT
-from instant_env.bake.verify import VerifyError, verify
 from instant_env.cloud import instances, runs
 from instant_env.cloud.images import BakedImage, list_baked, mark_verified, parameter_name
 from instant_env.cloud.instances import LaunchOptions
@@ -251,11 +253,11 @@ def bake(
                 order=dataclasses.replace(
                     order, image_id=image.id, role=Role.VERIFY, login_user=image.login_user,
                     user_data=UserData(ttl_s=MACHINE_TTL_S).as_json(), options=LaunchOptions(),
-                    root_device="",
+                    root_device="", ports=outside_ports(plan.checks),
                 ),
                 imagetool=artefacts.build({"imagetool"}, request.arch, settings.cache_dir)["imagetool"],
-                forbidden=[builder.key.public_key.body], allow_modes=plan.recipe.allow_modes,
-                allow_accounts=plan.recipe.allow_accounts, log=log,
+                forbidden=[builder.key.public_key.body], checks=plan.checks,
+                allow_modes=plan.recipe.allow_modes, allow_accounts=plan.recipe.allow_accounts, log=log,
                 progress=progress,
             )  # fmt: skip
             times.append(StepTime("verify", round(time.monotonic() - started, 3)))

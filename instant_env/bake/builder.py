@@ -48,7 +48,8 @@ class Order:
     """One machine to have. ``instance_types`` are tried in this order where there is no capacity.
 
     ``private``: reach it by its private address. ``check_host_key``: its host key has to be on its console,
-    which somebody on the way to it cannot write to. ``keep_key_in``: where the key goes when something fails
+    which somebody on the way to it cannot write to. ``ports``: what its security group admits from the caller
+    besides SSH. ``keep_key_in``: where the key goes when something fails
     and the machine is to stay for a look; None ends it in any case.
     """
 
@@ -63,6 +64,7 @@ class Order:
     root_device: str = ""
     private: bool = False
     check_host_key: bool = True
+    ports: tuple[int, ...] = ()
     keep_key_in: Path | None = None
 
 
@@ -100,7 +102,13 @@ def machine(cloud: Cloud, order: Order, progress: Progress) -> Iterator[Machine]
         cidr = own_cidr(cloud, private=order.private)
         group_id = stack.enter_context(
             temporary_security_group(
-                cloud, run_id=run_id, role=role, expires_at=order.expires_at, cidr=cidr, keep=keep
+                cloud,
+                run_id=run_id,
+                role=role,
+                expires_at=order.expires_at,
+                cidr=cidr,
+                ports=order.ports,
+                keep=keep,
             )
         )
         # Before the launch, so that an interrupt inside it cannot leave a machine behind.

@@ -85,10 +85,20 @@ def step_log(path: Path, echo: TextIO | None) -> Iterator[StepLog]:
 
 
 def _sudo(connection: fabric.Connection, arguments: Sequence[str], log: StepLog, timeout_s: int) -> Result:
-    """Run one command as root. It is an argument list until the last moment; each word is quoted."""
+    """Run one command as root. Its exit status is the caller's to look at."""
+    return run_command(connection, ["sudo", "-n", *arguments], log, timeout_s=timeout_s)
+
+
+def run_command(
+    connection: fabric.Connection, arguments: Sequence[str], log: StepLog, *, timeout_s: int
+) -> Result:
+    """Run one command as the login user. It is an argument list until the last moment; each word is quoted.
+
+    Raises StepError when it takes longer or the connection breaks, not when it fails.
+    """
     try:
         result: Result = connection.run(
-            shlex.join(["sudo", "-n", *arguments]),
+            shlex.join(arguments),
             hide=True,
             out_stream=log,
             err_stream=log,

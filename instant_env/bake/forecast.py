@@ -13,6 +13,7 @@ from typing import Any
 
 from instant_env.bake.bases import BaseImage
 from instant_env.bake.plan import BakePlan
+from instant_env.bake.proof.checks import outside_ports
 from instant_env.bake.request import Request
 from instant_env.cloud import prices
 from instant_env.cloud.images import BakedImage, parameter_name
@@ -115,11 +116,13 @@ def _resources(
     resources: list[Resource] = []
     kinds = builder_types[0] + (f" (or {', '.join(builder_types[1:])})" if builder_types[1:] else "")
     encrypted = "encrypted " if request.options.encrypt else ""
+    asked = ", ".join(str(port) for port in outside_ports(plan.checks))
+    ports = {"builder": "SSH", "verify": f"SSH and port {asked}" if asked else "SSH"}
     for role, source in (("builder", base.id), ("verify", "the new AMI")):
         name = f"instant-env-{role}-{request.run_id}"
         resources += [
             Resource("key-pair", name, "ed25519; the private half stays in memory"),
-            Resource("security-group", name, "SSH from the caller's address only"),
+            Resource("security-group", name, f"{ports[role]} from the caller's address only"),
             Resource("instance", name, f"{kinds}, on demand, from {source}, IMDSv2 only"),
             Resource("network-interface", name, "its own"),
             Resource("volume", name, f"{encrypted}gp3, {size_gib} GiB: its root"),

@@ -10,7 +10,7 @@ from instant_env.bake.bases import BaseImage
 from instant_env.bake.execute import StepTime
 from instant_env.bake.packages import Package, listing
 from instant_env.bake.plan import BakePlan
-from instant_env.bake.verify import Verdict
+from instant_env.bake.proof.verdict import Verdict
 from instant_env.cloud.images import BakedImage
 from instant_env.provenance import GitState
 
@@ -42,6 +42,7 @@ def manifest(
         "packages": {"before": listing(before, plan.base), "after": listing(after, plan.base)},
         "steps": [asdict(step) for step in times],
         "total_s": round(total_s, 1),
+        "checks": [asdict(check) for check in verdict.checks],
         "timeline": verdict.timeline,
         "audit": verdict.audit,
     }

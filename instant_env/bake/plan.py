@@ -14,7 +14,8 @@ from pathlib import Path
 
 from instant_env.arch import Arch
 from instant_env.bake.parameters import Value, settle
-from instant_env.bake.recipe import Base, ResolvedRecipe, read_file, render_script
+from instant_env.bake.proof.checks import Check
+from instant_env.bake.recipe import Base, ResolvedRecipe, read_file, render_checks, render_script
 from instant_env.bake.seal import seal_script
 
 
@@ -71,10 +72,15 @@ class BakePlan:
     steps: tuple[Step, ...]
     seal: str = field(repr=False)
     parameters: Mapping[str, Value] = field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
 
     @property
     def hash(self) -> str:
-        """SHA-256 over everything that decides the image, as 64 hexadecimal digits."""
+        """SHA-256 over everything that decides the image, as 64 hexadecimal digits.
+
+        The checks are part of it, though they change no byte: an AMI with this hash is handed out as verified
+        by this plan, and one that only ever passed other checks is not. So a new check means a new bake.
+        """
         content = {
             "version": 1,
             "recipe": self.recipe.name,
@@ -87,6 +93,8 @@ class BakePlan:
         }
         if self.recipe.root_gib is not None:
             content["root_gib"] = self.recipe.root_gib
+        if self.checks:
+            content["checks"] = [check.identity() for check in self.checks]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def volume_gib(self, base_gib: int) -> int:
@@ -107,6 +115,7 @@ class BakePlan:
             "steps": [
                 dict(zip(("kind", "name", "sha256"), step.identity(), strict=False)) for step in self.steps
             ],
+            "checks": [check.as_dict() for check in self.checks],
         }
 
 
@@ -136,4 +145,5 @@ def make_plan(
             steps.append(File(spec.name, read_file(step, recipe, base, arch, values), spec.to, spec.mode))
         else:
             steps.append(Script(spec.name, render_script(step, recipe, base, arch, values), spec.timeout_s))
-    return BakePlan(recipe, base, base_ami, arch, tuple(steps), seal_script(base), values)
+    checks = render_checks(recipe, base, arch, values)
+    return BakePlan(recipe, base, base_ami, arch, tuple(steps), seal_script(base), values, checks)

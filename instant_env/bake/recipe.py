@@ -27,6 +27,8 @@ from pydantic import (
 
 from instant_env.arch import Arch
 from instant_env.bake.parameters import Parameter, Value
+from instant_env.bake.proof.checks import Check, CheckSpec
+from instant_env.bake.proof.checks import rendered as rendered_check
 from instant_env.errors import UsageError
 from instant_env.foreign import read_yaml
 from instant_env.settings import explain
@@ -198,6 +200,7 @@ class Recipe(_Strict):
         default_factory=list, description="system accounts the audit lets have a shell"
     )
     steps: list[StepSpec] = Field(default_factory=list)
+    checks: list[CheckSpec] = Field(default_factory=list, description="run on a machine of the image")
 
 
 #: What a recipe with ``ssm_keys`` uploads besides: instant-init runs it where it is configured.
@@ -233,6 +236,7 @@ class ResolvedRecipe(_Strict):
     allow_modes: list[str]
     allow_accounts: list[str]
     steps: list[ResolvedStep]
+    checks: list[CheckSpec]
 
 
 def _read(path: Path, model: type[Model]) -> Model:
@@ -283,10 +287,10 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     """Fold a recipe's parents in.
 
     ``remove``, ``keep_where_installed``, ``allow_modes`` and ``allow_accounts`` add up; ``keep`` and the
-    kernel arguments of the child replace the parent's if given; a step of the same name replaces the parent's
-    in its place; ``initramfs`` is the child's own, ``ssm_keys`` and ``hibernates`` are the nearest one's,
-    ``root_gib`` is the largest; a parameter of the same name replaces the parent's, which is how a child sets
-    a default.
+    kernel arguments of the child replace the parent's if given; a step or check of the same name replaces the
+    parent's in its place; ``initramfs`` is the child's own, ``ssm_keys`` and ``hibernates`` are the nearest
+    one's, ``root_gib`` is the largest; a parameter of the same name replaces the parent's, which is how a
+    child sets a default.
     """
     chain: list[tuple[Recipe, Path]] = []
     next_name: str | None = name
@@ -310,6 +314,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     allow_modes: list[str] = []
     allow_accounts: list[str] = []
     steps: dict[str, ResolvedStep] = {}
+    checks: dict[str, CheckSpec] = {}
     for recipe, directory in reversed(chain):
         remove |= recipe.remove.get(family, {})
         keep = recipe.keep.get(family, keep)
@@ -324,6 +329,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
             for spec in recipe.steps
             if family in spec.families
         }
+        checks |= {check.name: check for check in recipe.checks}
     order = list(Phase)
     ssm_keys = next((recipe.ssm_keys for recipe, _ in chain if recipe.ssm_keys), None)
     if ssm_keys is not None:
@@ -348,6 +354,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
         allow_modes=allow_modes,
         allow_accounts=allow_accounts,
         steps=sorted(steps.values(), key=lambda step: order.index(step.spec.phase)),
+        checks=list(checks.values()),
     )
 
 
@@ -374,23 +381,46 @@ def _render(
         return (
             environment(step.directory)
             .get_template(path.relative_to(step.directory).as_posix())
-            .render(
-                arch=arch,
-                base=base,
-                recipe=recipe,
-                remove=recipe.remove,
-                keep=recipe.keep,
-                kernel_arguments=[*recipe.kernel_arguments, *recipe.arch_kernel_arguments.get(arch, ())],
-                parameters=values,
-            )
+            .render(_variables(recipe, base, arch, values))
         )
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}, or what it includes, is not UTF-8") from error
     except jinja2.TemplateSyntaxError as error:
         raise UsageError(f"{path}:{error.lineno}: {error.message}") from error
     except jinja2.UndefinedError as error:
-        hint = "variables: arch, base, recipe, remove, keep, kernel_arguments, parameters"
-        raise UsageError(f"{path}: {error.message}", hint=hint) from error
+        raise UsageError(f"{path}: {error.message}", hint=_VARIABLES_HINT) from error
+
+
+_VARIABLES_HINT = "variables: arch, base, recipe, remove, keep, kernel_arguments, parameters"
+
+
+def _variables(
+    recipe: ResolvedRecipe, base: Base, arch: Arch, values: Mapping[str, Value]
+) -> dict[str, object]:
+    return {
+        "arch": arch, "base": base, "recipe": recipe, "remove": recipe.remove, "keep": recipe.keep,
+        "kernel_arguments": [*recipe.kernel_arguments, *recipe.arch_kernel_arguments.get(arch, ())],
+        "parameters": values,
+    }  # fmt: skip
+
+
+def render_checks(
+    recipe: ResolvedRecipe, base: Base, arch: Arch, values: Mapping[str, Value]
+) -> tuple[Check, ...]:
+    """The recipe's checks, rendered; those that render to nothing are left out. Raises UsageError."""
+    jinja, variables = environment(), _variables(recipe, base, arch, values)
+    checks = []
+    for spec in recipe.checks:
+        where = f"check {spec.name} of recipe {recipe.name}"
+        try:
+            check = rendered_check(spec, lambda text: jinja.from_string(text).render(variables))
+        except ValueError as error:
+            raise UsageError(f"{where}: {error}", hint="look at what it renders to") from error
+        except (jinja2.TemplateSyntaxError, jinja2.UndefinedError) as error:
+            raise UsageError(f"{where}: {error.message}", hint=_VARIABLES_HINT) from error
+        if check is not None:
+            checks.append(check)
+    return tuple(checks)
 
 
 def _file_of(file: str, step: ResolvedStep, recipe: ResolvedRecipe, base: Base) -> Path:

@@ -15,6 +15,7 @@ from instant_env.bake.recipe import (
     load_recipe,
     read_file,
     recipe_names,
+    render_checks,
     render_script,
     resolve,
 )
@@ -85,6 +86,10 @@ def rendered(
         "initramfs": recipe.initramfs.value,
         "root_gib": recipe.root_gib,
         "steps": steps,
+        "checks": [
+            {"described": check.described, **check.as_dict()}
+            for check in render_checks(recipe, base, arch, values)
+        ],
         "seal": seal_script(base),
     }
 
@@ -122,6 +127,8 @@ def as_text(plan: Mapping[str, Any]) -> Iterator[str]:
         yield f"  remove           {package}: {reason}"
     for package, reason in sorted(plan["keep"].items()):
         yield f"  keep             {package}: {reason}"
+    for check in plan["checks"]:
+        yield f"  check            {check['name']}, for {check['timeout_s']} s at most: {check['described']}"
     for number, step in enumerate(plan["steps"], start=1):
         yield ""
         head = f"--- {number:02d} {step['phase']} {step['name']} (of {step['from']})"

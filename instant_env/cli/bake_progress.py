@@ -87,6 +87,8 @@ def plan_lines(estimate: Forecast) -> Iterator[str]:
     for step in plan.steps:
         yield f"  {step.identity()[0]:6}  {step.name}"
     yield "  script  seal"
+    for check in plan.checks:
+        yield f"  check   {check.name}: {check.described}"
     if estimate.existing is not None:
         yield f"{estimate.existing.id} holds this plan: nothing would be made"
     for resource in estimate.resources:

@@ -6,7 +6,7 @@ import http.client
 import ipaddress
 import socket
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -122,10 +122,10 @@ def vpc_of(cloud: Cloud) -> str:
 @contextmanager
 def temporary_security_group(
     cloud: Cloud, *, run_id: str, role: Role, expires_at: datetime, cidr: str | None = None,
-    keep: Callable[[], bool] = lambda: False,
+    ports: Sequence[int] = (), keep: Callable[[], bool] = lambda: False,
 ) -> Iterator[str]:  # fmt: skip
-    """A security group that admits SSH from ``cidr`` only (:func:`own_cidr`); deleted on the way
-    out, unless ``keep()`` is true by then."""
+    """A security group that admits SSH and ``ports`` from ``cidr`` only (:func:`own_cidr`); deleted on the
+    way out, unless ``keep()`` is true by then."""
     name = f"instant-env-{role.value}-{run_id}"
     cidr = cidr or own_cidr(cloud)
     vpc_id = vpc_of(cloud)
@@ -148,6 +148,8 @@ def temporary_security_group(
         try:
             wait_for_group(cloud, group_id)
             admit(cloud, group_id, ssh_permission(cidr))
+            for port in ports:
+                admit(cloud, group_id, tcp_permission(cidr, port))
         except ClientError as error:
             raise cloud_error(error, f"opening SSH to {cidr}") from error
         yield group_id
@@ -180,7 +182,12 @@ def admit(cloud: Cloud, group_id: str, permission: IpPermissionTypeDef) -> None:
 
 def ssh_permission(cidr: str) -> IpPermissionTypeDef:
     """SSH from one network. In the group's own port there is always 22, whatever port the host forwards."""
-    permission: IpPermissionTypeDef = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22}
+    return tcp_permission(cidr, 22)
+
+
+def tcp_permission(cidr: str, port: int) -> IpPermissionTypeDef:
+    """One port of the guest's from one network."""
+    permission: IpPermissionTypeDef = {"IpProtocol": "tcp", "FromPort": port, "ToPort": port}
     if ipaddress.ip_network(cidr).version == 6:
         permission["Ipv6Ranges"] = [{"CidrIpv6": cidr}]
     else:

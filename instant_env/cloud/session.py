@@ -54,6 +54,10 @@ class InstanceConnectClient(Protocol):
         """For a minute the running machine finds this key in IMDS. Raises botocore's ClientError."""
 
 
+#: A guest's SSH, and the first port that a user may listen on (ip(7), ip_unprivileged_port_start).
+_SSH_PORT, _FIRST_FREE_PORT = 22, 1024
+
+
 class CloudError(InstantEnvError):
     """The cloud refused or failed a call."""
 
@@ -96,6 +100,12 @@ class Cloud:
     def ec2_polls(self) -> EC2Client:
         """EC2 for polls. It tries once and limits nothing: a poll has a back-off of its own."""
         return self.poll_client or self.ec2
+
+    def port_of(self, guest_port: int) -> int:
+        """Where a guest's TCP port is found on its address: localec2 has those below 1024 as much higher as
+        that of SSH, where they are root's."""
+        is_moved = self.name is CloudName.LOCAL and guest_port < _FIRST_FREE_PORT
+        return guest_port + (self.ssh_port - _SSH_PORT if is_moved else 0)
 
     def ec2_clients(self) -> list[EC2Client]:
         """Every client of EC2, for whoever counts calls or reads answers by botocore's events."""

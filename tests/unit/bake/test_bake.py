@@ -14,7 +14,7 @@ from support.pretend_bakery import NOTHING, Bakery, Calls
 
 from instant_env.bake import bake as bake_module
 from instant_env.bake.bake import estimate
-from instant_env.bake.verify import audit_timeout_s
+from instant_env.bake.proof.verify import audit_timeout_s
 from instant_env.cli.bake_progress import plan_lines
 from instant_env.cloud.session import CloudError
 from instant_env.errors import UsageError

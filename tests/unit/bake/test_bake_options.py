@@ -18,9 +18,9 @@ from support.pretend_bakery import NOTHING, Bakery, Calls
 
 from instant_env.bake import bake as bake_module
 from instant_env.bake.execute import StepError
+from instant_env.bake.proof.verdict import VerifyError
 from instant_env.bake.request import Method, OnError, Options, choose
 from instant_env.bake.seal import SEAL_FAILED, SEALED, TTL_UNIT
-from instant_env.bake.verify import VerifyError
 from instant_env.cloud import janitor
 from instant_env.cloud.janitor import Policy
 from instant_env.cloud.removal import remove

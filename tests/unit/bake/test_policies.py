@@ -22,8 +22,8 @@ from harness.plan.arguments import Request, read
 from harness.run.runner import carry_out
 from instant_env.bake.bake import estimate
 from instant_env.bake.execute import StepError
+from instant_env.bake.proof.verdict import VerifyError
 from instant_env.bake.request import Method, OnError
-from instant_env.bake.verify import VerifyError
 from instant_env.cloud import janitor
 from instant_env.cloud.account.roles import POLICIES
 from instant_env.cloud.copies import delete_copy, fresh_copy

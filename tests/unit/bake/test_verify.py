@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from instant_env.arch import Arch
-from instant_env.bake.verify import VerifyError, judge
+from instant_env.bake.proof.verdict import VerifyError
+from instant_env.bake.proof.verify import judge
 from instant_env.requirements import find_program
 from instant_env.toolchain import go_build
 

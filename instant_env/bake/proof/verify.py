@@ -1,4 +1,4 @@
-"""Prove an image: boot it, log in with a fresh key, then audit the bytes of its snapshot.
+"""Prove an image: boot it, log in with a fresh key, run its recipe's checks, then audit its snapshot's bytes.
 
 The audit reads a volume made from the image's snapshot, attached to the machine that just booted: what is
 in the image, free space included, untouched by that boot.
@@ -11,7 +11,6 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,12 @@ from botocore.exceptions import ClientError
 
 from instant_env.bake.builder import Machine, Order, machine
 from instant_env.bake.execute import WORK_DIR, StepLog, make_work_dir, put_bytes, run_as_root
+from instant_env.bake.proof.checking import run_checks
+from instant_env.bake.proof.checks import Check
+from instant_env.bake.proof.verdict import Verdict, VerifyError
 from instant_env.cloud import volumes
 from instant_env.cloud.images import BakedImage
 from instant_env.cloud.session import Cloud, cloud_error
-from instant_env.errors import InstantEnvError
 from instant_env.progress import Doing, Progress
 from instant_env.waiting import wait_until
 
@@ -35,20 +36,6 @@ _READ_AHEAD_KIB = 4096
 #: What the audit may take: some time for any image, and as long as reading takes at a rate below the slowest
 #: that was seen of a volume whose blocks still come out of a snapshot.
 _AUDIT_LEAST_S, _AUDIT_BYTES_PER_S = 600, 5_000_000
-
-
-class VerifyError(InstantEnvError):
-    """The image failed its verification. It does not stay registered."""
-
-    exit_code = 6
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The results of verification: the guest's own timeline and the audit's report."""
-
-    timeline: dict[str, Any]
-    audit: dict[str, Any]
 
 
 def _device_of(machine: Machine, volume_id: str, log: StepLog, timeout_s: float = 60.0) -> str:
@@ -146,12 +133,14 @@ def verify(
     order: Order,
     imagetool: Path,
     forbidden: Sequence[str],
+    checks: Sequence[Check] = (),
     allow_modes: Sequence[str] = (),
     allow_accounts: Sequence[str] = (),
     log: StepLog,
     progress: Progress,
 ) -> Verdict:
-    """Boot ``image`` as ordered, log in with a fresh key, check user and sudo, audit. Raises VerifyError.
+    """Boot ``image`` as ordered, log in with a fresh key, check user and sudo, run ``checks``, audit. Raises
+    VerifyError.
 
     ``forbidden`` are texts that must not stand anywhere in the image's bytes (the builder's key),
     ``allow_modes`` paths that may be setuid, world-writable or have file capabilities besides those that
@@ -162,6 +151,7 @@ def verify(
         if who != "root":
             raise VerifyError(f"sudo on {image.id} runs as {who!r}, expected root")
         timeline = _timeline(booted, log)
+        times = run_checks(cloud, booted, image.recipe, checks, log, progress)
         progress(Doing(f"auditing the bytes of {image.id}"))
         try:
             audit, seconds = _audit(
@@ -173,4 +163,4 @@ def verify(
     judge(audit, image.id, log.path)
     mib = audit["bytes_scanned"] / (1 << 20)
     progress(f"audit clean, {mib:.0f} MiB read in {seconds:.1f} s, {mib / max(seconds, 0.001):.0f} MiB/s")
-    return Verdict(timeline, audit)
+    return Verdict(timeline, audit, times)

@@ -7,6 +7,7 @@ the new, never a mixture. Nothing is fsynced: after a power cut the new name may
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -43,6 +44,12 @@ def write_json(path: Path, value: Any) -> None:
     """Replace ``path`` by a JSON document that others may read; its directory is made if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode(), _PUBLIC)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_locked(path: Path) -> bool:

@@ -71,6 +71,11 @@ def find_go() -> str:
     )
 
 
+def go_version() -> str:
+    """Of the toolchain that `find_go` finds, as ``go1.26.3``."""
+    return "go" + ".".join(map(str, _version(find_go())))
+
+
 def go_environment(arch: Arch) -> dict[str, str]:
     """Environment for a static, reproducible build; GOTOOLCHAIN=local so that Go never downloads another."""
     return os.environ | {

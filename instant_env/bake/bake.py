@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -52,7 +53,8 @@ from instant_env.cloud.tags import Role
 from instant_env.errors import InstantEnvError, UsageError
 from instant_env.files import write_json
 from instant_env.launch.cloud_config import timer_command
-from instant_env.progress import Doing, Progress
+from instant_env.programs.program import PROGRAMS
+from instant_env.progress import Doing, Progress, quiet
 from instant_env.provenance import git_state
 from instant_env.settings import Settings
 from instant_env.user_data import UserData
@@ -91,11 +93,11 @@ class BakeResult:
         }
 
 
-def check(settings: Settings, request: Request) -> tuple[Base, BakePlan]:
+def check(settings: Settings, request: Request, progress: Progress = quiet) -> tuple[Base, BakePlan]:
     """Check what needs no cloud: read recipe and base, render every script, build artefacts.
 
     Run before anything is started, so that a typo costs a second. The plan's base AMI is a stand-in.
-    Raises UsageError, or MissingToolError when a binary cannot be built.
+    Raises UsageError, MissingToolError when a binary cannot be built here, or BuildError when that failed.
     """
     base, arch = load_base(settings.recipes_dir, request.options.base or default_base(settings)), request.arch
     if arch not in base.architectures:
@@ -104,9 +106,14 @@ def check(settings: Settings, request: Request) -> tuple[Base, BakePlan]:
             hint=f"it does for: {', '.join(base.architectures)}",
         )
     recipe = resolve(settings.recipes_dir, request.recipe, base.family)
-    uploads = {step.spec.upload for step in recipe.steps if step.spec.upload is not None}
-    built = artefacts.build({str(name) for name in uploads}, arch, settings.cache_dir)
-    return base, make_plan(recipe, base, "ami-00000000", arch, built, request.options.parameters)
+    names = artefacts.names(recipe)
+
+    def plan(files: Mapping[str, Path]) -> BakePlan:
+        return make_plan(recipe, base, "ami-00000000", arch, files, request.options.parameters)
+
+    plan(dict.fromkeys(names, Path(__file__)))  # a program may take minutes: mistakes come out before
+    programs_dir = settings.recipes_dir / PROGRAMS
+    return base, plan(artefacts.build(names, arch, settings.cache_dir, programs_dir, progress))
 
 
 def prepare(
@@ -115,7 +122,7 @@ def prepare(
     """The plan for this cloud: as `check`, with the base's AMI, which is registered first if it has to be."""
     check_subnet(cloud, private=request.options.ssh_private or settings.ssh_private)
     progress(Doing("building what the image gets"))
-    base, plan = check(settings, request)
+    base, plan = check(settings, request, progress)
     if request.options.kms_key_id:
         progress(f"note: spot machines of this image need a grant for the key, once: {KMS_GRANT}")
     cloud.ensure_base(base.base, request.arch, progress)

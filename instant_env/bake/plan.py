@@ -17,6 +17,7 @@ from instant_env.bake.parameters import Value, settle
 from instant_env.bake.proof.checks import Check
 from instant_env.bake.recipe import Base, ResolvedRecipe, read_file, render_checks, render_script
 from instant_env.bake.seal import seal_script
+from instant_env.files import file_sha256
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,6 @@ class BakePlan:
         }
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def make_plan(
     recipe: ResolvedRecipe, base: Base, base_ami: str, arch: Arch, artefacts: Mapping[str, Path],
     parameters: Mapping[str, str] | None = None,
@@ -138,8 +133,8 @@ def make_plan(
     steps: list[Step] = []
     for step in recipe.steps:
         spec = step.spec
-        if spec.upload is not None and spec.to is not None:
-            source = artefacts[spec.upload]
+        if spec.artefact is not None and spec.to is not None:
+            source = artefacts[spec.artefact]
             steps.append(Upload(spec.name, source, file_sha256(source), spec.to, spec.mode))
         elif spec.file is not None and spec.to is not None:
             steps.append(File(spec.name, read_file(step, recipe, base, arch, values), spec.to, spec.mode))

@@ -31,6 +31,7 @@ from instant_env.bake.proof.checks import Check, CheckSpec
 from instant_env.bake.proof.checks import rendered as rendered_check
 from instant_env.errors import UsageError
 from instant_env.foreign import read_yaml
+from instant_env.programs.program import ProgramName
 from instant_env.settings import explain
 
 Family = Literal["apt", "dnf"]
@@ -142,11 +143,14 @@ class Base(_Strict):
 FileName = Annotated[
     str, StringConstraints(pattern=r"^([A-Za-z0-9_{][A-Za-z0-9_.{}-]*/)*[A-Za-z0-9_{][A-Za-z0-9_.{}-]*$")
 ]
+#: Before a program's name among artefacts: one could be called as ours are.
+PROGRAM_PREFIX = "programs/"
 ParameterName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class StepSpec(_Strict):
-    """One step as written: a script to run, a file that lies beside the recipe, or a built one to upload.
+    """One step as written: a script to run, a file that lies beside the recipe, or a built one to upload:
+    one of ours (``upload``), or somebody else's ``program``, which recipes/programs pins.
 
     ``file`` is put there as it is; one whose name ends in ``.j2`` is rendered first.
     """
@@ -157,19 +161,25 @@ class StepSpec(_Strict):
     script: FileName | None = None
     file: FileName | None = None
     upload: Literal["instant-init", "instant-ssm", "imagetool", "efi-stub"] | None = None
+    program: ProgramName | None = Field(default=None, description="of programs/, built for the image")
     to: str | None = None
     mode: str = Field(default="0644", pattern=r"^0[0-7]{3}$")
     timeout_s: int = Field(default=300, gt=0)
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if sum(kind is not None for kind in (self.script, self.file, self.upload)) != 1:
-            raise ValueError(f"step {self.name} needs one of script, file and upload")
+        if sum(kind is not None for kind in (self.script, self.file, self.upload, self.program)) != 1:
+            raise ValueError(f"step {self.name} needs one of script, file, upload and program")
         if (self.script is None) == (self.to is None):
-            raise ValueError(f"step {self.name}: to goes with file and upload")
+            raise ValueError(f"step {self.name}: to goes with file, upload and program")
         if self.to is not None and not self.to.startswith("/"):
             raise ValueError(f"step {self.name}: to must be an absolute path")
         return self
+
+    @property
+    def artefact(self) -> str | None:
+        """What names the file that this step uploads, among those that are built (see artefacts.build)."""
+        return self.upload or (PROGRAM_PREFIX + self.program if self.program else None)
 
 
 class Recipe(_Strict):

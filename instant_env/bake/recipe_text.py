@@ -21,6 +21,7 @@ from instant_env.bake.recipe import (
 )
 from instant_env.bake.seal import seal_script
 from instant_env.errors import UsageError
+from instant_env.programs.program import PROGRAMS, load_program
 
 
 def _parameter(parameter: Parameter) -> dict[str, Any]:
@@ -50,8 +51,9 @@ def list_recipes(recipes_dir: Path) -> list[dict[str, Any]]:
 def rendered(
     recipes_dir: Path, name: str, base_name: str, arch: Arch, parameters: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The plan with every script and file rendered. What a bake builds (``upload``) is named, not built, and
-    the base's AMI is named by its SSM parameter, so there is no plan hash. Raises UsageError."""
+    """The plan with every script and file rendered. What a bake builds (``upload``, ``program``) is named,
+    not built, and the base's AMI is named by its SSM parameter, so there is no plan hash. Raises
+    UsageError."""
     base = load_base(recipes_dir, base_name)
     if arch not in base.architectures:
         raise UsageError(
@@ -64,7 +66,11 @@ def rendered(
     for step in recipe.steps:
         spec = step.spec
         entry: dict[str, Any] = {"name": spec.name, "phase": spec.phase.value, "from": step.directory.name}
-        if spec.upload is not None:
+        if spec.program is not None:
+            program = load_program(recipes_dir / PROGRAMS, spec.program)
+            what = f"program {program.program} {program.version}"
+            entry |= {"kind": "upload", "what": what, "to": spec.to, "mode": spec.mode}
+        elif spec.upload is not None:
             entry |= {"kind": "upload", "what": spec.upload, "to": spec.to, "mode": spec.mode}
         elif spec.file is not None:
             content = read_file(step, recipe, base, arch, values)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import pwd
 import random
 import socket
@@ -27,6 +28,8 @@ from instant_env import requirements, toolchain
 from instant_env.arch import Arch
 from instant_env.debian import foreign
 from instant_env.errors import MissingToolError
+from instant_env.programs.build import lacking
+from instant_env.programs.program import PROGRAMS, load_program, program_names
 from instant_env.requirements import Manager, Requirement, Scope
 from instant_env.settings import AcceleratorChoice, CloudName, Settings
 
@@ -90,6 +93,7 @@ def check(settings: Settings, table: Sequence[Requirement] = requirements.TABLE)
     items = [python_item()]
     items += [requirement_item(row, settings.cloud, manager) for row in rows]
     items.append(go_item())
+    items += program_items(settings.recipes_dir / PROGRAMS)
     if settings.cloud is CloudName.LOCAL:
         items += [
             kvm_item(settings.accelerator),
@@ -150,6 +154,27 @@ def go_item() -> Item:
             needed_for=use,
             hint=error.hint,
         )
+
+
+def program_items(programs_dir: Path, arch: Arch | None = None) -> list[Item]:
+    """Whether this machine can build the programs that take more than Go, each for its own architecture."""
+    host = arch or Arch.parse(platform.machine())
+    items = []
+    for program in [load_program(programs_dir, name) for name in program_names(programs_dir)]:
+        if program.go is not None:
+            continue
+        name, use = program.program, f"recipes with {program.program}"
+        error = lacking(programs_dir, name, host)
+        items.append(
+            Item(
+                name=f"Building {name}",
+                status=Status.WARNING if error else Status.OK,
+                detail=f"{error}; needed for {use}" if error else "can be built here",
+                needed_for=use,
+                hint=error.hint if error else "",
+            )
+        )
+    return items
 
 
 def kvm_item(accelerator: AcceleratorChoice, device: Path = Path("/dev/kvm")) -> Item:

@@ -1,4 +1,4 @@
-"""The verbs of images: bake, recipes, amis, publish, clean, init.build."""
+"""The verbs of images: bake, build, recipes, amis, publish, clean, init.build."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def bake(
         raise UsageError("--verbose shows one bake at a time", hint="each has a log, named when it begins")
     progress = reporter()
     for request in bakes:
-        check(settings, request)
+        check(settings, request, progress)
     connection = open_cloud(settings, progress)
     if dry_run:
         estimates = [estimate(connection, settings, request, progress) for request in bakes]
@@ -370,13 +370,42 @@ def recipe_show(
 
 
 @task(
+    klass=VerbTask,
+    help={
+        "program": "program to build, several with commas: folders under recipes/programs/",
+        "arch": "architecture, both with a comma: x86_64 (the default), arm64",
+        **JSON_HELP,
+    },
+)
+@verb
+def build(_: Context, program: str = "", arch: str = "x86_64", json: bool = False) -> None:
+    """Build programs that images get, as a bake does by itself: on this machine, once, and cached."""
+    from instant_env.programs.build import build_all, select
+    from instant_env.programs.program import PROGRAMS
+
+    settings = read_settings()
+    programs_dir = settings.recipes_dir / PROGRAMS
+    names = select(programs_dir, program)
+    archs = [parse_arch(word) for word in arch.split(",")]
+    rows = [
+        built.as_dict() for built in build_all(programs_dir, names, archs, settings.cache_dir, reporter())
+    ]
+    if json:
+        print_json({"programs": rows})
+        return
+    for row in rows:
+        line = f"{row['program']} {row['version']} {row['arch']:7} {row['bytes']:>10} bytes"
+        say(f"{line}  sha256:{row['sha256']}  {row['path']}")
+
+
+@task(
     klass=VerbTask, name="build", help={"arch": "architecture: x86_64 or arm64 (default: both)", **JSON_HELP}
 )
 @verb
 def init_build(_: Context, arch: str = "", json: bool = False) -> None:
     """Build the static init; print each binary's path, size and SHA-256."""
     from instant_env.arch import Arch
-    from instant_env.bake.plan import file_sha256
+    from instant_env.files import file_sha256
     from instant_env.toolchain import go_build
 
     reporter()(Doing("building the init"))

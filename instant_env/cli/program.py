@@ -18,7 +18,7 @@ from instant_env.cli.bench_tasks import bench, compare, report
 from instant_env.cli.facts.task import facts
 from instant_env.cli.fault_tasks import fault
 from instant_env.cli.host_tasks import doctor, setup, teardown
-from instant_env.cli.image_tasks import amis, bake, clean, init_build, publish, recipe_show, recipes
+from instant_env.cli.image_tasks import amis, bake, build, clean, init_build, publish, recipe_show, recipes
 from instant_env.cli.lease_tasks import lease
 from instant_env.cli.local_tasks import down, env, status, strict, up
 from instant_env.cli.serve_tasks import serve
@@ -29,7 +29,21 @@ from instant_env.cli.verb import as_called
 _local = Collection("local", up, down, status, strict, env)
 _local.add_collection(fault)
 namespace = Collection(
-    bake, bench, report, compare, amis, publish, clean, recipes, facts, serve, setup, teardown, doctor, _local
+    bake,
+    build,
+    bench,
+    report,
+    compare,
+    amis,
+    publish,
+    clean,
+    recipes,
+    facts,
+    serve,
+    setup,
+    teardown,
+    doctor,
+    _local,
 )
 namespace.add_collection(Collection("init", init_build))
 namespace.add_collection(Collection("recipe", recipe_show))

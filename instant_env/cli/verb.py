@@ -207,8 +207,8 @@ def _reporting(text: str) -> Iterator[None]:
 
 #: How texts name commands, those of modules below this one too: as one calls them in a checkout.
 _COMMAND = re.compile(
-    r"\binvoke (?=(amis|bake|bench|clean|compare|doctor|facts|publish|recipes|report|serve|setup|teardown)\b"
-    r"|(init|lease|local|recipe|store|token)\.[a-z])"
+    r"\binvoke (?=(amis|bake|bench|build|clean|compare|doctor|facts|publish|recipes|report|serve|setup)\b"
+    r"|teardown\b|(init|lease|local|recipe|store|token)\.[a-z])"
 )
 
 

@@ -23,7 +23,7 @@ from instant_env.settings import ROOT
 
 INVOKE = Path(sys.executable).parent / "invoke"
 VERBS = (
-    "amis", "bake", "bench", "clean", "compare", "doctor", "init.build",
+    "amis", "bake", "bench", "build", "clean", "compare", "doctor", "init.build",
     "lease.end", "lease.extend", "lease.list", "lease.new", "lease.show", "lease.ssh",
     "local.down", "local.env", "local.status", "local.strict", "local.up", "publish", "recipe.show",
     "recipes", "report",

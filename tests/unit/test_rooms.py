@@ -37,6 +37,7 @@ LAYERS = (
     ("localec2/state",),
     ("localec2/network", "localec2/qemu"),
     ("localec2/records",),
+    ("programs",),
     ("debian",),
     ("ground",),
 )

@@ -156,7 +156,7 @@ def test_missing_script_names_step_and_file(copied: Path, artefacts: dict[str, P
         ("recipe: loop\ndescription: x\nfamilies: [dnf]\n", "is not for apt bases"),
         (
             "recipe: loop\ndescription: x\nsteps: [{name: a, phase: check}]\n",
-            "needs one of script, file and upload",
+            "needs one of script, file, upload and program",
         ),
         (
             "recipe: loop\ndescription: x\nremove: {apt: {sudo: x}}\nkeep: {apt: {sudo: x}}\n",

@@ -72,6 +72,9 @@ var credentialPlaces = []place{
 	{"token", ".env .env.*", "dotenv; docker compose", judgeEnvironment},
 	{"url-password", "pip.conf **/.pip/pip.conf **/pip/pip.conf .gitconfig etc/gitconfig **/.git/config **/.hg/hgrc .hgrc .condarc .gemrc **/.bundle/config .curlrc .wgetrc etc/wgetrc **/uv/uv.toml", "pip, git-config(1), Mercurial, conda, RubyGems, Bundler, curl(1), wget(1), uv", judgeURLs},
 	{"url-password", "etc/environment etc/profile.d/* etc/default/* etc/sysconfig/* etc/apt/apt.conf etc/apt/apt.conf.d/* etc/apt/sources.list etc/apt/sources.list.d/* etc/yum.repos.d/* etc/dnf/dnf.conf etc/systemd/system.conf.d/* etc/docker/daemon.json etc/systemd/system/*/*.conf", "pam_env(8), apt.conf(5), dnf.conf(5), systemd-system.conf(5): proxies and repositories", judgeURLs},
+	{"daemon-identity", "etc/docker/key.json var/lib/docker/engine-id var/lib/docker/swarm/**", "dockerd: key of 20.10 and before, id since 23.0 (moby #43555), swarm's node", notEmpty},
+	{"daemon-identity", "var/lib/containerd/io.containerd.*introspection*/uuid var/lib/docker/containerd/daemon/io.containerd.*introspection*/uuid", "containerd: its introspection service", notEmpty},
+	{"daemon-identity", "var/lib/buildkit/*/workerid var/lib/docker/buildkit/*/workerid", "buildkitd", notEmpty},
 	{"cloud-agent", "var/lib/amazon/ssm/** var/lib/tailscale/tailscaled.state etc/salt/pki/** etc/puppetlabs/puppet/ssl/private_keys/*", "SSM agent, Tailscale, Salt, Puppet: registrations", notEmpty},
 }
 

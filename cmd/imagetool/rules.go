@@ -23,6 +23,7 @@ var reasons = map[string]string{
 	"capability":      "a program that gets privileges whoever starts it, and not as a distribution ships it",
 	"cloud-agent":     "an agent's registration of the builder: its copies would report as the same machine",
 	"cloud-init":      "data of the builder's launch: its user data, and an instance id that makes cloud-init skip a first boot",
+	"daemon-identity": "a daemon's id or key from the builder: its copies would be one and the same to whoever counts or trusts them",
 	"device-node":     "a device outside of /dev gives whoever may open it the disk or the memory",
 	"forbidden":       "a text that the bake said must not be there, such as the key it logged in with",
 	"history":         "what was typed on the builder, secrets on command lines included",

@@ -40,6 +40,12 @@ _FORGET_FILES = (
     "/var/lib/systemd/credential.secret /var/lib/systemd/network",
     "/var/lib/chrony/* /var/spool/mail/* /var/tmp/* /tmp/*",
     "/etc/.pwd.lock /etc/passwd- /etc/shadow- /etc/group- /etc/gshadow- /etc/subuid- /etc/subgid-",
+    # Daemons that ran on the builder: Docker's key (20.10) and id (since 23.0, moby #43555), a swarm's node,
+    # containerd's and BuildKit's ids. Each makes its own at the next start.
+    "/etc/docker/key.json /var/lib/docker/engine-id /var/lib/docker/swarm",
+    "/var/lib/containerd/io.containerd.*introspection*/uuid",
+    "/var/lib/docker/containerd/daemon/io.containerd.*introspection*/uuid",
+    "/var/lib/buildkit/*/workerid /var/lib/docker/buildkit/*/workerid",
     "/etc/netplan/50-cloud-init.yaml /etc/network/interfaces.d/50-cloud-init",
 )
 

@@ -146,6 +146,38 @@ func TestEveryNamedSecretIsFound(t *testing.T) {
 	}
 }
 
+// TestEveryFormOfJWK: keys of all types, members in any order, as JSON and what resembles it; and what has the form of one
+// and no private part.
+func TestEveryFormOfJWK(t *testing.T) {
+	scanner := scannerFor(t)
+	number := func(bytes int) string { return base64.RawURLEncoding.EncodeToString(randomBytes(t, bytes)) }
+	x, y, n := number(32), number(32), number(512)
+	const id = "ABCD:EFGH:IJKL:MNOP:QRST:UVWX:YZ23:4567:ABCD:EFGH:IJKL:MNOP"
+	docker := `{"crv":"P-256","d":"` + number(32) + `","kid":"` + id + `","kty":"EC","x":"` + x + `","y":"` + y + `"}`
+	sorted := `{"d":"` + number(512) + `","dp":"` + number(256) + `","dq":"` + number(256) + `","e":"AQAB","kid":"` + id + `","kty":"RSA","n":"` + n + `"}`
+	typeFirst := `{"kty":"RSA","n":"` + n + `","e":"AQAB","d":"` + number(512) + `"}`
+	edwards := `{"kty": "OKP", "crv": "Ed25519", "x": "` + x + `", "d": "` + number(32) + `"}`
+	for name, key := range map[string]string{
+		"Docker's": docker, "RSA, sorted": sorted, "RSA": typeFirst, "Ed25519": edwards, "a set": `{"keys":[` + docker + `]}`,
+		"indented": strings.NewReplacer(`,"`, ",\n    \"", `":"`, `": "`).Replace(docker), "wide": wide(docker, binary.LittleEndian),
+		"in a string": `{"key":"` + strings.ReplaceAll(docker, `"`, `\"`) + `"}`, "Python's": strings.ReplaceAll(edwards, `"`, `'`),
+		"YAML": "kty: EC\ncrv: P-256\nd: " + number(32) + "\n", "in base64": base64.StdEncoding.EncodeToString([]byte(docker)),
+	} {
+		details := found(t, scanner, key)
+		if !details["private key as JSON web key"] || len(details) != 1 {
+			t.Errorf("%s: found %v in %q", name, details, key)
+		}
+	}
+	for _, text := range []string{
+		`{"crv":"P-256","kid":"` + id + `","kty":"EC","x":"` + x + `","y":"` + y + `"}`, `{"kty":"RSA","n":"` + n + `","e":"AQAB"}`,
+		`{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"d","x":"` + x + `"}]}`, `{"kty":"EC","d":"` + strings.Repeat("A", 43) + `"}`,
+		`{"kty":"EC","d":"private"}`, `{"kty":"EC","id":"` + x + `"}`, `{"d":"` + x + `","x":"` + y + `"}`, `{"d":"` + x + `","pkty":"EC","ktype":1}`,
+		`{"d":"M10 10h12.5v-3.25l4-4.75c2.5-1.25 3.75-6.5 8.25-9.75Z","type":"path"}`,
+	} {
+		scanner.Scan(strings.NewReader(text+"\n"), func(h Hit) { t.Errorf("%s (%s) in %q", h.Rule, h.Detail, text) })
+	}
+}
+
 func randomBytes(t *testing.T, count int) []byte {
 	t.Helper()
 	text := make([]byte, count)

@@ -18,7 +18,7 @@ var otherKinds = []Kind{
 	{"Private key in DER", "its structure where a file begins: PKCS#1, PKCS#8, also encrypted, SEC 1, DSA", "RFC 5958, RFC 8017, RFC 5915, RFC 8410"},
 	{"Private key of SSH 1, and of OpenSSH in binary", "the texts that they begin with, where a file begins", "PROTOCOL.key of OpenSSH"},
 	{"Key store", "PKCS#12 and Java's with a key, KeePass, Kerberos key tables: their structure where a file begins", "gitleaks pkcs12-file; RFC 7292"},
-	{"JSON web key", "`d` with a value, and `kty` near it", "RFC 7518"},
+	{"JSON web key", "`d` with a value, and `kty` near it, in JSON, in JSON within a string, and in YAML", "RFC 7518; Docker's key.json"},
 	{"WireGuard key", "32 bytes in base64 with the name `PrivateKey` or `PresharedKey`", "wg(8)"},
 	{"AWS secret key", "40 characters whose name says so, however far from the id", "gitleaks aws-access-token; detect-secrets aws"},
 	{"Kubernetes secret", "`kind: Secret` with data", "gitleaks kubernetes-secret-yaml"},

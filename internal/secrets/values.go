@@ -367,12 +367,25 @@ var marks = strings.NewReplacer("_", "", "-", "", ".", "", " ", "", "\t", "")
 // squeeze drops case, blanks and marks.
 func squeeze(name string) string { return marks.Replace(strings.ToLower(name)) }
 
-// isJWK: the private exponent or scalar of a JSON web key (RFC 7518, 6.2.2 and 6.3.2), with its type near it.
+// isJWK: the private exponent or scalar of a JSON web key (RFC 7518, 6.2.2 and 6.3.2), with its type near it. Members
+// may be in any order: sorted by name, as Docker's key.json is, the type is behind three numbers.
 func isJWK(name string, value, window []byte, at int) bool {
 	if name != "d" || len(value) < 43 || !looksRandom(value, secretAlphabet) {
 		return false
 	}
-	return bytes.Contains(window[max(0, at-LookBehind):min(len(window), at+LookBehind)], []byte(`"kty"`))
+	near := window[max(0, at-LookBehind):min(len(window), at+3*LookBehind)]
+	for {
+		i := bytes.Index(near, []byte("kty"))
+		if i < 0 {
+			return false
+		}
+		// As a word: in quotes of any kind, escaped ones too, or in none, as in YAML.
+		behind := i + len("kty")
+		if (i == 0 || !is(near[i-1], wordByte)) && behind < len(near) && !is(near[behind], wordByte) {
+			return true
+		}
+		near = near[behind:]
+	}
 }
 
 // looksSecret rules out words, paths and repetitions.

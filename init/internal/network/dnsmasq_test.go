@@ -358,3 +358,36 @@ func reaches(from, to string) bool {
 
 // mac is the same each time it is plugged in, as a card's would be.
 func (s *segment) mac() string { return fmt.Sprintf("02:00:00:00:00:%02d", s.number) }
+
+// TestContainersInterfacesAreLeftAlone: Docker's bridge and the ends of its veth pairs are of type ether, and none of ours:
+// they are not brought up, and nobody asks for a lease on them.
+func TestContainersInterfacesAreLeftAlone(t *testing.T) {
+	if os.Getenv(namespaceVariable) == "" {
+		t.Skip("not in a network namespace of its own")
+	}
+	// What is mounted is of the namespace that it was mounted in.
+	command(t, "mount", "-t", "sysfs", "sysfs", "/sys")
+	command(t, "ip", "link", "add", "docker0", "type", "bridge")
+	command(t, "ip", "link", "add", "veth1a2b3c4", "type", "veth", "peer", "name", "eth0")
+	command(t, "ip", "link", "set", "veth1a2b3c4", "master", "docker0")
+	names := []string{"docker0", "veth1a2b3c4", "eth0"}
+	t.Cleanup(func() {
+		command(t, "ip", "link", "del", "docker0")
+		command(t, "ip", "link", "del", "eth0")
+	})
+	n := New(Config{Log: &logging.Logger{Journal: io.Discard, Console: io.Discard}, Marks: timeline.New(boottime.Now, true)})
+	if err := n.look(); err != nil {
+		t.Fatal(err)
+	}
+	if len(n.nics) != 0 {
+		t.Errorf("taken: %v", n.nics)
+	}
+	for _, name := range names {
+		if _, err := os.Stat("/sys/class/net/" + name); err != nil {
+			t.Errorf("%s is not there to be taken: %v", name, err)
+		}
+		if state := command(t, "ip", "-o", "link", "show", name); strings.Contains(state, ",UP") {
+			t.Errorf("brought up: %s", state)
+		}
+	}
+}

@@ -11,6 +11,7 @@ from support.al2023.machine import BASE, DEFAULTS, RECIPES, RELEASE, UUID, rende
 from support.moved_machine import Machine
 
 from instant_env.bake.recipe import load_base, resolve
+from instant_env.settings import ROOT
 
 #: What the two steps read besides the boot files.
 MOVED = (
@@ -240,3 +241,16 @@ def test_the_network_file_is_there_before_packages_go_and_is_for_physical_interf
     assert names.index("network") < names.index("strip")
     script = render("network", resolve(RECIPES, "minimal", "dnf"))
     assert "\n[Match]\nType=ether\nKind=!*\n\n" in script
+
+
+def test_every_match_of_networkd_is_for_physical_interfaces() -> None:
+    """Of all recipes and of the stand-ins for bases: by kind, or by the drivers of cards."""
+    files = [*RECIPES.rglob("*.j2"), *(ROOT / "instant_env" / "localec2" / "stock").rglob("*.network")]
+    matches = [
+        (path, part.partition("\n[")[0])
+        for path in files
+        for part in path.read_text().split("\n[Match]\n" if path.suffix == ".j2" else "[Match]\n")[1:]
+    ]
+    assert {path.name for path, _ in matches} >= {"network.sh.j2", "80-ec2.network"}
+    for path, match in matches:
+        assert "Kind=!*" in match or match.startswith("Driver="), path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -16,6 +17,8 @@ WRITABLE = """/dev/nvme0n1p1 / xfs rw,noatime 0 0
 /dev/nvme0n1p128 /boot/efi vfat ro 0 0
 tmpfs /run tmpfs rw 0 0
 """
+#: Of the audit's rules, which a Go test compares with the code.
+AUDIT = ROOT / "docs" / "audit.md"
 READ_ONLY = WRITABLE.replace("xfs rw,", "xfs ro,")
 
 
@@ -106,3 +109,29 @@ def test_auditd_is_ended_by_a_signal_before_its_logs_go(tmp_path: Path, ends_aft
     kernel.run("#" + part)
     expected = ["kill auditd.service", *["sleep 1"] * min(ends_after, 10)] if ends_after else []
     assert kernel.lines() == [*expected, SEAL_FAILED], "the trap of the test's own"
+
+
+def test_no_identity_of_a_daemon_that_the_audit_names_is_left(tmp_path: Path) -> None:
+    """The seal's own lines, in a tree that has each place of the audit's rule, and what stays beside them."""
+    rule = next(line for line in AUDIT.read_text().splitlines() if line.startswith("| daemon-identity | `"))
+    places = re.findall(r"`([^`]+)`", rule)
+    assert "etc/docker/key.json" in places
+    for place in places:
+        name = place.replace("io.containerd.*introspection*", "io.containerd.grpc.v1.introspection")
+        path = tmp_path / name.replace("**", "docker-state.json").replace("*", "runc-overlayfs")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    for name in (
+        "etc/docker/daemon.json", "var/lib/docker/overlay2/0/diff/a",
+        "var/lib/containerd/io.containerd.metadata.v1.bolt/meta.db",
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    script = seal_script(load_base(ROOT / "recipes", "debian-12"))
+    removals = [
+        line for line in script.splitlines() if re.match("rm -rf .*(docker|containerd|buildkit)", line)
+    ]
+    assert removals
+    subprocess.run(["sh", "-euc", "\n".join(removals).replace(" /", f" {tmp_path}/")], check=True)
+    left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["a", "daemon.json", "meta.db"]

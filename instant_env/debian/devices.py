@@ -15,8 +15,10 @@ from functools import cache
 
 from instant_env.debian.command import search_path
 
-#: What a chroot and the programs around it use (mmdebstrap's own list).
+#: What a chroot and the programs around it use (mmdebstrap's own list). /dev/shm stays the host's: TMPDIR may
+#: be there. Its descriptor outlasts the mount over /dev; -c keeps mount from resolving it back to a path.
 _SCRIPT = """
+exec 9</dev/shm
 mount -t tmpfs -o mode=0755,nosuid,size=4m instant-env-dev /dev
 while read -r name mode major minor; do
     mknod -m "$mode" "/dev/$name" c "$major" "$minor"
@@ -36,7 +38,8 @@ ln -s /proc/self/fd/2 /dev/stderr
 ln -s pts/ptmx /dev/ptmx
 mkdir /dev/pts /dev/shm
 mount -t devpts -o newinstance,ptmxmode=0666,mode=0620,gid=5 devpts /dev/pts
-mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs /dev/shm
+mount -c --bind /proc/self/fd/9 /dev/shm
+exec 9<&-
 exec "$@"
 """
 

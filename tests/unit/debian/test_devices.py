@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +57,15 @@ class TestAsRoot:
             check=True,
         )
         assert result.stdout.split() == ["644", "3", "from", "outside"]
+
+    def test_a_command_sees_what_is_in_shared_memory(self) -> None:
+        """TMPDIR may be there: a build's files must not vanish behind the /dev of its own."""
+        with tempfile.NamedTemporaryFile(dir="/dev/shm", mode="w+") as file:
+            file.write("from outside")
+            file.flush()
+            command = [*devices.own_devices(), "sh", "-ec", f"cat {file.name}; ls -l /proc/self/fd/9 || true"]
+            result = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert result.stdout == "from outside"
 
     @pytest.mark.usefixtures("unchanged_devices")
     def test_a_stock_build_does(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

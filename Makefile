@@ -54,7 +54,8 @@ test-clients: setup ## run all unmodified clients against localec2, with Packer'
 	INSTANT_ENV_CLIENTS=1 $(PYTEST) --numprocesses $(WORKERS) tests/contract/clients tests/contract/test_contract_terraform.py
 
 # Cached: the kernel and the base in the cache of stock images; not the bakes.
-test-al2023: setup ## bake minimal and custom-init from a stand-in for Amazon Linux 2023, and race them
+test-al2023: ## bake minimal and custom-init from a stand-in for Amazon Linux 2023, and race them
+	@$(PYTHON) scripts/bootstrap.py --stand-in
 	INSTANT_ENV_AL2023=1 $(PYTEST) --numprocesses 0 tests/e2e/test_stand_in.py
 
 coverage: setup ## print which lines of Python the quick tests run

@@ -36,6 +36,7 @@ class Scope(StrEnum):
     LOCAL = "local"
     ARM64 = "arm64"
     TESTS = "tests"
+    STAND_IN = "stand-in"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +208,14 @@ TABLE: tuple[Requirement, ...] = (
         programs=("ip",), apt="iproute2", dnf="iproute",
     ),
     BROWSER,
+    # Set-up installs these for `make test-al2023` only; only a kernel that is not in the cache needs them.
+    Requirement(
+        name="a kernel's build", needed_for="the kernel of the al2023-like base, built once",
+        scope=Scope.STAND_IN, programs=("make", "gcc", "ld", "flex", "bison", "bc", "perl", "xz"),
+        files=(("/usr/include/libelf.h",),),
+        apt="make gcc libc6-dev binutils flex bison bc perl xz-utils libelf-dev",
+        dnf="make gcc glibc-devel binutils flex bison bc perl xz elfutils-libelf-devel", host="x86_64",
+    ),
 )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 """Set this checkout up: system packages, .venv, Python packages, a Go toolchain. `make setup` runs it.
 
 Runs with the system's own Python and nothing else, any number of times: what is there already is left alone.
-With --without-tests, system packages that only tests need (a browser is 130 MB) are left out.
+With --without-tests, system packages that only tests need (a browser is 130 MB) are left out;
+with --stand-in, those are installed, too, that build the kernel of the al2023-like base.
 Exit codes: 0 done; 1 a step failed; 3 something is missing that this user may not install.
 """
 
@@ -123,9 +124,12 @@ def install_system_packages(table: Sequence[Requirement] = requirements.TABLE) -
 
 def wanted(arguments: Sequence[str]) -> Sequence[Requirement]:
     """The rows to install, by the command line."""
+    left_out = set()
     if "--without-tests" in arguments:
-        return [row for row in requirements.TABLE if row.scope is not requirements.Scope.TESTS]
-    return requirements.TABLE
+        left_out.add(requirements.Scope.TESTS)
+    if "--stand-in" not in arguments:
+        left_out.add(requirements.Scope.STAND_IN)
+    return [row for row in requirements.TABLE if row.scope not in left_out]
 
 
 def fingerprint() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -117,11 +118,28 @@ def test_a_browser_is_for_tests_and_not_for_ubuntu(bootstrap: ModuleType) -> Non
     everything, demo = bootstrap.wanted([]), bootstrap.wanted(["--without-tests"])
     assert {row.name for row in everything} - {row.name for row in demo} >= {"Chromium", "shellcheck"}
     assert {row.scope for row in everything} - {row.scope for row in demo} == {Scope.TESTS}
+    # What one target of its own needs is not installed for everybody.
+    stand_in = bootstrap.wanted(["--stand-in"])
+    assert {row.scope for row in stand_in} - {row.scope for row in everything} == {Scope.STAND_IN}
+
+
+def test_what_only_the_stand_in_needs_has_its_own_command(
+    bare_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    program(bare_path, "apt-get")
+    row = dataclasses.replace(ABSENT, scope=Scope.STAND_IN)
+    report = doctor.check(load(environ={}), table=[row])
+    assert report.install == ""
+    (item,) = (item for item in report.items if item.name == row.name)
+    assert item.status is Status.WARNING
+    assert "make test-al2023" in item.hint
+    assert item.hint.endswith("apt-get install --no-install-recommends one two")
 
 
 def test_only_other_machines_emulate_programs_for_arm64() -> None:
     names = {host: {row.name for row in requirements.applicable(host=host)} for host in ("x86_64", "aarch64")}
-    assert names["x86_64"] - names["aarch64"] == {"QEMU's user emulation"}
+    assert names["x86_64"] - names["aarch64"] == {"QEMU's user emulation", "a kernel's build"}
 
 
 def test_a_machine_that_cannot_run_arm64_programs_is_told_how(

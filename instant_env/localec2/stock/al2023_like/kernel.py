@@ -20,8 +20,9 @@ from pathlib import Path
 
 from instant_env.arch import Arch
 from instant_env.debian import apt
-from instant_env.debian.command import BuildError, Runner, require
+from instant_env.debian.command import BuildError, Runner, search_path
 from instant_env.debian.mirrors import Mirrors, check_keyring
+from instant_env.errors import MissingToolError
 from instant_env.files import replacing
 from instant_env.localec2.stock.model import exclusive, stock_dir
 from instant_env.progress import Progress
@@ -67,6 +68,19 @@ def archive(cache_dir: Path) -> Path:
     return stock_dir(cache_dir) / f"al2023-like-kernel-{digest}.tar"
 
 
+def require_tools() -> None:
+    """Raise MissingToolError unless all is there that builds a kernel: one line names all that is not."""
+    missing = {name: package for name, package in TOOLS.items() if not shutil.which(name, path=search_path())}
+    if not LIBELF.is_file():
+        missing[str(LIBELF)] = "libelf-dev"
+    if missing:
+        raise MissingToolError(
+            "not installed, and needed to build the kernel of the al2023-like base: "
+            + ", ".join(sorted(missing)),
+            hint=f"run: apt-get install {' '.join(sorted(set(missing.values())))}",
+        )
+
+
 def build(cache_dir: Path, mirrors: Mirrors, progress: Progress) -> Path:
     """An archive of /boot and /usr/lib/modules: from the cache, or built now, by all processors.
 
@@ -75,9 +89,7 @@ def build(cache_dir: Path, mirrors: Mirrors, progress: Progress) -> Path:
     final = archive(cache_dir)
     if final.is_file():
         return final
-    require(TOOLS)
-    if not LIBELF.is_file():
-        raise BuildError(f"no {LIBELF}, which a kernel's build needs", hint="run: apt-get install libelf-dev")
+    require_tools()
     check_keyring()
     with exclusive(cache_dir, "al2023-like-kernel", Arch.X86_64, progress):
         if final.is_file():

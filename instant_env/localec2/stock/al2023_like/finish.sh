@@ -12,6 +12,10 @@ mv /usr/lib/openssh/* /usr/libexec/openssh/
 rmdir /usr/lib/openssh
 ln -s ../libexec/openssh /usr/lib/openssh
 [ -x /usr/libexec/openssh/sshd-session ]
+# And cloud-init's helpers: its module that prints host keys on the console looks below /usr/libexec on Amazon Linux.
+mv /usr/lib/cloud-init /usr/libexec/cloud-init
+ln -s ../libexec/cloud-init /usr/lib/cloud-init
+[ -x /usr/libexec/cloud-init/write-ssh-key-fingerprints ]
 units=/usr/lib/systemd/system
 systemctl disable ssh.service ssh.socket >/dev/null 2>&1 || true
 rm -f "$units/ssh.service" "$units/ssh.socket" "$units/ssh@.service" "$units/rescue-ssh.target" \

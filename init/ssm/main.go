@@ -26,6 +26,7 @@ import (
 
 	"instantenv/init/internal/imds"
 	"instantenv/init/internal/sshkey"
+	"instantenv/internal/sigv4"
 )
 
 // Limits of time: for everything, and for one request; and the pause between tries.
@@ -120,7 +121,7 @@ func (a *asker) parameter(name string, deadline time.Time) (string, error) {
 	if now.IsZero() {
 		now = time.Now()
 	}
-	sign(request, body, credentials, region, "ssm", now)
+	sigv4.Sign(request, body, credentials, region, "ssm", now)
 	return a.send(request)
 }
 
@@ -169,16 +170,8 @@ func (a *asker) item(path string, deadline time.Time) (string, error) {
 
 const rolesPath = "/latest/meta-data/iam/security-credentials/"
 
-// Credentials of a role, as the metadata service has them.
-type credentials struct {
-	Code            string
-	AccessKeyID     string `json:"AccessKeyId"`
-	SecretAccessKey string
-	Token           string
-}
-
-func (a *asker) credentials(role string, deadline time.Time) (credentials, error) {
-	var found credentials
+func (a *asker) credentials(role string, deadline time.Time) (sigv4.Credentials, error) {
+	var found sigv4.Credentials
 	text, err := a.machine.Get(rolesPath+role, deadline)
 	if err != nil {
 		return found, err

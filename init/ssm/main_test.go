@@ -17,12 +17,13 @@ import (
 
 	"instantenv/init/internal/imds"
 	"instantenv/init/internal/inittest"
+	"instantenv/internal/sigv4"
 )
 
 const testKey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 
 // AKIDEXAMPLE's credentials and the signatures are those of AWS's Signature Version 4 test suite.
-var example = credentials{AccessKeyID: "AKIDEXAMPLE", SecretAccessKey: "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"}
+var example = sigv4.Credentials{AccessKeyID: "AKIDEXAMPLE", SecretAccessKey: "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"}
 
 func TestSign(t *testing.T) {
 	token := "AQoDYXdzEPT//////////wEXAMPLEtc764bNrC9SAPBSM22wDOk4x4HIZ8j4FZTwdQWLWsKWHGBuFqwAeMicRXmxfpSPfIeoIYRqTflfKD8YUuwthAx7" +
@@ -38,7 +39,7 @@ func TestSign(t *testing.T) {
 		}
 		by := example
 		by.Token = test.token
-		sign(request, nil, by, "us-east-1", "service", time.Date(2015, 8, 30, 12, 36, 0, 0, time.UTC))
+		sigv4.Sign(request, nil, by, "us-east-1", "service", time.Date(2015, 8, 30, 12, 36, 0, 0, time.UTC))
 		want := "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20150830/us-east-1/service/aws4_request, " + test.want
 		if got := request.Header.Get("Authorization"); got != want {
 			t.Errorf("%s: got  %s\nwant %s", test.name, got, want)
@@ -94,8 +95,8 @@ func (s *store) signed(r *http.Request, body []byte) bool {
 	for _, name := range []string{"Content-Type", "X-Amz-Target"} {
 		again.Header.Set(name, r.Header.Get(name))
 	}
-	by := credentials{AccessKeyID: "ASIAROLE", SecretAccessKey: s.secret, Token: "session"}
-	sign(again, body, by, "eu-west-1", "ssm", stamp)
+	by := sigv4.Credentials{AccessKeyID: "ASIAROLE", SecretAccessKey: s.secret, Token: "session"}
+	sigv4.Sign(again, body, by, "eu-west-1", "ssm", stamp)
 	return again.Header.Get("Authorization") == r.Header.Get("Authorization") && r.Header.Get("X-Amz-Security-Token") == "session"
 }
 

@@ -45,6 +45,7 @@ def build(
         "instant-init": lambda: go_build("init", arch),
         "instant-ssm": lambda: go_build("init/ssm", arch),
         "imagetool": lambda: go_build("cmd/imagetool", arch),
+        "container-host": lambda: go_build("cmd/container-host", arch),
         "efi-stub": lambda: efi_stub(arch, cache_dir),
     }
     if programs_dir is not None:

@@ -160,7 +160,7 @@ class StepSpec(_Strict):
     families: list[Family] = Field(default=["apt", "dnf"], min_length=1)
     script: FileName | None = None
     file: FileName | None = None
-    upload: Literal["instant-init", "instant-ssm", "imagetool", "efi-stub"] | None = None
+    upload: Literal["instant-init", "instant-ssm", "imagetool", "efi-stub", "container-host"] | None = None
     program: ProgramName | None = Field(default=None, description="of programs/, built for the image")
     to: str | None = None
     mode: str = Field(default="0644", pattern=r"^0[0-7]{3}$")

@@ -39,7 +39,7 @@ FAMILY_BASE = {"apt": "debian-12", "dnf": "al2023"}
 @pytest.fixture
 def artefacts(tmp_path: Path) -> dict[str, Path]:
     made = {}
-    for name in ("instant-init", "instant-ssm", "imagetool", "efi-stub"):
+    for name in ("instant-init", "instant-ssm", "imagetool", "efi-stub", "container-host"):
         made[name] = tmp_path / name
         made[name].write_bytes(name.encode())
     return made

@@ -5,8 +5,9 @@ Container-host runs the one container of a machine of the recipe container-host.
 	container-host update [--pull] TAG   roll out another tag of the image, or keep what runs if the new one fails
 	container-host environment <FILE     give the container another environment (NAME=VALUE, one per line), the same way
 	container-host status [--json]       what runs, and how the last update went
+	container-host check FILE            whether a file of settings is valid; prints the image
 
-All but run are for root, and talk to the service by its socket. Exit status 0 when it went well, 1 when it did not (a tag that
+All but run and check are for root, and talk to the service by its socket. Exit status 0 when it went well, 1 when it did not (a tag that
 was not rolled out, a container that is not healthy), 2 when it was called the wrong way.
 */
 package main
@@ -78,8 +79,17 @@ func command(arguments []string, stdin io.Reader, stdout, stderr io.Writer, sock
 		return caller.status(false)
 	case len(arguments) == 2 && arguments[0] == "status" && arguments[1] == "--json":
 		return caller.status(true)
+	case len(arguments) == 2 && arguments[0] == "check":
+		settings, err := config.Load(arguments[1], "")
+		if err != nil {
+			fmt.Fprintf(stderr, "container-host: %v\n", err)
+			return 1
+		}
+		fmt.Fprintf(stdout, "%s:%s\n", settings.Image, settings.Tag)
+		return 0
 	}
-	fmt.Fprintln(stderr, "usage: container-host run | update [--pull] TAG | environment <FILE | status [--json]")
+	fmt.Fprintln(stderr,
+		"usage: container-host run | update [--pull] TAG | environment <FILE | status [--json] | check FILE")
 	return 2
 }
 

@@ -188,6 +188,9 @@ class Recipe(_Strict):
     recipe: Name
     description: str
     extends: str | None = None
+    includes: str | None = Field(
+        default=None, description="another recipe, without its parents, that comes on top of the own parents"
+    )
     families: list[Family] = ["apt", "dnf"]
     initramfs: Initramfs = Field(default=Initramfs.KEEP, description="what becomes of the base's initramfs")
     hibernates: bool | None = Field(default=None, description="whether its machines can hibernate")
@@ -293,6 +296,21 @@ def load_recipe(recipes_dir: Path, name: str) -> Recipe:
     return recipe
 
 
+def _chain(recipes_dir: Path, name: str) -> list[tuple[Recipe, Path]]:
+    """A recipe and what it is made of, with their directories, the nearest first."""
+    chain: list[tuple[Recipe, Path]] = []
+    next_name: str | None = name
+    while next_name is not None:
+        if next_name in (recipe.recipe for recipe, _ in chain):
+            raise UsageError(f"recipe {name} extends itself by way of {next_name}")
+        recipe = load_recipe(recipes_dir, next_name)
+        chain.append((recipe, recipes_dir / next_name))
+        if recipe.includes is not None:
+            chain.append((load_recipe(recipes_dir, recipe.includes), recipes_dir / recipe.includes))
+        next_name = recipe.extends
+    return chain
+
+
 def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     """Fold a recipe's parents in.
 
@@ -302,14 +320,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     one's, ``root_gib`` is the largest; a parameter of the same name replaces the parent's, which is how a
     child sets a default.
     """
-    chain: list[tuple[Recipe, Path]] = []
-    next_name: str | None = name
-    while next_name is not None:
-        if next_name in (recipe.recipe for recipe, _ in chain):
-            raise UsageError(f"recipe {name} extends itself by way of {next_name}")
-        recipe = load_recipe(recipes_dir, next_name)
-        chain.append((recipe, recipes_dir / next_name))
-        next_name = recipe.extends
+    chain = _chain(recipes_dir, name)
     child = chain[0][0]
     if family not in child.families:
         raise UsageError(
@@ -349,7 +360,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     return ResolvedRecipe(
         name=name,
         description=child.description,
-        lineage=[recipe.recipe for recipe, _ in chain],
+        lineage=[recipe.recipe for recipe, _ in chain if recipe.recipe != child.includes],
         family=family,
         initramfs=child.initramfs,
         hibernates=next((one.hibernates for one, _ in chain if one.hibernates is not None), False),

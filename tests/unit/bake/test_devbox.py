@@ -11,12 +11,12 @@ import functools
 import hashlib
 import http.server
 import io
+import json
 import os
-import signal
+import platform
 import subprocess
 import tarfile
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,20 +28,19 @@ from instant_env.arch import Arch
 from instant_env.bake.plan import File, Script, make_plan
 from instant_env.bake.recipe import load_base, resolve
 from instant_env.settings import ROOT
+from instant_env.toolchain import go_build
 
 RECIPES = ROOT / "recipes"
 BASE = load_base(RECIPES, "debian-12")
 
 
 class Mirror(http.server.ThreadingHTTPServer):
-    """Serves a directory; counts what is asked for, answers health checks, and plays the metadata service."""
+    """Serves a directory, and counts what is asked for."""
 
     daemon_threads = True
 
     def __init__(self, directory: Path) -> None:
         self.asked: list[str] = []
-        self.healthy = True
-        self.container_tag: str | None = None
         super().__init__(("127.0.0.1", 0), functools.partial(_Handler, directory=str(directory)))
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -51,22 +50,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
-        if self.path == "/health":
-            self._answer(200 if self.server.healthy else 500, "")
-        elif self.path.startswith("/latest/meta-data/tags/"):
-            tag = self.server.container_tag
-            assert self.headers["X-aws-ec2-metadata-token"] == "token"
-            self._answer(404 if tag is None else 200, tag or "")
-        else:
-            super().do_GET()
-
-    def do_PUT(self) -> None:
-        self._answer(200, "token")
-
-    def _answer(self, status: int, text: str) -> None:
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(text.encode())
+        super().do_GET()
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -95,7 +79,7 @@ def put(tmp_path: Path, place: str, content: bytes) -> str:
 
 def rendered(name: str, step: str, given: dict[str, str]) -> str:
     artefact = Path(__file__)
-    made = {"instant-init": artefact, "imagetool": artefact, "efi-stub": artefact}
+    made = dict.fromkeys(("instant-init", "imagetool", "efi-stub", "container-host"), artefact)
     plan = make_plan(resolve(RECIPES, name, "apt"), BASE, "ami-1", Arch.X86_64, made, given)
     (found,) = (one for one in plan.steps if one.name == step)
     assert isinstance(found, (Script, File))
@@ -285,81 +269,34 @@ def test_only_a_blank_disk_becomes_the_data_volume(
 
 DOCKER = r"""
 echo "$@" >>"$STATE/said"
-case "$1" in
-image) [ -e "$STATE/have-${3##*:}" ] ;;
-pull) touch "$STATE/have-${3##*:}" ;;
-run) while [ ! -e "$STATE/stop" ]; do sleep 0.05; done; exit 3 ;;
-stop) touch "$STATE/stop" ;;
-esac
+[ "$1" != image ] || [ -e "$STATE/have-${3##*:}" ]
 """
 
 
-def run_container(machine: Machine, mirror: Mirror, **given: str) -> tuple[subprocess.Popen[str], Path]:
-    """The runner as systemd would start it, with a docker that writes down what it is told."""
-    state = machine.root / "state"
-    state.mkdir(exist_ok=True)
-    machine.program("docker", DOCKER)
-    script = machine.moved(rendered("container-host", "runner", {"image": "team/app", **given}))
-    path = f"{machine.programs}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "STATE": str(state), "INSTANT_ENV_IMDS": mirror.url}
-    process = subprocess.Popen(["sh", script], env=environment, stderr=subprocess.PIPE, text=True)
-    return process, state / "said"
-
-
-def wait_for(said: Path, word: str) -> None:
-    deadline = time.monotonic() + 60
-    while not (said.exists() and word in said.read_text()):
-        assert time.monotonic() < deadline, f"docker was never told: {word}"
-        time.sleep(0.05)
-
-
-def test_the_launch_names_the_tag_and_systemd_ends_it(machine: Machine, mirror: Mirror) -> None:
-    mirror.container_tag = "v1.2"
-    process, said = run_container(machine, mirror, ports="80:8080 443:8443")
-    wait_for(said, "run ")
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
-    assert said.read_text().splitlines() == [
-        "rm --force container-host", "image inspect team/app:v1.2", "pull --quiet team/app:v1.2",
-        "run --rm --name container-host --publish 80:8080 --publish 443:8443 team/app:v1.2",
-        "stop --time 10 container-host",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("tag", [None, "v1; reboot", "$(reboot)", "-v", "a" * 129])
-def test_a_tag_that_is_none_is_not_used_and_what_is_baked_in_is_not_pulled(
-    machine: Machine, mirror: Mirror, tag: str | None
-) -> None:
-    (machine.root / "state").mkdir(parents=True)
-    (machine.root / "state/have-stable").touch()
-    mirror.container_tag = tag
-    process, said = run_container(machine, mirror, tag="stable")
-    wait_for(said, "run ")
-    (machine.root / "state/stop").touch()
-    assert process.wait(timeout=60) == 3, "the container's own exit status, for systemd to start it again"
-    assert "run --rm --name container-host team/app:stable" in said.read_text()
-    assert "pull" not in said.read_text()
-    assert process.stderr is not None
-    assert ("is no container tag" in process.stderr.read()) is (tag is not None)
-
-
-@pytest.mark.slow
-def test_a_container_that_fails_its_check_is_ended(machine: Machine, mirror: Mirror) -> None:
-    process, said = run_container(
-        machine, mirror, health_url=f"{mirror.url}/health", health_interval_s="1", health_failures="2",
-        health_grace_s="0",
-    )  # fmt: skip
-    wait_for(said, "run ")
-    deadline = time.monotonic() + 60
-    while mirror.asked.count("/health") < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert process.poll() is None, "a healthy one goes on"
-    mirror.healthy = False
-    assert process.wait(timeout=60) == 1
-    assert "stop --time 10 container-host" in said.read_text()
-    assert process.stderr is not None
-    assert "2 checks of" in process.stderr.read()
+def test_the_runner_reads_what_the_recipe_writes(tmp_path: Path) -> None:
+    """The settings of all parameters; the step ends with the real program's word on them."""
+    given = {
+        "image": "team/app", "tag": "v1", "ports": "80:8080 443:8443", "health_port": "8080",
+        "environment": "ssm", "environment_parameter": "/team/app", "aws_logs_group": "/team/app",
+        "ecr_login": "true", "insecure_registries": "10.0.0.5:5000 registry.internal:5000",
+    }  # fmt: skip
+    root = tmp_path / "root"
+    machine = Machine(root, also=("/etc/container-host", "/etc/docker", "/var/lib/container-host"))
+    program = go_build("cmd/container-host", Arch.parse(platform.machine()), root / "usr/local/sbin")
+    result = machine.run(rendered("container-host", "settings", given))
+    assert (result.returncode, result.stdout) == (0, "team/app:v1\n"), result.stderr
+    file = root / "etc/container-host/config.json"
+    assert file.parent.stat().st_mode & 0o777 == 0o700
+    settings = json.loads(file.read_text())
+    assert settings["ports"] == ["80:8080", "443:8443"]
+    assert (settings["ecr_login"], settings["health_interval_s"]) == (True, 10)
+    assert json.loads((root / "etc/docker/daemon.json").read_text()) == {
+        "log-driver": "json-file", "log-opts": {"max-size": "10m", "max-file": "3"},
+        "insecure-registries": ["10.0.0.5:5000", "registry.internal:5000"],
+    }  # fmt: skip
+    file.write_text(json.dumps(settings | {"health_pth": "/"}))
+    refused = subprocess.run([program, "check", file], capture_output=True, text=True, check=False)
+    assert (refused.returncode, "health_pth" in refused.stderr) == (1, True)
 
 
 def test_an_archive_is_fetched_checked_and_loaded(machine: Machine, mirror: Mirror, tmp_path: Path) -> None:
@@ -382,4 +319,4 @@ def test_an_archive_is_fetched_checked_and_loaded(machine: Machine, mirror: Mirr
     assert stop.startswith("systemctl stop docker.service")
     missing = machine.run(rendered("container-host", "image", given), STATE=state)
     assert missing.returncode == 1
-    assert "archive_url needs archive_sha256" in missing.stderr
+    assert "archive_url needs archive_sha256 and image" in missing.stderr

@@ -29,8 +29,9 @@ GIVEN: dict[str, list[dict[str, str]]] = {
     "container-host": [
         {"image": "a/b"},
         {"image": "a/b", "archive_url": "https://c/d", "archive_sha256": DIGEST, "ports": "80:80 443:8443",
-         "health_url": "http://127.0.0.1/", "mirror": "http://m"},
+         "health_port": "80", "mirror": "http://m"},
     ],
+    "container-host-init": [{}, {"image": "a/b", "archive_url": "https://c/d", "archive_sha256": DIGEST}],
     "minimal": [{}, {"selinux": "disabled"}, {"selinux": "permissive"}],
 }  # fmt: skip
 FAMILY_BASE = {"apt": "debian-12", "dnf": "al2023"}
@@ -111,6 +112,23 @@ def test_child_keeps_the_parents_order_and_replaces_its_namesakes() -> None:
     assert by_name["key-agent"].directory.name == "custom-init"
     assert by_name["strip"].directory.name == "minimal"
     assert [s.spec.name for s in custom.steps].count("key-agent") == 1
+
+
+def test_an_included_recipe_comes_on_top_of_the_own_parents() -> None:
+    systemd = resolve(RECIPES, "container-host", "apt")
+    own = resolve(RECIPES, "container-host-init", "apt")
+    custom = resolve(RECIPES, "custom-init", "apt")
+    assert own.lineage == ["container-host-init", "custom-init", "minimal"]
+    assert (own.initramfs, own.kernel_arguments, own.remove) == (
+        custom.initramfs, custom.kernel_arguments, custom.remove,
+    )  # fmt: skip
+    assert set(own.parameters) == set(systemd.parameters)
+    assert own.parameters["stop_timeout_s"].default == 1
+    by_name = {step.spec.name: step.directory.name for step in own.steps}
+    assert by_name["image"] == "container-host"
+    assert by_name["service"] == "container-host-init"
+    assert by_name["boot"] == "custom-init"
+    assert (own.allow_modes, own.root_gib) == (systemd.allow_modes, systemd.root_gib)
 
 
 def test_keep_of_the_other_family_is_inherited() -> None:

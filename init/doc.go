@@ -8,6 +8,10 @@ Instant-init is the first process of a machine that exists to be logged into by 
 	instant-init hand-over    give this machine of a pool to the lessee that standard input names
 	instant-init grow         enlarge the root file system, or the one on a given mount point, to its volume
 	instant-init timeline     print the times of this boot's stages, as JSON
+	instant-init phase NAME running|done|failed [REASON]
+	                          record how far a service has come; a failure has a reason, and is put on the console
+	instant-init await NAME [SECONDS]
+	                          return when a phase is done; status 1 when it failed, or after 80 seconds
 	instant-init --version
 
 # As process 1
@@ -33,7 +37,7 @@ which the kernel sends for Ctrl-Alt-Del (EC2's RebootInstances).
 
 A file /etc/instant-init/services/NAME.json declares a program that runs for as long as the machine does:
 
-	{"argv": ["/usr/bin/dockerd"],          the program by its absolute path, and its arguments; it stays in the foreground
+	{"argv": ["/usr/sbin/dockerd"],         the program by its absolute path, and its arguments; it stays in the foreground
 	 "environment": {"LANG": "C.UTF-8"},    on top of PATH
 	 "start": "named",                      only when user data has its NAME in "services"; "always" is the default
 	 "after": ["chrony"],                   services that start before it and stop after it
@@ -80,9 +84,17 @@ if it loses power at any point. `instant-init grow [MOUNT POINT]` does the same 
 the key agent.
 
 User data names further volumes, by id, by the name of their mapping or by path. Each is mounted when it is attached. It
-is formatted first only if user data asks for it and the device has only zeros where a signature could be:
+is formatted first only if user data asks for it and the device has only zeros where a signature could be. An ext4 that is
+there is checked first, by the image's fsck.ext4 -p. The key agent does the same.
 
-	{"instant-env": {"mounts": [{"device": "vol-0abc", "path": "/data", "filesystem": "ext4", "format": "blank"}]}}
+	{"instant-env": {"mounts": [{"device": "vol-0abc", "path": "/data", "filesystem": "ext4", "format": "blank",
+	                             "owner": "login_user"}]}}
+
+# Progress
+
+/run/instant-env/phases.json has the machine's phases; docs/user-data.md has its format. "user-data" is done when the
+settings of user data are in /run/instant-env/settings and the host name is set, "mounted" when all volumes are mounted.
+Services add their own by the command phase.
 
 # User data
 

@@ -12,7 +12,10 @@ import (
 	"instantenv/init/internal/config"
 	"instantenv/init/internal/imds"
 	"instantenv/init/internal/logging"
+	"instantenv/init/internal/network"
 	"instantenv/init/internal/paths"
+	"instantenv/init/internal/phases"
+	"instantenv/init/internal/task"
 	"instantenv/init/internal/timeline"
 	"instantenv/init/internal/userdata"
 	"instantenv/init/internal/volumes"
@@ -64,7 +67,17 @@ func keyAgent(log *logging.Logger) int {
 	if _, err := volumes.Grow("/", nil, log); err != nil {
 		log.Consolef("root volume: %v", err)
 	}
-	lifetime := userdata.NewLifetime(admission.AfterSSHD(), client.Date(), log)
+	data := admission.AfterSSHD()
+	if err := data.Apply(phases.Recorded, network.SetStaticName); err != nil {
+		log.Consolef("user data: %v", err)
+	}
+	mounter := &volumes.Mounter{
+		Log: log, Book: phases.Recorded, Account: admission.User.Find, Keys: admission.User,
+		Tasks: &task.Group{Log: log, Marks: marks, Fatal: func(cause error) { log.Consolef("%v", cause) }},
+		Run:   func(argv []string) error { return access.RunChild(argv, os.Stderr) },
+	}
+	mounter.Mount(data.Mounts)
+	lifetime := userdata.NewLifetime(data, client.Date(), log)
 	if settings.SSMKeys != "" {
 		go admission.AdmitParameter(access.SSMProgram, settings.SSMKeys, access.RunChild)
 	}

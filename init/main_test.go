@@ -2,11 +2,14 @@ package main
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"instantenv/init/internal/phases"
 )
 
 func TestRun(t *testing.T) {
@@ -17,7 +20,11 @@ func TestRun(t *testing.T) {
 		stdout, stderr string
 	}{
 		{"by hand", nil, 2, "", "first process of a machine"},
-		{"unknown", []string{"reboot"}, 2, "", "key-agent | hand-over | login-keys USER | timeline | grow [MOUNT POINT] | --version"},
+		{"unknown", []string{"reboot"}, 2, "", "phase NAME running|done|failed [REASON] | await NAME [SECONDS] | --version"},
+		{"a phase without a state", []string{"phase", "ready"}, 1, "", "a phase is running, done or failed"},
+		{"a phase that is quoted badly", []string{"phase", "ready", "failed", "no", "space"}, 2, "", "key-agent"},
+		{"patience that is no number", []string{"await", "ready", "long"}, 2, "", "key-agent"},
+		{"a second name", []string{"await", "ready", "1", "mounted"}, 2, "", "key-agent"},
 		{"too many", []string{"timeline", "now"}, 2, "", "key-agent"},
 		{"version", []string{"--version"}, 0, "instant-init " + version, ""},
 	} {
@@ -30,6 +37,42 @@ func TestRun(t *testing.T) {
 				t.Errorf("stdout %q, stderr %q", stdout.String(), stderr.String())
 			}
 		})
+	}
+}
+
+func TestPhases(t *testing.T) {
+	book := phases.Book(t.TempDir())
+	for _, step := range []struct {
+		args   []string
+		status int
+		stderr string
+	}{
+		{[]string{"await", "ready", "0"}, 1, "ready is not begun"},
+		{[]string{"phase", "ready", "running"}, 0, ""},
+		{[]string{"phase", "ready", "failed", "no answer on port 80"}, 0, "ready failed: no answer on port 80"},
+		{[]string{"await", "ready"}, 1, "ready failed: no answer on port 80"},
+		{[]string{"phase", "ready", "done"}, 0, ""},
+		{[]string{"await", "ready"}, 0, ""},
+	} {
+		var stderr bytes.Buffer
+		if status := phase(book, "", step.args, &stderr); status != step.status || !strings.Contains(stderr.String(), step.stderr) {
+			t.Errorf("%q: status %d, %q", step.args, status, stderr.String())
+		}
+		if step.stderr == "" && stderr.Len() > 0 {
+			t.Errorf("%q: %q", step.args, stderr.String())
+		}
+	}
+}
+
+func TestAFailedPhaseIsOnTheConsole(t *testing.T) {
+	console := filepath.Join(t.TempDir(), "console")
+	if err := os.WriteFile(console, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	phase(phases.Book(t.TempDir()), console, []string{"phase", "ready", "failed", "no space"}, io.Discard)
+	text, err := os.ReadFile(console)
+	if err != nil || string(text) != "instant-init: ready failed: no space\n" {
+		t.Errorf("%q, %v", text, err)
 	}
 }
 

@@ -28,6 +28,10 @@ _VERSION = re.compile(r"^go ?(\d+)\.(\d+)(?:\.(\d+))?", re.MULTILINE)
 #: function's comment.
 ENTRIES = {"init": "main.early"}
 
+#: Flags of the compiler. Functions of the init's packages are not inlined: the program waits for a disk and a
+#: network, and the copies are 28 KB of a binary that has a limit (tests/unit/bake/test_init_binary.py).
+COMPILER_FLAGS = {"init": "instantenv/init/internal/...=-l"}
+
 #: Programs that say which version they are: the variable that the linker's -X sets.
 VERSIONS = {"init": "main.version"}
 
@@ -111,6 +115,8 @@ def go_build(
     version = f" -X={VERSIONS[package]}={__version__}" if package in VERSIONS else ""
     flags = f"-ldflags=-s -w -buildid={entry}{version}"
     command = [find_go(), "build", "-trimpath", "-buildvcs=false", flags]
+    if package in COMPILER_FLAGS:
+        command.append(f"-gcflags={COMPILER_FLAGS[package]}")
     if tags:
         command.append(f"-tags={tags}")
     if cover:

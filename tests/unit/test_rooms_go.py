@@ -17,7 +17,8 @@ LAYERS = (
     ("internal/boot",),
     ("internal/access", "internal/network", "internal/supervisor", "internal/volumes", "internal/shutdown"),
     ("internal/task", "internal/userdata"),
-    ("internal/timeline", "internal/swap", "internal/config", "internal/handover", "internal/inittest"),
+    ("internal/timeline", "internal/swap", "internal/config", "internal/handover", "internal/inittest",
+     "internal/phases"),
     (
         "internal/disk", "internal/imds", "internal/logging", "internal/mount", "internal/netif",
         "internal/netlink",

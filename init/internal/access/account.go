@@ -12,6 +12,7 @@ import (
 
 	"instantenv/init/internal/atomicfile"
 	"instantenv/init/internal/sshkey"
+	"instantenv/init/internal/userdata"
 )
 
 // PasswdFile is the system's list of accounts.
@@ -42,6 +43,14 @@ func FindAccount(passwd, name string) (Account, error) {
 		return Account{name: name, home: fields[5], owner: atomicfile.Owner{UID: uid, GID: gid}}, nil
 	}
 	return Account{}, fmt.Errorf("no user %q in %s", name, passwd)
+}
+
+// Find looks an account up that user data names.
+func (a Account) Find(name string) (uid, gid int, err error) {
+	if name != userdata.LoginUser {
+		a, err = FindAccount(PasswdFile, name)
+	}
+	return a.owner.UID, a.owner.GID, err
 }
 
 func (a Account) keyFile() string { return filepath.Join(a.home, ".ssh", "authorized_keys") }

@@ -24,6 +24,7 @@ import (
 	"instantenv/init/internal/mount"
 	"instantenv/init/internal/network"
 	"instantenv/init/internal/paths"
+	"instantenv/init/internal/phases"
 	"instantenv/init/internal/shutdown"
 	"instantenv/init/internal/supervisor"
 	"instantenv/init/internal/sysfs"
@@ -187,10 +188,13 @@ func (m *machine) finishBoot(admission *access.Admission, settings config.Config
 	m.tasks.Spawn("services", m.completeSystem)
 	user := admission.User
 	data := admission.AfterSSHD()
-	if data.Hostname != "" {
-		m.network.SetHostname(data.Hostname)
+	if err := data.Apply(phases.Recorded, m.network.SetHostname); err != nil {
+		m.log.Consolef("user data: %v", err)
 	}
-	mounter := &volumes.Mounter{Log: m.log, Tasks: m.tasks, Modules: m.modules, Run: m.services.RunLogged, Keys: user}
+	mounter := &volumes.Mounter{
+		Log: m.log, Tasks: m.tasks, Book: phases.Recorded, Modules: m.modules, Run: m.services.RunLogged,
+		Account: user.Find, Keys: user,
+	}
 	mounter.Mount(data.Mounts)
 	m.services.StartServices(data.Services)
 	m.onResume(func() error {

@@ -33,6 +33,15 @@ func (n *Network) setNames(lease dhcp.Lease, wished string) {
 	}
 }
 
+// SetStaticName names a machine whose network is somebody else's, for good: /etc/hostname comes before what a DHCP server
+// says (hostname(5), systemd-hostnamed.service(8)).
+func SetStaticName(wished string) error {
+	name, domain, _ := strings.Cut(wished, ".")
+	return errors.Join(
+		syscall.Sethostname([]byte(name)), replace("/etc/hostname", name+"\n"), writeHosts("/etc/hosts", name, domain),
+	)
+}
+
 // hostName is the server's choice or, as EC2 names machines, made of the address.
 func hostName(lease dhcp.Lease) string {
 	if short, _, _ := strings.Cut(lease.Hostname, "."); short != "" {

@@ -360,11 +360,13 @@ func (n *Network) rename() {
 }
 
 // SetHostname sets the machine's name, which no DHCP server changes then, for example build-7 or build-7.example.org.
-func (n *Network) SetHostname(name string) {
+// What goes wrong is logged, since a later lease repeats it.
+func (n *Network) SetHostname(name string) error {
 	n.mutex.Lock()
 	defer n.mutex.Unlock()
 	n.hostname, n.named = name, nil
 	n.rename()
+	return nil
 }
 
 // waitingFor describes what is missing before the machine has a network.

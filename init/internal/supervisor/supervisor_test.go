@@ -281,7 +281,7 @@ func TestServiceLog(t *testing.T) {
 }
 
 func TestParseService(t *testing.T) {
-	got, err := parseService("docker", []byte(`{"argv": ["/usr/bin/dockerd"], "environment": {"A": "1"},
+	got, err := parseService("docker", []byte(`{"argv": ["/usr/sbin/dockerd"], "environment": {"A": "1"},
 		"start": "named", "after": ["chrony"], "mounts": ["/var/lib/docker"]}`))
 	if err != nil || got.Name != "docker" || got.Start != startNamed || got.Restart != restartAlways ||
 		got.Environment[0] != "A=1" || got.After[0] != "chrony" || got.Mounts[0] != "/var/lib/docker" {

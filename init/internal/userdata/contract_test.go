@@ -2,6 +2,7 @@ package userdata
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"reflect"
 	"testing"
@@ -25,9 +26,12 @@ type saying struct {
 	Hostname  string       `json:"hostname"`
 	Mounts    []mountWords `json:"mounts"`
 	Services  []string     `json:"services"`
+	Settings  settingWords `json:"settings"`
 }
 
-type mountWords struct{ Device, Path, Filesystem, Format string }
+type settingWords map[string]string
+
+type mountWords struct{ Device, Path, Filesystem, Format, Owner string }
 
 // TestDocumentsOfPython reads the cases that tests/unit/launch/test_user_data.py writes: those in testdata, or those in
 // the file that the variable names.
@@ -67,7 +71,9 @@ func words(data Data) saying {
 	said := saying{
 		TTL: int64(data.TTL / time.Second), Hostname: data.Hostname,
 		Keys: []string{}, Mounts: []mountWords{}, Services: append([]string{}, data.Services...),
+		Settings: settingWords{},
 	}
+	maps.Copy(said.Settings, data.Settings)
 	if !data.ExpiresAt.IsZero() {
 		said.ExpiresAt = data.ExpiresAt.Format(time.RFC3339)
 	}

@@ -25,6 +25,9 @@ const (
 	longest = 365 * 24 * time.Hour
 	// hostNameMost is the kernel's limit on a host name (__NEW_UTS_LEN).
 	hostNameMost = 64
+	nameMost     = 100
+	// settingMost is of the bytes of a setting's value.
+	settingMost = 1024
 )
 
 // Data is the machine's user data; docs/user-data.md describes the document. The zero value asks for nothing.
@@ -34,7 +37,10 @@ type Data struct {
 	Keys      []sshkey.PublicKey
 	Hostname  string // one name or several with dots between; "": as the network says
 	Mounts    []MountRequest
-	Services  []string // names of declared services, without a directory or an ending
+	Services  []string          // names of declared services, without a directory or an ending
+	Settings  map[string]string // of the image's recipe, by names that can be names of files
+
+	Complaints []string // what Fetch reported
 }
 
 // A MountRequest is an extra volume: Device is an EBS volume's id (vol-0abc...) or a clean path below /dev, Path is
@@ -44,7 +50,18 @@ type MountRequest struct {
 	Path       string
 	Filesystem string // "ext4", "xfs", or "": what is on the device
 	Format     string // "blank": make Filesystem when there is nothing on the device; "": never
+	Owner      string // the account that gets the root of the file system, LoginUser, or "": as it is
 }
+
+// LoginUser stands for the image's login user, whose name whoever launches need not know.
+const LoginUser = "login_user"
+
+// system are directories where a volume would hide files that the machine needs: those in below at any depth, the
+// others themselves.
+var (
+	below  = []string{"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "run", "sbin", "sys", "usr"}
+	itself = []string{"/", "/root", "/tmp", "/var", "/var/lib", "/var/lib/instant-init", "/var/lock", "/var/run"}
+)
 
 // Parse reads {"instant-env": {...}}. It never fails: complaints have the errors of the document, each
 // with the name of its field, and all other fields are used. User data that is not a JSON object (a shell script,
@@ -70,6 +87,11 @@ func Parse(text []byte) (data Data, complaints []string) {
 		"ssh_keys":   func(at string, value any) { r.list(at, value, data.addKey) },
 		"hostname":   func(at string, value any) { r.keep(at, value, data.setHostname) },
 		"services":   func(at string, value any) { r.list(at, value, data.addService) },
+		"settings": func(at string, value any) {
+			r.members(at, value, func(name string, value any) {
+				r.keep(at, value, func(any) error { return data.addSetting(name, value) })
+			})
+		},
 		"mounts": func(at string, value any) {
 			r.each(at, value, func(at string, value any) { data.addMount(r, at, value) })
 		},
@@ -134,11 +156,28 @@ func validHostname(name string) bool {
 
 func (d *Data) addService(value any) error {
 	name, _ := value.(string)
-	if name == "" || len(name) > 100 || name[0] == '.' || !ConsistsOf(name, "-_.@") {
+	if !isName(name, "-_.@") {
 		return fmt.Errorf("not the name of a service: %.80q", name)
 	}
 	d.Services = append(d.Services, name)
 	return nil
+}
+
+// addSetting keeps values to one line, so that a shell reads them without an interpretation.
+func (d *Data) addSetting(name string, value any) error {
+	text, ok := value.(string)
+	if !isName(name, "-_") || !ok || len(text) > settingMost || strings.ContainsFunc(text, isControl) {
+		return fmt.Errorf("%.80q is not a name with a line of text", name)
+	}
+	if d.Settings == nil {
+		d.Settings = map[string]string{}
+	}
+	d.Settings[name] = text
+	return nil
+}
+
+func isName(name, others string) bool {
+	return name != "" && len(name) <= nameMost && name[0] != '.' && ConsistsOf(name, others)
 }
 
 // addMount ignores a request with any error: the rest of it could format or hide the wrong thing.
@@ -150,6 +189,7 @@ func (d *Data) addMount(r *fieldReader, at string, value any) {
 		"path":       func(at string, value any) { r.keep(at, value, request.setPath) },
 		"filesystem": func(at string, value any) { r.choose(at, value, &request.Filesystem, "ext4", "xfs") },
 		"format":     func(at string, value any) { r.choose(at, value, &request.Format, "blank") },
+		"owner":      func(at string, value any) { r.keep(at, value, request.setOwner) },
 	})
 	if len(r.complaints) > before {
 		r.complain(at, errors.New("this mount is left out"))
@@ -160,6 +200,8 @@ func (d *Data) addMount(r *fieldReader, at string, value any) {
 		r.complain(at, errors.New("this mount is left out: it needs device and path"))
 	case request.Format != "" && request.Filesystem == "":
 		r.complain(at, errors.New("this mount is left out: format needs filesystem"))
+	case slices.ContainsFunc(d.Mounts, func(other MountRequest) bool { return other.Path == request.Path }):
+		r.complain(at, errors.New("this mount is left out: its path has one"))
 	default:
 		d.Mounts = append(d.Mounts, request)
 	}
@@ -178,16 +220,31 @@ func (m *MountRequest) setDevice(value any) error {
 
 func (m *MountRequest) setPath(value any) error {
 	path, _ := value.(string)
-	if !filepath.IsAbs(path) || !cleanPath(path) || path == "/" {
+	if !filepath.IsAbs(path) || !cleanPath(path) {
 		return fmt.Errorf("not a clean absolute path: %.80q", path)
+	}
+	first, _, _ := strings.Cut(path[1:], "/")
+	if slices.Contains(below, first) || slices.Contains(itself, path) {
+		return fmt.Errorf("the machine needs what is there: %.80q", path)
 	}
 	m.Path = path
 	return nil
 }
 
-func cleanPath(path string) bool {
-	return filepath.Clean(path) == path && !strings.ContainsFunc(path, func(c rune) bool { return c < ' ' || c == 0x7f })
+func (m *MountRequest) setOwner(value any) error {
+	name, _ := value.(string)
+	if !isName(name, "-_.") {
+		return fmt.Errorf("not the name of a user: %.80q", name)
+	}
+	m.Owner = name
+	return nil
 }
+
+func cleanPath(path string) bool {
+	return filepath.Clean(path) == path && !strings.ContainsFunc(path, isControl)
+}
+
+func isControl(c rune) bool { return c < ' ' || c == 0x7f }
 
 // ConsistsOf reports whether a text has only ASCII letters, digits and the given others.
 func ConsistsOf(text, others string) bool {
@@ -206,8 +263,18 @@ func (r *fieldReader) complain(at string, err error) {
 	r.complaints = append(r.complaints, fmt.Sprintf("user data: %s: %v", at, err))
 }
 
-// object goes through the members in alphabetical order, so that the same document is always read the same way.
 func (r *fieldReader) object(at string, value any, known fields) {
+	r.members(at, value, func(name string, value any) {
+		if read, ok := known[name]; ok {
+			read(at+"."+name, value)
+		} else {
+			r.complain(at, fmt.Errorf("unknown field %.80q", name))
+		}
+	})
+}
+
+// members goes through them in alphabetical order, so that the same document is always read the same way.
+func (r *fieldReader) members(at string, value any, read func(name string, value any)) {
 	object, ok := value.(map[string]any)
 	if !ok {
 		r.complain(at, errors.New("not an object"))
@@ -219,12 +286,7 @@ func (r *fieldReader) object(at string, value any, known fields) {
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		read, ok := known[name]
-		if !ok {
-			r.complain(at, fmt.Errorf("unknown field %.80q", name))
-			continue
-		}
-		read(at+"."+name, object[name])
+		read(name, object[name])
 	}
 }
 
@@ -271,5 +333,6 @@ func Fetch(client *imds.Client, deadline time.Time, log *logging.Logger) (Data, 
 	for _, complaint := range complaints {
 		log.Consolef("%s", complaint)
 	}
+	data.Complaints = complaints
 	return data, nil
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"instantenv/init/internal/inittest"
+	"instantenv/init/internal/mount"
 	"instantenv/init/internal/sshkey"
 )
 
@@ -82,7 +83,7 @@ func TestParseUserData(t *testing.T) {
 			complaints: `user data: instant-env.mounts[0].format: "always"|user data: instant-env.mounts[0]: this mount is left out|` +
 				"user data: instant-env.mounts[2]: this mount is left out: it needs|" +
 				"user data: instant-env.mounts[3].device: neither|user data: instant-env.mounts[3]: this|" +
-				"user data: instant-env.mounts[4].path: not|user data: instant-env.mounts[4]: this|" +
+				"user data: instant-env.mounts[4].path: the machine needs|user data: instant-env.mounts[4]: this|" +
 				"user data: instant-env.mounts[5]: this mount is left out: format|" +
 				`user data: instant-env.mounts[6]: unknown field "options"|user data: instant-env.mounts[6]: this|` +
 				"user data: instant-env.mounts[7]: not an object|user data: instant-env.mounts[7]: this",
@@ -108,6 +109,15 @@ func TestParseUserData(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What process 1 mounts itself stays as it is.
+func TestTheMachinesOwnMountsAreRefused(t *testing.T) {
+	for _, entry := range mount.Table {
+		if err := new(MountRequest).setPath(entry.Target); err == nil {
+			t.Errorf("a volume may be mounted on %s", entry.Target)
+		}
 	}
 }
 

@@ -1,7 +1,8 @@
-"""Volumes: the root grows into its own, others are formatted when blank, and mounted."""
+"""Volumes: the root grows into its own, others are formatted when blank, and mounted. User data names it."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,7 @@ from instant_env.user_data import Mount, UserData
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from support.tiny_cloud import TinyCloud
+    from support.tiny_cloud import Guest, TinyCloud
 
 pytest_plugins = ("support.tiny_cloud",)
 pytestmark = [pytest.mark.boot, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -28,15 +29,25 @@ TABLE = "(dd if=/dev/nvme0n1 bs=512 count=34; dd if=/dev/nvme0n1 bs=512 skip={})
 ZONE = "us-east-1a"
 
 
+def phase(guest: Guest, name: str) -> dict[str, Any]:
+    """The machine's progress."""
+    document = json.loads(guest.run("cat /run/instant-env/phases.json"))
+    entries: list[dict[str, Any]] = document["phases"]
+    return next(entry for entry in entries if entry["name"] == name)
+
+
 def test_root_and_extra_volumes(tiny_cloud: TinyCloud, tmp_path: Path) -> None:
     ec2 = tiny_cloud.ec2
     blank, late, odd, xfs = (ec2.create_volume(Size=1, AvailabilityZone=ZONE)["VolumeId"] for _ in range(4))
     mounts = [
-        Mount(blank, "/data", "ext4", format_blank=True),
+        Mount(blank, "/data", "ext4", format_blank=True, owner="nobody"),
         Mount(late, "/data/late", "ext4", format_blank=True),
     ]
     root: Any = [{"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": ROOT_GIB}}]
-    user_data = UserData(mounts=tuple(mounts)).as_json()
+    named = UserData(
+        mounts=tuple(mounts), hostname="build-7", settings={"image": "app", "ports": "80:80 443:443"}
+    )
+    user_data = named.as_json()
     instance_id = tiny_cloud.launch_tiny(UserData=user_data, BlockDeviceMappings=root)
     guest = tiny_cloud.login(instance_id)
 
@@ -52,12 +63,25 @@ def test_root_and_extra_volumes(tiny_cloud: TinyCloud, tmp_path: Path) -> None:
 
     # Volumes that come after the start are formatted and mounted when they are there, /data/late after /data.
     wait_for_line(tiny_cloud, instance_id, f"waiting for volume {blank}, to be mounted on /data: ")
+    assert phase(guest, "mounted")["state"] == "running"
+    assert f"waiting for volume {blank}" in phase(guest, "mounted")["reason"]
     ec2.attach_volume(VolumeId=late, InstanceId=instance_id, Device="/dev/sdg")
     guest.device(late)
     ec2.attach_volume(VolumeId=blank, InstanceId=instance_id, Device="/dev/sdf")
     wait_until(guest, "grep -q ' /data ext4 ' /proc/mounts")
     wait_until(guest, "grep -q ' /data/late ext4 ' /proc/mounts")
+    guest.run("instant-init await mounted")
+    assert phase(guest, "mounted")["state"] == "done"
     guest.run("echo precious >/data/file; echo later >/data/late/file")
+    assert guest.run("ls -ld /data | awk '{print $3}'") == "nobody"
+    assert guest.run("ls -ld /data/late | awk '{print $3}'") == "root"
+
+    # The name, and the settings, which root alone reads.
+    assert phase(guest, "user-data")["state"] == "done"
+    assert guest.run("hostname") == "build-7"
+    assert guest.run("cat /run/instant-env/settings/ports") == "80:80 443:443"
+    assert guest.status("su -s /bin/sh nobody -c 'cat /run/instant-env/settings/ports'") != 0
+    assert "mounted" in guest.run("su -s /bin/sh nobody -c 'cat /run/instant-env/phases.json'")
 
     # One with something on it that no tool knows, and one with an XFS that is smaller than its device.
     for volume_id, name in ((odd, "/dev/sdh"), (xfs, "/dev/sdi")):
@@ -74,6 +98,8 @@ def test_root_and_extra_volumes(tiny_cloud: TinyCloud, tmp_path: Path) -> None:
     # What was there is mounted and kept, what is not known is left alone, and no table is written.
     wait_until(guest, "grep -q precious /data/file && grep -q later /data/late/file")
     wait_for_line(tiny_cloud, instance_id, f"volume {odd} is not mounted on /odd: .* is not blank")
+    assert guest.status("instant-init await mounted") == 1
+    assert f"volume {odd} is not mounted on /odd" in phase(guest, "mounted")["reason"]
     assert guest.run(BEGINNING.format(guest.device(odd))) == before
     assert guest.run(TABLE.format(sectors - 34)) == table
 

@@ -18,7 +18,15 @@ from instant_env.arch import Arch
 from instant_env.public_key import PublicKey
 from instant_env.settings import ROOT
 from instant_env.toolchain import find_go, go_environment
-from instant_env.user_data import FILESYSTEMS, MAX_BYTES, MAX_TTL_S, Mount, UserData, UserDataError
+from instant_env.user_data import (
+    FILESYSTEMS,
+    LOGIN_USER,
+    MAX_BYTES,
+    MAX_TTL_S,
+    Mount,
+    UserData,
+    UserDataError,
+)
 
 #: `go test` alone reads this one; made by running this file.
 GOLDEN = ROOT / "init/internal/userdata/testdata/python.json"
@@ -48,11 +56,31 @@ NAMED_DOCUMENTS: dict[str, UserData] = {
         hostname="build-7.example.org",
         mounts=(
             Mount("vol-0abc1234def567890", "/data", "ext4", format_blank=True),
-            Mount("/dev/disk/by-label/x", "/srv/a b/c", "xfs"),
-            Mount("/dev/sdf", "/..x"),
+            Mount("/dev/disk/by-label/x", "/srv/a b/c", "xfs", owner="code-server"),
+            Mount("/dev/sdf", "/..x", owner=LOGIN_USER),
         ),
         services=("docker", "getty@ttyS0", "-x", "_y.z"),
+        settings={
+            "image": "ghcr.io/team/app",
+            "ports": "80:8080 443:8443",
+            "-_9": "",
+            "quoted": '\u00fc "$(id)\\',
+        },
     ),
+    "longest setting": UserData(settings={"a" * 100: "\u00fc" * 512}),
+    **{
+        f"a volume on {path}": UserData(mounts=(Mount("/dev/sdf", path),))
+        for path in (
+            "/home",
+            "/home/admin",
+            "/var/lib/docker",
+            "/var/log",
+            "/tmp/x",  # noqa: S108
+            "/root/x",
+            "/library",
+            "/binary",
+        )
+    },
     "longest name": UserData(hostname=f"{'a' * 62}.b"),
     "one letter": UserData(hostname="A"),
     "longest service": UserData(services=("a" * 100,)),
@@ -114,6 +142,30 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[], object]]] = {
         f"path {path!r}": _mount(path=path)
         for path in ("", "/", "data", "/data/", "//data", "/a//b", "/a/./b", "/a/../b", "/a\x7fb")
     },
+    **{
+        f"system directory {path!r}": _mount(path=path)
+        for path in (
+            "/bin", "/boot/efi", "/dev", "/dev/shm", "/etc", "/etc/ssh", "/lib", "/lib32", "/lib64/x",  # noqa: S108
+            "/libx32", "/proc", "/run", "/run/instant-env", "/sbin", "/sys/fs/cgroup", "/usr", "/usr/local",
+            "/root", "/tmp", "/var", "/var/lib", "/var/lib/instant-init", "/var/lock", "/var/run",  # noqa: S108
+        )
+    },
+    **{
+        f"owner {owner[:20]!r}": _mount(owner=owner)
+        for owner in (".a", "a b", "a:b", "\u00e4", "a@b", "a" * 101)
+    },
+    **{
+        f"setting {name[:20]!r}": _field("settings", {name: "x"})
+        for name in ("", ".a", "a.b", "a/b", "../x", "a b", "\u00e4", "a" * 101)
+    },
+    **{
+        f"value {str(value)[:20]!r}": _field("settings", {"image": value})
+        for value in ("a\nb", "a\x1bb", "\x7f", 7, True, None, ["a"], {"a": "b"}, "\u00fc" * 513)
+    },
+    "one path for two volumes": (
+        {"mounts": [{"device": "/dev/sdf", "path": "/data"}, {"device": "/dev/sdg", "path": "/data"}]},
+        lambda: UserData(mounts=(Mount("/dev/sdf", "/data"), Mount("/dev/sdg", "/data"))),
+    ),
     "a file system that the init cannot make": _mount(filesystem="btrfs"),
     "a format without a file system": _mount(format="blank"),
 }  # fmt: skip
@@ -124,7 +176,7 @@ def case(name: str, data: UserData) -> dict[str, Any]:
     mounts = [
         {
             "Device": mount.device, "Path": mount.path, "Filesystem": mount.filesystem,
-            "Format": "blank" if mount.format_blank else "",
+            "Format": "blank" if mount.format_blank else "", "Owner": mount.owner,
         }
         for mount in data.mounts
     ]  # fmt: skip
@@ -135,6 +187,7 @@ def case(name: str, data: UserData) -> dict[str, Any]:
         "hostname": data.hostname,
         "mounts": mounts,
         "services": list(data.services),
+        "settings": dict(data.settings),
     }
     return {"Name": name, "Document": data.as_json(), "Says": says}
 
@@ -150,15 +203,21 @@ def random_document(numbers: random.Random) -> UserData:
         filesystem = numbers.choice(["", *FILESYSTEMS])
         path = "/".join(["", *(f"x{word(string.printable[:95], 6).replace('/', '-')}" for _ in range(2))])
         device = numbers.choice([f"vol-{word(string.hexdigits, 17)}", f"/dev/{word('abc', 5)}"])
-        return Mount(device, path, filesystem, format_blank=bool(filesystem) and numbers.random() < 0.5)
+        blank = bool(filesystem) and numbers.random() < 0.5
+        return Mount(
+            device, path, filesystem, format_blank=blank, owner=numbers.choice(["", LOGIN_USER, "w.w-w"])
+        )
 
     return UserData(
         ttl_s=numbers.choice([None, numbers.randint(1, MAX_TTL_S)]),
         expires_at=numbers.choice([None, datetime.fromtimestamp(numbers.randint(0, 2**32), UTC)]),
         ssh_keys=some(lambda: numbers.choice(KEYS)),
         hostname=numbers.choice(["", word(string.ascii_letters + string.digits, 63)]),
-        mounts=some(mount),
+        mounts=tuple({mount.path: mount for mount in some(mount)}.values()),
         services=some(lambda: f"s{word(string.ascii_letters + '-_.@', 99)}"),
+        settings=dict(
+            some(lambda: (word(string.ascii_letters + "-_", 100), word(string.printable[:95], 300)))
+        ),
     )
 
 

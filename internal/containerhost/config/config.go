@@ -95,8 +95,9 @@ func Default() Config {
 
 // A Launch is what user data may choose. What it leaves out, the image decides.
 type Launch struct {
-	Image, Tag string
-	Ports      []Port // nil: as the image says
+	Image, Tag                        string
+	Ports                             []Port // nil: as the image says
+	Environment, EnvironmentParameter string
 }
 
 // Load reads the image's file and, where there is one, the launch's. An unknown key of the image's file is an error, for it
@@ -127,15 +128,15 @@ func Load(file, launchDirectory string) (Config, error) {
 }
 
 func readLaunch(directory string) (Launch, error) {
-	var values [3]string
-	for i, name := range []string{"image", "tag", "ports"} {
+	var values [5]string
+	for i, name := range []string{"image", "tag", "ports", "environment", "environment_parameter"} {
 		text, err := os.ReadFile(filepath.Join(directory, name))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return Launch{}, err
 		}
 		values[i] = strings.TrimSpace(string(text))
 	}
-	launch := Launch{Image: values[0], Tag: values[1]}
+	launch := Launch{Image: values[0], Tag: values[1], Environment: values[3], EnvironmentParameter: values[4]}
 	for _, text := range strings.Fields(values[2]) {
 		var port Port
 		if err := port.UnmarshalText([]byte(text)); err != nil {
@@ -156,6 +157,12 @@ func (c *Config) Apply(launch Launch) {
 	}
 	if launch.Ports != nil {
 		c.Ports = launch.Ports
+	}
+	if launch.Environment != "" {
+		c.Environment = launch.Environment
+	}
+	if launch.EnvironmentParameter != "" {
+		c.EnvironmentParameter = launch.EnvironmentParameter
 	}
 }
 

@@ -58,6 +58,13 @@ func TestTheLaunchComesBeforeTheImage(t *testing.T) {
 	}
 }
 
+func TestTheLaunchSaysWhereTheEnvironmentComesFrom(t *testing.T) {
+	settings, err := load(t, baked, map[string]string{"environment": "ssm", "environment_parameter": "/team/app"})
+	if err != nil || settings.Environment != config.EnvironmentSSM || settings.EnvironmentParameter != "/team/app" {
+		t.Errorf("%+v, %v", settings, err)
+	}
+}
+
 func TestWhatIsRefused(t *testing.T) {
 	for _, test := range []struct {
 		image, reason string
@@ -76,6 +83,7 @@ func TestWhatIsRefused(t *testing.T) {
 		{baked, "user data", map[string]string{"tag": "-v"}},
 		{baked, "user data", map[string]string{"ports": "99999:1"}},
 		{baked, "user data", map[string]string{"image": "UPPER"}},
+		{baked, "environment_parameter", map[string]string{"environment": "ssm"}},
 	} {
 		if _, err := load(t, test.image, test.launch); err == nil || !strings.Contains(err.Error(), test.reason) {
 			t.Errorf("%s %v: %v", test.image, test.launch, err)

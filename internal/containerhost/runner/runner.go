@@ -164,27 +164,35 @@ func (r *Runner) awaitDocker(ctx context.Context) error {
 
 // adopt takes over a container that an earlier runner left running as it should be, and removes all others.
 func (r *Runner) adopt(ctx context.Context, tag string) *instance {
-	ids, err := r.Docker.WithLabel(ctx, label)
-	if err != nil {
-		r.Machine.Logf("cannot list containers: %v", err)
-		return nil
-	}
 	var current *instance
-	for _, id := range ids {
-		if current == nil {
-			if current = r.adoptOne(ctx, id, tag); current != nil {
-				continue
-			}
+	r.removeUnless(ctx, func(id string) bool {
+		if current != nil {
+			return false
 		}
-		if err := r.Docker.Remove(ctx, id); err != nil {
-			r.Machine.Logf("cannot remove container %.12s of an earlier runner: %v", id, err)
-		}
-	}
+		current = r.adoptOne(ctx, id, tag)
+		return current != nil
+	})
 	if current != nil {
 		r.Machine.Logf("container %s of an earlier runner goes on", current.name)
 		r.began(ctx, current)
 	}
 	return current
+}
+
+// removeUnless removes our containers, the newest first, but for those that are wanted.
+func (r *Runner) removeUnless(ctx context.Context, isWanted func(id string) bool) {
+	ids, err := r.Docker.WithLabel(ctx, label)
+	if err != nil {
+		r.Machine.Logf("cannot list containers: %v", err)
+	}
+	for _, id := range ids {
+		if isWanted(id) {
+			continue
+		}
+		if err := r.Docker.Remove(ctx, id); err != nil {
+			r.Machine.Logf("cannot remove container %.12s, which is left over: %v", id, err)
+		}
+	}
 }
 
 func (r *Runner) adoptOne(ctx context.Context, id, tag string) *instance {
@@ -220,6 +228,9 @@ func (r *Runner) startUntilItDoes(ctx context.Context, tag string, pause time.Du
 			}
 			continue
 		}
+		if r.awaitDocker(ctx) != nil {
+			return nil
+		}
 		begin := time.Now()
 		current, err := r.startPublished(ctx, tag)
 		if err == nil {
@@ -239,6 +250,8 @@ func (r *Runner) startPublished(ctx context.Context, tag string) (*instance, err
 	if err := r.guard(ctx); err != nil {
 		return nil, err
 	}
+	// One that could not be removed while the daemon was away.
+	r.removeUnless(ctx, func(string) bool { return false })
 	current, err := r.start(ctx, tag, false)
 	if err != nil {
 		return nil, err

@@ -560,6 +560,23 @@ func TestADaemonThatIsAwayIsWaitedForAndDoesNotCountAsAnEnd(t *testing.T) {
 	})
 }
 
+func TestADaemonThatRestartsEndsItsContainerAndNothingIsLeftOver(t *testing.T) {
+	in(t, nil, func(w *world) {
+		w.after(time.Minute)
+		w.runs("v1")
+		w.daemon.Change(func() { w.daemon.Fails["DELETE /containers/"] = "shutting down" })
+		w.daemon.End(2)
+		w.daemon.Change(func() { w.daemon.Fails["GET /_ping"] = "shutting down" })
+		w.after(10 * time.Minute)
+		w.daemon.Change(func() { clear(w.daemon.Fails) })
+		w.after(time.Second)
+		w.runs("v1")
+		if left := len(w.daemon.Containers); left != 1 {
+			t.Errorf("%d containers are there, wanted the one that runs", left)
+		}
+	})
+}
+
 func TestADaemonThatHangsDoesNotHoldTheRunnerForEver(t *testing.T) {
 	in(t, nil, func(w *world) {
 		w.after(time.Minute)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError
 
 from instant_env.arch import Arch
+from instant_env.cloud.rules import consistency
 from instant_env.cloud.session import Cloud, cloud_error, delete_once_unused, error_code
-from instant_env.cloud.tags import PREFIX, PROJECT_FILTER, expiry, project_filter, read_tags
+from instant_env.cloud.tags import PREFIX, PROJECT, PROJECT_FILTER, expiry, project_filter, read_tags
 from instant_env.errors import UsageError
 
 if TYPE_CHECKING:
@@ -123,21 +124,18 @@ def list_baked(
 
 
 def made_once(cloud: Cloud, make: Callable[[], str], *, name: str, run_id: str) -> str:
-    """The id of the AMI that ``make`` makes. botocore's errors are passed on.
+    """The id of the AMI that ``make`` makes, also where the answer was lost: that of its name and run.
 
-    CreateImage and RegisterImage take no client token. When an answer is lost, the client's repeat is refused
-    with InvalidAMIName.Duplicate although the first was carried out: then it is the AMI of that name and run.
+    botocore's errors are passed on.
     """
-    try:
-        return make()
-    except ClientError as error:
-        if error_code(error) != "InvalidAMIName.Duplicate":
-            raise
-        filters: Any = [*project_filter(run=run_id), {"Name": "name", "Values": [name]}]
-        images = cloud.ec2.describe_images(Owners=["self"], Filters=filters)["Images"]
-        if not images:
-            raise
-        return images[0]["ImageId"]
+
+    def same_name() -> Iterator[tuple[str, dict[str, str]]]:
+        filters: Any = [{"Name": "name", "Values": [name]}]
+        for image in cloud.ec2.describe_images(Owners=["self"], Filters=filters)["Images"]:
+            yield image["ImageId"], read_tags(image.get("Tags"))
+
+    ours = {"Project": PROJECT, f"{PREFIX}run": run_id}
+    return consistency.made_once(make, same_name, code="InvalidAMIName.Duplicate", tags=ours)
 
 
 def parameter_name(recipe: str, arch: Arch) -> str:

@@ -10,15 +10,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import asyncssh
 import paramiko
 from botocore.exceptions import ClientError
 
-from instant_env.cloud.rules.consistency import wait_until_known
+from instant_env.cloud.rules import consistency
 from instant_env.cloud.session import Cloud, cloud_error, retry_cleanup, undo_on_error
-from instant_env.cloud.tags import Role, tag_specifications
+from instant_env.cloud.tags import Role, read_tags, tag_list
 from instant_env.public_key import PublicKey
+
+if TYPE_CHECKING:
+    from mypy_boto3_ec2.type_defs import TagTypeDef
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,29 @@ class KeyPair:
         return paramiko.Ed25519Key.from_private_key(io.StringIO(self.private_openssh))
 
 
+def _of_name(cloud: Cloud, name: str) -> Iterator[tuple[str, dict[str, str]]]:
+    for pair in cloud.ec2.describe_key_pairs(KeyNames=[name])["KeyPairs"]:
+        yield pair["KeyName"], read_tags(pair.get("Tags"))
+
+
+def _import(cloud: Cloud, key: KeyPair, name: str, tags: list[TagTypeDef]) -> None:
+    """Raises CloudError; then there is no key pair of ours."""
+
+    def delete_unanswered() -> None:
+        there = consistency.described(lambda: _of_name(cloud, name))
+        if all(read_tags(tags).items() <= its_tags.items() for _, its_tags in there):
+            cloud.ec2.delete_key_pair(KeyName=name)  # which does not mind whether it is there
+
+    with undo_on_error(delete_unanswered, f"importing key pair {name}"):
+        consistency.made_once(
+            lambda: cloud.ec2.import_key_pair(
+                KeyName=name, PublicKeyMaterial=str(key.public_key).encode(),
+                TagSpecifications=[{"ResourceType": "key-pair", "Tags": tags}],
+            )["KeyName"],
+            lambda: _of_name(cloud, name), code="InvalidKeyPair.Duplicate", tags=read_tags(tags),
+        )  # fmt: skip
+
+
 @contextmanager
 def imported_key_pair(
     cloud: Cloud, key: KeyPair, *, run_id: str, role: Role, expires_at: datetime,
@@ -56,17 +83,10 @@ def imported_key_pair(
     """Import the public half under the run's name; yield the name once EC2 knows it; delete it on the way
     out, unless ``keep()`` is true by then."""
     name = f"instant-env-{role.value}-{run_id}"
-    with undo_on_error(lambda: cloud.ec2.delete_key_pair(KeyName=name), f"importing key pair {name}"):
-        cloud.ec2.import_key_pair(
-            KeyName=name,
-            PublicKeyMaterial=str(key.public_key).encode(),
-            TagSpecifications=tag_specifications(
-                "key-pair", run_id=run_id, role=role, name=name, expires_at=expires_at
-            ),
-        )
+    _import(cloud, key, name, tag_list(run_id, role, name=name, expires_at=expires_at))
     try:
         try:
-            wait_until_known(
+            consistency.wait_until_known(
                 lambda: cloud.ec2.describe_key_pairs(KeyNames=[name])["KeyPairs"], f"key pair {name}"
             )
         except ClientError as error:

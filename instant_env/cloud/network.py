@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from instant_env.cloud.rules.consistency import repeat_while_unknown, wait_until_known
+from instant_env.cloud.rules.consistency import made_once, repeat_while_unknown, wait_until_known
 from instant_env.cloud.session import (
     Cloud,
     CloudError,
@@ -24,11 +24,11 @@ from instant_env.cloud.session import (
     retry_cleanup,
     undo_on_error,
 )
-from instant_env.cloud.tags import PROJECT, Role, project_filter, read_tags, tag_specifications
+from instant_env.cloud.tags import PROJECT, Role, project_filter, read_tags, tag_list
 from instant_env.errors import UsageError
 
 if TYPE_CHECKING:
-    from mypy_boto3_ec2.type_defs import IpPermissionTypeDef
+    from mypy_boto3_ec2.type_defs import IpPermissionTypeDef, TagTypeDef
 
 #: A group stays in use for a little while after its last machine is gone.
 _GROUP_RELEASE_TIMEOUT_S = 60.0
@@ -136,14 +136,13 @@ def temporary_security_group(
             cloud.ec2.delete_security_group(GroupId=group["GroupId"])
 
     with undo_on_error(delete_unanswered, f"making security group {name}"):
-        group_id = cloud.ec2.create_security_group(
-            GroupName=name,
-            Description=f"instant-env {role.value}: SSH from the caller only",
-            VpcId=vpc_id,
-            TagSpecifications=tag_specifications(
-                "security-group", run_id=run_id, role=role, name=name, expires_at=expires_at
-            ),
-        )["GroupId"]
+        group_id = make_group(
+            cloud,
+            name,
+            vpc_id=vpc_id,
+            description=f"instant-env {role.value}: SSH from the caller only",
+            tags=tag_list(run_id, role, name=name, expires_at=expires_at),
+        )
     try:
         try:
             wait_for_group(cloud, group_id)
@@ -156,6 +155,25 @@ def temporary_security_group(
     finally:
         if not keep():
             delete_group(cloud, group_id)
+
+
+def make_group(
+    cloud: Cloud, name: str, *, vpc_id: str, description: str, tags: list[TagTypeDef]
+) -> str:  # fmt: skip
+    """A new security group's id. botocore's errors are passed on."""
+
+    def same_name() -> Iterator[tuple[str, dict[str, str]]]:
+        filters: Any = [{"Name": "group-name", "Values": [name]}, {"Name": "vpc-id", "Values": [vpc_id]}]
+        for group in cloud.ec2.describe_security_groups(Filters=filters)["SecurityGroups"]:
+            yield group["GroupId"], read_tags(group.get("Tags"))
+
+    return made_once(
+        lambda: cloud.ec2.create_security_group(
+            GroupName=name, Description=description, VpcId=vpc_id,
+            TagSpecifications=[{"ResourceType": "security-group", "Tags": tags}],
+        )["GroupId"],
+        same_name, code="InvalidGroup.Duplicate", tags=read_tags(tags),
+    )  # fmt: skip
 
 
 def wait_for_group(cloud: Cloud, group_id: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from instant_env.cloud.account.findings import Finding
 from instant_env.cloud.account.roles import TAGS
-from instant_env.cloud.network import admit, admits, caller_cidr, ssh_permission, wait_for_group
+from instant_env.cloud.network import admit, admits, caller_cidr, make_group, ssh_permission, wait_for_group
 from instant_env.cloud.session import Cloud
 from instant_env.cloud.tags import PROJECT_FILTER
 
@@ -35,12 +35,13 @@ def ensure_group(cloud: Cloud, vpc_id: str, dry_run: bool) -> Finding:
     elif dry_run:
         return Finding("security group", GROUP_NAME, "missing", f"would admit SSH from {cidr}")
     else:
-        group_id = cloud.ec2.create_security_group(
-            GroupName=GROUP_NAME,
-            Description="instant-env: SSH from where it was set up",
-            VpcId=vpc_id,
-            TagSpecifications=[{"ResourceType": "security-group", "Tags": TAGS}],
-        )["GroupId"]
+        group_id = make_group(
+            cloud,
+            GROUP_NAME,
+            vpc_id=vpc_id,
+            description="instant-env: SSH from where it was set up",
+            tags=TAGS,
+        )
         wait_for_group(cloud, group_id)
     admit(cloud, group_id, ssh_permission(cidr))
     return Finding("security group", group_id, "made", f"SSH from {cidr}")

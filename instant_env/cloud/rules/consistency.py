@@ -10,7 +10,7 @@ None of this belongs between t0 and t1: there a wait would be measured.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from botocore.exceptions import ClientError
@@ -97,6 +97,45 @@ def repeat_while_unknown(
                 on_refusal(error)
                 is_first = False
         time.sleep(_PAUSE_S)
+
+
+def made_once(
+    make: Callable[[], str],
+    same_name: Callable[[], Iterable[tuple[str, Mapping[str, str]]]],
+    *,
+    code: str,
+    tags: Mapping[str, str],
+) -> str:
+    """The id of what ``make`` makes under a name that nothing else has.
+
+    CreateSecurityGroup, ImportKeyPair, CreateImage and RegisterImage take no client token. When an answer is
+    lost, the client's repeat is refused with ``code`` although the first was carried out: then it is what
+    ``same_name`` describes, ids with their tags, once that has ``tags``. The tags are compared here, because
+    filters by tag know new ones late. The refusal is passed on when the name is somebody else's, and other
+    errors of botocore's are.
+    """
+    try:
+        return make()
+    except ClientError as error:
+        if error_code(error) != code:
+            raise
+        deadline = time.monotonic() + PATIENCE_S
+        while not (there := described(same_name)) and time.monotonic() < deadline:
+            time.sleep(_PAUSE_S)
+        for name, its_tags in there:
+            if tags.items() <= its_tags.items():
+                return name
+        raise
+
+
+def described(find: Callable[[], Iterable[T]]) -> list[T]:
+    """What is found; nothing where EC2 says that it is not."""
+    try:
+        return list(find())
+    except ClientError as error:
+        if not is_not_found(error):
+            raise
+        return []
 
 
 def growing_pauses(most_s: float = 2.0) -> Iterator[float]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from botocore.exceptions import ClientError
 
-from instant_env.cloud.network import admit, own_cidr, ssh_permission, vpc_of, wait_for_group
+from instant_env.cloud.network import admit, make_group, own_cidr, ssh_permission, vpc_of, wait_for_group
 from instant_env.cloud.session import Cloud, cloud_error
-from instant_env.cloud.tags import Role, project_filter, tag_specifications
+from instant_env.cloud.tags import Role, project_filter, tag_list
 from instant_env.errors import UsageError
 
 #: A network with fewer fixed bits than these holds strangers (a provider's whole range, or everybody).
@@ -57,14 +57,13 @@ def _make(cloud: Cloud, service_id: str) -> str:
     """Of the pool's role: without machines it goes with the next `clean` once the service has ended, and a
     leased machine holds it."""
     name = f"instant-env-service-{service_id}"
-    group_id = cloud.ec2.create_security_group(
-        GroupName=name,
-        Description="instant-env service: SSH to leased machines",
-        VpcId=vpc_of(cloud),
-        TagSpecifications=tag_specifications(
-            "security-group", run_id=service_id, role=Role.POOL, name=name, extra={"service": service_id}
-        ),
-    )["GroupId"]
+    group_id = make_group(
+        cloud,
+        name,
+        vpc_id=vpc_of(cloud),
+        description="instant-env service: SSH to leased machines",
+        tags=tag_list(service_id, Role.POOL, name=name, extra={"service": service_id}),
+    )
     wait_for_group(cloud, group_id)
     return group_id
 

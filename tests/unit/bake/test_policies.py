@@ -200,7 +200,8 @@ NOT_OF_SERVICE = {
 }  # fmt: skip
 #: What the service needs of cloud/network.py, which other verbs use for more.
 NETWORK_OF_SERVICE = {
-    "authorize_security_group_ingress", "describe_security_groups", "describe_subnets", "describe_vpcs",
+    "authorize_security_group_ingress", "create_security_group", "describe_security_groups",
+    "describe_subnets", "describe_vpcs",
 }  # fmt: skip
 
 

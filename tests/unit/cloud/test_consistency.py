@@ -12,10 +12,11 @@ from botocore.exceptions import ClientError
 from support.moto_cloud import LATER
 
 from instant_env.cloud import instances, interfaces
+from instant_env.cloud.account import group as account_group
 from instant_env.cloud.account import roles
 from instant_env.cloud.instances import LaunchRequest
 from instant_env.cloud.keys import KeyPair, imported_key_pair
-from instant_env.cloud.network import temporary_security_group
+from instant_env.cloud.network import temporary_security_group, vpc_of
 from instant_env.cloud.rules import consistency
 from instant_env.cloud.session import Cloud, CloudError
 from instant_env.cloud.tags import Role
@@ -64,6 +65,45 @@ def test_a_rule_whose_answer_was_lost_is_as_good(aws: Aws) -> None:
     with group(aws.cloud) as group_id:
         (described,) = aws.cloud.ec2.describe_security_groups(GroupIds=[group_id])["SecurityGroups"]
         assert len(described["IpPermissions"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "action", "describe", "unknown"),
+    [
+        (group, "CreateSecurityGroup", "DescribeSecurityGroups", "InvalidGroup.NotFound"),
+        (key, "ImportKeyPair", "DescribeKeyPairs", "InvalidKeyPair.NotFound"),
+    ],
+)
+def test_a_group_and_a_key_whose_answer_was_lost_are_gone_on_with(
+    aws: Aws, make: Callable[[Cloud], AbstractContextManager[str]], action: str, describe: str, unknown: str
+) -> None:
+    """Neither call has a client token: the client's repeat says Duplicate. And EC2 may know it late."""
+    aws.lose_answer(action)
+    aws.fault(describe, unknown, times=2)
+    with make(aws.cloud) as made:
+        assert made
+        assert aws.count(action) == 1, "botocore's own repeat is no call"
+    assert len(aws.cloud.ec2.describe_security_groups()["SecurityGroups"]) == 1, "the default one"
+    assert aws.cloud.ec2.describe_key_pairs()["KeyPairs"] == []
+
+
+def test_a_name_that_somebody_else_has_is_refused_and_theirs_stays(aws: Aws) -> None:
+    aws.cloud.ec2.create_security_group(GroupName="instant-env-bench-r", Description="not ours")
+    aws.cloud.ec2.create_key_pair(KeyName="instant-env-bench-r")
+    with pytest.raises(CloudError, match=r"InvalidGroup\.Duplicate"):
+        group(aws.cloud).__enter__()
+    assert len(aws.cloud.ec2.describe_security_groups()["SecurityGroups"]) == 2
+    with pytest.raises(CloudError, match=r"InvalidKeyPair\.Duplicate"):
+        key(aws.cloud).__enter__()
+    assert len(aws.cloud.ec2.describe_key_pairs()["KeyPairs"]) == 1
+
+
+def test_the_groups_of_setup_and_of_a_service_survive_a_lost_answer(aws: Aws) -> None:
+    aws.lose_answer("CreateSecurityGroup")
+    assert ensure_group(aws.cloud, "20260102T030405-00000000", ["192.0.2.0/24"])
+    aws.lose_answer("CreateSecurityGroup")
+    assert account_group.ensure_group(aws.cloud, vpc_of(aws.cloud), dry_run=False).state == "made"
+    assert len(aws.cloud.ec2.describe_security_groups()["SecurityGroups"]) == 3
 
 
 def test_what_never_becomes_known_is_told() -> None:

@@ -19,6 +19,8 @@ from instant_env.cloud.session import Cloud, error_code
 
 #: API_GetParameters takes so many names.
 _NAMES = 10
+#: API_PutParameter: the third type is SecureString.
+_PLAIN_TYPES = ["String", "StringList"]
 _IMAGE_ID = re.compile(r"ami-[0-9a-f]{8,17}")
 
 References = dict[str, list[str]]
@@ -102,8 +104,15 @@ def _templates_of(group: Any) -> Iterator[str]:
 
 
 def _parameters(cloud: Cloud) -> Iterator[tuple[str, str]]:
-    """Parameters that name AMIs, alone or within a text; encrypted ones are not read."""
-    named = [p["Name"] for p in _pages(cloud.ssm, "describe_parameters", "Parameters")]
+    """Parameters that name AMIs, alone or within a text. Any may, so all plain ones are read.
+
+    What is encrypted is not asked for at all: GetParameters would answer its ciphertext, which names nothing,
+    and a read of each secret would stand in the account's CloudTrail.
+    """
+    plain = [{"Key": "Type", "Values": _PLAIN_TYPES}]
+    named = [
+        p["Name"] for p in _pages(cloud.ssm, "describe_parameters", "Parameters", ParameterFilters=plain)
+    ]
     for some in _in_groups((name for name in named if not name.startswith("/aws/")), _NAMES):
         for parameter in cloud.ssm.get_parameters(Names=some)["Parameters"]:
             for image_id in dict.fromkeys(_IMAGE_ID.findall(parameter["Value"])):

@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 from support.moto_cloud import make_image
 
 from instant_env.arch import Arch
-from instant_env.cloud import janitor, runs
+from instant_env.cloud import janitor, references, runs
 from instant_env.cloud.images import list_baked, parameter_name
 from instant_env.cloud.janitor import Policy, survey
 from instant_env.cloud.removal import remove
@@ -295,6 +295,20 @@ def test_snapshots_of_an_upload_go_when_it_is_dead_and_not_before(cloud: Cloud) 
         assert all_of_them == {killed, expired, going_on, elsewhere}
         only = survey(cloud, Policy(kinds=frozenset({"volume"})), NOW)
         assert only == janitor.Survey([], [])
+
+
+def test_secrets_are_not_asked_for(cloud: Cloud) -> None:
+    """Of the account's parameters only those are read that can name an AMI in plain text."""
+    ami = image(cloud)
+    names = {"String": "web", "StringList": "fleet", "SecureString": "password"}
+    for kind, name in names.items():
+        cloud.ssm.put_parameter(Name=name, Value=f"{ami},x", Type=kind)  # type: ignore[arg-type]
+    read: list[str] = []
+    cloud.ssm.meta.events.register(
+        "provide-client-params.ssm.GetParameters", lambda params, **_: read.extend(params["Names"])
+    )
+    assert set(references.find(cloud, [ami])[ami]) == {"SSM parameter fleet", "SSM parameter web"}
+    assert sorted(read) == ["fleet", "web"]
 
 
 def test_what_cannot_be_asked_for_ends_it_before_anything_goes(

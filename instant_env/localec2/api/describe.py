@@ -11,11 +11,13 @@ from instant_env.localec2.instances.volume_types import described
 from instant_env.localec2.records.records import ImageMapping, ImageRecord, VolumeRecord
 from instant_env.localec2.state.filters import matches
 from instant_env.localec2.state.moto_api import (
+    ACCOUNT_ID,
     INSTANCE_FILTERS,
     ActionResult,
     EC2ClientError,
     generic_filter,
 )
+from instant_env.localec2.state.state import now
 from instant_env.localec2.state.strictness.visibility import hides
 from instant_env.localec2.volumes.protection import protection_of
 
@@ -26,6 +28,15 @@ _MODIFICATION_FILTERS = {
     "target-iops": "TargetIops", "target-size": "TargetSize", "target-volume-type": "TargetVolumeType",
     "volume-id": "VolumeId",
 }  # fmt: skip
+
+
+def _is_left_out(image: ImageRecord) -> bool:
+    """Of a listing without IncludeDeprecated: API_DescribeImages, which leaves in those of the caller's own.
+
+    By its id a deprecated image is described all the same (EC2 User Guide, "Deprecate an Amazon EC2 AMI").
+    """
+    at = image.deprecation_time
+    return image.owner_id != ACCOUNT_ID and at is not None and at <= now()
 
 
 class Descriptions(Action):
@@ -96,6 +107,8 @@ class Descriptions(Action):
         own = self.services.state.images
         if not self._get_bool_param("IncludeDisabled", False):
             images = [image for image in images if image.id in own and own[image.id].state != "disabled"]
+        if not ids and not self._get_bool_param("IncludeDeprecated", False):
+            images = [image for image in images if image.id in own and not _is_left_out(own[image.id])]
         return ActionResult(
             {"Images": [self._image(own[image.id], image.tag_set) for image in images if image.id in own]}
         )

@@ -86,6 +86,8 @@ class LocalResponse(
         # moto invents names that no DNS knows; EC2 answers "" where there is none.
         "Instance.PublicDnsName": lambda _: "",
         "Association.PublicDnsName": lambda name: "" if name else None,
+        # Of an interface without a public address moto makes an empty one; EC2 answers none.
+        "Interface.Association": lambda association: association or None,
     }
 
     @property

@@ -198,6 +198,23 @@ def test_a_list_without_elements_is_absent(served: Served) -> None:
     assert iam.get_role(RoleName="role")["Role"].get("Description", "") == ""
 
 
+def test_a_machine_without_a_public_address_has_no_association(served: Served, ec2: Any) -> None:
+    """Clients of the SDK for Go saw an empty object where EC2 has none."""
+    interface = {"DeviceIndex": 0, "AssociatePublicIpAddress": False}
+    (made,) = ec2.run_instances(
+        ImageId=served.register(), InstanceType="t3.micro", MinCount=1, MaxCount=1,
+        NetworkInterfaces=[interface],
+    )["Instances"]  # fmt: skip
+    (reservation,) = ec2.describe_instances(InstanceIds=[made["InstanceId"]])["Reservations"]
+    (card,) = reservation["Instances"][0]["NetworkInterfaces"]
+    (listed,) = ec2.describe_network_interfaces(NetworkInterfaceIds=[card["NetworkInterfaceId"]])[
+        "NetworkInterfaces"
+    ]
+    for described in (card, listed):
+        assert "Association" not in described
+        assert "Association" not in described["PrivateIpAddresses"][0]
+
+
 def test_every_answer_has_an_id(served: Served, ec2: Any) -> None:
     """SDKs show it with each error, and read it from a header alone."""
     push: Any = served.client("ec2-instance-connect", config=ONCE)

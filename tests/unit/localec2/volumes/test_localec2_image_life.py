@@ -56,6 +56,22 @@ def test_deprecation_is_to_the_minute_and_lies_ahead(served: Served) -> None:
     assert "DeprecationTime" not in described(served, image_id)
 
 
+def test_a_deprecated_image_of_others_is_in_no_listing_that_does_not_ask_for_it(served: Served) -> None:
+    """API_DescribeImages, IncludeDeprecated. Its owner sees it, and whoever knows its id."""
+    theirs, ours = served.register(), own(served)
+    for image_id in (theirs, ours):
+        served.state.images[image_id].deprecation_time = datetime.now(UTC) - timedelta(days=1)
+    named: Any = [{"Name": "image-id", "Values": [theirs, ours]}]
+
+    def listed(**more: Any) -> set[str]:
+        return {image["ImageId"] for image in served.ec2.describe_images(**more)["Images"]}
+
+    assert listed(Filters=named) == {ours}
+    assert listed(Owners=["self"]) == {ours}
+    assert listed(Filters=named, IncludeDeprecated=True) == {theirs, ours}
+    assert listed(ImageIds=[theirs]) == {theirs}
+
+
 @pytest.mark.parametrize("cooldown", [False, True])
 def test_a_protected_image_stays(served: Served, cooldown: bool) -> None:
     image_id = own(served)

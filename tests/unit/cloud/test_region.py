@@ -66,3 +66,15 @@ def test_a_connection_has_the_region_of_the_environment_and_tells_of_a_default(
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     connect(settings, lines.append)
     assert lines == []
+
+
+def test_a_refused_key_is_told_of_regions_that_have_to_be_opted_into(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a region answers as if the key were wrong (AWS Account Management Reference Guide, "Enable or
+    disable AWS Regions in your account")."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAAAAAAAAAAAAAAAAA")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x" * 40)
+    with pytest.raises(CloudError, match="did not accept us") as caught:
+        connect(aws_settings(served, tmp_path))
+    assert "aws account list-regions" in caught.value.hint

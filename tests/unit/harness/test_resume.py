@@ -96,6 +96,22 @@ def test_what_a_crash_tore_is_made_again(tmp_path: Path) -> None:
     assert len(lines) == 3
 
 
+def test_a_run_goes_on_whose_base_was_deprecated_meanwhile(tmp_path: Path) -> None:
+    """A listing leaves out deprecated AMIs of others unless it is asked for them (API_DescribeImages)."""
+
+    def leave_out(params: dict[str, Any], **_: Any) -> None:
+        if not {"Owners", "ImageIds", "IncludeDeprecated"} & params.keys():
+            params["Filters"] = [{"Name": "image-id", "Values": ["ami-0"]}]
+
+    with SshHost().serving() as ssh, cloud_in_process(tmp_path, ssh.port, Ec2Faults()) as cloud:
+        bake(cloud, "minimal", register_image(cloud))
+        csv_path = run(cloud, iterations=1).csv_path
+        csv_path.write_bytes(csv_path.read_bytes()[:-40])
+        cloud.ec2.meta.events.register("provide-client-params.ec2.DescribeImages", leave_out)
+        assert len(resumed(cloud, csv_path).rows) == 2
+    assert json.loads(csv_path.with_suffix(".json").read_text())["images"], "and its metadata name it"
+
+
 class _Lines(list[str]):
     """A list that tells somebody of each line."""
 

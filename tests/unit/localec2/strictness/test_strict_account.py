@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError
-from support.localec2_served import ZONE, completed, volume_of
+from support.localec2_served import ZONE, completed, refused, volume_of
 from support.patience import until
-
-from instant_env.localec2.state.strictness import visibility
+from support.strict_served import launch, launched, strict
 
 if TYPE_CHECKING:
     from support.localec2_served import Served
@@ -17,26 +16,6 @@ if TYPE_CHECKING:
 pytest_plugins = ("support.localec2_served",)
 
 SPOT: Any = {"MarketType": "spot"}
-
-
-def strict(served: Served, **switches: Any) -> None:
-    with served.state.lock:
-        visibility.change(served.state, switches)
-
-
-def refused(code: str) -> Any:
-    return pytest.raises(ClientError, match=rf"\({code.replace('.', '[.]')}\)")
-
-
-def launch(served: Served, **more: Any) -> str:
-    arguments: dict[str, Any] = {"InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1} | more
-    return served.ec2.run_instances(ImageId=served.register(), **arguments)["Instances"][0]["InstanceId"]
-
-
-def launched(served: Served, **more: Any) -> str:
-    instance_id = launch(served, **more)
-    until(lambda: served.state.instances[instance_id].state == "running")
-    return instance_id
 
 
 def own_snapshot(served: Served) -> str:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError
-from support.localec2_served import completed, state_of, volume_of
-from support.patience import until
+from support.localec2_served import completed, refused, state_of, volume_of
+from support.strict_served import launch, launched, strict
 
 from instant_env.cloud.keys import KeyPair
-from instant_env.localec2.state.strictness import visibility
 
 if TYPE_CHECKING:
     from support.localec2_served import Served
@@ -37,30 +36,10 @@ def clock(served: Served) -> Clock:
     return clock
 
 
-def strict(served: Served, **switches: Any) -> None:
-    with served.state.lock:
-        visibility.change(served.state, switches)
-
-
 def grow_old(served: Served) -> None:
     """Everything that is there is known from now on."""
     clock: Any = served.state.strictness.clock
     clock.now_s += LATE_S
-
-
-def refused(code: str) -> Any:
-    return pytest.raises(ClientError, match=rf"\({code.replace('.', '[.]')}\)")
-
-
-def launch(served: Served, **more: Any) -> str:
-    arguments: dict[str, Any] = {"InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1} | more
-    return served.ec2.run_instances(ImageId=served.register(), **arguments)["Instances"][0]["InstanceId"]
-
-
-def launched(served: Served, **more: Any) -> str:
-    instance_id = launch(served, **more)
-    until(lambda: served.state.instances[instance_id].state == "running")
-    return instance_id
 
 
 def a_group(served: Served) -> tuple[str, list[Callable[[str], Any]], str]:

@@ -15,8 +15,8 @@ from instant_env.settings import ROOT
 
 #: What the two steps read besides the boot files.
 MOVED = (
-    "/etc/os-release", "/etc/ssh", "/sys/firmware", "/usr/sbin", "/etc/pam.d", "/etc/shadow", "/usr/lib",
-    "/lib", "/usr/lib64", "/run/systemd", "/run/sshd",
+    "/etc/os-release", "/etc/ssh", "/sys/firmware", "/sys/class/tty", "/usr/sbin", "/etc/pam.d",
+    "/etc/shadow", "/usr/lib", "/lib", "/usr/lib64", "/run/systemd", "/run/sshd",
 )  # fmt: skip
 KERNEL = "6.1.177-224.371.amzn2023.x86_64"
 SSHD_SAYS = """permitrootlogin no
@@ -34,6 +34,7 @@ def stock(tmp_path: Path) -> Machine:
     machine.write("etc/os-release", 'NAME="Amazon Linux"\nID="amzn"\nVERSION_ID="2023"\n')
     machine.write("etc/ssh/sshd_config", "Include /etc/ssh/sshd_config.d/*.conf\n")
     (machine.root / "sys/firmware/efi").mkdir(parents=True)
+    machine.write("sys/class/tty/console/active", "tty0 ttyS0\n")
     for path in (*BASE.ssh_helpers, "/usr/sbin/sshd"):
         machine.write(path.lstrip("/"), "#!/bin/sh\n").chmod(0o755)
     machine.program("findmnt", 'case "$*" in *FSTYPE*SIZE*) echo vfat ;; *) echo xfs ;; esac')
@@ -57,6 +58,7 @@ def test_a_base_as_published_is_taken_and_its_facts_are_in_the_log(stock: Machin
     for fact in (
         f"fact: the kernel: {KERNEL}",
         "fact: the release: 2023.12.20261012",
+        "fact: the consoles: tty0 ttyS0",
         "fact: /etc/default/grub: " + "|".join(DEFAULTS.splitlines()),
         "fact: SELinux: permissive",
     ):
@@ -91,6 +93,9 @@ BREAKS: dict[str, Callable[[Machine], None]] = {
     ),
     "names no root, its arguments are elsewhere: linux": edit(
         "boot/loader/entries/*", f"root=UUID={UUID}", "$kernelopts"
+    ),
+    "the kernel's last console is a screen (console=... names it last): ttyS0 tty0": edit(
+        "sys/class/tty/console/active", "tty0 ttyS0", "ttyS0 tty0"
     ),
     "SELinux is enforcing in /etc/selinux/config": edit("etc/selinux/config", "permissive", "enforcing"),
 }  # fmt: skip

@@ -21,6 +21,9 @@ from instant_env.waiting import wait_until
 #: How long what was just made may stay unknown. EC2 gives no bound; what was seen in public is seconds.
 PATIENCE_S = 60.0
 _PAUSE_S = 0.5
+#: Between two looks that both have to see a new thing: what one server knows, the next may not, and a look
+#: that follows at once is likely to meet the same one.
+_SECOND_LOOK_S = 0.1
 
 #: What RunInstances answers when it does not know yet what every run makes for its machines.
 ACCESS_NOT_KNOWN = frozenset({
@@ -54,7 +57,7 @@ def is_not_known_to_launches(error: ClientError) -> bool:
 
 
 def wait_until_known(find: Callable[[], Any], what: str, *, timeout_s: float = PATIENCE_S) -> None:
-    """Ask until EC2 shows a new thing twice in a row.
+    """Ask until EC2 shows a new thing twice in a row, a moment apart.
 
     ``find`` describes it, by its id: an empty answer and an error that says NotFound are "not yet". Raises
     CloudError after ``timeout_s``; other errors of botocore's are passed on.
@@ -68,7 +71,11 @@ def wait_until_known(find: Callable[[], Any], what: str, *, timeout_s: float = P
                 raise
             return False
 
-    if not wait_until(lambda: is_known() and is_known(), timeout_s, _PAUSE_S):
+    def is_still_known() -> bool:
+        time.sleep(_SECOND_LOOK_S)
+        return is_known()
+
+    if not wait_until(lambda: is_known() and is_still_known(), timeout_s, _PAUSE_S):
         raise CloudError(
             f"{what} was made, and EC2 does not know it after {timeout_s:.0f} s",
             hint="is EC2 well? https://health.aws.amazon.com; then run it again",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import islice
@@ -104,6 +105,23 @@ def test_the_groups_of_setup_and_of_a_service_survive_a_lost_answer(aws: Aws) ->
     aws.lose_answer("CreateSecurityGroup")
     assert account_group.ensure_group(aws.cloud, vpc_of(aws.cloud), dry_run=False).state == "made"
     assert len(aws.cloud.ec2.describe_security_groups()["SecurityGroups"]) == 3
+
+
+def test_what_is_known_for_a_moment_only_is_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As localec2 is with `late_ms` 300: found after half of it, for a quarter, and then not once more."""
+    now_s = 0.16
+
+    def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+
+    def known() -> bool:
+        return 0.15 <= now_s < 0.225 or now_s >= 0.3
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    consistency.wait_until_known(known, "a thing")
+    assert now_s >= 0.3
 
 
 def test_what_never_becomes_known_is_told() -> None:

@@ -24,6 +24,7 @@ from instant_env.bake.builder import (
     user_data,
     wait_for_first_boot,
 )
+from instant_env.bake.downloads.offer import Packages, offered
 from instant_env.bake.execute import (
     StepLog,
     StepTime,
@@ -242,7 +243,8 @@ def bake(
             with machine(cloud, order, progress) as builder:
                 _begin(builder, order, log, progress)
                 before = _packages(builder, plan, log)
-                times = run_steps(builder.connection, plan.steps, log, progress)
+                times = _run_steps(builder, plan, options.packages.settled(cloud.name, private=order.private),
+                                   log, progress)  # fmt: skip
                 after = _packages(builder, plan, log)
                 started = time.monotonic()
                 _seal(cloud, builder, plan, log, progress)
@@ -330,6 +332,13 @@ def _builder_order(
 
 def _packages(builder: Machine, plan: BakePlan, log: Any) -> list[Package]:
     return packages.parse(run_as_root(builder.connection, LIST_COMMANDS[plan.base.family], log))
+
+
+def _run_steps(
+    builder: Machine, plan: BakePlan, by: Packages, log: StepLog, progress: Progress
+) -> list[StepTime]:
+    with offered(by, builder.connection, plan, log, progress) as variables:
+        return run_steps(builder.connection, plan.steps, log, progress, variables)
 
 
 def _begin(builder: Machine, order: Order, log: StepLog, progress: Progress) -> None:

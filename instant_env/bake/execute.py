@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,11 +158,16 @@ def put_bytes(connection: fabric.Connection, content: bytes, to: str) -> None:
         raise StepError(f"uploading {to} failed: {_cause(error)}") from error
 
 
-def _run_script(connection: fabric.Connection, script: Script, index: int, log: StepLog) -> list[str]:
+def _run_script(
+    connection: fabric.Connection, script: Script, index: int, log: StepLog, variables: Mapping[str, str]
+) -> list[str]:
     """Run it; return the lines that it means for people: those that begin with NOTE."""
     path = f"{WORK_DIR}/{index:02d}-{script.name}.sh"
     put_bytes(connection, script.text.encode(), path)
-    result = _sudo(connection, ["sh", path], log, script.timeout_s)
+    # By env(1): sudo drops what it does not know (sudoers(5), env_reset).
+    environment = [f"{name}={value}" for name, value in variables.items()]
+    command = [*(["env", *environment] if environment else []), "sh", path]
+    result = _sudo(connection, command, log, script.timeout_s)
     if not result.ok:
         last = " / ".join((result.stderr or result.stdout).strip().splitlines()[-3:])
         raise StepError(
@@ -190,16 +195,21 @@ def _upload(connection: fabric.Connection, upload: Upload | File, log: StepLog) 
 
 
 def run_steps(
-    connection: fabric.Connection, steps: Sequence[Step], log: StepLog, progress: Progress
+    connection: fabric.Connection,
+    steps: Sequence[Step],
+    log: StepLog,
+    progress: Progress,
+    variables: Mapping[str, str] | None = None,
 ) -> list[StepTime]:
-    """Run the steps in order; stop at the first failure (StepError)."""
+    """Run the steps in order; stop at the first failure (StepError). Scripts get ``variables`` in their
+    environment."""
     times: list[StepTime] = []
     for index, step in enumerate(steps, start=1):
         log.write(f"--- {index:02d} {step.name}\n")
         progress(Doing(f"step {index}/{len(steps)} {step.name}"))
         started = time.monotonic()
         if isinstance(step, Script):
-            for line in _run_script(connection, step, index, log):
+            for line in _run_script(connection, step, index, log, variables or {}):
                 progress(line)
         else:
             _upload(connection, step, log)

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from instant_env.arch import Arch
+from instant_env.bake.downloads.hosts import HostPattern
 from instant_env.bake.parameters import Parameter, Value
 from instant_env.bake.proof.checks import Check, CheckSpec
 from instant_env.bake.proof.checks import rendered as rendered_check
@@ -122,6 +123,9 @@ class Base(_Strict):
     )
     kernel: str | None = Field(default=None, pattern=r"^[0-9.]+$", description="its release begins with this")
     ssh_helpers: list[str] = Field(default_factory=list, description="programs that sshd executes")
+    hosts: dict[HostPattern, str] = Field(
+        default_factory=dict, description="where its packages come from: reason"
+    )
     facts: Facts = Field(default_factory=Facts, description="when all of this was true")
 
     @model_validator(mode="after")
@@ -208,6 +212,9 @@ class Recipe(_Strict):
         default=None, ge=1, le=_MOST_ROOT_GIB, description="root volume of builder and image, at least"
     )
     parameters: dict[ParameterName, Parameter] = Field(default_factory=dict)
+    hosts: dict[HostPattern, str] = Field(
+        default_factory=dict, description="reached for downloads by way of the caller: reason"
+    )
     allow_modes: list[str] = Field(default_factory=list, description="paths the audit lets have any mode")
     allow_accounts: list[str] = Field(
         default_factory=list, description="system accounts the audit lets have a shell"
@@ -246,6 +253,7 @@ class ResolvedRecipe(_Strict):
     ssm_keys: str | None
     root_gib: int | None
     parameters: dict[str, Parameter]
+    hosts: dict[str, str]
     allow_modes: list[str]
     allow_accounts: list[str]
     steps: list[ResolvedStep]
@@ -314,11 +322,11 @@ def _chain(recipes_dir: Path, name: str) -> list[tuple[Recipe, Path]]:
 def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     """Fold a recipe's parents in.
 
-    ``remove``, ``keep_where_installed``, ``allow_modes`` and ``allow_accounts`` add up; ``keep`` and the
-    kernel arguments of the child replace the parent's if given; a step or check of the same name replaces the
-    parent's in its place; ``initramfs`` is the child's own, ``ssm_keys`` and ``hibernates`` are the nearest
-    one's, ``root_gib`` is the largest; a parameter of the same name replaces the parent's, which is how a
-    child sets a default.
+    ``remove``, ``keep_where_installed``, ``hosts``, ``allow_modes`` and ``allow_accounts`` add up; ``keep``
+    and the kernel arguments of the child replace the parent's if given; a step or check of the same name
+    replaces the parent's in its place; ``initramfs`` is the child's own, ``ssm_keys`` and ``hibernates`` are
+    the nearest one's, ``root_gib`` is the largest; a parameter of the same name replaces the parent's, which
+    is how a child sets a default.
     """
     chain = _chain(recipes_dir, name)
     child = chain[0][0]
@@ -332,6 +340,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     arguments: list[str] = []
     arch_arguments: dict[Arch, list[str]] = {}
     parameters: dict[str, Parameter] = {}
+    hosts: dict[str, str] = {}
     allow_modes: list[str] = []
     allow_accounts: list[str] = []
     steps: dict[str, ResolvedStep] = {}
@@ -343,6 +352,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
         arguments = recipe.kernel_arguments or arguments
         arch_arguments |= recipe.arch_kernel_arguments
         parameters |= recipe.parameters
+        hosts |= recipe.hosts
         allow_modes += [path for path in recipe.allow_modes if path not in allow_modes]
         allow_accounts += [name for name in recipe.allow_accounts if name not in allow_accounts]
         steps |= {
@@ -372,6 +382,7 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
         ssm_keys=ssm_keys,
         root_gib=max((one.root_gib for one, _ in chain if one.root_gib is not None), default=None),
         parameters=parameters,
+        hosts=hosts,
         allow_modes=allow_modes,
         allow_accounts=allow_accounts,
         steps=sorted(steps.values(), key=lambda step: order.index(step.spec.phase)),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from instant_env.arch import Arch
+from instant_env.bake.downloads.offer import Packages
 from instant_env.cloud.instances import fits
 from instant_env.cloud.rules.names import image_name
 from instant_env.cloud.tags import new_run_id
@@ -55,7 +56,8 @@ class Options:
     architecture are tried in this order; ``parameters`` are the recipe's, as text. ``encrypt``: the
     builder's root volume, and so the image, with ``kms_key_id`` or the account's default key.
     ``ssh_private``: reach machines by their private addresses, from within the VPC. ``check_host_key``: go on
-    only when a machine's console has the host key that its server showed.
+    only when a machine's console has the host key that its server showed. ``packages``: who fetches packages
+    and downloads. Both ways get the same files, so it is no part of the plan's hash.
     """
 
     base: str | None = None
@@ -69,6 +71,7 @@ class Options:
     on_error: OnError = OnError.CLEANUP
     ssh_private: bool = False
     check_host_key: bool = True
+    packages: Packages = Packages.AUTO
     deprecate_after_days: int | None = None
     protect: bool = False
 

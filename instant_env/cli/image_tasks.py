@@ -38,6 +38,8 @@ _SET_HELP = {"set": "value of one of the recipe's parameters, as key=value; repe
         "on-error": "cleanup (the default), or keep: leave the machine that failed, and say how to log in",
         "subnet": "subnet of the machines (default: one of the default VPC)",
         "ssh-private": "reach machines by their private addresses, from within the VPC",
+        "packages": "who fetches packages and downloads: caller (this computer, for the builder), direct "
+        "(the builder), or auto (the default): direct on AWS without --ssh-private, else caller",
         "check-host-key": "go on only when a machine's console has its host key (the default)",
         "deprecate-after-days": "mark the image as deprecated after so many days (default: never)",
         "protect": "protect the image against deregistration",
@@ -64,6 +66,7 @@ def bake(
     on_error: str = "cleanup",
     subnet: str = "",
     ssh_private: bool = False,
+    packages: str = "auto",
     check_host_key: bool = True,
     deprecate_after_days: int = 0,
     protect: bool = False,
@@ -80,6 +83,7 @@ def bake(
     from instant_env.bake import parameters
     from instant_env.bake.bake import bake as bake_image
     from instant_env.bake.bake import check, estimate
+    from instant_env.bake.downloads.offer import Packages
     from instant_env.bake.request import Method, OnError, Options, choose, requests, split_commas
     from instant_env.cli import bake_progress
     from instant_env.errors import UsageError
@@ -91,6 +95,7 @@ def bake(
         parameters=parameters.split(set or ()), method=choose(Method, method, "--method"), encrypt=encrypt,
         kms_key_id=kms_key_id or None, on_error=choose(OnError, on_error, "--on-error"),
         ssh_private=ssh_private, check_host_key=check_host_key,
+        packages=choose(Packages, packages, "--packages"),
         deprecate_after_days=deprecate_after_days or None, protect=protect,
     )  # fmt: skip
     bakes = requests(recipe, arch, options)

@@ -25,11 +25,11 @@ from instant_env.debian.mirrors import Mirrors
 from instant_env.ssh import connection as ssh
 
 
-class Forwards(ssh_server.TakesAnyKey):
-    """Forwards any port, as sshd does as it is installed."""
+class ForwardsNothing(ssh_server.TakesAnyKey):
+    """As sshd with AllowTcpForwarding no."""
 
     def server_requested(self, listen_host: str, listen_port: int) -> bool:  # noqa: ARG002
-        return listen_host == "127.0.0.1"
+        return False
 
 
 class Origin(http.server.BaseHTTPRequestHandler):
@@ -115,7 +115,7 @@ def allowed(port: int) -> AllowedHosts:
 
 
 @contextmanager
-def builder(server: type[asyncssh.SSHServer] = Forwards) -> Iterator[fabric.Connection]:
+def builder(server: type[asyncssh.SSHServer] = ssh_server.TakesAnyKey) -> Iterator[fabric.Connection]:
     with (
         ssh_server.listening(server_factory=server) as port,
         ssh.wait_for_login("127.0.0.1", port, "admin", KeyPair.generate(), timeout_s=30) as connection,
@@ -336,7 +336,7 @@ def test_there_is_a_bound_on_connections(port: int, proxy: Proxy) -> None:
 
 def test_a_server_that_does_not_forward_is_named(proxy: Proxy) -> None:
     with (
-        builder(ssh_server.TakesAnyKey) as connection,
+        builder(ForwardsNothing) as connection,
         pytest.raises(ForwardError, match="sshd refuses to forward a port") as caught,
         forwarded(connection, proxy),
     ):

@@ -12,6 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint test-fast test-machines test-arm64 test-kills test-deaths test-clients test-al2023 coverage
+.PHONY: test-images
 .PHONY: lock clean
 # Not with -j either: stages follow one another, and machines need the processors.
 .NOTPARALLEL:
@@ -57,6 +58,10 @@ test-clients: setup ## run all unmodified clients against localec2, with Packer'
 test-al2023: ## bake minimal and custom-init from a stand-in for Amazon Linux 2023, and race them
 	@$(PYTHON) scripts/bootstrap.py --stand-in
 	INSTANT_ENV_AL2023=1 $(PYTEST) --numprocesses 0 tests/e2e/test_stand_in.py
+
+# Packages come from the distribution's archive, by way of this computer.
+test-images: setup ## bake and boot the images with something in them: containers, with Docker from the archive
+	INSTANT_ENV_IMAGES=1 $(PYTEST) --numprocesses 0 tests/e2e/test_container_host.py
 
 coverage: setup ## print which lines of Python the quick tests run
 	$(PYTEST) --stage quick --numprocesses $(FAST_WORKERS) --cov --cov-report term:skip-covered tests/unit tests/contract

@@ -273,6 +273,7 @@ echo "$@" >>"$STATE/said"
 """
 
 
+@pytest.mark.slow  # compiles
 def test_the_runner_reads_what_the_recipe_writes(tmp_path: Path) -> None:
     """The settings of all parameters; the step ends with the real program's word on them."""
     given = {

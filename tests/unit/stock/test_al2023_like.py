@@ -17,7 +17,7 @@ from instant_env.debian.command import BuildError
 from instant_env.debian.mirrors import Mirrors
 from instant_env.localec2 import stock
 from instant_env.localec2.stock import al2023_like, disk
-from instant_env.localec2.stock.al2023_like import contents, kernel
+from instant_env.localec2.stock.al2023_like import contents, kernel, rpm_database
 from instant_env.progress import Progress
 from instant_env.settings import ROOT
 
@@ -52,6 +52,20 @@ def test_a_file_of_debian_belongs_to_one_package() -> None:
     # Everything else that is owned by name lies in the tree, or is made by finish.sh, Debian or the kernel.
     for path in contents.PATHS["amazon-ec2-net-utils"]:
         assert path in FILES
+
+
+def test_no_package_owns_a_directory_or_a_link_to_one(tmp_path: Path) -> None:
+    """/lib is such a link, and listed by all packages of Debian that have a unit of systemd."""
+    (tmp_path / "usr/lib").mkdir(parents=True)
+    (tmp_path / "usr/lib/unit").touch()
+    (tmp_path / "usr/lib/alias").symlink_to("/dev/null")
+    (tmp_path / "usr/lib/dangling").symlink_to("nowhere")
+    (tmp_path / "lib").symlink_to("usr/lib")
+    paths = ["lib", "usr", "usr/lib", "lib/unit", "lib/alias", "lib/dangling", "lib/absent"]
+    owned = [rpm_database.real(str(tmp_path / path)) for path in paths]
+    assert owned == [
+        *[None] * 3, *(str(tmp_path / "usr/lib" / name) for name in ("unit", "alias", "dangling")), None,
+    ]  # fmt: skip
 
 
 def test_the_script_that_finishes_it_passes_shellcheck(tmp_path: Path) -> None:

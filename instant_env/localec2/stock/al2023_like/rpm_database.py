@@ -34,11 +34,15 @@ def debian_files(package: str) -> list[str]:
 
 
 def real(path: str) -> str | None:
-    """The path with its directory resolved; None for what is no file or is not to be owned."""
+    """The path with its directory resolved; None for what is no file or is not to be owned.
+
+    A link to a directory is not: dpkg lists /lib as a directory, where it is a link to usr/lib, and the
+    removal of a package that owned it took the dynamic loader away from everybody.
+    """
     directory, name = os.path.split(path)
     resolved = f"{os.path.realpath(directory).rstrip('/')}/{name}"
     file = Path(resolved)
-    if not file.is_symlink() and not file.is_file():
+    if file.is_dir() or not (file.is_symlink() or file.is_file()):
         return None
     if ODD.search(resolved) or resolved.startswith(LEFT_OUT):
         return None

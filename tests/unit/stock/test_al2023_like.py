@@ -30,10 +30,11 @@ FILES = {file.path: file for file in contents.late_files(IDS)}
 
 def test_it_has_the_facts_of_its_original() -> None:
     """What a recipe reads of a base is AL2023's; what says where it comes from is not."""
-    own = {"base", "description", "architectures", "ssm_parameter", "owners", "facts"}
+    own = {"base", "description", "architectures", "ssm_parameter", "owners", "hosts", "facts"}
     original, like = load_base(RECIPES, "al2023"), load_base(RECIPES, "al2023-like")
     assert original.model_dump(exclude=own) == like.model_dump(exclude=own)
     assert not set(original.owners) & set(like.owners)
+    assert not like.hosts, "it has no repository"
 
 
 def test_each_package_that_a_recipe_names_is_there_and_has_what_it_requires() -> None:

@@ -25,6 +25,9 @@ from instant_env.errors import InstantEnvError
 from instant_env.progress import Doing, Progress
 
 WORK_DIR = "/run/instant-bake"
+#: A larger upload goes by the disk, whose free space the seal overwrites.
+_MOST_IN_MEMORY = 96 * 2**20
+_STAGED_ON_DISK = "/var/tmp/instant-bake.upload"  # noqa: S108 (on a machine that nobody else is on)
 #: How a script begins a line that whoever bakes should read, and not only the log have.
 NOTE = "note: "
 #: Paramiko's, of a command that a signal ended, or that the connection did not outlive.
@@ -185,8 +188,8 @@ def _read(source: Path) -> bytes:
 
 
 def _upload(connection: fabric.Connection, upload: Upload | File, log: StepLog) -> None:
-    staged = f"{WORK_DIR}/.upload"
     content = upload.content if isinstance(upload, File) else _read(upload.source)
+    staged = f"{WORK_DIR}/.upload" if len(content) <= _MOST_IN_MEMORY else _STAGED_ON_DISK
     put_bytes(connection, content, staged)
     run_as_root(
         connection, ["install", "-o", "root", "-g", "root", "-m", upload.mode, staged, upload.to], log

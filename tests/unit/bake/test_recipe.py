@@ -12,11 +12,12 @@ import pytest
 from instant_env.arch import Arch
 from instant_env.bake import recipe as recipes
 from instant_env.bake.plan import File, Script, Upload, make_plan
-from instant_env.bake.recipe import Phase, load_base, load_recipe, resolve
+from instant_env.bake.recipe import PROGRAM_PREFIX, Phase, load_base, load_recipe, resolve
 from instant_env.bake.request import Request
 from instant_env.bake.seal import SEAL_TIMEOUT_S, TTL_UNIT, seal_script
 from instant_env.errors import UsageError
 from instant_env.launch.cloud_config import EARLY_UNIT
+from instant_env.programs.program import PROGRAMS, program_names
 from instant_env.settings import ROOT
 
 RECIPES = ROOT / "recipes"
@@ -32,6 +33,7 @@ GIVEN: dict[str, list[dict[str, str]]] = {
          "health_port": "80", "mirror": "http://m"},
     ],
     "container-host-init": [{}, {"image": "a/b", "archive_url": "https://c/d", "archive_sha256": DIGEST}],
+    "browser-editor": [{}, {"tls": "self-signed"}, {"tls": "acme"}, {"tls": "acme", "domain": "a.example"}],
     "minimal": [{}, {"selinux": "disabled"}, {"selinux": "permissive"}],
 }  # fmt: skip
 FAMILY_BASE = {"apt": "debian-12", "dnf": "al2023"}
@@ -43,6 +45,8 @@ def artefacts(tmp_path: Path) -> dict[str, Path]:
     for name in ("instant-init", "instant-ssm", "imagetool", "efi-stub", "container-host"):
         made[name] = tmp_path / name
         made[name].write_bytes(name.encode())
+    for name in program_names(RECIPES / PROGRAMS):
+        made[PROGRAM_PREFIX + name] = Path(__file__)
     return made
 
 

@@ -1,8 +1,7 @@
 """The recipes `devbox` and `container-host`, as far as they can be had without a machine.
 
-Their scripts, as rendered, with the real curl, git, unzip and tar against a mirror on loopback. Docker,
-rustup and the AWS CLI's installer are imitated: what they do on a machine is not shown here, and the recipes'
-documents say so.
+Their scripts, as rendered, with the real curl and git against a mirror on loopback. Docker and rustup are
+imitated: what they do on a machine is not shown here, and the recipes' documents say so.
 """
 
 from __future__ import annotations
@@ -10,14 +9,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.server
-import io
 import json
 import os
 import platform
 import subprocess
-import tarfile
 import threading
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +21,7 @@ import pytest
 from support.moved_machine import Machine
 
 from instant_env.arch import Arch
+from instant_env.bake import artefacts
 from instant_env.bake.plan import File, Script, make_plan
 from instant_env.bake.recipe import load_base, resolve
 from instant_env.settings import ROOT
@@ -78,20 +75,14 @@ def put(tmp_path: Path, place: str, content: bytes) -> str:
 
 
 def rendered(name: str, step: str, given: dict[str, str]) -> str:
-    artefact = Path(__file__)
-    made = dict.fromkeys(("instant-init", "imagetool", "efi-stub", "container-host"), artefact)
-    plan = make_plan(resolve(RECIPES, name, "apt"), BASE, "ami-1", Arch.X86_64, made, given)
+    recipe = resolve(RECIPES, name, "apt")
+    made = dict.fromkeys(artefacts.names(recipe), Path(__file__))
+    plan = make_plan(recipe, BASE, "ami-1", Arch.X86_64, made, given)
     (found,) = (one for one in plan.steps if one.name == step)
     assert isinstance(found, (Script, File))
     return found.text if isinstance(found, Script) else found.content.decode()
 
 
-AWSCLI_INSTALLER = """#!/bin/sh
-# as the real one: ./aws/install --bin-dir B --install-dir I
-mkdir -p "$2" "$4/v2/2.27.50/dist/awscli/examples"
-echo '#!/bin/sh' >"$2/aws"; chmod 0755 "$2/aws"
-echo KEY >"$4/v2/2.27.50/dist/awscli/examples/create-key-pair.rst"
-"""
 RUSTUP_INIT = """#!/bin/sh
 mkdir -p "$HOME/.cargo/bin"
 for program in "$HOME/.cargo/bin/cargo" "$HOME/.cargo/bin/rustc"; do
@@ -104,43 +95,20 @@ echo "$RUSTUP_DIST_SERVER $*" >"$HOME/rustup-said"
 @pytest.fixture
 def tools(tmp_path: Path, mirror: Mirror) -> dict[str, str]:
     """Parameters of `devbox` whose downloads are on the mirror."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        info = zipfile.ZipInfo("aws/install")
-        info.external_attr = 0o755 << 16
-        archive.writestr(info, AWSCLI_INSTALLER)
-    nextest = io.BytesIO()
-    with tarfile.open(fileobj=nextest, mode="w:gz") as tar:
-        member = tarfile.TarInfo("cargo-nextest")
-        member.size = 4
-        tar.addfile(member, io.BytesIO(b"next"))
-    given = {"mirror": mirror.url}
-    for tool, content in (
-        ("awscli", packed.getvalue()), ("compose", b"#!/bin/sh\n"), ("rustup", RUSTUP_INIT.encode()),
-        ("nextest", nextest.getvalue()),
-    ):  # fmt: skip
-        given[f"{tool}_url"] = f"https://{tool}.example/releases/{tool}"
-        given[f"{tool}_sha256"] = put(tmp_path, f"{tool}.example/releases/{tool}", content)
-    return given
-
-
-INSTALL = """skip=
-for word; do
-    shift
-    if [ "$word" = -o ]; then skip=yes; elif [ -n "$skip" ]; then skip=; else set -- "$@" "$word"; fi
-done
-exec /usr/bin/install "$@"
-"""
+    return {
+        "mirror": mirror.url,
+        "rustup_url": "https://rustup.example/releases/rustup",
+        "rustup_sha256": put(tmp_path, "rustup.example/releases/rustup", RUSTUP_INIT.encode()),
+    }
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    found = Machine(tmp_path / "root")
+    found = Machine(tmp_path / "root", also=("/etc/devbox", "/run/devbox-idle"))
     (found.root / "home/admin").mkdir(parents=True)
     (found.root / "var/tmp").mkdir(parents=True)
     # The rest of runuser is the kernel's business; owners need the account.
     found.program("runuser", '[ "$1 $2 $3" = "-u admin --" ] || exit 1; shift 3; exec "$@"')
-    found.program("install", INSTALL)
     return found
 
 
@@ -150,24 +118,20 @@ def test_devbox_installs_what_its_mirror_serves(
     result = machine.run(rendered("devbox", "tools", {**tools, "rust_toolchain": "1.80.1"}))
     assert result.returncode == 0, result.stderr
     root = machine.root
-    for program in ("usr/local/bin/aws", "usr/local/lib/docker/cli-plugins/docker-compose",
-                    "home/admin/.cargo/bin/rustc", "home/admin/.cargo/bin/cargo-nextest"):  # fmt: skip
-        assert os.access(root / program, os.X_OK), program
-    assert not list(root.glob("usr/local/aws-cli/**/examples"))
+    for program in ("cargo", "rustc"):
+        assert os.access(root / "home/admin/.cargo/bin" / program, os.X_OK), program
     said = (root / "home/admin/rustup-said").read_text()
     assert said.startswith(f"{mirror.url}/static.rust-lang.org -y ")
-    assert "--default-toolchain 1.80.1" in said
-    assert mirror.asked == [
-        f"/{tool}.example/releases/{tool}" for tool in ("awscli", "compose", "rustup", "nextest")
-    ]
+    assert "--component clippy,rustfmt --default-toolchain 1.80.1" in said
+    assert mirror.asked == ["/rustup.example/releases/rustup"]
     assert list((root / "var/tmp").iterdir()) == [], "downloads do not stay"
 
 
 def test_another_digest_stops_the_bake_and_nothing_is_run(machine: Machine, tools: dict[str, str]) -> None:
-    result = machine.run(rendered("devbox", "tools", {**tools, "awscli_sha256": "0f" * 32}))
+    result = machine.run(rendered("devbox", "tools", {**tools, "rustup_sha256": "0f" * 32}))
     assert result.returncode == 1
-    assert result.stderr.endswith(f"has SHA-256 {tools['awscli_sha256']}, not {'0f' * 32}\n")
-    assert not (machine.root / "usr").exists()
+    assert result.stderr.endswith(f"has SHA-256 {tools['rustup_sha256']}, not {'0f' * 32}\n")
+    assert not (machine.root / "home/admin/.cargo").exists()
     assert list((machine.root / "var/tmp").iterdir()) == []
 
 
@@ -175,7 +139,7 @@ def test_without_a_mirror_each_comes_from_its_own_host(tools: dict[str, str]) ->
     text = rendered("devbox", "tools", {key: value for key, value in tools.items() if key != "mirror"})
     assert "127.0.0.1" not in text
     assert "RUSTUP_DIST_SERVER" not in text
-    assert "fetch https://awscli.example/releases/awscli " in text
+    assert "fetch https://rustup.example/releases/rustup " in text
 
 
 def test_a_repository_is_cloned_once_and_whole(
@@ -220,51 +184,51 @@ def test_the_clone_is_for_boot_or_login(
     given = {**tools, "repository": "https://a.example/b.git", "clone_at": when}
     result = machine.run(rendered("devbox", "units", given))
     assert result.returncode == 0, result.stderr
-    assert ("devbox-clone.service" in (machine.root / "enabled").read_text()) is unit
+    enabled = machine.root / "enabled"
+    assert enabled.exists() is unit
+    assert not unit or enabled.read_text() == "--no-reload enable devbox-clone.service\n"
     assert (machine.root / "etc/systemd/system/devbox-clone.service").exists() is unit
     assert (machine.root / "etc/profile.d/devbox-clone.sh").exists() is profile
 
 
-@pytest.mark.parametrize(
-    ("labelled", "signatures", "expected"),
-    [
-        (
-            "",
-            {"nvme1n1": 2, "nvme2n1": 2},
-            "mkfs.ext4 -q -L devbox-data /dev/nvme1n1\nmount /dev/nvme1n1 /data\n",
-        ),
-        (
-            "",
-            {"nvme1n1": 0, "nvme2n1": 2},
-            "mkfs.ext4 -q -L devbox-data /dev/nvme2n1\nmount /dev/nvme2n1 /data\n",
-        ),
-        ("", {"nvme1n1": 0, "nvme2n1": 0}, ""),
-        ("/dev/nvme2n1", {"nvme1n1": 2, "nvme2n1": 0}, "mount /dev/nvme2n1 /data\n"),
-    ],
-)
-def test_only_a_blank_disk_becomes_the_data_volume(
-    machine: Machine, tools: dict[str, str], labelled: str, signatures: dict[str, int], expected: str
-) -> None:
-    """lsblk and blkid answer as on a machine with a root of three partitions and two more disks."""
-    done = machine.root / "done"
-    done.write_text("")
-    machine.program("findmnt", "echo /dev/nvme0n1p1")
-    machine.program(
-        "lsblk",
-        'case "$*" in *PKNAME*) echo nvme0n1 ;; *--nodeps*) printf "nvme0n1\\nnvme1n1\\nnvme2n1\\n" ;;'
-        ' *nvme0n1) printf "a\\nb\\nc\\nd\\n" ;; *) echo one ;; esac',
+def test_hooks_run_once_after_idleness_and_again_after_use(machine: Machine) -> None:
+    """Time, processes and load are the test's."""
+    machine.program("cut", f"cat {machine.root}/uptime")
+    machine.program("awk", f"cat {machine.root}/load")
+    machine.program("pgrep", f'case "$*" in *sshd*) [ -e {machine.root}/session ] ;; *) exit 1 ;; esac')
+    (machine.root / "load").write_text("")
+    hook = machine.write(
+        "etc/devbox/idle.d/10-note", f'#!/bin/sh\necho "$IDLE_S $LAST_USE" >>{machine.root}/ran\n'
     )
-    cases = " ".join(f'"-p /dev/{disk}") exit {status} ;;' for disk, status in signatures.items())
-    found = f"echo {labelled}" if labelled else "exit 2"
-    machine.program("blkid", f'case "$*" in {cases} "-L devbox-data") {found} ;; *) exit 4 ;; esac')
-    for name in ("mkfs.ext4", "mount"):
-        machine.program(name, f'echo {name} "$@" >>{done}')
-    machine.program("mountpoint", "exit 1")
-    for name in ("mkdir", "chown"):
-        machine.program(name, "exit 0")
-    result = machine.run(rendered("devbox", "data-script", tools))
-    assert result.returncode == 0, result.stderr
-    assert done.read_text() == expected
+    hook.chmod(0o755)
+    machine.write("etc/devbox/idle.d/README", "not a hook")
+    script = machine.moved(rendered("devbox", "idle-script", {"idle_minutes": "5"}))
+
+    def at(uptime: int, *arguments: str) -> str:
+        (machine.root / "uptime").write_text(f"{uptime}\n")
+        path = f"{machine.programs}:{os.environ['PATH']}"
+        result = subprocess.run(
+            ["sh", script, *arguments], env={"PATH": path}, capture_output=True, text=True, check=True
+        )
+        assert result.stderr == ""
+        return result.stdout
+
+    ran = machine.root / "ran"
+    assert at(10) == "0 s idle; last use: its start\n"
+    (machine.root / "session").touch()
+    at(400, "check")
+    assert at(460) == "0 s idle; last use: an SSH connection\n"
+    (machine.root / "session").unlink()
+    at(700, "check")
+    assert not ran.exists()
+    at(760, "check")
+    at(820, "check")
+    assert ran.read_text() == "300 an SSH connection\n"
+    (machine.root / "load").write_text("a load of 0.9")
+    at(880, "check")
+    (machine.root / "load").write_text("")
+    at(1200, "check")
+    assert ran.read_text() == "300 an SSH connection\n320 a load of 0.9\n"
 
 
 DOCKER = r"""

@@ -23,10 +23,11 @@ from instant_env.settings import ROOT
 RECIPES = ROOT / "recipes"
 #: What a recipe is rendered with: what it needs, and what turns its branches on.
 DIGEST = "0f" * 32
-_TOOLS = {"awscli_sha256": DIGEST, "compose_sha256": DIGEST, "nextest_sha256": DIGEST}
 _CLONE = {"repository": "https://a/b.git", "repository_ref": "main"}
 GIVEN: dict[str, list[dict[str, str]]] = {
-    "devbox": [_TOOLS, {**_TOOLS, **_CLONE, "mirror": "http://m"}, {**_TOOLS, **_CLONE, "clone_at": "login"}],
+    "devbox": [
+        {}, {**_CLONE, "mirror": "http://m"}, {**_CLONE, "clone_at": "login"}, {"idle_minutes": "30"},
+    ],
     "container-host": [
         {"image": "a/b"},
         {"image": "a/b", "archive_url": "https://c/d", "archive_sha256": DIGEST, "ports": "80:80 443:8443",

@@ -10,6 +10,8 @@ import base64
 import gzip
 import hashlib
 import platform
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,6 +31,13 @@ _TOOLS = {"g++": "g++", "make": "make", "python3": "python3", "pkg-config": "pkg
 _HEADERS = {Path("/usr/include/gssapi/gssapi.h"): "libkrb5-dev"}
 #: Wheels of Node say by these which machines they are for.
 _PLATFORMS = {Arch.X86_64: "manylinux_2_28_x86_64", Arch.ARM64: "manylinux_2_28_aarch64"}
+#: Node's names of architectures.
+_NODE_ARCHS = {Arch.X86_64: "x64", Arch.ARM64: "arm64"}
+#: Folders of binaries that packages bring for all kinds of machines, by process.platform and process.arch.
+_PLATFORM = re.compile(
+    "(aix|android|darwin|freebsd|linux|linuxmusl|netbsd|openbsd|sunos|win32)"
+    "-(arm|arm64|ia32|loong64|mips64el|ppc64|ppc64le|riscv64|s390x|x64)"
+)
 #: Not needed to run: what compiling leaves, and maps for debuggers.
 _LEFTOVERS = ("*.map", "*.o", "*.o.d", "*.a", "obj.target", ".deps", "*.tsbuildinfo")
 
@@ -61,7 +70,7 @@ class Maker:
         node = self._node(work, runner)
         runner.environment.update(
             {
-                "PATH": f"{node / 'bin'}:{runner.environment['PATH']}",
+                "PATH": f"{work / 'bin'}:{node / 'bin'}:{runner.environment['PATH']}",
                 # node-gyp would fetch headers otherwise.
                 "npm_config_nodedir": str(node),
                 "npm_config_cache": str(work / "npm-cache"),
@@ -70,14 +79,14 @@ class Maker:
                 "npm_config_update_notifier": "false",
             }
         )
-        npm: list[str | Path] = [node / "bin/node", node / "lib/node_modules/npm/bin/npm-cli.js"]
+        npm = _npm(work / "bin", node)
         progress("fetching the package")
-        runner.run([*npm, "pack", "--silent", f"{self._source.package}@{self._version}"], directory=work)
+        runner.run([npm, "pack", "--silent", f"{self._source.package}@{self._version}"], directory=work)
         tree = self._unpack(work, runner)
         progress("installing what it needs, and compiling its native modules")
-        runner.run([*npm, "ci", "--omit=dev", "--foreground-scripts"], directory=tree)
+        runner.run([npm, "ci", "--omit=dev", "--foreground-scripts"], directory=tree)
         progress("packing")
-        _tidy(tree)
+        _tidy(tree, self._arch)
         for module in [*tree.rglob("*.node")]:
             glibc.check(module, self._source.glibc)
         shutil.copy2(node / "bin/node", tree / "lib/node")
@@ -108,7 +117,23 @@ class Maker:
         return work / "package"
 
 
-def _tidy(tree: Path) -> None:
+def _npm(directory: Path, node: Path) -> Path:
+    """The command `npm`, for us and for packages' own scripts. A wheel has no symbolic links, and what it has
+    in their place does not find npm."""
+    directory.mkdir()
+    program = directory / "npm"
+    script = node / "lib/node_modules/npm/bin/npm-cli.js"
+    command = shlex.join([str(node / "bin/node"), str(script)])
+    program.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    return program
+
+
+def _tidy(tree: Path, arch: Arch) -> None:
+    ours = f"linux-{_NODE_ARCHS[arch]}"
+    for folder in [path for path in tree.rglob("*-*") if path.is_dir() and not path.is_symlink()]:
+        if _PLATFORM.fullmatch(folder.name) and folder.name != ours:
+            shutil.rmtree(folder, ignore_errors=True)
     for pattern in _LEFTOVERS:
         for path in [*tree.rglob(pattern)]:
             if path.is_dir() and not path.is_symlink():

@@ -18,6 +18,7 @@ import pytest
 from support import ssh_server
 from support.patience import until
 
+from instant_env.bake import execute
 from instant_env.bake.execute import StepError, put_bytes, run_as_root, run_steps, step_log
 from instant_env.bake.plan import Upload
 from instant_env.cloud.keys import KeyPair
@@ -171,6 +172,36 @@ def test_a_file_that_has_gone_is_a_failed_step(tmp_path: Path) -> None:
         pytest.raises(StepError, match=f"^cannot read {gone.source}: No such file or directory$"),
     ):
         run_steps(connection, [gone], log, quiet)
+
+
+@pytest.mark.parametrize(
+    ("size", "staged"), [(10, "run/instant-bake/.upload"), (11, "var/tmp/instant-bake.upload")]
+)
+def test_an_upload_that_a_builders_memory_cannot_hold_goes_by_its_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, staged: str
+) -> None:
+    monkeypatch.setattr(execute, "_MOST_IN_MEMORY", 10)
+    source, root, commands = tmp_path / "file", tmp_path / "root", list[str]()
+    source.write_bytes(b"x" * size)
+    for directory in ("run/instant-bake", "var/tmp"):
+        (root / directory).mkdir(parents=True)
+
+    async def record(process: asyncssh.SSHServerProcess[str]) -> None:
+        commands.append(process.command or "")
+        process.exit(0)
+
+    with (
+        logged_in(
+            server_factory=ssh_server.TakesAnyKey, process_factory=record,
+            sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=str(root).encode()),
+        ) as connection,
+        step_log(tmp_path / "log", None) as log,
+    ):  # fmt: skip
+        run_steps(connection, [Upload("big", source, "0" * 64, "/usr/bin/big", "0755")], log, quiet)
+    assert (root / staged).read_bytes() == source.read_bytes()
+    assert commands == [
+        f"sudo -n install -o root -g root -m 0755 /{staged} /usr/bin/big", f"sudo -n rm -f /{staged}"
+    ]  # fmt: skip
 
 
 def test_a_server_that_does_not_answer_is_not_waited_for(

@@ -47,13 +47,11 @@ PORT = 8080
 #: Two busy cores emulate systemd, Docker and the container.
 PATIENCE_S = 600.0
 SECRET = "correct-horse-battery-staple-7391"
-#: Where a machine may hold it: the file, Docker's configuration of the container, and its runtime's copy.
+#: Where a machine may hold it: the file, and what Docker and containerd keep of the container.
 PLACES = (
-    "/etc/container-host/environment",
-    "/var/lib/docker/containers/",
-    "/run/docker/",
-    "/run/containerd/",
-)
+    "/etc/container-host/environment", "/var/lib/docker/containers/", "/var/lib/docker/containerd/",
+    "/var/lib/containerd/", "/run/docker/", "/run/containerd/",
+)  # fmt: skip
 #: The chain of the runner's without its rule against the metadata service.
 OPEN = (
     "iptables -F CONTAINER-HOST && "

@@ -452,6 +452,30 @@ func TestTagsThatWereRolledOutAreRemovedButTheLatest(t *testing.T) {
 	})
 }
 
+func TestTagsThatFailDoNotTakeThePlaceOfTheOneBefore(t *testing.T) {
+	in(t, nil, func(w *world) {
+		w.after(time.Second)
+		w.update("v2")
+		w.daemon.Change(func() { w.daemon.Registry["team/app:broken"] = "sha256:broken" })
+		w.with(func() { w.ill["broken"] = "status 500" })
+		for _, tag := range []string{"absent", "broken", "absent"} {
+			if w.update(tag).OK {
+				t.Fatalf("%s was rolled out", tag)
+			}
+		}
+		w.update("v3")
+		synctest.Wait()
+		for reference, there := range map[string]bool{"team/app:v1": true, "team/app:v2": true, "team/app:broken": false} {
+			if _, is := w.daemon.Images[reference]; is != there {
+				t.Errorf("%s is there: %t", reference, is)
+			}
+		}
+		if outcome := w.update("v1"); !outcome.OK {
+			t.Errorf("there is no way back: %+v", outcome)
+		}
+	})
+}
+
 func TestItWaitsForAnEnvironmentAndForNothingElse(t *testing.T) {
 	in(t, func(c *config.Config) { c.Environment = config.EnvironmentSSH }, func(w *world) {
 		w.with(func() { w.absent = errors.New("waiting for the environment") })

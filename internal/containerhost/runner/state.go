@@ -69,18 +69,19 @@ func (f StateFile) Keep(settings config.Config, tag string) error {
 	return f.write(saved)
 }
 
-// Tried adds the tags that are in use to those that were tried, and returns the ones that may go: all but these and
-// KeepImages others.
-func (f StateFile) Tried(settings config.Config, needed []string) (obsolete []string, err error) {
+// Tried adds the tags that are in use to those that were rolled out, and returns the ones that may go: all that are there
+// but these and KeepImages others.
+func (f StateFile) Tried(settings config.Config, needed []string, isThere func(tag string) bool) ([]string, error) {
 	saved, err := f.read()
 	if err != nil {
 		return nil, err
 	}
-	saved.Tried = slices.DeleteFunc(saved.Tried, func(tag string) bool { return slices.Contains(needed, tag) })
-	if excess := len(saved.Tried) - settings.KeepImages; excess > 0 {
-		obsolete, saved.Tried = saved.Tried[:excess], saved.Tried[excess:]
-	}
-	obsolete = slices.Clone(obsolete)
+	others := slices.DeleteFunc(saved.Tried, func(tag string) bool {
+		return slices.Contains(needed, tag) || !isThere(tag)
+	})
+	excess := max(len(others)-settings.KeepImages, 0)
+	obsolete := slices.Clone(others[:excess])
+	saved.Tried = others[excess:]
 	for _, tag := range needed {
 		if tag != "" {
 			saved.Tried = append(saved.Tried, tag)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"instantenv/internal/containerhost/config"
+	"instantenv/internal/containerhost/docker"
 )
 
 // A request asks the runner for another container: of another tag, or with another environment.
@@ -101,6 +102,7 @@ func (r *Runner) tryUpdate(
 			return nil, err
 		}
 	}
+	had := r.has(ctx, outcome.Tag)
 	next, err := r.start(ctx, outcome.Tag, asked.pull)
 	if err == nil {
 		if err = r.swap(ctx, current, next, outcome); err != nil {
@@ -111,6 +113,9 @@ func (r *Runner) tryUpdate(
 	if err != nil {
 		outcome.Logs = r.Status().Logs
 		undo()
+		if !had {
+			r.removeImage(ctx, outcome.Tag)
+		}
 		r.phasesOf(current)
 		return nil, err
 	}
@@ -212,13 +217,23 @@ func (r *Runner) prune(ctx context.Context, needed ...string) {
 	if err := r.Docker.PruneImages(ctx); err != nil {
 		r.Machine.Logf("cannot prune images: %v", err)
 	}
-	obsolete, err := r.Saved.Tried(r.Settings, needed)
+	obsolete, err := r.Saved.Tried(r.Settings, needed, func(tag string) bool { return r.has(ctx, tag) })
 	if err != nil {
 		r.Machine.Logf("cannot remember which tags were rolled out: %v", err)
 	}
 	for _, tag := range obsolete {
-		if err := r.Docker.RemoveImage(ctx, r.Settings.Image+":"+tag); err != nil {
-			r.Machine.Logf("cannot remove image %s:%s: %v", r.Settings.Image, tag, err)
-		}
+		r.removeImage(ctx, tag)
+	}
+}
+
+// has reports whether the machine has a tag; where Docker does not say, it may.
+func (r *Runner) has(ctx context.Context, tag string) bool {
+	_, err := r.Docker.ImageID(ctx, r.Settings.Image+":"+tag)
+	return !docker.IsNotFound(err)
+}
+
+func (r *Runner) removeImage(ctx context.Context, tag string) {
+	if err := r.Docker.RemoveImage(ctx, r.Settings.Image+":"+tag); err != nil {
+		r.Machine.Logf("cannot remove image %s:%s: %v", r.Settings.Image, tag, err)
 	}
 }

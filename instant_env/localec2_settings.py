@@ -78,6 +78,11 @@ class LocalEc2Settings(BaseModel):
     free_plan: bool = Field(
         default=False, description="the account is on the free plan, which has few instance types"
     )
+    guest_memory_mib: int = Field(
+        default=0, ge=0,
+        description="a guest has its type's memory, and this at most; "
+        "0: an eighth of the host's, or 1024 where that is more",
+    )  # fmt: skip
     vcpu_quota: int = Field(
         default=0, ge=0,
         description="vCPUs of on-demand instances at a time, those that ended within a minute included; "

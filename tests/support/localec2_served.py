@@ -166,9 +166,9 @@ class PretendAssembly(MachineBuilder):
         nics = self.connect(instance)
         layout = self.state.layout
         spec = MachineSpec(
-            instance.id, instance.instance_type, Platform(Arch.X86_64, "", Path(), Path()), "tcg", 2, 1024,
-            tuple(Disk(volume.id, layout.volume(volume.id)) for volume in volumes), nics,
-            Path(), Path(), Path(),
+            instance.id, instance.instance_type, Platform(Arch.X86_64, "", Path(), Path()), "tcg", 2,
+            self.memory_mib(instance), tuple(Disk(volume.id, layout.volume(volume.id)) for volume in volumes),
+            nics, Path(), Path(), Path(),
         )  # fmt: skip
         return PretendMachine(spec, Path(), on_exit)
 

@@ -8,7 +8,7 @@ key (systemd-logind does).
 
 from __future__ import annotations
 
-from instant_env.localec2.qemu import command_line
+from instant_env.localec2.instances.guest_size import memory_mib_of
 from instant_env.localec2.records.records import ImageMapping, ImageRecord, InstanceRecord
 from instant_env.localec2.state.moto_api import INSTANCE_TYPES, EC2ClientError
 
@@ -16,8 +16,13 @@ from instant_env.localec2.state.moto_api import INSTANCE_TYPES, EC2ClientError
 SLEEP_TIMEOUT_S = 120.0
 
 
-def check_configuration(image: ImageRecord, instance_type: str, root: ImageMapping) -> None:
-    """Refuse a launch whose machine could not hibernate, as EC2 does."""
+def check_configuration(
+    image: ImageRecord, instance_type: str, root: ImageMapping, chosen_memory_mib: int
+) -> None:
+    """Refuse a launch whose machine could not hibernate, as EC2 does.
+
+    ``chosen_memory_mib`` is guest_memory_mib of the settings.
+    """
     problem = ""
     if not INSTANCE_TYPES[instance_type].get("HibernationSupported"):
         problem = f"Hibernation is not supported for the instance type '{instance_type}'."
@@ -25,7 +30,7 @@ def check_configuration(image: ImageRecord, instance_type: str, root: ImageMappi
         problem = "localec2 hibernates x86_64 machines only: its arm64 machines have no sleep key."
     elif not root.encrypted:
         problem = "The root volume must be encrypted for hibernation."
-    elif root.size_gib * 1024 <= command_line.MAX_MEMORY_MIB:
+    elif root.size_gib * 1024 <= memory_mib_of(instance_type, chosen_memory_mib):
         problem = f"The root volume of {root.size_gib} GiB has no room for the memory."
     if problem:
         raise EC2ClientError("UnsupportedHibernationConfiguration", problem)

@@ -108,7 +108,7 @@ def run_instances(
     data = user_data(get("UserData"))
     hibernation = bool(get("HibernationOptions.Configured"))
     if hibernation:
-        check_configuration(image, instance_type, volumes[0])
+        check_configuration(image, instance_type, volumes[0], state.strictness.switches.guest_memory_mib)
     spot = spot_terms(get("InstanceMarketOptions") or {}, hibernation)
     check_account(state, instance_type, most, spot=spot is not None)
     public_key = _public_key(state, key_name)

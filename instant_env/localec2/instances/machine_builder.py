@@ -11,6 +11,7 @@ from pathlib import Path
 from instant_env.arch import Arch
 from instant_env.files import replacing
 from instant_env.localec2.instances import seed
+from instant_env.localec2.instances.guest_size import memory_mib_of, vcpus_of
 from instant_env.localec2.network import metadata
 from instant_env.localec2.network.addresses import NetworkError
 from instant_env.localec2.network.netd_client import ANSWER_TIMEOUT_S, Answer
@@ -19,7 +20,6 @@ from instant_env.localec2.qemu import command_line, disks
 from instant_env.localec2.qemu.accelerator import Accelerator
 from instant_env.localec2.qemu.machine import Machine
 from instant_env.localec2.records.records import InstanceRecord, InterfaceRecord, VolumeRecord
-from instant_env.localec2.state.moto_api import INSTANCE_TYPES
 from instant_env.localec2.state.profile_associations import iam_tree
 from instant_env.localec2.state.state import State
 
@@ -74,16 +74,23 @@ class MachineBuilder:
         layout.make_runtime()
         instance.qmp_socket = str(layout.qmp_socket(instance.id))
         nics = self.connect(instance)
-        vcpus, memory_mib = machine_size(instance.instance_type)
         spec = command_line.MachineSpec(
             instance_id=instance.id, instance_type=instance.instance_type, platform=platform,
-            accelerator=self._accelerators(platform), vcpus=vcpus, memory_mib=memory_mib,
+            accelerator=self._accelerators(platform),
+            vcpus=vcpus_of(instance.instance_type), memory_mib=self.memory_mib(instance),
             disks=tuple(command_line.Disk(volume.id, layout.volume(volume.id)) for volume in volumes),
             nics=nics, variables=variables,
             console=directory / "console.log", qmp=layout.qmp_socket(instance.id),
             seed=self._seed_path(instance) if instance.nocloud else None,
         )  # fmt: skip
         return Machine(spec, directory / "qemu.log", on_exit)
+
+    def memory_mib(self, instance: InstanceRecord) -> int:
+        """The memory of this start. One that hibernates keeps the first, which its swap fits."""
+        if not (instance.hibernation and instance.memory_mib):
+            chosen_mib = self.state.strictness.switches.guest_memory_mib
+            instance.memory_mib = memory_mib_of(instance.instance_type, chosen_mib)
+        return instance.memory_mib
 
     def write_metadata(self, instance: InstanceRecord) -> Path:
         """Write what IMDS serves to this instance."""
@@ -218,10 +225,3 @@ class MachineBuilder:
         if instance.public_ip != elastic_ip:
             self.network.addresses.release(instance.public_ip)
         instance.public_ip = elastic_ip
-
-
-def machine_size(instance_type: str) -> tuple[int, int]:
-    """(vCPUs, MiB) of a guest: its type's, but no more than localec2 gives."""
-    facts = INSTANCE_TYPES[instance_type]
-    vcpus, memory_mib = facts["VCpuInfo"]["DefaultVCpus"], facts["MemoryInfo"]["SizeInMiB"]
-    return min(vcpus, command_line.MAX_VCPUS), min(memory_mib, command_line.MAX_MEMORY_MIB)

@@ -16,9 +16,6 @@ from typing import Any
 from instant_env.arch import Arch
 from instant_env.errors import MissingToolError
 
-#: What a guest gets whatever its type; two cores are all that many laptops can spare.
-MAX_VCPUS = 2
-MAX_MEMORY_MIB = 1024
 #: Empty slots for volumes beside the root.
 VOLUME_SLOTS = 4
 #: Scheduling priority: the machines must not starve the program that measures them.

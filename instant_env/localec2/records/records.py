@@ -313,6 +313,7 @@ class InstanceRecord(ResourceRecord):
     one_time: bool = False  # its spot request is; such an instance cannot be stopped
     interruption: Interruption | None = None
     hibernation: bool = False  # HibernationOptions.Configured
+    memory_mib: int = 0  # of the machine started last; 0 before the first start
     nocloud: bool = False  # as its image: it gets a NoCloud disk
     metadata_options: MetadataOptions = MetadataOptions()
     profile: ProfileAssociation | None = None

@@ -15,6 +15,7 @@ from instant_env.arch import Arch
 from instant_env.errors import InstantEnvError, MissingToolError
 from instant_env.localec2 import restore, starter
 from instant_env.localec2.api import allowed
+from instant_env.localec2.instances import guest_size
 from instant_env.localec2.network import addresses, metadata, network
 from instant_env.localec2.qemu import accelerator, command_line, disks
 from instant_env.localec2.qemu.qmp import Qmp, QmpError
@@ -363,3 +364,33 @@ def test_a_server_of_another_region_is_not_used(tmp_path: Path, monkeypatch: pyt
         assert call(Settings(state_dir=tmp_path)) is endpoint, "no other one was asked for"
         with pytest.raises(starter.LocalEc2Error, match="runs in eu-west-1"):
             call(Settings(region="us-east-1", state_dir=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("chosen_mib", "host_mib", "most_mib"),
+    [
+        (0, 8 * 1024, 1024),  # a small laptop
+        (0, 2 * 1024, 1024),
+        (0, 24 * 1024, 3 * 1024),
+        (4096, 8 * 1024, 4096),  # somebody knows better
+        (512, 64 * 1024, 512),
+    ],
+)
+def test_the_most_that_a_guest_gets(chosen_mib: int, host_mib: int, most_mib: int) -> None:
+    assert guest_size.most_memory_mib(chosen_mib, host_mib) == most_mib
+
+
+def test_a_guest_has_the_memory_of_its_type_up_to_the_limit() -> None:
+    sizes = [
+        guest_size.memory_mib_of(name, 3000) for name in ("t3.nano", "t3.micro", "t3.small", "m7i.large")
+    ]
+    assert sizes == [512, 1024, 2048, 3000]
+
+
+def test_the_host_is_its_container(tmp_path: Path) -> None:
+    limit = tmp_path / "memory.max"
+    whole_mib = guest_size.host_memory_mib(limit)
+    limit.write_text("max\n")
+    assert guest_size.host_memory_mib(limit) == whole_mib > 256
+    limit.write_text(f"{256 * 1024 * 1024}\n")
+    assert guest_size.host_memory_mib(limit) == 256

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 pytest_plugins = ("support.localec2_served",)
 
 ENCRYPTED: Any = [{"DeviceName": "/dev/xvda", "Ebs": {"Encrypted": True}}]
+ROOT_GIB = 4
+LARGE: Any = [{"DeviceName": "/dev/xvda", "Ebs": {"Encrypted": True, "VolumeSize": ROOT_GIB}}]
 
 
 def market(kind: str = "one-time", behavior: str | None = None, **more: Any) -> dict[str, Any]:
@@ -257,6 +259,31 @@ def test_hibernation_wants_a_fitting_launch(served: Served) -> None:
     instance_id = launch(served)
     with refused("UnsupportedHibernationConfiguration"):
         served.ec2.stop_instances(InstanceIds=[instance_id], Hibernate=True)
+
+
+def test_a_machine_that_hibernates_keeps_its_memory(served: Served) -> None:
+    """Its swap was made for it, and what was saved does not fit another size."""
+    configured: Any = {"Configured": True}
+    served.state.strictness.change({"guest_memory_mib": 1536})
+    kept = launch(served, HibernationOptions=configured, BlockDeviceMappings=LARGE, InstanceType="m5.large")
+    other = launch(served, InstanceType="m5.large")
+    assert served.machine(kept).spec.memory_mib == served.machine(other).spec.memory_mib == 1536
+    served.state.strictness.change({"guest_memory_mib": 2560})
+    served.ec2.stop_instances(InstanceIds=[kept], Hibernate=True)
+    served.ec2.stop_instances(InstanceIds=[other])
+    until(lambda: {state_of(served, instance_id) for instance_id in (kept, other)} == {"stopped"})
+    served.ec2.start_instances(InstanceIds=[kept, other])
+    until(lambda: {state_of(served, instance_id) for instance_id in (kept, other)} == {"running"})
+    assert [served.machine(one).spec.memory_mib for one in (kept, other)] == [1536, 2560]
+
+
+def test_the_root_has_room_for_the_memory_that_the_guest_gets(served: Served) -> None:
+    configured: Any = {"Configured": True}
+    served.state.strictness.change({"guest_memory_mib": ROOT_GIB * 1024})
+    with refused("UnsupportedHibernationConfiguration"):
+        launch(served, HibernationOptions=configured, BlockDeviceMappings=LARGE, InstanceType="m5.large")
+    served.state.strictness.change({"guest_memory_mib": ROOT_GIB * 1024 - 1})
+    launch(served, HibernationOptions=configured, BlockDeviceMappings=LARGE, InstanceType="m5.large")
 
 
 def test_a_spot_instance_hibernates(served: Served) -> None:

@@ -7,6 +7,7 @@ import (
 
 	"instantenv/init/internal/atomicfile"
 	"instantenv/init/internal/inittest"
+	"instantenv/init/internal/userdata"
 )
 
 // someone is a user with a home under a temporary directory; the files belong to whoever runs the test.
@@ -114,5 +115,18 @@ func TestAuthorizeDoesNotFollowTheUsersLinks(t *testing.T) {
 		if err := user.Authorize(inittest.Keys(t, inittest.Key)); err == nil {
 			t.Errorf("%s as a link was followed", name)
 		}
+	}
+}
+
+func TestAccountsThatUserDataNames(t *testing.T) {
+	login := Account{name: "somebody", owner: atomicfile.Owner{UID: 1234, GID: 5678}}
+	if uid, gid, err := login.Find(userdata.LoginUser); uid != 1234 || gid != 5678 || err != nil {
+		t.Errorf("the login user: %d, %d, %v", uid, gid, err)
+	}
+	if uid, gid, err := login.Find("root"); uid != 0 || gid != 0 || err != nil {
+		t.Errorf("root: %d, %d, %v", uid, gid, err)
+	}
+	if _, _, err := login.Find("nobody-has-this-name"); err == nil {
+		t.Error("a user that does not exist")
 	}
 }

@@ -19,6 +19,10 @@ import (
 // whose bytes may be left in free space, and in programs that come as archives.
 var knownPublicKeys = map[string]string{
 	"33998881ecb6ca2c": "a shared access signature in AWS DataSync's documentation (botocore/data/datasync/2018-11-09)",
+	// Of code-server 4.139.1 and Node 24.19.0 (recipes/programs/code-server), which their digests pin.
+	"0739020d3a2d8f66": "the key by which ssh2 finds out whether Node has Ed25519 (ssh2/lib/protocol/constants.js)",
+	"3729232bb90ac21a": "no token: a part of a table in base64 that is compiled into Node",
+	"51fb552dfad78676": "an example in an error message of dotenv (ms-vscode.js-debug/src/extension.js)",
 }
 
 // vendorFiles compares files of the image with their packages, by the databases of dpkg and rpm in the image.

@@ -38,6 +38,10 @@ _PLATFORM = re.compile(
     "(aix|android|darwin|freebsd|linux|linuxmusl|netbsd|openbsd|sunos|win32)"
     "-(arm|arm64|ia32|loong64|mips64el|ppc64|ppc64le|riscv64|s390x|x64)"
 )
+#: Of packages below node_modules, not needed to run: their tests, whose keys and tokens nobody could tell
+#: from real ones in an image's audit, and what people read. Licences stay.
+_TESTS = ("test", "tests", "__tests__")
+_UNREAD = re.compile(r"(README|CHANGELOG|HISTORY)(\..*)?|\..*\.yml", re.IGNORECASE)
 #: Not needed to run: what compiling leaves, and maps for debuggers.
 _LEFTOVERS = ("*.map", "*.o", "*.o.d", "*.a", "obj.target", ".deps", "*.tsbuildinfo")
 
@@ -134,12 +138,20 @@ def _tidy(tree: Path, arch: Arch) -> None:
     for folder in [path for path in tree.rglob("*-*") if path.is_dir() and not path.is_symlink()]:
         if _PLATFORM.fullmatch(folder.name) and folder.name != ours:
             shutil.rmtree(folder, ignore_errors=True)
+    for packages in [*tree.rglob("node_modules")]:
+        for path in [*packages.rglob("*")]:
+            if (path.name in _TESTS and path.is_dir()) or _UNREAD.fullmatch(path.name):
+                _remove(path)
     for pattern in _LEFTOVERS:
         for path in [*tree.rglob(pattern)]:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _pack(tree: Path, archive: Path, name: str) -> Path:

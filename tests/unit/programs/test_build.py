@@ -252,6 +252,26 @@ def test_native_modules_are_not_compiled_for_another_architecture(tmp_path: Path
     assert not (tmp_path / "cache").exists()
 
 
+def test_what_a_package_does_not_run_on_stays_out_of_the_image(tmp_path: Path) -> None:
+    kept = (
+        "out/node/entry.js", "out/test/index.js", "README.md", "extensions/git/README.md",
+        "node_modules/a/index.js", "node_modules/a/LICENSE.md", "node_modules/a/test.js",
+        "node_modules/a/node_modules/b/prebuilds/linux-x64/b.node", "node_modules/a/bin/linux-x64/rg",
+    )  # fmt: skip
+    left_out = (
+        "node_modules/a/test/fixtures/id_rsa", "node_modules/a/node_modules/b/tests/token.ts",
+        "node_modules/a/README.md", "node_modules/a/.travis.yml", "node_modules/a/index.js.map",
+        "node_modules/a/node_modules/b/prebuilds/darwin-arm64/b.node", "node_modules/a/bin/linux-arm64/rg",
+        "node_modules/a/build/Release/obj.target/a.o",
+    )  # fmt: skip
+    for name in (*kept, *left_out):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    npm._tidy(tmp_path, Arch.X86_64)
+    found = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(found) == sorted(kept)
+
+
 def test_an_archive_depends_on_names_modes_and_contents_alone(tmp_path: Path) -> None:
     archives = []
     for number, names in enumerate((("b", "a"), ("a", "b"))):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -37,6 +37,8 @@ from instant_env.bake.execute import (
 from instant_env.bake.forecast import Forecast, forecast
 from instant_env.bake.manifest import manifest
 from instant_env.bake.packages import LIST_COMMANDS, Package, bill_of_materials
+from instant_env.bake.parameters import as_text
+from instant_env.bake.parent import NO_AMI, check_lineage, choose
 from instant_env.bake.plan import BakePlan, make_plan
 from instant_env.bake.proof.checks import outside_ports
 from instant_env.bake.proof.verdict import VerifyError
@@ -62,6 +64,8 @@ from instant_env.user_data import UserData
 
 #: A builder or verifying machine older than this belongs to no bake. The machine's own timer uses the same.
 MACHINE_TTL_S = 3600
+#: The unit of minimal that fetches the key, and stays.
+KEY_AGENT_UNIT = "instant-init-key.service"
 #: How often the console is looked at while the seal runs.
 _CONSOLE_EVERY_S = 10.0
 #: How often, and with which pauses, it is read once the builder has stopped, until it has the seal's last
@@ -94,10 +98,11 @@ class BakeResult:
         }
 
 
-def check(settings: Settings, request: Request, progress: Progress = quiet) -> tuple[Base, BakePlan]:
+def check(settings: Settings, request: Request, progress: Progress = quiet) -> tuple[Base, list[BakePlan]]:
     """Check what needs no cloud: read recipe and base, render every script, build artefacts.
 
-    Run before anything is started, so that a typo costs a second. The plan's base AMI is a stand-in.
+    Run before anything is started, so that a typo costs a second. The first plan is the recipe's own, those
+    of its parents follow for a bake from the parent; the base AMI of all is a stand-in.
     Raises UsageError, MissingToolError when a binary cannot be built here, or BuildError when that failed.
     """
     base, arch = load_base(settings.recipes_dir, request.options.base or default_base(settings)), request.arch
@@ -106,31 +111,55 @@ def check(settings: Settings, request: Request, progress: Progress = quiet) -> t
             f"base {base.base} does not exist for {arch}",
             hint=f"it does for: {', '.join(base.architectures)}",
         )
+    plans = _plans(settings, request, base, lambda names: dict.fromkeys(names, Path(__file__)))
+    if request.options.from_parent:  # a program may take minutes: mistakes come out before
+        check_lineage(plans)
+
+    def build(names: set[str]) -> dict[str, Path]:
+        return artefacts.build(names, arch, settings.cache_dir, settings.recipes_dir / PROGRAMS, progress)
+
+    return base, _plans(settings, request, base, build)
+
+
+def _plans(
+    settings: Settings, request: Request, base: Base, files: Callable[[set[str]], Mapping[str, Path]]
+) -> list[BakePlan]:
+    """The plan of the recipe and, for a bake from its parent, those of its parents, the nearest first, with
+    the recipe's own parameters. ``files`` has what recipes upload, by the names that it is given."""
     recipe = resolve(settings.recipes_dir, request.recipe, base.family)
-    names = artefacts.names(recipe)
-
-    def plan(files: Mapping[str, Path]) -> BakePlan:
-        return make_plan(recipe, base, "ami-00000000", arch, files, request.options.parameters)
-
-    plan(dict.fromkeys(names, Path(__file__)))  # a program may take minutes: mistakes come out before
-    programs_dir = settings.recipes_dir / PROGRAMS
-    return base, plan(artefacts.build(names, arch, settings.cache_dir, programs_dir, progress))
+    plans = [
+        make_plan(
+            recipe, base, NO_AMI, request.arch, files(artefacts.names(recipe)), request.options.parameters
+        )
+    ]
+    if not request.options.from_parent:
+        return plans
+    for name in recipe.lineage[1:]:
+        parent, values = resolve(settings.recipes_dir, name, base.family), plans[0].parameters
+        texts = {key: as_text(value) for key, value in values.items() if key in parent.parameters}
+        plans.append(make_plan(parent, base, NO_AMI, request.arch, files(artefacts.names(parent)), texts))
+    return plans
 
 
 def prepare(
     cloud: Cloud, settings: Settings, request: Request, progress: Progress
 ) -> tuple[BakePlan, BaseImage]:
-    """The plan for this cloud: as `check`, with the base's AMI, which is registered first if it has to be."""
+    """The plan for this cloud: as `check`, with the base's AMI, which is registered first if it has to be;
+    and the AMI that the builder is launched from: that one, or the parent's."""
     check_subnet(cloud, private=request.options.ssh_private or settings.ssh_private)
     progress(Doing("building what the image gets"))
-    base, plan = check(settings, request, progress)
+    base, plans = check(settings, request, progress)
     if request.options.kms_key_id:
         progress(f"note: spot machines of this image need a grant for the key, once: {KMS_GRANT}")
     cloud.ensure_base(base.base, request.arch, progress)
     image = bases.find(cloud, base, request.arch, request.options.base_ami)
     if line := bases.newer_than_facts(base, image):
         progress(line)
-    return dataclasses.replace(plan, base_ami=image.id), image
+    plans = [dataclasses.replace(plan, base_ami=image.id) for plan in plans]
+    if not request.options.from_parent:
+        return plans[0], image
+    plan, parent = choose(cloud, plans, request)
+    return plan, bases.own(cloud, parent.id, f"the newest verified {parent.recipe}")
 
 
 def estimate(cloud: Cloud, settings: Settings, request: Request, progress: Progress) -> Forecast:
@@ -241,7 +270,7 @@ def bake(
         progress(f"log: {log_path}")
         try:
             with machine(cloud, order, progress) as builder:
-                _begin(builder, order, log, progress)
+                _begin(builder, order, plan, log, progress)
                 before = _packages(builder, plan, log)
                 times = _run_steps(builder, plan, options.packages.settled(cloud.name, private=order.private),
                                    log, progress)  # fmt: skip
@@ -306,7 +335,7 @@ def bake(
 def _builder_order(
     cloud: Cloud, settings: Settings, request: Request, plan: BakePlan, base: BaseImage
 ) -> Order:
-    """The builder: from the base's AMI, its root volume as large as the recipe wants it."""
+    """The builder: from the base's AMI or the parent's, its root volume as large as the recipe wants it."""
     options, root_gib = request.options, plan.volume_gib(base.size_gib)
     return Order(
         image_id=base.id,
@@ -315,7 +344,8 @@ def _builder_order(
         role=Role.BUILDER,
         login_user=plan.base.login_user,
         expires_at=datetime.now(UTC) + timedelta(seconds=MACHINE_TTL_S),
-        user_data=user_data(MACHINE_TTL_S),
+        # Images of ours have no cloud-init.
+        user_data=UserData(ttl_s=MACHINE_TTL_S).as_json() if plan.parent_ami else user_data(MACHINE_TTL_S),
         options=LaunchOptions(
             encrypted=options.encrypt,
             kms_key_id=options.kms_key_id,
@@ -341,8 +371,13 @@ def _run_steps(
         return run_steps(builder.connection, plan.steps, log, progress, variables)
 
 
-def _begin(builder: Machine, order: Order, log: StepLog, progress: Progress) -> None:
+def _begin(builder: Machine, order: Order, plan: BakePlan, log: StepLog, progress: Progress) -> None:
     _arm_timer(builder, log)
+    if plan.parent_ami:
+        # The bake's own timer is armed. The agent of the parent's image, which keeps the time limit of tags
+        # and user data, must not cut the seal short.
+        stop = f"systemctl stop {KEY_AGENT_UNIT} 2>/dev/null || true"
+        run_as_root(builder.connection, ["sh", "-c", stop], log)
     wait_for_first_boot(builder.connection, log, progress)
     if order.options.root_gib is not None:
         check_root_is_grown(builder.connection, order.options.root_gib, log)

@@ -51,6 +51,22 @@ def find(cloud: Cloud, base: Base, arch: Arch, reference: str | None = None) -> 
         raise CloudError(f"{doing}: no such AMI in {cloud.region}", hint=f"correct {_where(base, reference)}")
     image = max(images, key=lambda image: image.get("CreationDate", ""))
     _check(image, base, arch, _where(base, reference))
+    return _described(image, by)
+
+
+def own(cloud: Cloud, image_id: str, found_by: str) -> BaseImage:
+    """An AMI of this account to bake from: a parent's. Raises CloudError when it has gone."""
+    doing = f"looking for {image_id}"
+    try:
+        images = cloud.ec2.describe_images(ImageIds=[image_id], Owners=["self"])["Images"]
+    except ClientError as error:
+        raise cloud_error(error, doing) from error
+    if not images:
+        raise CloudError(f"{doing}: no such AMI of this account in {cloud.region}", hint="run the bake again")
+    return _described(images[0], found_by)
+
+
+def _described(image: ImageTypeDef, by: str) -> BaseImage:
     (root,) = [m["Ebs"] for m in image["BlockDeviceMappings"] if m["DeviceName"] == image["RootDeviceName"]]
     return BaseImage(
         id=image["ImageId"],

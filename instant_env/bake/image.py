@@ -35,6 +35,7 @@ def make(
             "arch": plan.arch.value, "plan-hash": plan.hash, "login-user": plan.base.login_user,
             "init-sha256": next(init, ""), "git-revision": revision, "manifest": f"{request.image_name}.json",
             "encryption": request.options.encryption,
+            **({"parent-ami": plan.parent_ami} if plan.parent_ami else {}),
             "hibernates": "yes" if plan.recipe.hibernates else "no",
         },
     }  # fmt: skip

@@ -71,7 +71,7 @@ class Parameter(BaseModel):
                 continue
             if type(default) is not _PYTHON[self.type]:
                 raise ValueError(f"default {default!r} is not of type {self.type}")
-            self.read(_as_text(default))
+            self.read(as_text(default))
         return self
 
     def default_for(self, arch: Arch) -> Value | None:
@@ -109,7 +109,7 @@ _PYTHON: dict[Kind, type] = {
 }  # fmt: skip
 
 
-def _as_text(value: Value) -> str:
+def as_text(value: Value) -> str:
     """A value as one would write it after ``--set key=``."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 

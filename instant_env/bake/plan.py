@@ -64,7 +64,11 @@ Step = Script | Upload | File
 
 @dataclass(frozen=True)
 class BakePlan:
-    """What a bake does, to which AMI. ``seal`` is the last, detached step."""
+    """What a bake does, to which AMI. ``seal`` is the last, detached step.
+
+    ``parent_ami``: of the recipe's parent, which the builder is launched from in place of ``base_ami``; empty
+    for a bake from the base. See :mod:`instant_env.bake.parent`.
+    """
 
     recipe: ResolvedRecipe
     base: Base
@@ -74,6 +78,7 @@ class BakePlan:
     seal: str = field(repr=False)
     parameters: Mapping[str, Value] = field(default_factory=dict)
     checks: tuple[Check, ...] = ()
+    parent_ami: str = ""
 
     @property
     def hash(self) -> str:
@@ -94,6 +99,8 @@ class BakePlan:
         }
         if self.recipe.root_gib is not None:
             content["root_gib"] = self.recipe.root_gib
+        if self.parent_ami:
+            content["parent_ami"] = self.parent_ami
         if self.checks:
             content["checks"] = [check.identity() for check in self.checks]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -109,6 +116,7 @@ class BakePlan:
             "lineage": self.recipe.lineage,
             "base": self.base.base,
             "base_ami": self.base_ami,
+            "parent_ami": self.parent_ami or None,
             "arch": self.arch.value,
             "hash": self.hash,
             "root_gib": self.recipe.root_gib,

@@ -169,6 +169,7 @@ class StepSpec(_Strict):
     to: str | None = None
     mode: str = Field(default="0644", pattern=r"^0[0-7]{3}$")
     timeout_s: int = Field(default=300, gt=0)
+    again: bool = Field(default=False, description="run by a child that is baked from the parent's AMI, too")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -322,8 +323,9 @@ def _chain(recipes_dir: Path, name: str) -> list[tuple[Recipe, Path]]:
 def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     """Fold a recipe's parents in.
 
-    ``remove``, ``keep_where_installed``, ``hosts``, ``allow_modes`` and ``allow_accounts`` add up; ``keep``
-    and the kernel arguments of the child replace the parent's if given; a step or check of the same name
+    ``remove``, ``keep``, ``keep_where_installed``, ``hosts``, ``allow_modes`` and ``allow_accounts`` add up,
+    and what a child keeps is taken out of the inherited ``remove``, what it removes out of the inherited
+    ``keep``; the kernel arguments of the child replace the parent's if given; a step or check of the same name
     replaces the parent's in its place; ``initramfs`` is the child's own, ``ssm_keys`` and ``hibernates`` are
     the nearest one's, ``root_gib`` is the largest; a parameter of the same name replaces the parent's, which
     is how a child sets a default.
@@ -346,8 +348,11 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     steps: dict[str, ResolvedStep] = {}
     checks: dict[str, CheckSpec] = {}
     for recipe, directory in reversed(chain):
-        remove |= recipe.remove.get(family, {})
-        keep = recipe.keep.get(family, keep)
+        own_remove, own_keep = recipe.remove.get(family, {}), recipe.keep.get(family, {})
+        if clash := sorted(set(own_remove) & set(own_keep)):
+            raise UsageError(f"recipe {recipe.recipe} both removes and keeps {', '.join(clash)}")
+        remove = {name: why for name, why in remove.items() if name not in own_keep} | own_remove
+        keep = {name: why for name, why in keep.items() if name not in own_remove} | own_keep
         keep_where_installed |= recipe.keep_where_installed.get(family, {})
         arguments = recipe.kernel_arguments or arguments
         arch_arguments |= recipe.arch_kernel_arguments
@@ -365,8 +370,6 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
     ssm_keys = next((recipe.ssm_keys for recipe, _ in chain if recipe.ssm_keys), None)
     if ssm_keys is not None:
         steps[_SSM_STEP.name] = ResolvedStep(spec=_SSM_STEP, directory=chain[0][1])
-    if clash := sorted(set(remove) & set(keep)):
-        raise UsageError(f"recipe {name} both removes and keeps {', '.join(clash)}")
     return ResolvedRecipe(
         name=name,
         description=child.description,

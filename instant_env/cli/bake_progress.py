@@ -84,6 +84,8 @@ def plan_lines(estimate: Forecast) -> Iterator[str]:
     plan, base = estimate.plan, estimate.base
     yield f"plan {plan.hash}: {plan.recipe.name} for {plan.arch}"
     yield f"  base  {plan.base.base}: {base.id} of {base.created[:10]}, {base.name}, found by {base.found_by}"
+    if plan.parent_ami:
+        yield f"  from  {plan.parent_ami}, of its parent: what that has is not done again"
     for step in plan.steps:
         yield f"  {step.identity()[0]:6}  {step.name}"
     yield "  script  seal"

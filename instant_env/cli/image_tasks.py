@@ -43,6 +43,7 @@ _SET_HELP = {"set": "value of one of the recipe's parameters, as key=value; repe
         "check-host-key": "go on only when a machine's console has its host key (the default)",
         "deprecate-after-days": "mark the image as deprecated after so many days (default: never)",
         "protect": "protect the image against deregistration",
+        "from-parent": "bake from the verified AMI of the recipe's parent, and do only what that lacks",
         "force": "bake even when an AMI already holds this plan",
         "parallel": "how many to bake at a time (default: all)",
         "dry-run": "print the plan, what it would make and cost; nothing is made",
@@ -70,6 +71,7 @@ def bake(
     check_host_key: bool = True,
     deprecate_after_days: int = 0,
     protect: bool = False,
+    from_parent: bool = False,
     force: bool = False,
     parallel: int = 0,
     dry_run: bool = False,
@@ -96,7 +98,7 @@ def bake(
         kms_key_id=kms_key_id or None, on_error=choose(OnError, on_error, "--on-error"),
         ssh_private=ssh_private, check_host_key=check_host_key,
         packages=choose(Packages, packages, "--packages"),
-        deprecate_after_days=deprecate_after_days or None, protect=protect,
+        deprecate_after_days=deprecate_after_days or None, protect=protect, from_parent=from_parent,
     )  # fmt: skip
     bakes = requests(recipe, arch, options)
     if parallel < 0:

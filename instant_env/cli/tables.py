@@ -43,6 +43,7 @@ def image_row(image: BakedImage) -> dict[str, Any]:
         "arch": image.arch.value,
         "base": image.base,
         "base_ami": image.base_ami,
+        "parent_ami": image.parent_ami or None,
         "created": image.created.isoformat(),
         "size_gib": image.size_gib,
         "plan_hash": image.plan_hash,

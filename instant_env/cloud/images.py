@@ -54,6 +54,8 @@ class BakedImage:
     run_id: str = ""
     manifest: str = ""
     encryption: str = "default"
+    parent_ami: str = ""
+    """Of the recipe's parent, which it was baked from in place of ``base_ami``."""
     hibernates: bool = True
     """Whether its machines can; True for one of an older version, whose tags do not say."""
     expires_at: datetime | None = None
@@ -92,6 +94,7 @@ def _from_description(image: ImageTypeDef) -> BakedImage:
         run_id=tags.get(f"{PREFIX}run", ""),
         manifest=tags.get(f"{PREFIX}manifest", ""),
         encryption=tags.get(f"{PREFIX}encryption", "default"),
+        parent_ami=tags.get(f"{PREFIX}parent-ami", ""),
         hibernates=tags.get(f"{PREFIX}hibernates", "yes") == "yes",
         expires_at=expiry(tags),
     )

@@ -96,6 +96,7 @@ def test_only_what_the_parent_does_not_have_is_done(family: Bakery) -> None:
     assert from_base.id == parent.id  # the parent's own plan is as it was
 
 
+@pytest.mark.slow
 def test_the_parents_ami_is_in_the_hash(family: Bakery) -> None:
     first = family.bake().image
     one = plan(family)
@@ -147,6 +148,7 @@ def test_an_ami_that_is_not_verified_is_no_parent(family: Bakery) -> None:
         plan(family)
 
 
+@pytest.mark.slow
 def test_the_parents_parameters_have_the_childs_values(family: Bakery) -> None:
     parameter = {"description": "x", "default": "plain", "pattern": "[a-z ]+"}
     write(family, "pretend", parameters={"colour": parameter})
@@ -180,6 +182,7 @@ def test_what_was_in_the_parents_memory_is_put_there_again(family: Bakery) -> No
     assert [one.name for one in plan(family).steps] == ["first", "tool", "more"]
 
 
+@pytest.mark.slow
 def test_a_grandchild_takes_a_child_of_either_origin(family: Bakery) -> None:
     write(family, "grandchild", extends="child", steps=[step("last")])
     family.bake()
@@ -195,6 +198,7 @@ def test_a_grandchild_takes_a_child_of_either_origin(family: Bakery) -> None:
         plan(family, "grandchild")
 
 
+@pytest.mark.slow
 def test_a_larger_root_grows_the_parents(family: Bakery) -> None:
     write(family, "child", root_gib=4)
     family.bake()

@@ -325,10 +325,10 @@ def resolve(recipes_dir: Path, name: str, family: Family) -> ResolvedRecipe:
 
     ``remove``, ``keep``, ``keep_where_installed``, ``hosts``, ``allow_modes`` and ``allow_accounts`` add up,
     and what a child keeps is taken out of the inherited ``remove``, what it removes out of the inherited
-    ``keep``; the kernel arguments of the child replace the parent's if given; a step or check of the same name
-    replaces the parent's in its place; ``initramfs`` is the child's own, ``ssm_keys`` and ``hibernates`` are
-    the nearest one's, ``root_gib`` is the largest; a parameter of the same name replaces the parent's, which
-    is how a child sets a default.
+    ``keep``; the kernel arguments of the child replace the parent's if given; a step or check of the same
+    name replaces the parent's in its place; ``initramfs`` is the child's own, ``ssm_keys`` and ``hibernates``
+    are the nearest one's, ``root_gib`` is the largest; a parameter of the same name replaces the parent's,
+    which is how a child sets a default.
     """
     chain = _chain(recipes_dir, name)
     child = chain[0][0]

@@ -57,8 +57,8 @@ class Options:
     builder's root volume, and so the image, with ``kms_key_id`` or the account's default key.
     ``ssh_private``: reach machines by their private addresses, from within the VPC. ``check_host_key``: go on
     only when a machine's console has the host key that its server showed. ``packages``: who fetches packages
-    and downloads. Both ways get the same files, so it is no part of the plan's hash. ``from_parent``: bake from
-    the AMI of the recipe's parent (see instant_env.bake.parent).
+    and downloads. Both ways get the same files, so it is no part of the plan's hash. ``from_parent``: bake
+    from the AMI of the recipe's parent (see instant_env.bake.parent).
     """
 
     base: str | None = None

@@ -36,6 +36,11 @@ def machine(tmp_path: Path) -> Machine:
     made.program("runuser", '[ "$1 $2 $3" = "-u editor --" ] || exit 9; shift 3; exec "$@"')
     made.program("systemctl", f'echo "$@" >>{made.root}/systemctl')
     made.program("chown", "exit 0")
+    # The launch's settings are written while they are waited for.
+    written = f"{made.root}/run/instant-env/settings"
+    made.program(
+        "instant-init", f'[ "$*" = "await user-data" ] || exit 9; mv {written}.late {written} || true'
+    )
     return made
 
 
@@ -119,10 +124,10 @@ def test_tls_is_what_the_launch_says_or_else_the_image(
 ) -> None:
     """1 skips the unit, and 255 fails it (systemd.service(5), ExecCondition=)."""
     for name, value in settings.items():
-        machine.write(f"run/instant-env/settings/{name}", f"{value}\n")
+        machine.write(f"run/instant-env/settings.late/{name}", f"{value}\n")
     result = run(machine, "tls", parameters=parameters)
     assert result.returncode == status, result.stderr
-    assert bool(result.stderr) is (status == 255)
+    assert (b"browser-editor: " in result.stderr) is (status == 255)
     file = machine.root / "run/browser-editor/Caddyfile"
     assert file.exists() is (text is not None)
     if text is not None:

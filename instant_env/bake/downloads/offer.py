@@ -9,10 +9,10 @@ from typing import Protocol
 
 import fabric
 
+from instant_env.bake.downloads.caller import callers_upstreams
 from instant_env.bake.downloads.forward import forwarded, variables
 from instant_env.bake.downloads.hosts import allowed_hosts
 from instant_env.bake.downloads.proxy import Proxy
-from instant_env.bake.downloads.upstreams import Upstreams
 from instant_env.bake.plan import BakePlan
 from instant_env.errors import InstantEnvError
 from instant_env.progress import Progress
@@ -53,7 +53,7 @@ def offered(
         return
     recipe = plan.recipe
     allowed = allowed_hosts([*plan.base.hosts, *recipe.hosts], recipe.parameters, plan.parameters)
-    proxy = Proxy(allowed, Upstreams(), recipe.name)
+    proxy = Proxy(allowed, callers_upstreams(), recipe.name)
     try:
         with forwarded(connection, proxy) as port:
             yield variables(proxy, port)

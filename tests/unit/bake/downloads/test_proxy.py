@@ -19,9 +19,8 @@ from support.patience import until
 from instant_env.bake.downloads.forward import ForwardError, forwarded, variables
 from instant_env.bake.downloads.hosts import AllowedHosts
 from instant_env.bake.downloads.proxy import MOST_CONNECTIONS, Proxy
-from instant_env.bake.downloads.upstreams import Upstreams
+from instant_env.bake.downloads.upstreams import Route, Upstreams
 from instant_env.cloud.keys import KeyPair
-from instant_env.debian.mirrors import Mirrors
 from instant_env.ssh import connection as ssh
 
 
@@ -104,9 +103,12 @@ def no_proxy(_: str, __: str) -> str:
 def upstreams(port: int, proxy_for: Callable[[str, str], str] = no_proxy) -> Upstreams:
     """``pinned.example`` is a mirror's, and so is Debian's archive; loopback is itself."""
     return Upstreams(
-        debian=Mirrors(f"http://127.0.0.1:{port}/mirror/debian", f"http://127.0.0.1:{port}/mirror/security"),
-        mirrors={"https://pinned.example/": f"http://127.0.0.1:{port}/pinned"},
-        proxy_for=proxy_for,
+        (
+            Route("http://deb.debian.org/debian-security/", f"http://127.0.0.1:{port}/mirror/security"),
+            Route("http://deb.debian.org/debian/", f"http://127.0.0.1:{port}/mirror/debian/"),
+            Route("https://pinned.example/", f"http://user:pass@127.0.0.1:{port}/pinned"),
+        ),
+        proxy_for,
     )
 
 
@@ -250,11 +252,13 @@ def test_an_upstreams_refusal_is_passed_on_and_counted(port: int, proxy: Proxy) 
     until(lambda: proxy.traffic.failures == {"pinned.example": "HTTP 404 Not Found"})
 
 
-def test_no_credentials_go_upstream(port: int) -> None:
+def test_no_credentials_of_the_builder_go_upstream(port: int) -> None:
     get(port, "/pinned.example/x", **{"Authorization": "Basic eA==", "Cookie": "a=b", "Range": "bytes=1-"})
     ((_, headers),) = Origin.seen
     assert headers["Range"] == "bytes=1-"
-    assert not {"Authorization", "Cookie", "Proxy-Authorization"} & set(headers)
+    assert not {"Cookie", "Proxy-Authorization"} & set(headers)
+    # The mirror's own, from this computer's configuration.
+    assert headers["Authorization"] == "Basic dXNlcjpwYXNz"
 
 
 def test_the_callers_own_proxy_is_used(shared: fabric.Connection, origin: int) -> None:

@@ -61,7 +61,12 @@ def image(tmp_path: Path) -> Path:
 def run(image: Path, command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """The template, and a command behind it."""
     text = environment(ROOT / "recipes/minimal").get_template("shared/apt.sh.j2").render()
-    text = text.replace("/etc/apt", str(image / "etc-apt")).replace("/run/instant-bake", str(image / "run"))
+    for there, here in (
+        ("/etc/apt", "etc-apt"),
+        ("/run/instant-bake", "run"),
+        ("/usr/sbin/policy-rc.d", "policy-rc.d"),
+    ):
+        text = text.replace(there, str(image / here))
     state = f"""
 cat >>"$APT_CONFIG" <<APT
 Dir::State "{image}/state";
@@ -108,6 +113,44 @@ def test_the_images_own_sources_stay_as_they_are(image: Path) -> None:
     run(image, TARGETS, INSTANT_ENV_DOWNLOADS="http://127.0.0.1:4711")
     assert sorted(path for path in (image / "etc-apt").rglob("*") if path.is_file()) == files
     assert [path.read_bytes() for path in files] == before
+
+
+#: Stands for unshare(1), which takes root: notes what it was asked to do, and what policy-rc.d says then.
+_UNSHARE = """#!/bin/sh
+printf '%s\\n' "$*" >ROOT/asked
+sh ROOT/policy-rc.d docker start
+echo $? >ROOT/policy
+exit "${STATUS:-0}"
+"""
+
+
+def install(image: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """apt_install of two packages."""
+    (image / "bin").mkdir()
+    (image / "bin/unshare").write_text(_UNSHARE.replace("ROOT", str(image)))
+    (image / "bin/unshare").chmod(0o755)
+    path = f"{image / 'bin'}:{os.environ['PATH']}"
+    return run(image, "apt_install one two; echo installed", PATH=path, **variables)
+
+
+@pytest.mark.parametrize("status", [0, 100])
+def test_daemons_are_kept_from_starting_while_packages_are_installed_and_nothing_stays(
+    image: Path, status: int
+) -> None:
+    result = install(image, STATUS=str(status))
+    assert result.returncode == status
+    assert ("installed" in result.stdout) == (status == 0)
+    assert (image / "asked").read_text().strip().endswith("apt-get install --yes --quiet one two")
+    # invoke-rc.d(8): 101 is "action not allowed".
+    assert (image / "policy").read_text().strip() == "101"
+    assert not (image / "policy-rc.d").is_symlink()
+
+
+def test_an_images_own_policy_stays(image: Path) -> None:
+    (image / "policy-rc.d").write_text("#!/bin/sh\nexit 104\n")
+    result = install(image)
+    assert "note: the image has a policy-rc.d of its own" in result.stdout
+    assert (image / "policy-rc.d").read_text().endswith("exit 104\n")
 
 
 @pytest.fixture

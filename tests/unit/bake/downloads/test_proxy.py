@@ -162,6 +162,20 @@ def connect(port: int, target: str) -> tuple[int, str, socket.socket]:
     return answer.status, answer.reason, sock
 
 
+def refuses(port: int) -> bool:
+    """Whether nothing listens there any more."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=30).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def ended() -> bool:
+    """Whether no thread of a proxy is left."""
+    return not [thread for thread in threading.enumerate() if thread.name.startswith("downloads")]
+
+
 def test_apts_requests_go_to_the_callers_mirror(port: int, origin: int) -> None:
     status, _, body = get(port, "http://deb.debian.org/debian/dists/bookworm/InRelease")
     assert (status, body) == (200, f"127.0.0.1:{origin} /mirror/debian/dists/bookworm/InRelease".encode())
@@ -295,24 +309,36 @@ def test_all_ends_with_the_context(shared: fabric.Connection, proxy: Proxy) -> N
     with pytest.raises((http.client.IncompleteRead, ConnectionError)):
         answer.read()
 
-    def refuses() -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=30).close()
-        except ConnectionRefusedError:
-            return True
-        return False
-
-    until(refuses)
-    until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("downloads")])
+    until(lambda: refuses(port))
+    until(ended)
 
 
 def test_all_ends_when_the_connection_breaks(proxy: Proxy) -> None:
+    """On both sides: sshd closes what it listens on for a connection that is gone."""
     with builder() as connection, forwarded(connection, proxy) as port:
         waiting = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         waiting.request("GET", "/pinned.example/waits")
         waiting.getresponse()
         connection.transport.sock.close()
-    until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("downloads")])
+        until(lambda: refuses(port))
+    until(ended)
+
+
+def test_all_ends_with_an_interrupt(shared: fabric.Connection, proxy: Proxy) -> None:
+    ports: list[int] = []
+
+    def interrupted() -> None:
+        with forwarded(shared, proxy) as port:
+            ports.append(port)
+            waiting = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            waiting.request("GET", "/pinned.example/waits")
+            waiting.getresponse()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    until(lambda: refuses(ports[0]))
+    until(ended)
 
 
 def test_there_is_a_bound_on_connections(port: int, proxy: Proxy) -> None:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from instant_env.bake.bases import BaseImage
+from instant_env.bake.downloads.offer import Packages, hosts_of
 from instant_env.bake.plan import BakePlan
 from instant_env.bake.proof.checks import outside_ports
 from instant_env.bake.request import Request
@@ -50,6 +51,9 @@ class Forecast:
     worst_usd: float
     monthly_usd: float
     unknown: str = ""
+    #: Who fetches packages and downloads, and from where at most.
+    packages: Packages = Packages.DIRECT
+    hosts: tuple[str, ...] = ()
 
     @property
     def cost(self) -> str:
@@ -68,6 +72,7 @@ class Forecast:
         return {
             **self.plan.as_dict(),
             "base_image": self.base.as_dict(),
+            "packages": {"by": self.packages.value, "hosts": list(self.hosts)},
             "existing_ami": self.existing.id if self.existing else None,
             "resources": [asdict(resource) for resource in self.resources],
             "cost": {
@@ -106,6 +111,10 @@ def forecast(
         worst_usd=0.0 if nothing else cost(2 * ttl_s / 3600, dearest) + snapshot,
         monthly_usd=0.0 if nothing else snapshot,
         unknown="" if first or nothing else builder_types[0],
+        packages=(by := request.options.packages.settled(
+            cloud.name, private=request.options.ssh_private or cloud.settings.ssh_private
+        )),
+        hosts=tuple(hosts_of(plan).described) if by is Packages.CALLER else (),
     )  # fmt: skip
 
 

@@ -93,6 +93,10 @@ def plan_lines(estimate: Forecast) -> Iterator[str]:
         yield f"  check   {check.name}: {check.described}"
     if estimate.existing is not None:
         yield f"{estimate.existing.id} holds this plan: nothing would be made"
+    if estimate.hosts:
+        yield f"  downloads by this computer, at most from: {', '.join(estimate.hosts)}"
+    else:
+        yield "  downloads by the builder"
     for resource in estimate.resources:
         until = "stays" if resource.stays else "goes"
         yield f"  {until:5}  {resource.kind:14}  {resource.name}: {resource.what}"

@@ -52,6 +52,12 @@ class AllowedHosts:
     #: Addresses in such URLs. The builder reaches them itself by http: they may be in its network only.
     addresses: tuple[str, ...] = ()
 
+    @property
+    def described(self) -> list[str]:
+        """For people: names, those of parameters with a port that is not https's."""
+        pairs = {host if port == 443 else f"{host}:{port}" for host, port in self.pairs}
+        return sorted({*self.patterns, *pairs})
+
     def permits(self, host: str, port: int) -> bool:
         """Whether ``host`` may be reached at ``port``."""
         if (host, port) in self.pairs:

@@ -11,7 +11,7 @@ import fabric
 
 from instant_env.bake.downloads.caller import callers_upstreams
 from instant_env.bake.downloads.forward import forwarded, variables
-from instant_env.bake.downloads.hosts import allowed_hosts
+from instant_env.bake.downloads.hosts import AllowedHosts, allowed_hosts
 from instant_env.bake.downloads.proxy import Proxy
 from instant_env.bake.plan import BakePlan
 from instant_env.errors import InstantEnvError
@@ -34,6 +34,12 @@ class Packages(StrEnum):
         return Packages.CALLER if private or cloud is CloudName.LOCAL else Packages.DIRECT
 
 
+def hosts_of(plan: BakePlan) -> AllowedHosts:
+    """What the steps of a plan may reach by way of this computer."""
+    recipe = plan.recipe
+    return allowed_hosts([*plan.base.hosts, *recipe.hosts], recipe.parameters, plan.parameters)
+
+
 class Log(Protocol):
     """Takes text."""
 
@@ -51,9 +57,7 @@ def offered(
     if packages is not Packages.CALLER:
         yield {}
         return
-    recipe = plan.recipe
-    allowed = allowed_hosts([*plan.base.hosts, *recipe.hosts], recipe.parameters, plan.parameters)
-    proxy = Proxy(allowed, callers_upstreams(), recipe.name)
+    proxy = Proxy(hosts_of(plan), callers_upstreams(), plan.recipe.name)
     try:
         with forwarded(connection, proxy) as port:
             yield variables(proxy, port)

@@ -45,6 +45,9 @@ _ANSWER_HEADERS = (
     "Accept-Ranges", "Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Range",
     "Content-Type", "Date", "ETag", "Expires", "Last-Modified", "Vary",
 )  # fmt: skip
+_NPM = "registry.npmjs.org"
+#: A tarball's path there, with or without a scope.
+_NPM_TARBALL = re.compile(r"/(@[^/]+/)?[^/]+/-/[^/]+\.tgz")
 _NO_BODY = frozenset({204, 304})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
@@ -189,14 +192,15 @@ class _Handler(BaseHTTPRequestHandler):
         if port == 80 or not self.server.allowed.permits(host, port):
             self.send_error(403, self.server.refusal(host, port))
             return
-        started, count, failure = time.monotonic(), 0, ""
+        started = time.monotonic()
         try:
             upstream = self.server.upstreams.tunnel(host, port)
             with self.server.holding(upstream):
                 count = self._join(upstream)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            failure = self._fail(host, error)
-        self.server.traffic.add(host, count, time.monotonic() - started, failure)
+            self._fail(host, started, error)
+            return
+        self.server.traffic.add(host, count, time.monotonic() - started)
 
     def _join(self, upstream: socket.socket) -> int:
         """Pass bytes both ways until the upstream ends; returns how many came from it."""
@@ -229,8 +233,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _address(self) -> Address | None:
         """What is asked for; None when that was answered with a refusal."""
         is_mirror = self.path.startswith("/")
+        path = self.path
+        # npm puts its registry's host, and not its path, in the place of registry.npmjs.org in a tarball's
+        # URL (npm help config, replace-registry-host).
+        if _NPM_TARBALL.fullmatch(path) and not self.server.allowed.names(path.split("/")[1]):
+            path = f"/{_NPM}{path}"
         try:
-            address = Address.parse(f"https:/{self.path}" if is_mirror else self.path)
+            address = Address.parse(f"https:/{path}" if is_mirror else path)
         except ValueError:
             self.send_error(400, "not a URL, nor /HOST/PATH")
             return None
@@ -246,11 +255,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._has_begun = False
         if (address := self._address()) is None:
             return
-        started, count, failure = time.monotonic(), 0, ""
+        started = time.monotonic()
         try:
             count, failure = self._pass_on(address)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            failure = self._fail(address.host, error)
+            self._fail(address.host, started, error)
+            return
         self.server.traffic.add(address.host, count, time.monotonic() - started, failure)
 
     def _pass_on(self, address: Address) -> tuple[int, str]:
@@ -305,14 +315,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
         return count
 
-    def _fail(self, host: str, error: Exception) -> str:
-        """Answer that ``host`` could not be reached, if no answer has begun; returns the reason."""
+    def _fail(self, host: str, started: float, error: Exception) -> None:
+        """Count it, and answer that ``host`` could not be reached, if no answer has begun."""
         reason = foreign.visible(getattr(error, "strerror", None) or str(error) or type(error).__name__)
         reason = reason.replace("\n", " ").encode("ascii", "replace").decode()
         self.close_connection = True
+        self.server.traffic.add(host, 0, time.monotonic() - started, reason)
         if not self._has_begun:
             self.send_error(502, f"{host}: {reason}")
-        return reason
 
 
 def _received(sock: socket.socket) -> bytes:

@@ -106,6 +106,7 @@ def upstreams(port: int, proxy_for: Callable[[str, str], str] = no_proxy) -> Ups
         (
             Route("http://deb.debian.org/debian-security/", f"http://127.0.0.1:{port}/mirror/security"),
             Route("http://deb.debian.org/debian/", f"http://127.0.0.1:{port}/mirror/debian/"),
+            Route("https://registry.npmjs.org/", f"http://127.0.0.1:{port}/npm"),
             Route("https://pinned.example/", f"http://user:pass@127.0.0.1:{port}/pinned"),
         ),
         proxy_for,
@@ -197,6 +198,16 @@ def test_one_connection_serves_many_requests(port: int) -> None:
 def test_what_https_names_is_served_below_its_hosts_name(port: int) -> None:
     status, _, body = get(port, "/pinned.example/a/b?c=d")
     assert (status, body.split()[1]) == (200, b"/pinned/a/b?c=d")
+
+
+def test_a_tarball_of_npm_is_found_where_npm_looks_for_it(port: int, proxy: Proxy) -> None:
+    """Not below the path of the registry that npm is told to use."""
+    proxy.allowed = AllowedHosts(("registry.npmjs.org",))
+    assert get(port, "/is-number/-/is-number-7.0.0.tgz")[2].endswith(b" /npm/is-number/-/is-number-7.0.0.tgz")
+    assert get(port, "/lodash.merge/-/lodash.merge-4.tgz")[2].endswith(
+        b"/npm/lodash.merge/-/lodash.merge-4.tgz"
+    )
+    assert get(port, "/@a/b/-/b-1.tgz")[2].endswith(b" /npm/@a/b/-/b-1.tgz")
 
 
 def test_a_mirrors_redirects_are_the_callers_business(port: int) -> None:

@@ -23,8 +23,9 @@ from instant_env.progress import Doing, Progress
 
 #: Between two attempts, doubled up to the most.
 _PAUSE_S, _MOST_PAUSE_S = 0.5, 5.0
-#: Of one GET. Whoever accepts and does not answer is asked again.
-_HTTP_TIMEOUT_S = 10.0
+#: Of one GET: whoever accepts and does not answer is asked again. A command has at least as long: what begins
+#: just before the end is not cut off, and the error says what the service does, not what the clock did.
+_ATTEMPT_S = 10.0
 #: Of a body so much is read, searched and logged.
 _MOST_BODY = 64 * 1024
 #: Of a failure's output so many last lines and characters are in the error; the log has all of it.
@@ -45,19 +46,36 @@ class _Answer:
         return f"{self.failure}; its last output: {lines or 'none'}"
 
 
+class _OpenChannel:
+    """A channel as http.client wants a socket. A socket that is closed while a file of it is read stays open,
+    and http.client relies on it where the server closes after its answer; a channel would drop the rest."""
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self.makefile, self.sendall = channel.makefile, channel.sendall
+
+    def close(self) -> None:
+        pass
+
+
 class _OverSsh(http.client.HTTPConnection):
     """To a port of the machine's own loopback, through its SSH server: no tool on the machine is needed."""
 
     def __init__(self, transport: paramiko.Transport, port: int, timeout_s: float) -> None:
         super().__init__("127.0.0.1", port, timeout=timeout_s)
         self._transport, self._timeout_s = transport, timeout_s
+        self._channel: paramiko.Channel | None = None
 
     def connect(self) -> None:
-        channel = self._transport.open_channel(
+        self._channel = self._transport.open_channel(
             "direct-tcpip", (self.host, self.port), ("127.0.0.1", 0), timeout=self._timeout_s
         )
-        channel.settimeout(self._timeout_s)
-        self.sock: Any = channel
+        self._channel.settimeout(self._timeout_s)
+        self.sock: Any = _OpenChannel(self._channel)
+
+    def hang_up(self) -> None:
+        """Close the channel, once the answer has been read."""
+        if self._channel is not None:
+            self._channel.close()
 
 
 def run_checks(
@@ -79,7 +97,7 @@ def _run(cloud: Cloud, machine: Machine, recipe: str, check: Check, log: StepLog
     started, attempts, pause_s = time.monotonic(), 0, _PAUSE_S
     while True:
         attempts += 1
-        left_s = max(check.timeout_s - (time.monotonic() - started), 1.0)
+        left_s = max(check.timeout_s - (time.monotonic() - started), _ATTEMPT_S)
         answer = _attempt(cloud, machine, check, left_s, log)
         seconds = time.monotonic() - started
         if not answer.failure:
@@ -97,7 +115,7 @@ def _run(cloud: Cloud, machine: Machine, recipe: str, check: Check, log: StepLog
 
 def _attempt(cloud: Cloud, machine: Machine, check: Check, left_s: float, log: StepLog) -> _Answer:
     if check.http is not None:
-        return _get(cloud, machine, check.http, check.expect, min(left_s, _HTTP_TIMEOUT_S), log)
+        return _get(cloud, machine, check.http, check.expect, _ATTEMPT_S, log)
     # After the profile, which may well have commands that fail.
     text = f"set -e\n{check.command}"
     words = ["sudo", "-n", "sh", "-c", text] if check.user == "root" else ["sh", "-lc", text]
@@ -133,6 +151,8 @@ def _get(cloud: Cloud, machine: Machine, wish: Http, expect: str, timeout_s: flo
         return _Answer(reason, is_last=transport is None or not transport.is_active())
     finally:
         connection.close()
+        if isinstance(connection, _OverSsh):
+            connection.hang_up()
     log.write(
         f"GET {wish.path} from {connection.host}:{connection.port}: {response.status}\n{body.rstrip()}\n"
     )

@@ -415,8 +415,12 @@ func isGeneric(value []byte) bool {
 	if bytes.ContainsFunc(value, isUpper) && bytes.ContainsFunc(value, isLower) {
 		least = 4
 	}
-	return words <= 1 && switches*10 >= len(value)*least
+	return words <= 1 && switches*10 >= len(value)*least && !rustSymbol.Match(value)
 }
+
+// rustSymbol is the beginning of a mangled name, which has a crate's hash in it: a table of such names has `passwd>_RINvNtCs...`
+// in Rust's own libraries (rustc's book, "v0 Symbol Format": _R, a path, and in that Cs, base 62, _, an identifier's length).
+var rustSymbol = regexp.MustCompile(`^_R[CMXYNIB][A-Za-z]*Cs[0-9A-Za-z]+_[0-9]`)
 
 func isUpper(r rune) bool { return r >= 'A' && r <= 'Z' }
 func isLower(r rune) bool { return r >= 'a' && r <= 'z' }

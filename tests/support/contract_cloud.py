@@ -35,6 +35,7 @@ from instant_env.localec2_settings import LocalEc2Settings
 from instant_env.settings import ROOT, AcceleratorChoice, CloudName, Settings, load
 from instant_env.ssh.connection import wait_for_login
 from support.localec2_cloud import STRICT, machines
+from support.patience import Patience
 from support.tiny_cloud import INSTANCE_TYPES, Guest
 
 if TYPE_CHECKING:
@@ -64,29 +65,6 @@ imds() (
     if [ "$code" ]; then curl -o /dev/null -w '%{http_code}\n' "$@"; else curl -f "$@"; fi
 )
 """
-
-
-class Patience:
-    """Repeats calls that do not find what this client has just made, as a client of EC2 has to."""
-
-    _ID = re.compile(r"[a-z]+-[0-9a-f]{17}")
-
-    def __init__(self, cloud: Cloud) -> None:
-        self._pause_s = 0.1 if cloud.name is CloudName.LOCAL else 2.0
-        self._made: set[str] = set()
-        cloud.ec2.meta.events.register("after-call.ec2", self._after)
-        cloud.ec2.meta.events.register("needs-retry.ec2", self._again)  # type: ignore[arg-type]  # its answer counts
-
-    def _after(self, model: Any, parsed: dict[str, Any], **_: Any) -> None:
-        if not model.name.startswith(("Describe", "Get")) and "Error" not in parsed:
-            self._made |= set(self._ID.findall(repr(parsed))) | {parsed.get("KeyName", "")}
-
-    def _again(self, response: Any, attempts: int, **_: Any) -> float | None:
-        """Seconds to the next try, or None."""
-        error = response[1].get("Error", {}) if response is not None else {}
-        named = re.findall(r"'\[?([^'\]]+)\]?'", error.get("Message", ""))
-        late = str(error.get("Code", "")).endswith("NotFound") and not self._made.isdisjoint(named)
-        return self._pause_s if late and attempts <= 8 else None
 
 
 def differs(row: str) -> None:
@@ -289,7 +267,7 @@ class ContractCloud:
 
 
 def _open(cloud: Cloud, arch: Arch, image_id: str, login_user: str, stack: ExitStack) -> ContractCloud:
-    Patience(cloud)
+    Patience(cloud.ec2, pause_s=0.1 if cloud.name is CloudName.LOCAL else 2.0)
     run_id, key = new_run_id(), KeyPair.generate()
     place: dict[str, Any] = {
         "run_id": run_id, "role": Role.BENCH, "expires_at": datetime.now(UTC) + LIFETIME,

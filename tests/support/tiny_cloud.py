@@ -14,8 +14,9 @@ import pytest
 from instant_env.arch import Arch
 from instant_env.cloud.keys import KeyPair
 from instant_env.localec2 import starter
+from instant_env.localec2_settings import LocalEc2Settings
 from instant_env.ssh.connection import LoginError, wait_for_login
-from support.localec2_cloud import LocalCloud, machines
+from support.localec2_cloud import STRICT, LocalCloud, machines, switches_of
 
 KEY_NAME = "tests"
 #: From launch to login: ten seconds under emulation on a quiet machine; other guests may keep this one busy.
@@ -53,8 +54,8 @@ class Guest:
 class TinyCloud(LocalCloud):
     """A server with the tiny image, a key pair, and a security group that lets this host in."""
 
-    def __init__(self, state_dir: Path, arch: Arch) -> None:
-        super().__init__(state_dir)
+    def __init__(self, state_dir: Path, arch: Arch, switches: LocalEc2Settings = STRICT) -> None:
+        super().__init__(state_dir, switches)
         self.arch = arch
         self.key = KeyPair.generate()
         self.ec2.import_key_pair(KeyName=KEY_NAME, PublicKeyMaterial=self.key.public_openssh.encode())
@@ -96,20 +97,22 @@ class TinyCloud(LocalCloud):
 
 
 @pytest.fixture
-def tiny_cloud(tmp_path: Path, guest_arch: Arch) -> Iterator[TinyCloud]:
+def tiny_cloud(tmp_path: Path, guest_arch: Arch, request: pytest.FixtureRequest) -> Iterator[TinyCloud]:
     """A fresh server, ended with all its machines after the test."""
-    yield from served(tmp_path, guest_arch)
+    yield from served(tmp_path, guest_arch, switches_of(request))
 
 
 @pytest.fixture(scope="module")
-def shared_tiny_cloud(tmp_path_factory: pytest.TempPathFactory, guest_arch: Arch) -> Iterator[TinyCloud]:
+def shared_tiny_cloud(
+    tmp_path_factory: pytest.TempPathFactory, guest_arch: Arch, request: pytest.FixtureRequest
+) -> Iterator[TinyCloud]:
     """One server for all tests of a module."""
-    yield from served(tmp_path_factory.mktemp("shared"), guest_arch)
+    yield from served(tmp_path_factory.mktemp("shared"), guest_arch, switches_of(request))
 
 
-def served(directory: Path, arch: Arch) -> Iterator[TinyCloud]:
+def served(directory: Path, arch: Arch, switches: LocalEc2Settings = STRICT) -> Iterator[TinyCloud]:
     """What these fixtures yield, with its state somewhere below ``directory``."""
-    cloud = TinyCloud(directory / "state", arch)
+    cloud = TinyCloud(directory / "state", arch, switches)
     yield cloud
     end(cloud)
     assert machines(str(directory)) == [], "no machine is left"

@@ -110,7 +110,7 @@ def test_a_machine_sleeps_goes_on_and_ends_when_its_time_was_up_meanwhile(tiny_c
 
 
 def sleep(cloud: TinyCloud, instance_id: str) -> None:
-    cloud.ec2.stop_instances(InstanceIds=[instance_id], Hibernate=True)
+    cloud.hibernate(instance_id)
     stopped = cloud.wait(instance_id, "stopped", timeout_s=150)
     assert stopped["StateReason"]["Code"] == "Client.UserInitiatedHibernate", stopped["StateReason"]
     assert "hibernating to /dev/nvme0n1p2" in console(cloud, instance_id)

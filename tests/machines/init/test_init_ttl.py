@@ -95,7 +95,7 @@ def test_a_machine_asleep_past_its_end_goes_by_the_tag_that_it_wakes_up_to(tiny_
     expires(cloud, instance_id, NOTICE_S)
     end = time.monotonic() + NOTICE_S
     wait_until(guest, "dmesg | grep -q 'powering off in [0-9]*s: the tag instant-env:expires-at says'")
-    cloud.ec2.stop_instances(InstanceIds=[instance_id], Hibernate=True)
+    cloud.hibernate(instance_id)
     stopped = cloud.wait(instance_id, "stopped", timeout_s=150)
     assert stopped["StateReason"]["Code"] == "Client.UserInitiatedHibernate", stopped["StateReason"]
     time.sleep(max(0.0, end + 5 - time.monotonic()))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from botocore.exceptions import ClientError
 from support.init_guest import wait_for_line, wait_until
-from support.localec2_cloud import machines
+from support.localec2_cloud import machines, switches_of
 from support.tiny_cloud import Guest, TinyCloud, end
 
 from instant_env.arch import Arch
@@ -23,8 +23,8 @@ ZONE = "us-east-1a"
 
 
 @pytest.fixture
-def arm64_cloud(tmp_path: Path) -> Iterator[TinyCloud]:
-    cloud = TinyCloud(tmp_path / "state", Arch.ARM64)
+def arm64_cloud(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[TinyCloud]:
+    cloud = TinyCloud(tmp_path / "state", Arch.ARM64, switches_of(request))
     yield cloud
     end(cloud)
     assert machines(str(tmp_path)) == [], "no machine is left"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.localec2_cloud import switches_of
 from support.patience import until
 from support.tiny_cloud import TinyCloud, end
 
@@ -37,8 +38,8 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def cramped(small: Path, guest_arch: Arch) -> Iterator[TinyCloud]:
-    cloud = TinyCloud(small / "state", guest_arch)
+def cramped(small: Path, guest_arch: Arch, request: pytest.FixtureRequest) -> Iterator[TinyCloud]:
+    cloud = TinyCloud(small / "state", guest_arch, switches_of(request))
     yield cloud
     end(cloud)
 

@@ -65,7 +65,7 @@ def test_a_guest_hibernates_and_goes_on(tiny_cloud: TinyCloud, tmp_path: Path) -
     guest.run("(sleep 100000 & echo $! >/run/sleeper) </dev/null >/dev/null 2>&1")
     uptime_s = float(guest.run("cut -d' ' -f1 /proc/uptime"))
 
-    tiny_cloud.ec2.stop_instances(InstanceIds=[instance_id], Hibernate=True)
+    tiny_cloud.hibernate(instance_id)
     stopped = tiny_cloud.wait(instance_id, "stopped", timeout_s=150)
     assert stopped["StateReason"]["Code"] == "Client.UserInitiatedHibernate", stopped["StateReason"]
 
@@ -108,7 +108,7 @@ def test_a_guest_that_only_suspends_to_memory_is_shut_down(tiny_cloud: TinyCloud
         "[ $n -ge $(ls /dev/input/event* | wc -l) ]",
     )
     asked = time.monotonic()
-    tiny_cloud.ec2.stop_instances(InstanceIds=[instance_id], Hibernate=True)
+    tiny_cloud.hibernate(instance_id)
     stopped = tiny_cloud.wait(instance_id, "stopped", timeout_s=250)
     assert "did not hibernate" in stopped["StateReason"]["Message"], stopped["StateReason"]
     assert stopped["StateReason"]["Code"] == "Client.UserInitiatedShutdown"
@@ -161,7 +161,7 @@ def test_stock_debian_hibernates_and_goes_on(tiny_cloud: TinyCloud) -> None:
     guest.run(f"sudo sh -c {shlex.quote(_PREPARE_DEBIAN)}", timeout_s=300)
     guest.run("(sleep 100000 & echo $! >/tmp/sleeper) </dev/null >/dev/null 2>&1")
 
-    tiny_cloud.ec2.stop_instances(InstanceIds=[instance_id], Hibernate=True)
+    tiny_cloud.hibernate(instance_id)
     stopped = tiny_cloud.wait(instance_id, "stopped", timeout_s=300)
     console = tiny_cloud.ec2.get_console_output(InstanceId=instance_id, Latest=True)["Output"][-3000:]
     assert stopped["StateReason"]["Code"] == "Client.UserInitiatedHibernate", console

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.localec2_cloud import switches_of
 from support.tiny_cloud import served
 
 if TYPE_CHECKING:
@@ -29,9 +30,11 @@ def read(guest: Guest, device: str) -> str:
 
 
 @pytest.fixture
-def oddly_placed_cloud(tmp_path: Path, guest_arch: Arch) -> Iterator[TinyCloud]:
+def oddly_placed_cloud(
+    tmp_path: Path, guest_arch: Arch, request: pytest.FixtureRequest
+) -> Iterator[TinyCloud]:
     """A server whose files have all that QEMU's options, URIs and shells take for something else."""
-    yield from served(tmp_path / "in 'st', \"ä\" a=b:c %20 @@ $HOME", guest_arch)
+    yield from served(tmp_path / "in 'st', \"ä\" a=b:c %20 @@ $HOME", guest_arch, switches_of(request))
 
 
 def test_what_one_guest_writes_another_reads(oddly_placed_cloud: TinyCloud) -> None:

@@ -45,6 +45,7 @@ def accepts(address: str, port: int) -> bool:
 
 
 def test_machines_in_subnets_of_ones_own(tiny_cloud: TinyCloud) -> None:
+    tiny_cloud.strict(late_ms=0)  # a VPC's own group is in no answer: nobody knows that it was just made
     ec2, port = tiny_cloud.ec2, tiny_cloud.endpoint.ssh_port
     table_id, gateway_id, subnet_id = network(tiny_cloud)
     *_, twin_subnet_id = network(tiny_cloud)

@@ -9,13 +9,16 @@ import urllib.request
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import boto3
 import pytest
+from support.localec2_cloud import NOT_RUN_YET, STRICT, LocalCloud
 
 from instant_env.cli import tables
 from instant_env.errors import UsageError
+from instant_env.localec2 import starter
 from instant_env.localec2.api import server
 from instant_env.localec2_settings import LocalEc2Settings
-from instant_env.settings import ROOT, load
+from instant_env.settings import ROOT, Settings, load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,3 +121,15 @@ def test_a_user_waits_for_nothing_on_purpose() -> None:
         True,
         False,
     )
+
+
+def test_our_own_tests_have_them_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers of the tests that boot machines."""
+    assert {STRICT.late_ms, STRICT.late_tags_ms, STRICT.late_address_ms}.isdisjoint({0})
+    started: list[Settings] = []
+    monkeypatch.setattr(starter, "up", started.append)
+    monkeypatch.setattr(starter, "client", lambda *_: boto3.client("ec2", region_name="us-east-1"))
+    assert LocalCloud(tmp_path).settings.localec2 == STRICT
+    assert [settings.localec2 for settings in started] == [STRICT]
+    files = {path.name for path in (ROOT / "tests" / "machines").rglob("test_*.py")}
+    assert files > NOT_RUN_YET, "each is there, and others are strict"

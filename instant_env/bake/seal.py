@@ -94,7 +94,7 @@ if [ -s /etc/machine-id ]; then : >/etc/machine-id; fi
 rm -f /var/lib/dbus/machine-id
 : >/etc/hostname
 if [ ! -L /etc/resolv.conf ]; then : >/etc/resolv.conf; fi
-sed -i '/ip-[0-9-]*\\./d' /etc/hosts
+if [ -f /etc/hosts ]; then sed -i '/ip-[0-9-]*\\./d' /etc/hosts; fi
 
 # Freed blocks can be written again only after the journal has committed their release. Both file systems hold
 # some blocks back even from root (ext4: 2 % or 16 MiB, XFS: up to 32 MiB), the smallest fragments of free

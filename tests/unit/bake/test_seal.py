@@ -135,3 +135,20 @@ def test_no_identity_of_a_daemon_that_the_audit_names_is_left(tmp_path: Path) ->
     subprocess.run(["sh", "-euc", "\n".join(removals).replace(" /", f" {tmp_path}/")], check=True)
     left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
     assert left == ["a", "daemon.json", "meta.db"]
+
+
+@pytest.mark.parametrize("names", [(), ("etc/machine-id", "etc/hosts", "etc/resolv.conf", "etc/hostname")])
+def test_what_names_the_builder_goes_where_it_is(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """None of these files has to be there: a base may leave /etc/hosts to nss-myhostname(8)."""
+    (tmp_path / "etc").mkdir()
+    for name in names:
+        (tmp_path / name).write_text("127.0.0.1 localhost\n127.0.1.1 ip-172-31-2-68.ec2.internal\n")
+    part = seal_script(load_base(ROOT / "recipes", "al2023")).partition("if [ -s /etc/machine-id ]")
+    lines = (part[1] + part[2]).partition("\n\n")[0]
+    assert "/etc/hosts" in lines
+    subprocess.run(["sh", "-euc", re.sub("(?<=[ >:])/(etc|var)/", rf"{tmp_path}/\1/", lines)], check=True)
+    texts = {path.name: path.read_text() for path in (tmp_path / "etc").iterdir()}
+    if names:
+        assert texts.pop("hosts") == "127.0.0.1 localhost\n"
+    assert texts.pop("hostname") == ""
+    assert set(texts.values()) <= {""}

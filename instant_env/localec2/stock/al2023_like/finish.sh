@@ -24,6 +24,9 @@ systemctl enable sshd.service sshd-keygen@ecdsa.service sshd-keygen@ed25519.serv
     systemd-resolved.service auditd.service chrony.service update-motd.timer
 sed -i -e 's|/usr/lib/openssh/sftp-server|/usr/libexec/openssh/sftp-server|' /etc/ssh/sshd_config
 grep -q '^Include /etc/ssh/sshd_config.d/' /etc/ssh/sshd_config
+# AL2023 has no scripts of SysV's init. For each unit that has one, Debian's `systemctl disable` runs update-rc.d, half a
+# minute under emulation on a busy host.
+rm -f /etc/init.d/* /etc/rc?.d/*
 # What udev enables for an interface on EC2: units of a template, which nothing disables.
 mkdir -p /etc/systemd/system/multi-user.target.wants /etc/systemd/system/timers.target.wants
 ln -s "$units/policy-routes@.service" /etc/systemd/system/multi-user.target.wants/policy-routes@ens5.service

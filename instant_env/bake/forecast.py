@@ -126,7 +126,7 @@ def _resources(
     kinds = builder_types[0] + (f" (or {', '.join(builder_types[1:])})" if builder_types[1:] else "")
     encrypted = "encrypted " if request.options.encrypt else ""
     asked = ", ".join(str(port) for port in outside_ports(plan.checks))
-    ports = {"builder": "SSH", "verify": f"SSH and port {asked}" if asked else "SSH"}
+    ports = {"builder": "SSH", "verify": f"SSH and TCP {asked}" if asked else "SSH"}
     for role, source in (("builder", base.id), ("verify", "the new AMI")):
         name = f"instant-env-{role}-{request.run_id}"
         resources += [

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -52,6 +53,59 @@ def test_bake_and_race_on_ec2(arch: str, tmp_path: Path) -> None:
     assert len({row["zone"] for row in rows}) == 1, "a run is in one zone"
     assert {row["market"] for row in rows} <= {"spot", "on-demand"}
     assert not [row["note"] for row in rows if "went out" in row["note"]], "nothing had to be repeated"
+
+
+#: A child of minimal: a root beyond AL2023's 8 GiB, and checks of each kind.
+_CHILD = """
+recipe: child
+description: a child of minimal
+extends: minimal
+root_gib: 10
+steps:
+  - {name: site, phase: install, script: site.sh.j2}
+checks:
+  - {name: root, command: '[ "$(df --output=size -BG / | tail -n 1 | tr -dc 0-9)" -ge 9 ]'}
+  - {name: login, command: id -un, as: login, expect: ec2-user}
+  - {name: inside, http: {port: 80}, expect: child}
+  - {name: outside, http: {port: 80, from: outside}, expect: child}
+"""
+_SITE = """
+cat >/etc/systemd/system/site.socket <<'EOF'
+[Socket]
+ListenStream=80
+Accept=yes
+[Install]
+WantedBy=multi-user.target
+EOF
+cat >'/etc/systemd/system/site@.service' <<'EOF'
+[Service]
+StandardInput=socket
+StandardOutput=socket
+ExecStart=/usr/local/sbin/site
+EOF
+cat >/usr/local/sbin/site <<'EOF'
+#!/bin/sh
+while read -r line && [ "${#line}" -gt 1 ]; do :; done
+printf 'HTTP/1.0 200 OK\\r\\n\\r\\nchild\\n'
+EOF
+chmod 0755 /usr/local/sbin/site
+systemctl --no-reload enable site.socket
+"""
+
+
+def test_a_child_is_baked_from_the_ami_of_minimal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The builder starts from our own AMI and grows its root, and the security group of the verifying machine
+    lets the caller ask port 80."""
+    recipes = Path(shutil.copytree(ROOT / "recipes", tmp_path / "recipes"))
+    (recipes / "child").mkdir()
+    (recipes / "child" / "recipe.yml").write_text(_CHILD)
+    (recipes / "child" / "site.sh.j2").write_text(_SITE)
+    monkeypatch.setenv("INSTANT_ENV_RECIPES_DIR", str(recipes))
+    parent = invoke(tmp_path, "bake", "--recipe", "minimal")
+    child = invoke(tmp_path, "bake", "--recipe", "child", "--from-parent")
+    record = json.loads(Path(child["manifest"]).read_text())
+    assert record["plan"]["parent_ami"] == parent["ami"]
+    assert [check["name"] for check in record["checks"]] == ["root", "login", "inside", "outside"]
 
 
 def test_the_account_has_a_place_for_machines() -> None:

@@ -38,10 +38,11 @@ def write(bakery: Bakery, *checks: dict[str, Any], name: str = "pretend", **keys
 
 @dataclass
 class Site:
-    """What a service answers: the statuses in turn, the last one for good."""
+    """What a service answers: the statuses in turn, the last one for good; the body so long after them."""
 
     statuses: list[int]
     body: bytes = b"hello, world"
+    body_after_s: float = 0
     asked: list[str] = field(default_factory=list)
     port: int = 0
 
@@ -56,6 +57,7 @@ class Site:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(site.body)))
                 self.end_headers()
+                threading.Event().wait(site.body_after_s)  # the fixture's time.sleep is short
                 self.wfile.write(site.body)
 
             def log_message(self, *_: Any) -> None:
@@ -154,6 +156,16 @@ def test_a_service_is_asked_over_http_until_it_answers(bakery: Bakery, origin: s
     ]
     # The builder's group, then the verifying machine's.
     assert admitted == ([22, 22, site.port] if origin == "outside" else [22, 22])
+
+
+@pytest.mark.usefixtures("forwarding")
+@pytest.mark.parametrize("origin", ["machine", "outside"])
+def test_a_body_that_comes_late_is_waited_for(bakery: Bakery, origin: str) -> None:
+    with Site([200], body_after_s=0.3).serving() as site:
+        wish = {"port": site.port, "from": origin}
+        write(bakery, {"name": "answers", "http": wish, "expect": "hello, world", "timeout_s": 1})
+        bakery.bake()
+    assert len(site.asked) == 1
 
 
 @pytest.mark.usefixtures("forwarding")
@@ -264,7 +276,7 @@ def test_checks_are_shown_before_a_bake(bakery: Bakery) -> None:
     lines = list(plan_lines(forecast))
     assert "  check   docker: docker info (as the login user)" in lines
     groups = [one.what for one in forecast.resources if one.kind == "security-group"]
-    assert groups == ["SSH from the caller's address only", "SSH and port 80 from the caller's address only"]
+    assert groups == ["SSH from the caller's address only", "SSH and TCP 80 from the caller's address only"]
 
 
 @pytest.mark.parametrize(

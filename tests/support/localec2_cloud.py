@@ -35,7 +35,7 @@ NOT_RUN_YET = frozenset({
     "test_init_disks.py", "test_init_failures.py", "test_init_keys.py", "test_init_machine.py",
     "test_init_network.py", "test_init_power.py", "test_init_ttl.py", "test_localec2_disk_pressure.py",
     "test_localec2_guest.py", "test_localec2_guest_faults.py", "test_localec2_hibernation.py",
-    "test_localec2_storage_guest.py", "test_pool_keys.py", "test_seal_disks.py", "test_stock.py",
+    "test_localec2_storage_guest.py", "test_seal_disks.py", "test_stock.py",
 })  # fmt: skip
 #: Of a test that may have to make stock Debian before it boots it: arm64's takes some 15 minutes on x86_64.
 STOCK_TIMEOUT_S = 2400

@@ -89,16 +89,18 @@ def step_log(path: Path, echo: TextIO | None) -> Iterator[StepLog]:
 
 def _sudo(connection: fabric.Connection, arguments: Sequence[str], log: StepLog, timeout_s: int) -> Result:
     """Run one command as root. Its exit status is the caller's to look at."""
-    return run_command(connection, ["sudo", "-n", *arguments], log, timeout_s=timeout_s)
+    command = ["sudo", "-n", *arguments]
+    return run_command(connection, command, log, timeout_s=timeout_s, name=shlex.join(arguments))
 
 
 def run_command(
-    connection: fabric.Connection, arguments: Sequence[str], log: StepLog, *, timeout_s: int
+    connection: fabric.Connection, arguments: Sequence[str], log: StepLog, *, timeout_s: int, name: str = ""
 ) -> Result:
     """Run one command as the login user. It is an argument list until the last moment; each word is quoted.
 
-    Raises StepError when it takes longer or the connection breaks, not when it fails.
+    Errors call it ``name``. Raises StepError when it takes longer or the connection breaks, not if it fails.
     """
+    name = name or shlex.join(arguments)
     try:
         result: Result = connection.run(
             shlex.join(arguments),
@@ -109,21 +111,17 @@ def run_command(
             warn=True,
         )
     except CommandTimedOut as error:
-        raise StepError(
-            f"{shlex.join(arguments)} ran longer than {timeout_s} s", hint=f"see {log.path}"
-        ) from error
+        raise StepError(f"{name} ran longer than {timeout_s} s", hint=f"see {log.path}") from error
     except (OSError, EOFError, paramiko.SSHException) as error:
         raise StepError(f"the connection to the machine broke: {error}", hint=f"see {log.path}") from error
     except Exception as error:
         # Invoke reads the output in threads, whose errors come in one of its own: a log on a full disk, a
         # terminal that has gone. And whatever a peer's bytes make of Paramiko.
-        raise StepError(
-            f"{shlex.join(arguments)} was given up: {_cause(error)}", hint=f"see {log.path}"
-        ) from error
+        raise StepError(f"{name} was given up: {_cause(error)}", hint=f"see {log.path}") from error
     # Not whether it is still connected: Paramiko ends the command before it calls its transport inactive.
     if result.exited == _NO_STATUS and (cause := connection.transport.get_exception()) is not None:
         raise StepError(
-            f"the connection to the machine broke during {shlex.join(arguments)}", hint=f"see {log.path}"
+            f"the connection to the machine broke during {name}", hint=f"see {log.path}"
         ) from cause
     return result
 

@@ -16,7 +16,10 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
-from moto.core.base_backend import BackendDict, backend_lock
+from moto.core.base_backend import BackendDict
+from moto.ec2.models import ec2_backends
+from moto.iam.models import iam_backends
+from moto.ssm.models import ssm_backends
 
 from instant_env.arch import Arch
 from instant_env.cloud.session import Cloud, connect
@@ -188,14 +191,13 @@ class Served:
         layout = Layout.create(self.directory)
         store = RecordStore(layout.records)
         record = restore.identity(store, REGION)
-        self.network = PretendNetwork(AddressBlock(record.address_block))
         # moto's backends are global to the process; a server must not find there what another one made, or a
-        # test of something else, or what a killed server's last request has made since: ids that are drawn
-        # from a seed would be others after a restart.
-        with backend_lock:
-            for backends in list(BackendDict._instances):
-                backends.clear()
-            self.state = State(layout, store, record, REGION)
+        # test of something else: ids that are drawn from a seed would be others after a restart.
+        # moto's list of those in use lacks some after a reset in which one service made another's anew.
+        for backends in (*BackendDict._instances, ec2_backends, iam_backends, ssm_backends):
+            backends.clear()
+        self.network = PretendNetwork(AddressBlock(record.address_block))
+        self.state = State(layout, store, record, REGION)
         assembly = PretendAssembly(self.state, self.network, lambda _: "tcg")
         self.services = Services(self.state, Lifecycle(self.state, assembly, stop_timeout_s=5.0))
         with self.state.lock:

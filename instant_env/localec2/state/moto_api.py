@@ -11,12 +11,10 @@ import contextlib
 import functools
 import json
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 os.environ["MOTO_AMIS_PATH"] = str(Path(__file__).with_name("no_amis.json"))
 
@@ -57,7 +55,6 @@ from moto.iam.exceptions import (
 )
 from moto.iam.responses import IamResponse
 from moto.moto_api._internal import mock_random
-from moto.moto_api._internal.moto_random import MotoRandom
 from moto.ssm.exceptions import SSMException
 from moto.ssm.responses import SimpleSystemManagerResponse
 from moto.sts.responses import TokenResponse
@@ -139,43 +136,14 @@ def _tags_of_one(resource: Any) -> list[dict[str, str]]:
 ec2_core.TaggedEC2Resource.get_tags = _tags_of_one
 
 
-class _RandomByThread(MotoRandom):  # type: ignore[misc]
-    """moto's one source of ids, of which a thread can draw from a seed of its own.
-
-    A seed of the source itself would be everybody's: one id that another thread draws in the meantime, and
-    all that follow are others.
-    """
-
-    _seeded = threading.local()
-
-    @contextlib.contextmanager
-    def seeded(self, seed: int) -> Iterator[None]:
-        self._seeded.stream = Random(seed)  # noqa: S311 - ids, which are public
-        try:
-            yield
-        finally:
-            del self._seeded.stream
-
-    def random(self) -> float:
-        stream: Random | None = getattr(self._seeded, "stream", None)
-        return stream.random() if stream else super().random()
-
-    def getrandbits(self, bits: int, /) -> int:
-        stream: Random | None = getattr(self._seeded, "stream", None)
-        return stream.getrandbits(bits) if stream else super().getrandbits(bits)
-
-
-# All of moto's modules have this very object.
-mock_random.__class__ = _RandomByThread
-
-
 def ec2_backend(region: str, seed: int) -> Any:
     """moto's EC2 of a region, made now, with the default VPC's ids drawn from ``seed``.
 
     The same seed gives the same ids, which is how the default VPC survives a restart. Everything drawn
-    afterwards, or by another thread meanwhile, is random.
+    afterwards is random again.
     """
-    with cast("_RandomByThread", mock_random).seeded(seed):
+    mock_random.seed(seed)
+    try:
         backend = ec2_models.ec2_backends[ACCOUNT_ID][region]
         if not backend.internet_gateways:  # moto's default VPC has none, and no way out
             gateway = backend.create_internet_gateway()
@@ -183,6 +151,8 @@ def ec2_backend(region: str, seed: int) -> Any:
             (table,) = backend.describe_route_tables(filters={"association.main": ["true"]})
             backend.create_route(table.id, "0.0.0.0/0", None, gateway_id=gateway.id)
         return backend
+    finally:
+        mock_random.seed()
 
 
 def ssm_backend(region: str) -> Any:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import inspect
 import sys
-import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from moto.core import serialize
+from moto.core.base_backend import BackendDict
 from moto.ec2.models import core as ec2_core
 from moto.ec2.models import ec2_backends
-from moto.moto_api._internal import mock_random
 
 from instant_env.localec2.state import filters
 from instant_env.localec2.state import moto_api as moto
 from instant_env.localec2.state.serializer import EC2Serializer
+
+if TYPE_CHECKING:
+    from support.localec2_served import Served
+
+pytest_plugins = ("support.localec2_served",)
 
 #: (what has it, the name): give ids; `fixed_ids` replaces them while moto is shown a record.
 DRAWN = [
@@ -84,27 +88,15 @@ def test_every_function_that_is_drawn_is_in_the_table() -> None:
     }
 
 
-def test_ids_from_a_seed_are_the_same_while_other_threads_draw() -> None:
-    drawing, stopped = threading.Event(), threading.Event()
-
-    def draw() -> None:
-        while not stopped.is_set():
-            mock_random.get_random_hex(17)
-            drawing.set()
-
-    def default_network() -> tuple[str, set[str]]:
-        ec2_backends.clear()
-        backend = moto.ec2_backend("us-east-1", seed=5)
-        return backend.default_vpc.id, set(backend.internet_gateways)
-
-    alone = default_network()
-    other = threading.Thread(target=draw)
-    other.start()
-    try:
-        assert drawing.wait(10)
-        assert {default_network()[0] for _ in range(20)} == {alone[0]}
-        assert default_network() == alone
-        assert mock_random.uuid4() != mock_random.uuid4()
-    finally:
-        stopped.set()
-        other.join()
+def test_a_server_of_the_tests_finds_nothing_of_another_one(served: Served) -> None:
+    """Not even what moto has lost from its list of backends in use, as its own reset can."""
+    ours = served.ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
+    BackendDict._instances.clear()
+    served.restart()
+    assert served.ec2.describe_vpcs()["Vpcs"][0]["VpcId"] == ours
+    BackendDict._instances.clear()
+    ec2_backends.clear()
+    stranger = ec2_backends[moto.ACCOUNT_ID]["us-east-1"].default_vpc.id
+    BackendDict._instances.clear()
+    served.restart()
+    assert served.ec2.describe_vpcs()["Vpcs"][0]["VpcId"] == ours != stranger

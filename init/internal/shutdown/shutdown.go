@@ -24,8 +24,8 @@ const (
 	killGrace     = 500 * time.Millisecond
 	syncLimit     = 2 * time.Second
 	swapLimit     = 500 * time.Millisecond
-	unmountLimit  = 300 * time.Millisecond // to each file system
-	unmountsLimit = time.Second            // to all of them
+	unmountLimit  = 300 * time.Millisecond // to each file system, at least
+	unmountsLimit = time.Second            // to all of them, at least
 	nicsLimit     = 100 * time.Millisecond
 	shutdownLimit = 9500 * time.Millisecond
 )
@@ -78,7 +78,7 @@ func (s *Shutdown) Run(how Ending) {
 	if !withTimeout(swapLimit, swapOff) {
 		s.Log.Consolef("swap: what is in it could not be read back within %s", swapLimit)
 	}
-	s.unmountAll(time.Now().Add(unmountsLimit))
+	s.unmountAll(begin.Add(shutdownLimit - unmountLimit - 2*nicsLimit))
 	if !withTimeout(nicsLimit, s.nicsDown) {
 		s.Log.Consolef("network interfaces are not down within %s", nicsLimit)
 	}
@@ -165,7 +165,7 @@ func (s *Shutdown) unmountAll(deadline time.Time) {
 		// The root is left for last, and has its own time.
 		limit := unmountLimit
 		if target != "/" {
-			limit = min(limit, time.Until(deadline))
+			limit = share(time.Until(deadline))
 		}
 		if !withTimeout(limit, func() { err = work() }) {
 			s.Log.Consolef("unmount %s: hangs", target)
@@ -184,6 +184,12 @@ func (s *Shutdown) unmountAll(deadline time.Time) {
 		})
 	}
 	bounded("/", func() error { return readOnly("/") })
+}
+
+// share is what one file system gets of the time that is left for all: half of it, so that one that hangs leaves some for
+// the next, and one that is only slow is not taken for one that hangs.
+func share(left time.Duration) time.Duration {
+	return min(max(unmountLimit, left/2), max(left, 0))
 }
 
 func readOnly(target string) error {

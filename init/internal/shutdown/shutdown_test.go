@@ -49,3 +49,17 @@ func TestStuckProcessesNamesOthers(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+func TestASlowFileSystemHasTheTimeThatIsLeft(t *testing.T) {
+	for left, want := range map[time.Duration]time.Duration{
+		6 * time.Second:        3 * time.Second, // nothing hung before
+		unmountsLimit:          500 * time.Millisecond,
+		400 * time.Millisecond: unmountLimit,
+		200 * time.Millisecond: 200 * time.Millisecond,
+		-time.Second:           0,
+	} {
+		if got := share(left); got != want {
+			t.Errorf("share(%s) = %s, want %s", left, got, want)
+		}
+	}
+}

@@ -8,7 +8,6 @@ a power cut, with the next one.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import shutil
 import time
@@ -21,7 +20,7 @@ from typing import Any, Protocol
 from instant_env.arch import Arch
 from instant_env.debian.command import Runner
 from instant_env.errors import MissingToolError, UsageError
-from instant_env.files import file_sha256, replacing
+from instant_env.files import exclusive, file_sha256, replacing
 from instant_env.programs import cargo, golang, npm
 from instant_env.programs.program import Program, load_program, program_names, source_digest
 from instant_env.progress import Doing, Progress
@@ -120,7 +119,8 @@ def build(programs_dir: Path, name: str, arch: Arch, cache_dir: Path, progress: 
         return Built(program, arch, final, True, 0.0)
     cache.mkdir(parents=True, exist_ok=True)
     label = f"{name} {program.version} for {arch}"
-    with _exclusive(cache / f"{name}-{arch}.lock", label, progress):
+    waiting = f"{label}: another command is building it, waiting"
+    with exclusive(cache / f"{name}-{arch}.lock", lambda: progress(waiting)):
         if final.is_file():
             return Built(program, arch, final, True, 0.0)
         started = time.monotonic()
@@ -144,16 +144,3 @@ def _work_directory(path: Path) -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def _exclusive(path: Path, label: str, progress: Progress) -> Iterator[None]:
-    """Hold the lock of one program and architecture. Its file stays: removing it would let a third process
-    lock a new one while a second still waits for the old one. The kernel drops the lock of a dead holder."""
-    with path.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress(f"{label}: another command is building it, waiting")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

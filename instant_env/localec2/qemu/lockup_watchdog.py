@@ -29,7 +29,7 @@ from pathlib import Path
 WORDS = b"watchdog: BUG: soft lockup"
 #: A boot's time, and until Linux says so: one report is enough.
 BOOT_S = 180.0
-#: Until then it takes so many, which are 20 s or more apart.
+#: From then on, until a machine is so old, it takes three: Linux leaves 20 s or more between them.
 WATCHED_S, _REPORTS = 3600.0, 3
 _PAUSE_S, _LATER_PAUSE_S = 1.0, 10.0
 

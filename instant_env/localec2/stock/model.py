@@ -7,14 +7,13 @@ place, so a reader never sees half a file.
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from instant_env import files
 from instant_env.arch import Arch
 from instant_env.files import write_json
 from instant_env.progress import Progress
@@ -78,18 +77,7 @@ def save(image: StockImage) -> StockImage:
     return image
 
 
-@contextmanager
-def exclusive(cache_dir: Path, base: str, arch: Arch, progress: Progress) -> Iterator[None]:
-    """Hold the lock of one base and architecture, so that two builders do not do the same work twice.
-
-    The lock file stays: removing it would let a third process lock a new file while a second still waits
-    for the old one. The kernel drops the lock when its holder dies.
-    """
+def exclusive(cache_dir: Path, base: str, arch: Arch, progress: Progress) -> AbstractContextManager[None]:
+    """Hold the lock of one base and architecture, so that two builders do not do the same work twice."""
     path = stock_dir(cache_dir) / f"{base}-{arch.value}.lock"
-    with path.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress(f"{base}: another process is making it, waiting")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    return files.exclusive(path, lambda: progress(f"{base}: another process is making it, waiting"))
